@@ -1,0 +1,3 @@
+"""Facts about OrbStack."""
+
+from __future__ import annotations

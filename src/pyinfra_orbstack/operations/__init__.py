@@ -1,0 +1,3 @@
+"""Operations on OrbStack."""
+
+from __future__ import annotations
