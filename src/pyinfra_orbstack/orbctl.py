@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -179,9 +180,9 @@ def create_args(
     arch: str | None = None,
     user: str | None = None,
     cloud_init: str | None = None,
-    cpus: str | None = None,
-    memory: str | None = None,
-    disk: str | None = None,
+    cpus: str | int | None = None,
+    memory: str | int | None = None,
+    disk: str | int | None = None,
     isolated: bool = False,
     isolate_network: bool = False,
     mounts: Iterable[str] = (),
@@ -230,6 +231,11 @@ def create_args(
     for mount in mounts:
         args += ["--mount", check_value("mount", mount)]
     return [*args, check_value("image", image), check_name(name)]
+
+
+def shell_line(args: Sequence[str]) -> str:
+    """The command line for ``args``, to be shown to the user."""
+    return shlex.join(["orbctl", *args])
 
 
 # What comes out -------------------------------------------------------------------------------

@@ -75,22 +75,36 @@ class Child:
                 self._fds[number] = os.dup(pipe.fileno())
                 pipe.close()
                 os.set_blocking(self._fds[number], False)
-        self._readers = [
-            gevent.spawn(self._read_all, stream) for stream in (STDOUT, STDERR) if self._has(stream)
-        ]
-
-    def _has(self, stream: int) -> bool:
-        return stream in self._fds
+        self._reading: dict[int, int] = {}
+        self._readers = {
+            stream: gevent.spawn(self._read_all, stream)
+            for stream in (STDOUT, STDERR)
+            if stream in self._fds
+        }
+        self._watcher = gevent.spawn(self._watch)
 
     def _read_all(self, stream: int) -> None:
-        data = b"-"
+        data, reads = b"-", 0
         while data:
+            self._reading[stream] = reads = reads + 1
             try:
                 data = nb_read(self._fds[stream], CHUNK)
             except OSError:
                 # A pseudo terminal answers EIO when its other end is gone.
                 data = b""
+            self._reading[stream] = 0
             self._chunks.put((stream, data))
+
+    def _watch(self) -> None:
+        """End the streams of a process that is gone, though another one holds them open."""
+        self._popen.wait()
+        for stream, reader in self._readers.items():
+            while not reader.ready():
+                waiting = self._reading.get(stream, 0)
+                reader.join(timeout=1)
+                if not reader.ready() and waiting and self._reading[stream] == waiting:
+                    reader.kill()
+                    self._chunks.put((stream, b""))
 
     @property
     def pid(self) -> int:
@@ -143,7 +157,7 @@ class Child:
             # Not ours to signal when the client is sudo: closed streams end it then.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        gevent.killall(self._readers)
+        gevent.killall([self._watcher, *self._readers.values()])
         for stream in (STDOUT, STDERR):
             fd = self._fds.pop(stream, None)
             if fd is not None:
@@ -191,9 +205,12 @@ def run(
         child.end()
 
 
-def feed(child: Child, pieces: Iterable[bytes]) -> None:
+def feed(child: Child, pieces: Iterable[bytes], *, close: bool = True) -> None:
     """Write all pieces to a process and close its stdin; a process may stop reading early."""
-    with contextlib.suppress(BrokenPipeError):
-        for piece in pieces:
+    for piece in pieces:
+        try:
             child.write(piece)
-    child.close_stdin()
+        except OSError:
+            break
+    if close:
+        child.close_stdin()

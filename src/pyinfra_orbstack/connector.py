@@ -1,0 +1,907 @@
+"""The ``@orbstack`` connector: OrbStack's machines as pyinfra hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import posixpath
+import secrets
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from io import TextIOBase
+from itertools import chain
+from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Union  # noqa: UP035
+
+# First, or pyinfra 3.2 finds its own API half imported when it loads this module.
+import pyinfra.api  # noqa: F401
+from gevent.lock import RLock
+from pyinfra import logger
+from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.api.exceptions import ConnectError, InventoryError, PyinfraError
+from pyinfra.api.util import memoize
+from pyinfra.connectors.base import BaseConnector, DataMeta
+from pyinfra.connectors.util import (
+    CommandOutput,
+    OutputLine,
+    execute_command_with_sudo_retry,
+    extract_control_arguments,
+    make_unix_command_for_host,
+)
+from pyinfra.progress import progress_spinner
+from typing_extensions import TypedDict, override
+
+from pyinfra_orbstack import orbctl, process
+from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
+from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, Control, NotStarted, check_text
+
+try:
+    from pyinfra.api.output import echo, format_text
+except ImportError:  # before pyinfra 3.8
+    from click import echo, style as format_text  # type: ignore[assignment]  # noqa: I001
+
+
+if TYPE_CHECKING:
+    from pyinfra.api.host import Host
+    from pyinfra.api.state import State
+
+#: Takes `STDOUT` or `STDERR` and a piece of output.
+Feed = Callable[[int, bytes], None]
+
+#: `session` or `spawn`, where no host says which.
+TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
+#: When "1", connecting neither creates nor starts machines.
+PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
+TRANSPORTS = ("session", "spawn")
+
+
+# pyinfra evaluates these annotations, so they are written as Python 3.9 understands them.
+class ConnectorData(TypedDict):
+    orbstack_image: Optional[str]  # noqa: UP045
+    orbstack_arch: Optional[str]  # noqa: UP045
+    orbstack_create_user: Optional[str]  # noqa: UP045
+    orbstack_cloud_init: Optional[str]  # noqa: UP045
+    orbstack_isolated: bool
+    orbstack_isolate_network: bool
+    orbstack_mounts: List[str]  # noqa: UP006
+    orbstack_cpus: Union[int, str, None]  # noqa: UP007
+    orbstack_memory: Union[int, str, None]  # noqa: UP007
+    orbstack_disk: Union[int, str, None]  # noqa: UP007
+    orbstack_user: Optional[str]  # noqa: UP045
+    orbstack_workdir: Optional[str]  # noqa: UP045
+    orbstack_create: bool
+    orbstack_start: bool
+    orbstack_boot_timeout: Union[int, float]  # noqa: UP007
+    orbstack_transport: Optional[str]  # noqa: UP045
+
+
+connector_data_meta: Dict[str, DataMeta] = {  # noqa: UP006
+    "orbstack_image": DataMeta("Image to create the machine from when it does not exist"),
+    "orbstack_arch": DataMeta("Architecture of a created machine: arm64 or amd64"),
+    "orbstack_create_user": DataMeta("Default user of a created machine"),
+    "orbstack_cloud_init": DataMeta("Path of a cloud-init file for a created machine"),
+    "orbstack_isolated": DataMeta("Whether a created machine shares no files with the Mac", False),
+    "orbstack_isolate_network": DataMeta(
+        "Whether a created, isolated machine reaches neither the Mac nor other machines", False
+    ),
+    "orbstack_mounts": DataMeta("Folders to mount in a created, isolated machine: SRC[:DEST]", []),
+    "orbstack_cpus": DataMeta("CPU limit of a created machine"),
+    "orbstack_memory": DataMeta("Memory limit of a created machine: MiB, or with a unit as in 4G"),
+    "orbstack_disk": DataMeta("Disk limit of a created machine, such as 64G"),
+    "orbstack_user": DataMeta("User to run commands as, without sudo"),
+    "orbstack_workdir": DataMeta("Directory in which commands start, the user's home by default"),
+    "orbstack_create": DataMeta("Whether connecting may create the machine", True),
+    "orbstack_start": DataMeta("Whether connecting may start the machine", True),
+    "orbstack_boot_timeout": DataMeta("Seconds to wait for a started machine to answer", 120),
+    "orbstack_transport": DataMeta("How commands run: session (one open shell) or spawn"),
+}
+
+
+class MachineTarget:
+    """A machine as `session` sees it: the command that reaches it."""
+
+    def __init__(self, client: orbctl.Orbctl, name: str) -> None:
+        self.client = client
+        self.name = name
+
+    def argv(self, *words: str, user: str | None = None) -> list[str]:
+        """The local command line that runs ``words`` in the machine."""
+        return self.client.argv(orbctl.run_args(self.name, words, user=user))
+
+    def environment(self) -> dict[str, str]:
+        """The environment of that command line."""
+        return self.client.environment()
+
+
+class CommandTimeout(TimeoutError):
+    """A command took longer than its ``_timeout``; what it had printed is in `output`."""
+
+    def __init__(self, message: str, output: CommandOutput) -> None:
+        super().__init__(message)
+        self.output = output
+
+
+# Inventory ------------------------------------------------------------------------------------
+
+
+@memoize
+def list_machines() -> list[orbctl.Machine]:
+    """All machines; read once, because pyinfra expands each name of an inventory twice.
+
+    ``list_machines.cache.clear()`` forgets them.
+    """
+    return orbctl.Orbctl().machines()
+
+
+def _host(name: str, machine: orbctl.Machine | None) -> tuple[str, dict[str, Any], list[str]]:
+    data: dict[str, Any] = {"orbstack_vm": True, "vm_name": name}
+    groups = ["@orbstack", "orbstack"]
+    if machine is not None:
+        data.update(
+            vm_id=machine.id,
+            vm_status=machine.state,
+            vm_distro=machine.distro,
+            vm_version=machine.version,
+            vm_arch=machine.arch,
+            vm_username=machine.username,
+        )
+        groups += [
+            f"orbstack_{word}"
+            for word in ("running" if machine.running else "stopped", machine.arch, machine.distro)
+            if word
+        ]
+    return f"@orbstack/{name}", data, groups
+
+
+class OrbStackConnector(BaseConnector):
+    """
+    Runs commands in the machines of OrbStack, through its command line ``orbctl``.
+
+    + ``@orbstack``: the machines that run now.
+    + ``@orbstack/NAME``: that machine; started when it is stopped, and created when it does not
+      exist and its data holds ``orbstack_image``.
+    + ``@orbstack/web-*``: every machine that matches, running or not.
+
+    **Examples:**
+
+    .. code:: shell
+
+        pyinfra @orbstack/web exec -- uname -a
+        pyinfra @orbstack deploy.py
+
+    .. code:: python
+
+        # inventory.py
+        web = [("@orbstack/web-1", {"orbstack_image": "ubuntu:noble"})]
+    """
+
+    __examples_doc__ = """
+    An inventory file that declares a machine and provisions it:
+
+    .. code:: python
+
+        web = [("@orbstack/web-1", {"orbstack_image": "ubuntu:noble"})]
+    """
+
+    handles_execution = True
+    data_cls = ConnectorData
+    data_meta = connector_data_meta
+    data: ConnectorData
+
+    def __init__(self, state: State, host: Host) -> None:
+        super().__init__(state, host)
+        self._lock = RLock()
+        self._control: Control | None = None
+        self._target: MachineTarget | None = None
+        self._machine: orbctl.Machine | None = None
+        self._init = ""
+
+    @override
+    @staticmethod
+    def make_names_data(name: str | None = None) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+        try:
+            machines = list_machines()
+        except orbctl.OrbctlError as broken:
+            # A host that was named fails when it is connected to, and alone.
+            if not name or _is_pattern(name):
+                raise InventoryError(f"cannot list OrbStack's machines: {broken}") from None
+            machines = []
+        if not name:
+            chosen = [machine for machine in machines if machine.running]
+            if not chosen:
+                raise InventoryError("no OrbStack machine is running (@orbstack/* is every one)")
+        elif _is_pattern(name):
+            chosen = [machine for machine in machines if fnmatchcase(machine.name, name)]
+            if not chosen:
+                raise InventoryError(f"no OrbStack machine matches {name!r}{_known(machines)}")
+        else:
+            yield _host(name, next((one for one in machines if one.name == name), None))
+            return
+        for machine in chosen:
+            yield _host(machine.name, machine)
+
+    # Connecting
+
+    @override
+    def connect(self) -> None:
+        """
+        Make the machine ready for commands: create it, start it, wait for it, as its data says.
+
+        Raises ``ConnectError``, with one line that says what to do.
+        """
+        name = str(self.host.data.get("vm_name"))
+        try:
+            orbctl.check_name(name)
+            self._check_transport()
+            client = orbctl.Orbctl()
+            machine, made = self._ensure_exists(client, name)
+            try:
+                self._ensure_ready(client, machine)
+            except BaseException:
+                if made:
+                    self._remove(client, machine)
+                raise
+        except (orbctl.OrbctlError, OSError) as broken:
+            raise ConnectError(str(broken)) from None
+
+    def _check_transport(self) -> str:
+        transport = (
+            self.host.data.get("orbstack_transport")
+            or os.environ.get(TRANSPORT_VARIABLE)
+            or TRANSPORTS[0]
+        )
+        if transport not in TRANSPORTS:
+            raise ConnectError(
+                f"transport {transport!r} is unknown: orbstack_transport and "
+                f"{TRANSPORT_VARIABLE} take {' or '.join(TRANSPORTS)}"
+            )
+        return str(transport)
+
+    def _allowed(self, key: str) -> bool:
+        return bool(self.data[key]) and os.environ.get(PLAN_VARIABLE) != "1"  # type: ignore[literal-required]
+
+    def _ensure_exists(self, client: orbctl.Orbctl, name: str) -> tuple[orbctl.Machine, bool]:
+        """Return the machine, and whether it was made just now."""
+        with contextlib.suppress(orbctl.MachineNotFound):
+            return client.info(name), False
+        image = self.data["orbstack_image"]
+        if not image:
+            raise ConnectError(
+                f"there is no machine {name!r}{_known(client.machines())}; "
+                "to have it created, set orbstack_image in its data"
+            )
+        data = self.data
+        args = orbctl.create_args(
+            name,
+            image,
+            arch=data["orbstack_arch"],
+            user=data["orbstack_create_user"],
+            cloud_init=data["orbstack_cloud_init"],
+            isolated=data["orbstack_isolated"],
+            isolate_network=data["orbstack_isolate_network"],
+            mounts=data["orbstack_mounts"],
+            cpus=data["orbstack_cpus"],
+            memory=data["orbstack_memory"],
+            disk=data["orbstack_disk"],
+        )
+        if not self._allowed("orbstack_create"):
+            raise ConnectError(
+                f"there is no machine {name!r} and it may not be created now; "
+                f"this makes it: {orbctl.shell_line(args)}"
+            )
+        began = time.time()
+        try:
+            with progress_spinner({f"creating {name} from {image}"}):
+                client.create(args)
+        except orbctl.MachineExists:
+            # Somebody else was faster; it is theirs, and good enough to connect to.
+            return client.info(name), False
+        except BaseException:
+            self._remove_half_made(client, name, began)
+            raise
+        machine = client.info(name)
+        record = orbctl.Record.from_environment()
+        if record:
+            record.add(machine)
+        logger.info(f"{self.host.print_prefix}created machine {name} from {image}")
+        return machine, True
+
+    def _remove_half_made(self, client: orbctl.Orbctl, name: str, began: float) -> None:
+        with contextlib.suppress(orbctl.OrbctlError):
+            machine = client.info(name)
+            # The name was free before, so a machine younger than our call is what it left.
+            if machine.created and machine.created.timestamp() >= began - 2:
+                self._remove(client, machine)
+
+    def _remove(self, client: orbctl.Orbctl, machine: orbctl.Machine) -> None:
+        try:
+            client.delete(machine.name, machine.id)
+        except orbctl.OrbctlError as broken:
+            logger.warning(
+                f"{self.host.print_prefix}machine {machine.name} was made and cannot be used; "
+                f"deleting it failed too: {broken}"
+            )
+            return
+        record = orbctl.Record.from_environment()
+        if record:
+            record.forget(machine.id)
+
+    def _ensure_ready(self, client: orbctl.Orbctl, machine: orbctl.Machine) -> None:
+        deadline = time.monotonic() + self.data["orbstack_boot_timeout"]
+        if not machine.running:
+            if not self._allowed("orbstack_start"):
+                raise ConnectError(
+                    f"machine {machine.name!r} is {machine.state} and may not be started now; "
+                    f"this starts it: {orbctl.shell_line(['start', machine.name])}"
+                )
+            with progress_spinner({f"starting {machine.name}"}):
+                client.start(machine.name)
+        self._target = MachineTarget(client, machine.name)
+        self._machine = machine
+        self._init = ""
+        with progress_spinner({f"waiting for {machine.name}"}):
+            while True:
+                try:
+                    self._open_session()
+                    break
+                except NotStarted as silent:
+                    if time.monotonic() > deadline:
+                        raise ConnectError(
+                            f"machine {machine.name!r} does not answer: {silent}"
+                        ) from None
+                    time.sleep(0.5)
+            if self.data["orbstack_cloud_init"]:
+                self._wait_for_cloud_init(deadline)
+
+    def _wait_for_cloud_init(self, deadline: float) -> None:
+        status, output = self._run_lines(
+            "command -v cloud-init >/dev/null || exit 0; cloud-init status --wait",
+            timeout=max(1.0, deadline - time.monotonic()),
+        )
+        # 2 means that it is done, with warnings.
+        if status not in (0, 2):
+            raise ConnectError(f"cloud-init failed: {output.output}")
+
+    @override
+    def disconnect(self) -> None:
+        """Close the session and remove what was left in the machine."""
+        paths = [
+            self.host.connector_data.pop(key)
+            for key in list(self.host.connector_data)
+            if key.startswith(("sudo_askpass_path", "su_askpass_path"))
+        ]
+        control, self._control = self._control, None
+        if control is None:
+            return
+        with contextlib.suppress(OSError):
+            # pyinfra removes them after this call, which would start a stopped machine again.
+            if paths and control.alive:
+                removal = StringCommand("rm", "-f", *map(QuoteString, paths))
+                control.run(removal.get_raw_value(), _ignore, deadline=time.monotonic() + 10)
+        control.close()
+
+    # Running commands
+
+    def _new_control(self) -> Control:
+        if self._target is None:
+            raise OSError("not connected")
+        return Control(
+            self._target,
+            user=self.host.data.get("orbstack_user"),
+            workdir=self.host.data.get("orbstack_workdir"),
+            verify=self._verify,
+        )
+
+    def _verify(self, init: str) -> None:
+        """See that the machine behind a new connection is the one we connected to."""
+        if init == self._init:
+            return
+        if self._init and self._target is not None and self._machine is not None:
+            try:
+                now = self._target.client.info(self._machine.name)
+            except orbctl.OrbctlError as broken:
+                raise OSError(str(broken)) from None
+            if now.id != self._machine.id:
+                raise OSError(
+                    f"machine {now.name!r} was replaced by another one of that name since pyinfra "
+                    "connected to it: run pyinfra again"
+                )
+            logger.info(f"{self.host.print_prefix}machine {now.name} was restarted")
+            for key in list(self.host.connector_data):
+                if key.startswith(("sudo_askpass_path", "su_askpass_path")):
+                    del self.host.connector_data[key]
+        self._init = init
+
+    def _open_session(self) -> Control:
+        if self._control is None or not self._control.alive:
+            if self._control is not None:
+                self._control.close()
+            self._control = None
+            control = self._new_control()
+            control.open()
+            self._control = control
+        return self._control
+
+    def _run(
+        self,
+        text: str,
+        feed: Feed,
+        *,
+        stdin: Iterable[bytes] = (),
+        timeout: float | None = None,
+        pty: bool = False,
+    ) -> int:
+        """Run shell text in the machine, hand on what it prints and return its exit status."""
+        pieces = iter(stdin)
+        if pty:
+            return self._run_on_terminal(text, feed, pieces, timeout)
+        first = _take(pieces, LARGEST_FRAME_STDIN)
+        small = sum(map(len, first)) <= LARGEST_FRAME_STDIN
+        if small and self._check_transport() == "session":
+            with self._lock:
+                return self._run_in_session(text, feed, b"".join(first), timeout)
+        return self._run_spawned(text, feed, chain(first, pieces), timeout)
+
+    def _run_lines(
+        self, text: str, print_line: Callable[[OutputLine], None] | None = None, **options: Any
+    ) -> tuple[int, CommandOutput]:
+        """Run shell text and return its exit status and its output in lines."""
+        lines = _Lines(print_line)
+        try:
+            status = self._run(text, lines.feed, **options)
+        except TimeoutError:
+            raise CommandTimeout(
+                f"the command did not end within {options['timeout']:g} s and was ended, "
+                "with everything it had started",
+                lines.finish(),
+            ) from None
+        return status, lines.finish()
+
+    def _run_in_session(self, text: str, feed: Feed, stdin: bytes, timeout: float | None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            return self._open_session().run(text, feed, stdin=stdin, deadline=deadline)
+        except NotStarted as broken:
+            logger.debug(f"{self.host.print_prefix}opening the session again: {broken}")
+            return self._open_session().run(text, feed, stdin=stdin, deadline=deadline)
+
+    def _run_spawned(
+        self, text: str, feed: Feed, stdin: Iterable[bytes], timeout: float | None
+    ) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # Until START is sent no byte of stdin is read, so a second try has all of it.
+        try:
+            return self._new_control().spawn(text, feed, stdin=stdin, deadline=deadline)
+        except NotStarted as broken:
+            logger.debug(f"{self.host.print_prefix}trying again: {broken}")
+            return self._new_control().spawn(text, feed, stdin=stdin, deadline=deadline)
+
+    def _run_on_terminal(
+        self, text: str, feed: Feed, stdin: Iterable[bytes], timeout: float | None
+    ) -> int:
+        with self._temporary_files(None) as files:
+            path = self._upload(iter([check_text(text)]), files)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            return self._new_control().terminal(path, feed, stdin=stdin, deadline=deadline)
+
+    @override
+    def run_shell_command(
+        self,
+        command: StringCommand,
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Any,
+    ) -> tuple[bool, CommandOutput]:
+        """
+        Run a command in the machine.
+
+        Returns whether its exit code is one of ``_success_exit_codes``, and its output. Raises
+        ``OSError`` when it is unknown how it went, ``TimeoutError`` when it took too long.
+        """
+        control = extract_control_arguments(arguments)  # type: ignore[arg-type]
+        stdin = control.get("_stdin")
+
+        def execute() -> tuple[int, CommandOutput]:
+            unix = self._unix_command(command, arguments)
+            logger.debug("--> Running command in machine %s: %s", self.host.name, unix)
+            if print_input:
+                echo(f"{self.host.print_prefix}>>> {unix}", err=True)
+            try:
+                return self._run_lines(
+                    unix.get_raw_value(),
+                    self._print_line if print_output else None,
+                    stdin=_stdin_pieces(stdin),
+                    timeout=control.get("_timeout"),
+                    pty=bool(control.get("_get_pty")),
+                )
+            except CommandTimeout as late:
+                if not print_output:
+                    for line in late.output.combined_lines:
+                        self._print_line(line)
+                raise
+
+        status, output = execute_command_with_sudo_retry(
+            self.host,
+            arguments,  # type: ignore[arg-type]
+            execute,
+        )
+        return status in (control.get("_success_exit_codes") or [0]), output
+
+    def _unix_command(
+        self, command: str | StringCommand, arguments: dict[str, Any]
+    ) -> StringCommand:
+        try:
+            return make_unix_command_for_host(
+                self.state,
+                self.host,
+                command,  # type: ignore[arg-type]
+                **arguments,
+            )
+        except PyinfraError as broken:
+            # During a run pyinfra catches OSError alone; anything else ends it for every host.
+            raise OSError(str(broken)) from None
+
+    def _print_line(self, line: OutputLine) -> None:
+        text = format_text(line.line, "red") if line.buffer_name == "stderr" else line.line
+        echo(f"{self.host.print_prefix}{text}", err=True)
+
+    # Files
+
+    @override
+    def put_file(  # type: ignore[override]
+        self,
+        filename_or_io: str | IO[Any],
+        remote_filename: str,
+        remote_temp_filename: str | None = None,
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Any,
+    ) -> bool:
+        """
+        Write a local file, or what an IO object holds, into the machine.
+
+        It goes to a private temporary file first, is checked there, and is then written by
+        whomever ``_sudo`` and the like name. An existing file keeps its owner, its mode and its
+        links, and gets its content back when it cannot be written. Raises ``OSError``.
+        """
+        timeout = extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
+        folder = arguments.get("_temp_dir") or posixpath.dirname(remote_temp_filename or "")
+        with self._temporary_files(folder) as files, _reading(filename_or_io) as source:
+            new = self._upload(source, files, timeout)
+            by_name = ""
+            if arguments.get("_su_user") and arguments.get("_su_password"):
+                # su reads its password from stdin, so the file is opened by its name instead.
+                self._as_root("chown", arguments["_su_user"], new)
+                by_name = new
+            files.target = posixpath.join(files.cwd, remote_filename)
+            write = self._unix_command(
+                _script(_WRITE, remote_filename, files.path("old"), by_name), arguments
+            )
+            if print_input:
+                echo(f"{self.host.print_prefix}>>> {write}", err=True)
+            drop = _DROP_NEW.format(new=_quote(new))
+            status, output = self._run_lines(
+                f"{{ {write.get_raw_value()}\n}} <{_quote(new)}; r=$?; {drop}"
+            )
+            files.clean = True
+        if status != 0:
+            raise OSError(f"cannot write {remote_filename}: {output.stderr or output.output}")
+        if print_output:
+            echo(f"{self.host.print_prefix}file uploaded: {remote_filename}", err=True)
+        return True
+
+    @override
+    def get_file(  # type: ignore[override]
+        self,
+        remote_filename: str,
+        filename_or_io: str | IO[Any],
+        remote_temp_filename: str | None = None,
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Any,
+    ) -> bool:
+        """
+        Read a file of the machine into a local file or an IO object.
+
+        Nothing local is touched before all of it has arrived and was checked. Raises ``OSError``.
+        """
+        timeout = extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
+        for attempt in (1, 2):
+            mark = secrets.token_hex(8)
+            command = self._unix_command(_script(_READ, remote_filename, mark), arguments)
+            if print_input:
+                echo(f"{self.host.print_prefix}>>> {command}", err=True)
+            with tempfile.TemporaryFile() as arrived:
+                digest, errors = _Digest(), bytearray()
+
+                def feed(stream: int, data: bytes) -> None:
+                    if stream == STDERR:
+                        errors.extend(data)  # noqa: B023
+                    else:
+                        digest.update(data)  # noqa: B023
+                        arrived.write(data)
+
+                status = self._run(command.get_raw_value(), feed, timeout=timeout)
+                said = errors.decode("utf-8", "replace").splitlines()
+                if status != 0:
+                    reason = " ".join(line for line in said if not line.startswith(mark))
+                    raise OSError(f"cannot read {remote_filename}: {reason}")
+                sent = next((line.split()[1:] for line in said if line.startswith(mark)), [])
+                if digest.matches(sent):
+                    arrived.seek(0)
+                    _deliver(arrived, filename_or_io)
+                    break
+            if attempt == 2:
+                raise OSError(f"{remote_filename} arrived with another checksum, twice")
+        if print_output:
+            echo(f"{self.host.print_prefix}file downloaded: {remote_filename}", err=True)
+        return True
+
+    @contextlib.contextmanager
+    def _temporary_files(self, folder: str | None) -> Iterator[_Temporary]:
+        files = _Temporary(folder or self.state.config.TEMP_DIR or "")
+        try:
+            yield files
+        finally:
+            if not files.clean:
+                with contextlib.suppress(OSError):
+                    self._sweep(files)
+
+    def _upload(
+        self, source: Iterator[bytes], files: _Temporary, timeout: float | None = None
+    ) -> str:
+        """Write a private temporary file in the machine, check it, and return its path."""
+        files.begun = True
+        digest = _Digest()
+        status, output = self._run_lines(
+            _script(_UPLOAD, files.folder, files.name).get_raw_value(),
+            stdin=map(digest.update, source),
+            timeout=timeout,
+        )
+        if status != 0:
+            raise OSError(f"cannot write a temporary file: {output.stderr or output.output}")
+        folder, files.cwd, *sums = output.stdout_lines or ["", ""]
+        files.folder = folder
+        if not digest.matches(" ".join(sums).split()):
+            raise OSError("the file arrived with another checksum")
+        return files.path("new")
+
+    def _sweep(self, files: _Temporary) -> None:
+        """Remove what an interrupted transfer left, and put a half-written file back."""
+        if not files.begun:
+            return
+        words = _script(_SWEEP_NEW, files.folder, files.name).get_raw_value()
+        self._new_control().spawn(words, _ignore, deadline=time.monotonic() + 15)
+        if files.target:
+            self._as_root("sh", "-c", _SWEEP_OLD, "sh", files.target, files.path("old"))
+
+    def _as_root(self, *words: str) -> None:
+        if self._target is None:
+            raise OSError("not connected")
+        argv = self._target.argv(*words, user="root")
+        done = process.run(argv, timeout=30, env=self._target.environment())
+        if done.returncode != 0:
+            raise OSError(done.stderr.decode("utf-8", "replace").strip())
+
+
+# Scripts that move files. `set -C` refuses a file that is there already, link or not; names hold
+# 128 random bits, so that is somebody else's trick.
+_UPLOAD = r"""
+d=${1:-${TMPDIR:-/tmp}}
+[ -d "$d" ] && [ -w "$d" ] || d=$HOME
+( umask 077; set -C; cat >"$d/$2.new" ) || { rm -f "$d/$2.new"; exit 1; }
+printf '%s\n%s\n' "$d" "$(pwd)"
+if command -v sha256sum >/dev/null 2>&1; then sha256sum <"$d/$2.new"; else cksum <"$d/$2.new"; fi
+"""
+
+# Run by whomever sudo and the like name, with the new content on stdin or, if $3 is given, there.
+_WRITE = r"""
+if [ -n "$3" ]; then exec <"$3" || exit 1; fi
+old= made=
+[ -e "$1" ] || made=1
+: >>"$1" || exit 1
+if [ -f "$1" ] && [ -s "$1" ] && [ -r "$1" ]; then
+  old=$2
+  ( umask 077; set -C; cat <"$1" >"$old" ) || {
+    rm -f "$old"; echo "no room to keep the old content: nothing was changed" >&2; exit 1; }
+fi
+if cat >"$1"; then
+  if [ -n "$old" ]; then rm -f "$old"; fi
+  exit 0
+fi
+if [ -n "$made" ]; then rm -f "$1"; exit 1; fi
+[ -n "$old" ] || exit 1
+if cat <"$old" >"$1"; then rm -f "$old"; echo "its old content was put back" >&2; exit 1; fi
+echo "its old content could not be put back and is kept in $old" >&2
+exit 75
+"""
+_DROP_NEW = (
+    'if [ $r = 75 ]; then echo "the new content is kept in" %s >&2; else rm -f %s; fi; exit $r'
+)
+
+_READ = r"""
+if command -v sha256sum >/dev/null 2>&1; then s=$(sha256sum <"$1")
+else s=$(cksum <"$1"); fi || exit 1
+printf '%s %s\n' "$2" "$s" >&2
+exec cat <"$1"
+"""
+
+_SWEEP_NEW = 'rm -f "${1:-${TMPDIR:-/tmp}}/$2.new" "$HOME/$2.new"'
+_SWEEP_OLD = 'if [ -f "$2" ]; then cat <"$2" >"$1" && rm -f "$2"; fi'
+
+
+def _script(script: str, *words: str) -> StringCommand:
+    """A POSIX shell script with arguments, whatever shell the user chose for commands."""
+    return StringCommand("sh", "-c", QuoteString(script), "sh", *map(QuoteString, words))
+
+
+def _quote(text: str) -> str:
+    return str(StringCommand(QuoteString(text)).get_raw_value())
+
+
+class _Temporary:
+    """The temporary files of one upload: new content and, while it is written, the old one."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder if not folder or folder.startswith("/") else f"./{folder}"
+        self.name = f"pyinfra-orbstack-{secrets.token_hex(16)}"
+        self.cwd = ""
+        self.target = ""
+        self.begun = False
+        self.clean = False
+
+    def path(self, kind: str) -> str:
+        return f"{self.folder}/{self.name}.{kind}"
+
+
+class _Digest:
+    """Checks what was sent or received against `sha256sum`, or `cksum` where that is missing."""
+
+    _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self._crc = 0xFFFFFFFF
+        self._length = 0
+
+    def update(self, data: bytes) -> bytes:
+        self._sha.update(data)
+        # POSIX's CRC is zlib's with each byte's bits reversed.
+        self._crc = zlib.crc32(data.translate(self._REVERSED), self._crc)
+        self._length += len(data)
+        return data
+
+    def matches(self, words: list[str]) -> bool:
+        """Whether the first words that `sha256sum` or `cksum` printed fit."""
+        return words[:1] == [self._sha.hexdigest()] or words[:2] == [
+            str(self._cksum()),
+            str(self._length),
+        ]
+
+    def _cksum(self) -> int:
+        length = self._length
+        tail = length.to_bytes((length.bit_length() + 7) // 8, "little")
+        crc = zlib.crc32(tail.translate(self._REVERSED), self._crc) ^ 0xFFFFFFFF
+        return int(f"{crc:032b}"[::-1], 2) ^ 0xFFFFFFFF
+
+
+# Small helpers --------------------------------------------------------------------------------
+
+
+def _ignore(stream: int, data: bytes) -> None:
+    pass
+
+
+class _Lines:
+    """Collects output in lines, split at newlines alone, in the order in which they ended."""
+
+    def __init__(self, on_line: Callable[[OutputLine], None] | None = None) -> None:
+        self._on_line = on_line
+        self._open = {STDOUT: bytearray(), STDERR: bytearray()}
+        self._lines: list[OutputLine] = []
+
+    def feed(self, stream: int, data: bytes) -> None:
+        head, newline, tail = data.rpartition(b"\n")
+        if newline:
+            buffer = self._open[stream]
+            for line in bytes(buffer + head).split(b"\n"):
+                self._add(stream, line)
+            buffer.clear()
+        self._open[stream] += tail
+
+    def _add(self, stream: int, data: bytes) -> None:
+        name = "stdout" if stream == STDOUT else "stderr"
+        line = OutputLine(name, data.decode("utf-8", "replace"))
+        self._lines.append(line)
+        if self._on_line is not None:
+            self._on_line(line)
+
+    def finish(self) -> CommandOutput:
+        for stream, rest in self._open.items():
+            if rest:
+                self._add(stream, bytes(rest))
+                rest.clear()
+        return CommandOutput(self._lines)
+
+
+def _is_pattern(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
+
+
+def _known(machines: list[orbctl.Machine]) -> str:
+    names = sorted(machine.name for machine in machines)
+    return f" (there are: {', '.join(names)})" if names else " (there is none)"
+
+
+def _take(pieces: Iterator[bytes], most: int) -> list[bytes]:
+    """Take pieces until there are more than ``most`` bytes, or no more pieces."""
+    taken, size = [], 0
+    while size <= most:
+        piece = next(pieces, None)
+        if piece is None:
+            break
+        taken.append(piece)
+        size += len(piece)
+    return taken
+
+
+def _stdin_pieces(stdin: Any) -> Iterator[bytes]:
+    """What `_stdin` holds, as bytes.
+
+    Text is pyinfra's: every element and every line ends in a newline. Bytes are passed as they are.
+    """
+    if stdin is None:
+        return
+    if hasattr(stdin, "read"):
+        if hasattr(stdin, "seek") and getattr(stdin, "seekable", lambda: True)():
+            stdin.seek(0)
+        if isinstance(stdin, TextIOBase):
+            stdin = iter(stdin)
+        else:
+            yield from iter(lambda: stdin.read(CHUNK), b"")
+            return
+    elif isinstance(stdin, (str, bytes)):
+        stdin = [stdin]
+    elif hasattr(stdin, "readlines"):
+        stdin = stdin.readlines()
+    for element in stdin:
+        if isinstance(element, bytes):
+            yield element
+        else:
+            yield (element if element.endswith("\n") else f"{element}\n").encode()
+
+
+@contextlib.contextmanager
+def _reading(filename_or_io: Any) -> Iterator[Iterator[bytes]]:
+    """The content of a local file or an IO object, in pieces."""
+    with contextlib.ExitStack() as stack:
+        if hasattr(filename_or_io, "read"):
+            file = filename_or_io
+            if hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
+                file.seek(0)
+        else:
+            file = stack.enter_context(open(filename_or_io, "rb"))
+        yield _pieces(file)
+
+
+def _pieces(file: IO[Any]) -> Iterator[bytes]:
+    while data := file.read(CHUNK):
+        yield data.encode() if isinstance(data, str) else data
+
+
+def _deliver(arrived: IO[bytes], filename_or_io: Any) -> None:
+    """Copy a complete file to where the user wants it."""
+    if not hasattr(filename_or_io, "write"):
+        with open(filename_or_io, "wb") as file:
+            shutil.copyfileobj(arrived, file)
+        return
+    if hasattr(filename_or_io, "seek") and getattr(filename_or_io, "seekable", lambda: True)():
+        filename_or_io.seek(0)
+    if isinstance(filename_or_io, TextIOBase):
+        filename_or_io.write(arrived.read().decode())
+    else:
+        shutil.copyfileobj(arrived, filename_or_io)
