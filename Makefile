@@ -1,0 +1,23 @@
+# GNU make 3.81, bash 3.2 and BSD tools are enough: a Mac's own. Everything else is in scripts/dev.py,
+# which needs Python 3.9 and nothing else, and sets up `.venv` when a target asks for it.
+# Another Python: make test PYTHON=python3.13
+
+CANDIDATES = python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9
+PYTHON := $(shell for python in $(CANDIDATES); do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1 \
+	&& echo "$$python" && break; done)
+
+.NOTPARALLEL:
+.PHONY: help demo test template lint clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+
+demo: ## render the template into ./demo and deploy it to a machine, twice
+test: ## run the test suite (under ten minutes)
+template: ## test every combination of the template's answers (under fifteen minutes)
+lint: ## check style and types
+clean: ## delete everything these targets made, machines included
+
+demo test template lint clean:
+	@$(if $(PYTHON),"$(PYTHON)" scripts/dev.py $@,echo "needs Python 3.9 or later on PATH" >&2; exit 1)

@@ -1,0 +1,258 @@
+"""What the Makefile's targets do: set up `.venv` as far as a target needs it, then run the tools.
+
+Nothing but the standard library of Python 3.9 is used here, so that a Mac's own Python can start
+it; a newer Python for copier is looked for where people keep theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+CACHE = ROOT / ".cache"
+STAMP = VENV / "installed.json"
+
+#: copier needs the first; nothing is known of versions after the second.
+OLDEST_FOR_COPIER, NEWEST = (3, 10), (3, 14)
+BREW = ("/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin")
+#: Works on every Python from 3.9 on; needed only where Python comes without ensurepip.
+PIP = "25.3"
+
+#: Markers of the tests that have a target of their own.
+SLOW = ("template",)
+#: What tools leave behind in a checkout.
+LEFTOVERS = ["build", "demo", "dist", ".cache", ".venv", ".coverage", ".hypothesis"]
+LEFTOVERS += [".mypy_cache", ".pytest_cache", ".ruff_cache"]
+
+
+class Stop(Exception):
+    """Something that the user has to do; the text is one line."""
+
+
+def run(*argv: object, env: Mapping[str, str] | None = None) -> None:
+    """Run a command in the checkout; its own output says what went wrong."""
+    words = [str(word) for word in argv]
+    child = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **(env or {})})
+    status = None
+    while status is None:
+        # Ctrl-C reaches the command too, and it has machines to delete before it ends.
+        with contextlib.suppress(KeyboardInterrupt):
+            status = child.wait()
+    if status:
+        raise SystemExit(status if status > 0 else 128 - status)
+
+
+def quietly(*argv: object) -> None:
+    """Run a command whose output matters only when it fails."""
+    words = [str(word) for word in argv]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.stderr.buffer.write(done.stdout)
+        raise Stop(f"failed: {' '.join(words)}")
+
+
+# A Python --------------------------------------------------------------------------------------
+
+
+def version(python: object) -> tuple[int, ...]:
+    """Version of an interpreter, () if it is none."""
+    code = "import sys, venv; print(*sys.version_info[:2])"
+    try:
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
+    except OSError:
+        return ()
+    return tuple(map(int, done.stdout.split())) if done.returncode == 0 else ()
+
+
+def has(python: object, module: str) -> bool:
+    """Whether an interpreter can import a module."""
+    return not subprocess.run(
+        [str(python), "-c", f"import {module}"], capture_output=True
+    ).returncode
+
+
+def newer_pythons() -> Iterator[str]:
+    """Interpreters that copier can run on, by PATH, pyenv and Homebrew, the newest first."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    for minor in range(NEWEST[1], OLDEST_FOR_COPIER[1] - 1, -1):
+        name = f"python3.{minor}"
+        for path in (None, os.pathsep.join(BREW)):
+            yield shutil.which(name, path=path) or ""
+        for home in sorted(pyenv.glob(f"3.{minor}.*"), reverse=True):
+            yield str(home / "bin" / name)
+
+
+def usable(python: object) -> bool:
+    """Whether copier runs on this interpreter."""
+    return OLDEST_FOR_COPIER <= version(python) <= NEWEST
+
+
+def create_venv(for_copier: bool) -> None:
+    """Make `.venv` with the best Python that can be had."""
+    # The real one, should this be running from a virtual environment, maybe this very `.venv`.
+    python = getattr(sys, "_base_executable", None) or sys.executable
+    uv = shutil.which("uv")
+    if not usable(python):
+        python = next(filter(usable, newer_pythons()), python)
+    if not usable(python) and uv:
+        quietly(uv, "venv", "--quiet", "--clear", "--seed", "--python", ">=3.10,<3.15", VENV)
+        return
+    if not usable(python) and for_copier:
+        raise Stop(
+            "copier needs Python 3.10 to 3.14 and only "
+            f"{'.'.join(map(str, sys.version_info[:2]))} was found: install a newer Python, or uv"
+        )
+    if has(python, "ensurepip"):
+        quietly(python, "-m", "venv", "--clear", VENV)
+    elif uv:
+        quietly(uv, "venv", "--quiet", "--clear", "--seed", "--python", python, VENV)
+    else:
+        quietly(python, "-m", "venv", "--clear", "--without-pip", VENV)
+        bootstrap_pip(python)
+
+
+def fetch(url: str) -> bytes:
+    """Get something from the package index."""
+    tls = ssl.create_default_context(cafile=os.environ.get("PIP_CERT"))
+    with urllib.request.urlopen(url, context=tls, timeout=60) as answer:  # noqa: S310
+        content: bytes = answer.read()
+    return content
+
+
+def bootstrap_pip(python: object) -> None:
+    """Put pip into `.venv` where Python comes without ensurepip, as Debian's does."""
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/pip/"
+    name = f"pip-{PIP}-py3-none-any.whl"
+    try:
+        link = re.search(rf'"([^"]*/{re.escape(name)})#sha256=([0-9a-f]+)"', fetch(index).decode())
+        if not link:
+            raise OSError(f"{index} has no {name}")
+        wheel = fetch(urllib.parse.urljoin(index, link[1]))
+        if hashlib.sha256(wheel).hexdigest() != link[2]:
+            raise OSError(f"{name} is damaged")
+    except OSError as error:
+        shutil.rmtree(VENV)
+        raise Stop(
+            f"{python} has no ensurepip, and pip could not be fetched ({error}): "
+            "install it (Debian: apt-get install python3-venv)"
+        ) from None
+    path = VENV / name
+    path.write_bytes(wheel)
+    quietly(PYTHON, f"{path}/pip", "install", "--quiet", path)
+
+
+def setup(*groups: str, for_copier: bool = False) -> None:
+    """Make `.venv` and install the package with these dependency groups, unless that is done."""
+    project = (ROOT / "pyproject.toml").read_bytes()
+    installed: dict[str, Any] = {}
+    if not (for_copier and not usable(PYTHON)) and version(PYTHON) and has(PYTHON, "pip"):
+        installed = json.loads(STAMP.read_text()) if STAMP.exists() else {}
+    else:
+        print("setting up .venv", flush=True)
+        create_venv(for_copier)
+    digest = hashlib.sha256(project).hexdigest()
+    if installed.get("digest") == digest:
+        if set(groups) <= set(installed["groups"]):
+            return
+        groups = tuple(sorted({*groups, *installed["groups"]}))
+    print(f"installing {', '.join(groups) or 'the package'} into .venv", flush=True)
+    pip = (PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
+    quietly(*pip, "--upgrade", "pip>=25.1")
+    wanted = [word for group in groups for word in ("--group", group)]
+    quietly(*pip, "--editable", ".", *wanted)
+    STAMP.write_text(json.dumps({"digest": digest, "groups": groups}))
+
+
+def environment() -> dict[str, str]:
+    """`.venv` first on PATH, and whatever tests and demo leave behind inside the checkout."""
+    return {
+        "PATH": os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", os.defpath)]),
+        "XDG_STATE_HOME": str(CACHE / "state"),
+        "ORBCTL_SIMULATOR_HOME": os.environ.get("ORBCTL_SIMULATOR_HOME", str(CACHE / "simulator")),
+    }
+
+
+# Targets ---------------------------------------------------------------------------------------
+
+
+def pytest(*args: object) -> None:
+    """Run pytest in `.venv`."""
+    run(PYTHON, "-m", "pytest", *args, env=environment())
+
+
+def demo() -> None:
+    """Render the template and deploy it."""
+    setup("test", for_copier=True)
+    run(PYTHON, "scripts/demo.py", env=environment())
+
+
+def test() -> None:
+    """Run everything that is not slow."""
+    setup("test")
+    if not usable(PYTHON):
+        print("no Python 3.10 or later was found: the template's tests are left out", flush=True)
+    pytest("tests", "-m", " and ".join(f"not {marker}" for marker in SLOW))
+
+
+def template() -> None:
+    """Run the slow tests of the template."""
+    setup("test", "template", for_copier=True)
+    pytest("tests/template", "-m", "template", "-n", "auto")
+
+
+def lint() -> None:
+    """Check style and types."""
+    setup("test", "lint")
+    run(PYTHON, "-m", "ruff", "check")
+    run(PYTHON, "-m", "ruff", "format", "--check")
+    run(PYTHON, "-m", "mypy")
+
+
+def clean() -> None:
+    """Delete what the other targets made."""
+    if any(CACHE.glob("demo/machines")) or any(CACHE.glob("state/**/machines")):
+        setup("test")
+        run(PYTHON, "scripts/demo.py", "--clean", env=environment())
+    for name in LEFTOVERS:
+        path = ROOT / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for folder in ("scripts", "src", "tests"):
+        for cache in list((ROOT / folder).rglob("__pycache__")):
+            shutil.rmtree(cache)
+
+
+TARGETS = {function.__name__: function for function in (demo, test, template, lint, clean)}
+
+
+def main() -> None:
+    """Run the target that the Makefile names."""
+    if len(sys.argv) != 2 or sys.argv[1] not in TARGETS:
+        raise SystemExit(f"usage: python3 scripts/dev.py {'|'.join(TARGETS)}")
+    try:
+        TARGETS[sys.argv[1]]()
+    except Stop as stop:
+        raise SystemExit(str(stop)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

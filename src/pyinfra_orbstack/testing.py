@@ -1,0 +1,3 @@
+"""Machines as pytest fixtures."""
+
+from __future__ import annotations
