@@ -1,0 +1,113 @@
+"""Starting and stopping a machine's first process, from the host's side."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from .linux import CLONE_NEWPID, CLONE_NEWTIME, unshare
+from .state import Failure, Machine, cache, home, rpc, start_time, write_file
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_PROGRAM = (
+    f"import sys; sys.path.insert(0, {_ROOT!r}); "
+    "from pyinfra_orbstack.simulator.init import main; main()"
+)
+
+
+class Boot:
+    """A started machine that still dies with us; `commit` lets it live on."""
+
+    def __init__(self, machine: Machine, create: bool = False) -> None:
+        self.machine = machine
+        self._own_uptime = os.environ.get("ORBCTL_SIMULATOR_UPTIME") == "own"
+        paths = [home(), cache(), *_shared(machine)]
+        control, self._control = os.pipe()
+        status, report = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                self._become_init(control, report, ["create" if create else "start", *paths])
+            except BaseException as error:
+                os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
+            os._exit(1)
+        os.close(control)
+        os.close(report)
+        os.waitpid(child, 0)
+        with open(status, errors="surrogateescape") as file:
+            answers = dict(line.rstrip("\n").partition(" ")[::2] for line in file)
+        if "error" in answers or "ok" not in answers:
+            os.close(self._control)
+            raise Failure(answers.get("error") or "setup: machine crashed on startup")
+        self.pid = int(answers["pid"])
+        clock = "own" if self._own_uptime else "shared"
+        write_file(machine.file("pid"), f"{self.pid} {start_time(f'/proc/{self.pid}')} {clock}\n")
+
+    def _become_init(self, control: int, report: int, arguments: list[str]) -> None:
+        """Fork into a new process namespace, and let the fork become `init`."""
+        os.setsid()
+        os.chdir(self.machine.path)
+        unshare(CLONE_NEWPID)
+        if self._own_uptime:
+            unshare(CLONE_NEWTIME)
+            with open("/proc/self/timens_offsets", "w") as file:
+                file.write(f"boottime -{int(time.clock_gettime(time.CLOCK_BOOTTIME))} 0\n")
+        pid = os.fork()
+        if pid:
+            os.write(report, f"pid {pid}\n".encode())
+            os._exit(0)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.set_inheritable(control, True)
+        os.set_inheritable(report, True)
+        command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self.machine.id]
+        command += [str(control), str(report), *arguments]
+        os.execve(sys.executable, command, {})  # noqa: S606
+
+    def commit(self) -> None:
+        os.write(self._control, b"!")
+        os.close(self._control)
+
+
+def _shared(machine: Machine) -> list[str]:
+    """Host directories that the machine is to see, as pairs of source and target."""
+    pairs = []
+    for entry in machine.many("mounts"):
+        source, _, target = entry.partition(":")
+        source = os.path.realpath(os.path.expanduser(source))
+        if not os.path.exists(source):
+            raise Failure(f"mount {entry}: no such file or directory")
+        pairs += [source, os.path.normpath(target) if target else source]
+    return pairs
+
+
+def start(machine: Machine) -> None:
+    """Start it unless it runs; safe against another process that does the same."""
+    if machine.finished and machine.process():
+        return
+    with machine.lock():
+        if machine.reload().process() is None:
+            try:
+                Boot(machine).commit()
+            except Failure as failure:
+                raise rpc(f"start '{machine.name}': {failure}") from None
+
+
+def stop(machine: Machine) -> None:
+    with machine.lock():
+        halt(machine.reload())
+
+
+def halt(machine: Machine, patience: float = 10) -> None:
+    """End pid 1, and with it, by the kernel's own rule, every process of the machine."""
+    pid = machine.process()
+    if pid is None:
+        return
+    os.kill(pid, 9)
+    deadline = time.monotonic() + patience
+    while machine.process() is not None:
+        if time.monotonic() > deadline:
+            raise rpc(f"stop '{machine.name}': a process of it does not end")
+        time.sleep(0.002)

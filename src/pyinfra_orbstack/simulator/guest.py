@@ -1,0 +1,133 @@
+"""What makes a root file system a machine of OrbStack's: its user, sudo, hostname and resolver.
+
+Everything here runs inside the machine's own root, so that no symbolic link in it, absolute or
+not, can lead to a file of the host.
+"""
+
+from __future__ import annotations
+
+import os
+
+USER_ID = 501
+ORBSTACK_GROUP_ID = 67278
+_RESOLVER = "/opt/orbstack-guest/etc/resolv.conf"
+_NO_MAC = "#!/bin/sh\necho 'dial: no such file or directory' >&2\nexit 1\n"
+
+
+def _read(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _write(path: str, lines: list[str], mode: int) -> None:
+    """In place: a base's own mode and owner stay, `mode` is for a file that was not there."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def set_hostname(name: str) -> None:
+    """Write the name down as `sudo` wants it: it complains when it cannot resolve it."""
+    before = _read("/etc/hostname")
+    old = before[0].strip() if before else ""
+    hosts = _read("/etc/hosts")
+    own = f"127.0.1.1\t{name}"
+    if old == name and own in hosts:
+        return
+    _write("/etc/hostname", [name], 0o644)
+    stale = f"127.0.1.1\t{old}"
+    _write("/etc/hosts", [line for line in hosts if line not in (own, stale)] + [own], 0o644)
+
+
+def set_resolver(content: str) -> None:
+    """Follow the host's resolver at every start, as a laptop's changes with its network."""
+    os.makedirs(os.path.dirname(_RESOLVER), exist_ok=True)
+    _write(_RESOLVER, content.splitlines(), 0o644)
+
+
+def prepare(name: str, user: str) -> None:
+    """What a new machine gets once; a deploy may change all of it, and it stays changed."""
+    fresh = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    _write("/etc/hosts", [*fresh, "127.0.0.1\thost.orb.internal"], 0o644)
+    if os.path.lexists("/etc/resolv.conf"):
+        os.unlink("/etc/resolv.conf")
+    os.symlink(_RESOLVER, "/etc/resolv.conf")
+    set_hostname(name)
+    os.makedirs("/usr/local/bin", exist_ok=True)
+    for command in ("mac", "macctl"):
+        _write(f"/usr/local/bin/{command}", _NO_MAC.splitlines(), 0o755)
+    if user != "root":
+        _add_user(user)
+
+
+def _add_user(user: str) -> None:
+    shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
+    home = f"/home/{user}"
+    old = {f[0] for f in map(_split, _read("/etc/passwd")) if _clashes(f, user, USER_ID)}
+    _replace("/etc/passwd", old, f"{user}:x:{USER_ID}:{USER_ID}::{home}:{shell}", 0o644)
+    _replace("/etc/shadow", old, f"{user}:*:19000:0:99999:7:::", 0o640)
+
+    groups = _read("/etc/group")
+    admins = next((g for g in ("sudo", "wheel") if any(_split(x)[0] == g for x in groups)), "sudo")
+    stale = {
+        f[0]
+        for f in map(_split, groups)
+        if _clashes(f, user, USER_ID) or _clashes(f, "orbstack", ORBSTACK_GROUP_ID)
+    }
+    kept = [fields for fields in map(_split, groups) if fields[0] not in stale]
+    for fields in kept:
+        if len(fields) > 3:
+            members = [m for m in fields[3].split(",") if m and m not in old]
+            fields[3] = ",".join(members + [user] * (fields[0] == admins))
+    if not any(fields[0] == admins for fields in kept):
+        taken = {fields[2] for fields in kept if len(fields) > 2}
+        free = next(n for n in range(27, 1000) if str(n) not in taken)
+        kept.append([admins, "x", str(free), user])
+    kept.append([user, "x", str(USER_ID), ""])
+    kept.append(["orbstack", "x", str(ORBSTACK_GROUP_ID), user])
+    _write("/etc/group", [":".join(fields) for fields in kept], 0o644)
+    if os.path.exists("/etc/gshadow"):
+        _replace("/etc/gshadow", stale, f"{user}:!::", 0o640)
+
+    os.makedirs("/etc/sudoers.d", mode=0o750, exist_ok=True)
+    _write("/etc/sudoers.d/orbstack", [f"{user} ALL=(ALL:ALL) NOPASSWD: ALL"], 0o440)
+    os.chmod("/etc/sudoers.d/orbstack", 0o440)
+    _make_home(home)
+
+
+def _split(line: str) -> list[str]:
+    return line.split(":")
+
+
+def _clashes(fields: list[str], name: str, number: int) -> bool:
+    return fields[0] == name or (len(fields) > 2 and fields[2] == str(number))
+
+
+def _replace(path: str, names: set[str], entry: str, mode: int) -> None:
+    kept = [line for line in _read(path) if _split(line)[0] not in names | {_split(entry)[0]}]
+    _write(path, [*kept, entry], mode)
+
+
+def _make_home(home: str) -> None:
+    os.makedirs("/home", exist_ok=True)
+    _copy_skeleton("/etc/skel", home)
+    os.chmod(home, 0o700)
+
+
+def _copy_skeleton(source: str, target: str) -> None:
+    os.mkdir(target, 0o755)
+    os.chown(target, USER_ID, USER_ID)
+    for name in os.listdir(source) if os.path.isdir(source) else ():
+        theirs, ours = os.path.join(source, name), os.path.join(target, name)
+        if os.path.islink(theirs):
+            os.symlink(os.readlink(theirs), ours)
+        elif os.path.isdir(theirs):
+            _copy_skeleton(theirs, ours)
+        else:
+            with open(theirs, "rb") as file, open(ours, "wb") as copy:
+                copy.write(file.read())
+            os.chmod(ours, os.stat(theirs).st_mode & 0o777)
+        os.lchown(ours, USER_ID, USER_ID)

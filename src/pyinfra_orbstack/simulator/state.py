@@ -1,0 +1,226 @@
+"""The state folder: which machines there are, and who may change them now.
+
+A machine is a directory named by its id; its record is a text file of ``key=value`` lines, which
+takes no parser that would slow down `run`. Everything else about it is asked of the kernel, so a
+killed simulator or a rebooted host leaves nothing that has to be put right by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Failure(Exception):
+    """Ends a call: the text goes to stderr as it stands."""
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def rpc(text: str) -> Failure:
+    return Failure(f"[-32098] {text}")
+
+
+def profile() -> str:
+    wanted = os.environ.get("ORBCTL_SIMULATOR_PROFILE") or "2.2"
+    if wanted not in ("2.0", "2.1", "2.2"):
+        raise Failure(f"ORBCTL_SIMULATOR_PROFILE: 2.0, 2.1 or 2.2, not {wanted!r}")
+    return wanted
+
+
+def home() -> str:
+    explicit = os.environ.get("ORBCTL_SIMULATOR_HOME")
+    if explicit:
+        return os.path.realpath(explicit)
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.realpath(os.path.join(base, "orbctl-simulator"))
+
+
+def cache() -> str:
+    """Where prepared layers lie; they can be shared by several state folders."""
+    explicit = os.environ.get("ORBCTL_SIMULATOR_CACHE")
+    return os.path.realpath(explicit) if explicit else os.path.join(home(), "layers")
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+class Lock:
+    """An advisory lock that its holder's death releases."""
+
+    def __init__(self, path: str, shared: bool = False, wait: bool = True) -> None:
+        self._path, self._how = path, (LOCK_SH if shared else LOCK_EX) | (0 if wait else LOCK_NB)
+        self._fd = -1
+        self.held = False
+
+    def __enter__(self) -> Lock:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            flock(self._fd, self._how)
+            self.held = True
+        except BlockingIOError:
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        self.held = False
+
+
+def everything() -> Lock:
+    """The lock over names, held while the set of machines changes and never for longer."""
+    os.makedirs(os.path.join(home(), "machines"), mode=0o700, exist_ok=True)
+    return Lock(os.path.join(home(), "lock"))
+
+
+def read_fields(path: str) -> dict[str, str]:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        pairs = (line.partition("=") for line in file.read().split("\n") if line)
+        return {key: value for key, _, value in pairs}
+
+
+def write_file(path: str, text: str) -> None:
+    """Replace a file in one step: a reader, or a power cut, finds the old one or the new one."""
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def write_fields(path: str, fields: dict[str, str]) -> None:
+    for key, value in fields.items():
+        if "\n" in value:
+            raise Failure(f"{key}: a line break cannot stand in it: {value!r}")
+    write_file(path, "".join(f"{key}={value}\n" for key, value in fields.items()))
+
+
+def new_id() -> str:
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+class Machine:
+    """One machine as its directory tells it, read afresh by every call."""
+
+    def __init__(self, path: str, fields: dict[str, str]) -> None:
+        self.path, self.fields = path, fields
+
+    @property
+    def id(self) -> str:
+        return os.path.basename(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.fields["name"]
+
+    @property
+    def user(self) -> str:
+        return self.fields["user"]
+
+    @property
+    def finished(self) -> bool:
+        return self.fields.get("made") == "yes"
+
+    @property
+    def state(self) -> str:
+        if not self.finished:
+            return "creating"
+        return "stopped" if self.process() is None else "running"
+
+    def on(self, field: str) -> bool:
+        return self.fields.get(field) == "yes"
+
+    def many(self, field: str) -> list[str]:
+        return [entry for entry in self.fields.get(field, "").split("\t") if entry]
+
+    def file(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def lock(self, wait: bool = True) -> Lock:
+        """Held while the machine is made, started, stopped, copied or removed."""
+        return Lock(self.file("lock"), wait=wait)
+
+    def save(self) -> None:
+        write_fields(self.file("machine"), self.fields)
+
+    def reload(self) -> Machine:
+        """The machine as it is now that its lock is ours; it may have gone while we waited."""
+        try:
+            self.fields = read_fields(self.file("machine"))
+        except FileNotFoundError:
+            raise rpc(f"machine not found: '{self.name}'") from None
+        return self
+
+    def process(self) -> int | None:
+        """Its pid 1, if that still is its own: pids are used again, and hosts reboot."""
+        try:
+            pid, started, _ = self.written_process()
+            if is_same_process(f"/proc/{pid}", started, self.id):
+                return pid
+        except (OSError, ValueError):
+            pass
+        return None
+
+    def written_process(self) -> tuple[int, str, str]:
+        """Pid 1 as it was written down: pid, start time, whether its clock is the host's."""
+        with open(self.file("pid")) as file:
+            pid, started, clock = file.read().split()
+        return int(pid), started, clock
+
+
+def start_time(proc: str) -> str:
+    """Field 22 of ``stat``, or nothing when the process has ended and is only not yet reaped."""
+    with open(f"{proc}/stat", "rb") as file:
+        fields = file.read().rpartition(b") ")[2].split()
+    return "" if fields[0] in b"ZX" else fields[19].decode()
+
+
+def is_same_process(proc: str, started: str, ident: str) -> bool:
+    if start_time(proc) != started:
+        return False
+    with open(f"{proc}/cmdline", "rb") as file:
+        return ident.encode() in file.read()
+
+
+def machines() -> Iterator[Machine]:
+    """All machines, oldest first (an id begins with its time)."""
+    folder = os.path.join(home(), "machines")
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            yield Machine(path, read_fields(os.path.join(path, "machine")))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+
+
+def find(selector: str) -> Machine:
+    by_id = None
+    for machine in machines():
+        if machine.name == selector:
+            return machine
+        if machine.id == selector:
+            by_id = machine
+    if by_id is None:
+        raise rpc(f"machine not found: '{selector}'")
+    return by_id
+
+
+def find_all(selectors: Iterable[str]) -> list[Machine]:
+    """All or none: a call that names several machines acts on none when one is unknown."""
+    return [find(selector) for selector in selectors]
