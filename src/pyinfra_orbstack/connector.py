@@ -8,14 +8,19 @@ import os
 import posixpath
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from io import TextIOBase
 from itertools import chain
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Union  # noqa: UP035
+
+import gevent
 
 # First, or pyinfra 3.2 finds its own API half imported when it loads this module.
 import pyinfra.api  # noqa: F401
@@ -125,6 +130,51 @@ class CommandTimeout(TimeoutError):
         self.output = output
 
 
+# Ctrl-C -------------------------------------------------------------------------------------
+
+_busy: set[gevent.Greenlet] = set()
+_watching = False
+
+
+class Interrupted(OSError):
+    """Ctrl-C came while a machine was at work."""
+
+
+def _watch_interrupts() -> None:
+    """Make Ctrl-C end what is running in machines before pyinfra goes on to disconnect.
+
+    pyinfra disconnects in the pool in which the commands run, so it would wait for all of them.
+    """
+    global _watching
+    if _watching or threading.current_thread() is not threading.main_thread():
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous):
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for greenlet in list(_busy):
+            gevent.kill(greenlet, Interrupted("interrupted"), block=False)
+        previous(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    _watching = True
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C reach this greenlet; the main one gets it from Python itself."""
+    current = gevent.getcurrent()
+    if current in _busy or not isinstance(current, gevent.Greenlet):
+        yield
+        return
+    _busy.add(current)
+    try:
+        yield
+    finally:
+        _busy.discard(current)
+
+
 # Inventory ------------------------------------------------------------------------------------
 
 
@@ -199,6 +249,7 @@ class OrbStackConnector(BaseConnector):
         self._target: MachineTarget | None = None
         self._machine: orbctl.Machine | None = None
         self._init = ""
+        self._transport = TRANSPORTS[0]
 
     @override
     @staticmethod
@@ -234,19 +285,24 @@ class OrbStackConnector(BaseConnector):
         Raises ``ConnectError``, with one line that says what to do.
         """
         name = str(self.host.data.get("vm_name"))
+        _watch_interrupts()
         try:
-            orbctl.check_name(name)
-            self._check_transport()
-            client = orbctl.Orbctl()
-            machine, made = self._ensure_exists(client, name)
-            try:
-                self._ensure_ready(client, machine)
-            except BaseException:
-                if made:
-                    self._remove(client, machine)
-                raise
+            with _interruptible():
+                self._connect(name)
         except (orbctl.OrbctlError, OSError) as broken:
             raise ConnectError(str(broken)) from None
+
+    def _connect(self, name: str) -> None:
+        orbctl.check_name(name)
+        self._transport = self._check_transport()
+        client = orbctl.Orbctl()
+        machine, made = self._ensure_exists(client, name)
+        try:
+            self._ensure_ready(client, machine)
+        except BaseException:
+            if made:
+                self._remove(client, machine)
+            raise
 
     def _check_transport(self) -> str:
         transport = (
@@ -314,7 +370,7 @@ class OrbStackConnector(BaseConnector):
         with contextlib.suppress(orbctl.OrbctlError):
             machine = client.info(name)
             # The name was free before, so a machine younger than our call is what it left.
-            if machine.created and machine.created.timestamp() >= began - 2:
+            if machine.created and machine.created.timestamp() >= began:
                 self._remove(client, machine)
 
     def _remove(self, client: orbctl.Orbctl, machine: orbctl.Machine) -> None:
@@ -369,20 +425,26 @@ class OrbStackConnector(BaseConnector):
     @override
     def disconnect(self) -> None:
         """Close the session and remove what was left in the machine."""
-        paths = [
-            self.host.connector_data.pop(key)
-            for key in list(self.host.connector_data)
-            if key.startswith(("sudo_askpass_path", "su_askpass_path"))
-        ]
+        paths = self._forget_askpass()
         control, self._control = self._control, None
-        if control is None:
-            return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, orbctl.OrbctlError):
             # pyinfra removes them after this call, which would start a stopped machine again.
-            if paths and control.alive:
-                removal = StringCommand("rm", "-f", *map(QuoteString, paths))
-                control.run(removal.get_raw_value(), _ignore, deadline=time.monotonic() + 10)
-        control.close()
+            if paths:
+                self._remove_files(control, paths)
+        if control is not None:
+            control.close()
+
+    def _forget_askpass(self) -> list[str]:
+        data = self.host.connector_data
+        kinds = ("sudo_askpass_path", "su_askpass_path")
+        return [data.pop(key) for key in list(data) if key.startswith(kinds)]
+
+    def _remove_files(self, control: Control | None, paths: list[str]) -> None:
+        if control is not None and control.idle:
+            removal = StringCommand("rm", "-f", *map(QuoteString, paths))
+            control.run(removal.get_raw_value(), _ignore, deadline=time.monotonic() + 10)
+        elif self._target and self._target.client.info(self._target.name).running:
+            self._as_root("rm", "-f", *paths)
 
     # Running commands
 
@@ -411,9 +473,7 @@ class OrbStackConnector(BaseConnector):
                     "connected to it: run pyinfra again"
                 )
             logger.info(f"{self.host.print_prefix}machine {now.name} was restarted")
-            for key in list(self.host.connector_data):
-                if key.startswith(("sudo_askpass_path", "su_askpass_path")):
-                    del self.host.connector_data[key]
+            self._forget_askpass()
         self._init = init
 
     def _open_session(self) -> Control:
@@ -437,14 +497,15 @@ class OrbStackConnector(BaseConnector):
     ) -> int:
         """Run shell text in the machine, hand on what it prints and return its exit status."""
         pieces = iter(stdin)
-        if pty:
-            return self._run_on_terminal(text, feed, pieces, timeout)
-        first = _take(pieces, LARGEST_FRAME_STDIN)
-        small = sum(map(len, first)) <= LARGEST_FRAME_STDIN
-        if small and self._check_transport() == "session":
-            with self._lock:
-                return self._run_in_session(text, feed, b"".join(first), timeout)
-        return self._run_spawned(text, feed, chain(first, pieces), timeout)
+        with _interruptible():
+            if pty:
+                return self._run_on_terminal(text, feed, pieces, timeout)
+            first = _take(pieces, LARGEST_FRAME_STDIN)
+            small = sum(map(len, first)) <= LARGEST_FRAME_STDIN
+            if small and self._transport == "session":
+                with self._lock:
+                    return self._run_in_session(text, feed, b"".join(first), timeout)
+            return self._run_spawned(text, feed, chain(first, pieces), timeout)
 
     def _run_lines(
         self, text: str, print_line: Callable[[OutputLine], None] | None = None, **options: Any
@@ -719,9 +780,9 @@ if cat <"$old" >"$1"; then rm -f "$old"; echo "its old content was put back" >&2
 echo "its old content could not be put back and is kept in $old" >&2
 exit 75
 """
-_DROP_NEW = (
-    'if [ $r = 75 ]; then echo "the new content is kept in" %s >&2; else rm -f %s; fi; exit $r'
-)
+_DROP_NEW = """
+if [ $r = 75 ]; then echo the new content is kept in {new} >&2; else rm -f {new}; fi
+exit $r"""
 
 _READ = r"""
 if command -v sha256sum >/dev/null 2>&1; then s=$(sha256sum <"$1")

@@ -284,6 +284,7 @@ class Control:
         self._left: dict[int, bytes] = {STDOUT: b"", STDERR: b""}
         self._ended: set[int] = set()
         self._said = bytearray()
+        self._busy = False
 
     # The connection
 
@@ -291,6 +292,11 @@ class Control:
     def alive(self) -> bool:
         """Whether the next command can be sent."""
         return self._child is not None and not self._ended and self._child.wait(0) is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is alive and runs nothing."""
+        return self.alive and not self._busy
 
     def open(self) -> None:
         """Start a session.
@@ -351,8 +357,6 @@ class Control:
             with gevent.Timeout(ANSWER_TIMEOUT, TimeoutError):
                 self._child.write(data)
         except (TimeoutError, OSError):
-            # What it printed, if anything, says more than a broken pipe.
-            self._drain()
             raise NotStarted(self._epitaph()) from None
 
     def _read(self, deadline: float | None) -> tuple[int, bytes]:
@@ -376,6 +380,7 @@ class Control:
 
     def _epitaph(self) -> str:
         """Why there is no control shell, in one line."""
+        self._drain()
         said = " ".join(self._said.decode("utf-8", "replace").split())
         status = None if self._child is None else self._child.wait(1)
         how = "still runs" if status is None else f"ended with exit code {status}"
@@ -504,6 +509,7 @@ class Control:
     @contextlib.contextmanager
     def _ending_on_failure(self) -> Iterator[None]:
         """Leave no command behind when anything interrupts, be it Ctrl-C or gevent's own."""
+        self._busy = True
         try:
             yield
         except NotStarted:
@@ -516,6 +522,8 @@ class Control:
             with contextlib.suppress(OSError):
                 self.end_command()
             raise
+        finally:
+            self._busy = False
 
     def _exchange(
         self,
@@ -546,7 +554,6 @@ class Control:
             while any(section.end.words is None for section in sections.values()):
                 stream, data = self._read(deadline)
                 if not data and sections[stream].end.words is None:
-                    self._drain()
                     raise Lost(
                         "the connection ended while the command ran: "
                         "whether it ran to its end is unknown, so it is not repeated"
@@ -584,7 +591,6 @@ class Control:
                     raise
                 raise NotStarted(f"the target did not answer within {ANSWER_TIMEOUT:g} s") from None
             if not data:
-                self._drain()
                 raise NotStarted(self._epitaph())
             if stream == STDOUT:
                 stray += len(ready.feed(data))

@@ -1,0 +1,239 @@
+"""The protocol's framing, and the protocol itself with the shells that this host has."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyinfra_orbstack import session
+from pyinfra_orbstack.process import STDERR, STDOUT
+from pyinfra_orbstack.session import Control, Marker, Section
+
+SHELLS = {
+    name: words
+    for name, words in {
+        "dash": ["dash"],
+        "bash": ["bash", "--posix"],
+        "busybox": ["busybox", "sh"],
+    }.items()
+    if shutil.which(words[0])
+}
+
+
+class Here:
+    """This host as a target, with a control shell of choice."""
+
+    def __init__(self, shell: list[str]) -> None:
+        self.shell = shell
+
+    def argv(self, *words: str, user: str | None = None) -> list[str]:
+        assert words[0] == "sh"
+        return [*self.shell, *words[1:]]
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+
+class Runner:
+    """Runs texts by one transport and keeps what they print."""
+
+    def __init__(self, shell: list[str], transport: str) -> None:
+        self.target = Here(shell)
+        self.transport = transport
+        self.control = Control(self.target)
+
+    def __call__(
+        self, text: str, stdin: bytes = b"", seconds: float = 30
+    ) -> tuple[int, bytes, bytes]:
+        out = {STDOUT: bytearray(), STDERR: bytearray()}
+
+        def sink(stream: int, data: bytes) -> None:
+            out[stream] += data
+
+        deadline = time.monotonic() + seconds
+        if self.transport == "session":
+            if not self.control.alive:
+                self.control.open()
+            status = self.control.run(text, sink, stdin=stdin, deadline=deadline)
+        else:
+            status = Control(self.target).spawn(text, sink, stdin=[stdin], deadline=deadline)
+        return status, bytes(out[STDOUT]), bytes(out[STDERR])
+
+
+@pytest.fixture(params=[f"{shell}-{way}" for shell in SHELLS for way in ("session", "spawn")])
+def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    shell, _, transport = request.param.partition("-")
+    runner = Runner(SHELLS[shell], transport)
+    yield runner
+    runner.control.close()
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[a:b] for a, b in zip(edges, edges[1:])]
+
+
+@given(
+    body=st.binary(max_size=200),
+    before=st.binary(max_size=50),
+    places=st.lists(st.integers(min_value=0), max_size=20),
+    status=st.integers(0, 255),
+)
+def test_a_section_gives_back_exactly_its_body(
+    body: bytes, before: bytes, places: list[int], status: int
+) -> None:
+    begin, end = b"<" + b"b" * 31, b"<" + b"e" * 31
+    stream = before + begin + b" 12 (sh) S\n" + body + end + b" %d\nrest" % status
+    if begin in before or end in body:
+        return
+    section = Section(begin, end)
+    got = b"".join(section.feed(piece) for piece in cut(stream, places))
+    assert got == body
+    assert section.end.words == [str(status).encode()]
+    assert section.end.rest == b"rest"
+    assert section.stray == len(before)
+
+
+@given(st.binary(max_size=100), st.lists(st.integers(min_value=0), max_size=10))
+def test_nothing_is_held_back_but_what_may_be_a_mark(data: bytes, places: list[int]) -> None:
+    mark = b"abcab"
+    marker = Marker(mark)
+    passed = b"".join(marker.feed(piece) for piece in cut(data, places))
+    if mark in data:
+        assert passed == data[: data.index(mark)]
+    else:
+        assert data.startswith(passed)
+        assert mark.startswith(data[len(passed) :])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), max_size=4),
+    stdin=st.binary(max_size=300),
+)
+def test_any_words_and_any_stdin_arrive_as_they_are(words: list[str], stdin: bytes) -> None:
+    for shell in SHELLS.values():
+        runner = Runner(shell, "session")
+        try:
+            text = "printf '%s\\0' " + shlex.join([*words, "last"]) + "; cat"
+            wanted = b"".join(word.encode() + b"\0" for word in [*words, "last"]) + stdin
+            assert runner(text, stdin) == (0, wanted, b"")
+        finally:
+            runner.control.close()
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 99, 126, 127, 128, 255])
+def test_exit_codes(run: Runner, status: int) -> None:
+    assert run(f"exit {status}")[0] == status
+
+
+@pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("KILL", 137), ("SEGV", 139)])
+def test_signals_are_128_and_more_and_leave_no_message(run: Runner, name: str, status: int) -> None:
+    assert run(f"kill -{name} $$") == (status, b"", b"")
+
+
+def test_streams_are_apart(run: Runner) -> None:
+    assert run("echo out; echo err >&2") == (0, b"out\n", b"err\n")
+
+
+def test_all_bytes_pass_both_ways(run: Runner) -> None:
+    data = bytes(range(256)) * 200
+    assert run("cat", data) == (0, data, b"")
+    assert run("cat >&2", data) == (0, b"", data)
+
+
+def test_stdin_is_empty_by_default(run: Runner) -> None:
+    assert run("wc -c")[1].strip() == b"0"
+
+
+def test_a_command_gets_three_files_and_no_more(run: Runner) -> None:
+    listed = run("for f in /proc/self/fd/*; do echo ${f##*/}; done")[1].split()
+    assert {b"0", b"1", b"2"} <= set(listed)
+    # The loop's own directory, open while it runs, is the only other one.
+    assert len(listed) <= 4
+
+
+def test_an_unread_stdin_is_no_error(run: Runner) -> None:
+    assert run("true", b"x" * 60_000) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("text", ["echo 'open", "(", "if true"])
+def test_broken_syntax_is_the_shells_own_verdict(run: Runner, text: str) -> None:
+    assert run(text)[0] == 2
+    assert run("echo on") == (0, b"on\n", b"")
+
+
+def test_nothing_reaches_the_next_command(run: Runner) -> None:
+    run("cd /usr; umask 077; export LEFT=over; f() { :; }; exec 3>&1; trap 'echo bye' EXIT")
+    assert run("echo ${LEFT-none} $(umask); pwd; command -v f")[1] == (
+        b"none %04o\n%s\n" % (current_umask(), os.path.expanduser("~").encode())
+    )
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_long_text_is_refused_before_it_is_sent(run: Runner) -> None:
+    assert run("true " + "x" * 120_000)[0] == 0
+    with pytest.raises(OSError, match="bytes long"):
+        run("true " + "x" * 200_000)
+    assert run("echo on")[1] == b"on\n"
+
+
+def test_a_timeout_ends_all_that_was_started(run: Runner) -> None:
+    name = f"34567.{os.getpid()}"
+    with pytest.raises(TimeoutError):
+        run(f"sleep {name} & setsid sleep {name} & (sleep {name}; true)", seconds=0.3)
+    assert running(name) == []
+    assert run("echo on")[1] == b"on\n"
+
+
+def running(word: str) -> list[str]:
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        if word.encode() in words:
+            found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize(
+    "stream",
+    ["", "profile says hello\n" * 3],
+)
+def test_what_a_profile_prints_is_dropped(stream: str) -> None:
+    noisy = f"printf '%s' {stream!r} >&2; printf '%s' {stream!r}; exec sh \"$@\""
+    runner = Runner(["sh", "-c", noisy, "sh"], "session")
+    try:
+        assert runner("echo mine; echo too >&2") == (0, b"mine\n", b"too\n")
+    finally:
+        runner.control.close()
+
+
+def test_no_shell_is_not_started_and_says_what_came_instead() -> None:
+    with pytest.raises(session.NotStarted, match="no such machine"):
+        Runner(["sh", "-c", "echo no such machine >&2; exit 1"], "session")("true")
+
+
+def test_a_connection_that_ends_in_the_middle_is_no_success() -> None:
+    runner = Runner(["sh"], "session")
+    runner.control.open()
+    assert runner.control._child is not None
+    with pytest.raises(session.Lost):
+        runner(f"kill -9 {runner.control._child.pid}; sleep 0.2")
+    assert runner("echo on")[1] == b"on\n"
+    runner.control.close()
