@@ -42,7 +42,7 @@ def _through_sudo(program: str, words: list[str]) -> int:
             f"{program}: machines need root: run it as root, or allow this user sudo without a"
             " password"
         )
-    os.execvp("sudo", command)  # noqa: S606
+    os.execvp("sudo", command)
 
 
 def _may_sudo() -> bool:
@@ -64,7 +64,7 @@ def main() -> int:
         if any(os.environ.get(f"ORBCTL_SIMULATOR_{name}") for name in ("LOG", "FAULTS", "BANNER")):
             from .calls import Call
 
-            call = Call(words)
+            call = Call([program, *words])
             return call.carry_out(lambda: dispatch(program, words, call))
         code = dispatch(program, words, call)
         sys.stdout.flush()

@@ -43,6 +43,7 @@ class Boot:
         self.pid = int(answers["pid"])
         clock = "own" if self._own_uptime else "shared"
         write_file(machine.file("pid"), f"{self.pid} {start_time(f'/proc/{self.pid}')} {clock}\n")
+        note(machine, f"started, pid {self.pid}")
 
     def _become_init(self, control: int, report: int, arguments: list[str]) -> None:
         """Fork into a new process namespace, and let the fork become `init`."""
@@ -64,22 +65,30 @@ class Boot:
         os.set_inheritable(report, True)
         command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self.machine.id]
         command += [str(control), str(report), *arguments]
-        os.execve(sys.executable, command, {})  # noqa: S606
+        os.execve(sys.executable, command, {})
 
     def commit(self) -> None:
         os.write(self._control, b"!")
         os.close(self._control)
 
 
+def note(machine: Machine, text: str) -> None:
+    """A line of the machine's log, which `logs` shows."""
+    with open(machine.file("console"), "a") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {machine.name}: {text}\n")
+
+
 def _shared(machine: Machine) -> list[str]:
     """Host directories that the machine is to see, as pairs of source and target."""
     pairs = []
-    for entry in machine.many("mounts"):
+    for entry in machine.many("mounts") + machine.many("shares"):
         source, _, target = entry.partition(":")
         source = os.path.realpath(os.path.expanduser(source))
         if not os.path.exists(source):
             raise Failure(f"mount {entry}: no such file or directory")
         pairs += [source, os.path.normpath(target) if target else source]
+    for entry in machine.many("shares"):
+        pairs += [os.path.realpath(entry), f"/mnt/mac{os.path.realpath(entry)}"]
     return pairs
 
 
@@ -111,3 +120,4 @@ def halt(machine: Machine, patience: float = 10) -> None:
         if time.monotonic() > deadline:
             raise rpc(f"stop '{machine.name}': a process of it does not end")
         time.sleep(0.002)
+    note(machine, "stopped")

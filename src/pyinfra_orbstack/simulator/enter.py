@@ -51,7 +51,7 @@ class Door:
     def open_pty(self) -> int:
         return self._open("root/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
 
-    def fork(self, work: Callable[[], object]) -> int:
+    def fork(self, work: Callable[[], object], all_rights: bool = False) -> int:
         """Do `work` in a new process inside the machine, as its root; the process's pid.
 
         All that `work` needs must be imported before: the host's Python may be out of sight there.
@@ -67,14 +67,17 @@ class Door:
         try:
             for fd in self._others:
                 setns(fd)
-            drop_capabilities()
+            if not all_rights:
+                drop_capabilities()
             work()
             code = 0
         except Failure as failure:
             complain(str(failure))
             code = failure.code
+        except OSError as error:
+            complain(str(rpc(f"{error.filename or 'run'}: {why(error).lower()}")))
         except BaseException as error:
-            complain(str(error))
+            complain(f"{type(error).__name__}: {error}")
         finally:
             os._exit(code)
 
@@ -179,25 +182,30 @@ def run(options: Options, words: list[str]) -> int:
     terminals = [os.isatty(fd) for fd in (0, 1, 2)]
 
     def work() -> None:
-        os.setsid()
         account = Account(user)
         env = account.environment()
         if terminals[0] and terminals[1] and "TERM" in os.environ:
             env["TERM"] = os.environ["TERM"]
         env.update(forwarded)
         for fd in (0, 1, 2):
-            _own_pipe(fd, account.uid)
+            _give(fd, account.uid)
         account.become()
         _enter_directory(workdir, here, account.home)
         os.umask(0o022)
         execute(account, words, env, options.on("shell"))
 
     if options.call is None and not any(terminals):
-        pid = door.fork(work)
+        pid = door.fork(lambda: _alone(work))
         return exit_code(os.waitpid(pid, 0)[1])
     from .relay import relay
 
     return relay(door, machine, work, options.call, terminals)
+
+
+def _alone(work: Callable[[], None]) -> None:
+    """In a session of its own, so that what is typed at the caller's terminal is not for it."""
+    os.setsid()
+    work()
 
 
 def exit_code(status: int) -> int:
@@ -218,9 +226,9 @@ def _translate(word: str) -> str:
     return f"/mnt/mac{word}" if word.startswith("/") else word
 
 
-def _own_pipe(fd: int, uid: int) -> None:
+def _give(fd: int, uid: int) -> None:
     """Let the user reopen its own output as /dev/stdout and /dev/stderr, as container tools do."""
-    if uid and stat.S_ISFIFO(os.fstat(fd).st_mode):
+    if uid and (stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd)):
         os.fchown(fd, uid, -1)
 
 
@@ -247,9 +255,9 @@ def execute(account: Account, words: list[str], env: dict[str, str], shell: bool
     default_signals()
     login = "-" + os.path.basename(account.shell)
     if not words:
-        os.execve(account.shell, [login], env)  # noqa: S606
+        os.execve(account.shell, [login], env)
     if shell:
-        os.execve(account.shell, [login, "-c", " ".join(words)], env)  # noqa: S606
+        os.execve(account.shell, [login, "-c", " ".join(words)], env)
     code, reason = 127, "command not found"
     folders = [""] if "/" in words[0] else env["PATH"].split(":")
     for folder in folders:
@@ -257,7 +265,7 @@ def execute(account: Account, words: list[str], env: dict[str, str], shell: bool
         if folder and os.path.isdir(path):
             continue
         try:
-            os.execve(path, words, env)  # noqa: S606
+            os.execve(path, words, env)
         except (FileNotFoundError, NotADirectoryError) as error:
             if "/" in words[0]:
                 reason = why(error)
@@ -265,6 +273,6 @@ def execute(account: Account, words: list[str], env: dict[str, str], shell: bool
             code, reason = 126, why(error)
         except OSError as error:
             if error.errno == ENOEXEC:  # a script that names no interpreter is a shell's
-                os.execve("/bin/sh", ["/bin/sh", path, *words[1:]], env)  # noqa: S606
+                os.execve("/bin/sh", ["/bin/sh", path, *words[1:]], env)
             code, reason = 126, why(error)
     raise Failure(f"{login}: line 1: {words[0]}: {reason}", code)

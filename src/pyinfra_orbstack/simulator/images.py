@@ -7,11 +7,16 @@ is told so. Nothing is faked: ``/etc/os-release`` in a machine is that of its re
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 from .boot import Boot, halt
 from .enter import Account, Door, execute, exit_code
-from .state import Failure, Lock, Machine, cache, home, say
+from .state import Failure, Lock, Machine, cache, everything, home, machines, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .cli import Options
 
 # The names that OrbStack knows, its default version first; numbers read back as codenames.
 DISTROS: dict[str, dict[str, str]] = {
@@ -64,7 +69,7 @@ def host_arch() -> str:
 class Image:
     """What was asked for, by the names OrbStack reads it back with."""
 
-    def __init__(self, spec: str, arch: str = "") -> None:
+    def __init__(self, spec: str, arch: str = "", new: bool = False) -> None:
         self.distro, _, version = spec.partition(":")
         self.arch = arch or host_arch()
         if self.arch not in ("amd64", "arm64"):
@@ -72,10 +77,12 @@ class Image:
         known = DISTROS.get(self.distro)
         if known is None:
             raise Failure(f"unknown distro: '{self.distro}'")
+        if not re.fullmatch(r"[A-Za-z0-9.-]*", version):
+            raise Failure(f"unknown version for {self.distro}: '{version}'")
         self.version = next(iter(known))
         if version:
             self.version = _codename(known, version)
-            if self.version not in known and not os.path.isdir(self.rootfs):
+            if not (new or self.version in known or os.path.isdir(self.rootfs)):
                 raise Failure(f"unknown version for {self.distro}: '{version}'")
 
     @property
@@ -219,3 +226,60 @@ def lay_out(machine: Machine, base: str) -> None:
                     f"this host cannot hide its {name} in {machine.path} ({error.strerror}): put"
                     " ORBCTL_SIMULATOR_HOME on ext4, xfs, btrfs or a tmpfs"
                 ) from None
+
+
+def image(options: Options, words: list[str]) -> int:
+    """``image add NAME[:VERSION] ROOTFS``, ``image list``, ``image remove NAME[:VERSION]``."""
+    verb, *rest = words
+    if {"add": 2, "list": 0, "remove": 1}.get(verb) != len(rest):
+        raise Failure("image: add NAME[:VERSION] ROOTFS, list, or remove NAME[:VERSION]")
+    if verb == "list":
+        for name in sorted(listed()):
+            distro, version, arch = name.split("_")
+            print(f"{distro}:{version}  {arch}")
+        return 0
+    chosen = Image(rest[0], options.text("arch"), new=True)
+    with everything():
+        if verb == "add":
+            _add(chosen, rest[1])
+        else:
+            _remove(chosen)
+    return 0
+
+
+def listed() -> list[str]:
+    try:
+        names = os.listdir(os.path.join(home(), "images"))
+    except FileNotFoundError:
+        return []
+    return [name for name in names if not name.endswith(".new")]
+
+
+def _add(image: Image, source: str) -> None:
+    place = os.path.dirname(image.rootfs)
+    new = place + ".new"
+    shutil.rmtree(new, ignore_errors=True)
+    if os.path.exists(place):
+        raise Failure(f"image {image} is there already")
+    os.makedirs(new, mode=0o700)
+    rootfs = os.path.join(new, "rootfs")
+    if os.path.isdir(source):
+        command = ["cp", "-a", "--reflink=auto", "-T", "--", source, rootfs]
+    else:
+        os.mkdir(rootfs, 0o755)
+        command = ["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", rootfs]
+        command += ["-xpf", os.path.abspath(source)]
+    done = os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)[1] == 0
+    if not done or not os.path.lexists(os.path.join(rootfs, "bin/sh")):
+        shutil.rmtree(new, ignore_errors=True)
+        raise Failure(f"{source} is no root file system" if done else f"cannot read {source}")
+    os.rename(new, place)
+
+
+def _remove(image: Image) -> None:
+    users = [machine.name for machine in machines() if machine.fields.get("image") == image.key]
+    if users:
+        raise Failure(f"image {image} is in use by {', '.join(users)}")
+    if not os.path.isdir(image.rootfs):
+        raise Failure(f"image {image} is not there")
+    shutil.rmtree(os.path.dirname(image.rootfs))

@@ -169,7 +169,7 @@ def _mount_limits(fields: dict[str, str]) -> None:
     if not os.path.isdir("/sys/fs/cgroup"):
         return
     mount("tmpfs", "/sys/fs/cgroup", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755")
-    cpus, memory = float(fields.get("cpus") or 0), int(fields.get("memory_mib") or 0)
+    cpus, memory = float(fields.get("cpu") or 0), int(fields.get("memory_mib") or 0)
     for name, value in (
         ("cpu.max", f"{int(cpus * 100000)} 100000" if cpus else "max 100000"),
         ("memory.max", str(memory << 20) if memory else "max"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
+from signal import SIGCONT, SIGSTOP
 
 from . import images
 from .boot import Boot, halt, start, stop
 from .config import power_off, take_resumed, wake
+from .enter import Account, Door, execute
 from .state import (
     Failure,
     Machine,
     everything,
+    find,
     find_all,
     home,
     machines,
@@ -41,7 +45,10 @@ def create(options: Options, words: list[str]) -> int:
         fields = _wanted(options, image)
         check_name(name)
         _explain_base(options, image)
-        make(name, fields, image.base)
+        password = _ask_password() if options.on("set-password") else ""
+        machine = make(name, fields, image.base)
+        if password:
+            _set_password(machine, password)
     except Failure as failure:
         if str(failure).startswith("["):
             raise
@@ -50,19 +57,49 @@ def create(options: Options, words: list[str]) -> int:
 
 
 def _wanted(options: Options, image: images.Image) -> dict[str, str]:
+    if options.has("user-data"):
+        raise Failure("the simulator has no cloud-init: --user-data needs OrbStack")
+    isolated = options.on("isolated")
+    for flag in ("isolate-network", "mount"):
+        if options.has(flag) and not isolated:
+            raise Failure(f"--{flag} needs --isolated")
     user = options.text("user") or _caller()
-    if not user.replace("-", "a").replace(".", "a").replace("_", "a").isalnum() or not (
-        user[0].isalpha() or user[0] == "_"
-    ):
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", user):
         raise Failure(f"invalid user name: '{user}'")
-    fields = {
+    agent = "forward-ssh-agent"
+    forwarded = options.on(agent) if options.has(agent) else not isolated
+    shares = [] if isolated else os.environ.get("ORBCTL_SIMULATOR_SHARE", "").split(":")
+    return {
         "user": user,
         "distro": image.distro,
         "version": image.version,
         "arch": image.arch,
         "variant": "default",
+        "image": image.key if image.base != "/" else "",
+        "isolated": "true" if isolated else "false",
+        "isolate_network": "true" if options.on("isolate-network") else "false",
+        "forward_ssh_agent": "true" if forwarded else "false",
+        "cpu": cpus(options.text("cpus")),
+        "memory_mib": str(size(options.text("memory"), 20) >> 20),
+        "disk_bytes": str(size(options.text("disk"), 30)),
+        "mounts": "\t".join(options.many("mount")),
+        "shares": "\t".join(filter(None, shares)),
     }
-    return fields
+
+
+def cpus(text: str) -> str:
+    if not re.fullmatch(r"\d*\.?\d*", text):
+        raise Failure(f"invalid CPU limit: '{text}'")
+    return f"{float(text or 0):g}"
+
+
+def size(text: str, plain: int) -> int:
+    """Bytes of ``4G``, ``512MiB`` or a bare number, which counts units of ``1 << plain``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?)?", text or "0", re.IGNORECASE)
+    if match is None:
+        raise Failure(f"invalid size: '{text}'")
+    unit = 10 * (1 + "KMGT".index(match[2].upper())) if match[2] else plain
+    return int(float(match[1]) * (1 << unit))
 
 
 def _caller() -> str:
@@ -73,9 +110,31 @@ def _caller() -> str:
     return "user" if name == "root" else name
 
 
+def _ask_password() -> str:
+    """Asked for and never taken from the command line, which anybody can read."""
+    if sys.stdin.isatty():
+        from getpass import getpass
+
+        return getpass("Password: ")
+    return sys.stdin.readline().rstrip("\n")
+
+
+def _set_password(machine: Machine, password: str) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, f"{machine.user}:{password}\nroot:{password}\n".encode())
+    os.close(writer)
+
+    def work() -> None:
+        root = Account("root")
+        os.dup2(reader, 0)
+        execute(root, ["chpasswd"], root.environment(), False)
+
+    if os.waitpid(Door(machine).fork(work), 0)[1] != 0:
+        raise Failure("cannot set the password")
+
+
 def check_name(name: str) -> None:
-    plain = name.replace("-", "a").replace(".", "a").replace("_", "a")
-    if not (plain.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 63):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
         raise Failure(f"invalid machine name: '{name}'")
     if name in _RESERVED:
         raise Failure(f"machine name is reserved: '{name}'")
@@ -90,33 +149,128 @@ def _explain_base(options: Options, image: images.Image) -> None:
     say(f"{image} is not here: using {images.release('/')[2]}, {images.host_arch()}, this host")
 
 
+class Draft:
+    """A machine in the making: if anything fails, or we are killed, nothing of it stays.
+
+    Its name is taken at once, and its lock is held until it is done: whoever finds an unfinished
+    machine whose lock is free knows that its maker has died.
+    """
+
+    def __init__(self, name: str, fields: dict[str, str]) -> None:
+        wake()
+        check_name(name)
+        with everything():
+            sweep()
+            if any(machine.name == name for machine in machines()):
+                raise Failure(f"machine already exists: '{name}'")
+            path = os.path.join(home(), "machines", new_id())
+            self.machine = Machine(path, {"name": name, **fields})
+            os.makedirs(path, mode=0o700)
+            self._lock = self.machine.lock()
+            self._lock.__enter__()
+            self.machine.save()
+
+    def __enter__(self) -> Machine:
+        return self.machine
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            halt(self.machine)
+            discard(self.machine)
+        self._lock.__exit__()
+
+    def finish(self) -> None:
+        self.machine.fields["made"] = "yes"
+        self.machine.save()
+
+
 def make(name: str, fields: dict[str, str], base: str) -> Machine:
-    """A new machine, running; if anything fails, or we are killed, nothing of it stays."""
-    wake()
-    with everything():
-        sweep()
-        if any(machine.name == name for machine in machines()):
-            raise Failure(f"machine already exists: '{name}'")
-        machine = Machine(os.path.join(home(), "machines", new_id()), {"name": name, **fields})
-        os.makedirs(machine.path, mode=0o700)
-        held = machine.lock().__enter__()
-        machine.save()
-    try:
+    draft = Draft(name, fields)
+    with draft as machine:
         layer = images.seed(base)
         images.lay_out(machine, base)
         if layer:
             copy_tree(layer, machine.file("upper"))
         boot = Boot(machine, create=True)
-        machine.fields["made"] = "yes"
-        machine.save()
+        draft.finish()
         boot.commit()
-    except BaseException:
-        halt(machine)
-        discard(machine)
-        raise
-    finally:
-        held.__exit__()
     return machine
+
+
+def clone(options: Options, words: list[str]) -> int:
+    """Copy what the machine has written, with its processes stopped meanwhile."""
+    source, name = find(words[0]), words[1]
+    try:
+        with source.lock():
+            fields = {key: value for key, value in source.reload().fields.items() if key != "made"}
+            draft = Draft(name, {**fields, "name": name})
+            with draft as machine, Pause(source):
+                images.lay_out(machine, os.readlink(source.file("base")))
+                copy_tree(source.file("upper"), machine.file("upper"))
+                draft.finish()
+    except Failure as failure:
+        raise rpc(f"clone '{source.name}': {failure}") from None
+    return 0
+
+
+class Pause:
+    """A running machine's processes stand still; they go on, too, if we are killed meanwhile."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._pid, self._go_on = machine, 0, -1
+
+    def __enter__(self) -> None:
+        if self._machine.process() is None:
+            return
+        waits, self._go_on = os.pipe()
+        ready, stopped = os.pipe()
+
+        def work() -> None:
+            os.setsid()
+            os.close(self._go_on)
+            os.kill(-1, SIGSTOP)
+            os.close(stopped)
+            os.read(waits, 1)
+            os.kill(-1, SIGCONT)
+
+        self._pid = Door(self._machine).fork(work)
+        os.close(waits)
+        os.close(stopped)
+        os.read(ready, 1)
+        os.close(ready)
+
+    def __exit__(self, *_: object) -> None:
+        if self._pid:
+            os.close(self._go_on)
+            os.waitpid(self._pid, 0)
+
+
+def rename(options: Options, words: list[str]) -> int:
+    machine, name = find(words[0]), words[1]
+    try:
+        check_name(name)
+        with everything():
+            if any(other.name == name for other in machines()):
+                raise Failure(f"machine already exists: '{name}'")
+            with machine.lock():
+                machine.reload().fields["name"] = name
+                machine.save()
+                if machine.process():
+                    _rename_inside(machine, name)
+    except Failure as failure:
+        raise rpc(f"rename '{words[0]}': {failure}") from None
+    return 0
+
+
+def _rename_inside(machine: Machine, name: str) -> None:
+    from .guest import set_hostname
+    from .linux import sethostname
+
+    def work() -> None:
+        sethostname(name)
+        set_hostname(name)
+
+    os.waitpid(Door(machine).fork(work, all_rights=True), 0)
 
 
 def copy_tree(source: str, target: str) -> None:

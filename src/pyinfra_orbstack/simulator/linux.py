@@ -29,6 +29,7 @@ MNT_DETACH = 2
 
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 _PR_CAPBSET_DROP = 24
+_TIOCSCTTY = 0x540E
 _SIGCHLD, _SIG_DFL, _SIG_IGN = 17, ctypes.c_void_p(0), ctypes.c_void_p(1)
 
 # What a deploy needs of root's rights, by their numbers: chown, dac_override, fowner, fsetid,
@@ -127,6 +128,10 @@ def let_kernel_reap() -> None:
 
 def pause() -> None:
     _libc.pause()
+
+
+def set_controlling_terminal(fd: int) -> None:
+    _check(_libc.ioctl(fd, ctypes.c_ulong(_TIOCSCTTY), 0), "controlling terminal")
 
 
 def close_all_but(*kept: int) -> None:

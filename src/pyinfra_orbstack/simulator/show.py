@@ -7,7 +7,7 @@ import os
 import sys
 
 from .config import is_stopped, wake
-from .state import Failure, Machine, find, machines, profile
+from .state import Failure, Machine, find, machines, profile, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,4 +132,17 @@ def status(options: Options, _: list[str]) -> int:
 def version(options: Options, _: list[str]) -> int:
     number, build = _VERSIONS[profile()]
     print(f"Version: {number} ({build})\nCommit: {'0' * 40} (v{number})")
+    return 0
+
+
+def ssh(options: Options, _: list[str]) -> int:
+    """OrbStack's details, for scripts that read the port; nothing listens there."""
+    print("Host: 127.0.0.1\nPort: 32222\nUser: default\nIdentityFile: ~/.orbstack/ssh/id_ed25519")
+    say("the simulator has no SSH server: use `run`")
+    return 0
+
+
+def logs(options: Options, words: list[str]) -> int:
+    with open(find(words[0]).file("console"), encoding="utf-8", errors="replace") as file:
+        sys.stdout.write(file.read())
     return 0

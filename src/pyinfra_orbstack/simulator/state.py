@@ -140,7 +140,7 @@ class Machine:
         return "stopped" if self.process() is None else "running"
 
     def on(self, field: str) -> bool:
-        return self.fields.get(field) == "yes"
+        return self.fields.get(field) == "true"
 
     def many(self, field: str) -> list[str]:
         return [entry for entry in self.fields.get(field, "").split("\t") if entry]

@@ -1,0 +1,80 @@
+"""`doctor`: what this host can do, found out by trying, and what to do about the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from . import images
+from .boot import Boot, halt
+from .state import Failure, Machine, cache, home, new_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .cli import Options
+
+_PRIVATE = ("/proc", "/sys", "/dev", "/run", "/tmp", "/home", "/root", "/boot", "/mnt", "/media")
+
+
+def doctor(options: Options, _: list[str]) -> int:
+    problem = _try_machine()
+    missing = [name for name in ("cp", "tar") if not shutil.which(name)]
+    unseen = _unseen_mounts()
+    own_time = os.path.exists("/proc/self/ns/time")
+    release, arch = images.release("/")[2], images.host_arch()
+    free = shutil.disk_usage(home()).free >> 20
+    findings = [
+        ("ok" if not problem else "MISSING", f"machines: {problem or 'made one, and ended it'}"),
+        ("ok", f"base: {release}, {arch}, kernel {os.uname().release}"),
+        _sudo(),
+        ("ok" if not missing else "MISSING", f"programs: {', '.join(missing) or 'cp, tar'}"),
+        ("ok" if free > 500 else "note", f"state folder: {home()}, {free} MiB free"),
+        ("ok" if own_time else "note", f"time namespaces: {'there' if own_time else 'none'}"),
+    ]
+    if unseen:
+        text = "file systems of their own, which machines do not see: " + ", ".join(unseen)
+        findings.append(("note", text))
+    findings += [("ok", f"image: {name}") for name in sorted(images.listed())]
+    for mark, text in findings:
+        print(f"{mark:<8}{text}")
+    return 1 if any(mark == "MISSING" for mark, _ in findings) else 0
+
+
+def _try_machine() -> str:
+    os.makedirs(home(), mode=0o700, exist_ok=True)
+    place = os.path.join(home(), "trial-" + new_id())
+    machine = Machine(place, {"name": "trial", "user": "root"})
+    try:
+        images.lay_out(machine, "/")
+        Boot(machine)
+        halt(machine)
+        return ""
+    except (Failure, OSError) as error:
+        return str(error)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _sudo() -> tuple[str, str]:
+    if os.path.exists("/usr/bin/sudo"):
+        return "ok", "sudo: in the base"
+    try:
+        ready = any(name.startswith("sudo-") for name in os.listdir(cache()))
+    except FileNotFoundError:
+        ready = False
+    if ready:
+        return "ok", f"sudo: in a layer of {cache()}"
+    return "note", "sudo: the base has none; the first `create` will install it into a layer"
+
+
+def _unseen_mounts() -> list[str]:
+    """Only the host's root file system is a machine's base, not what is mounted in it."""
+    unseen = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            point, kind = before.split()[4], after.split()[0]
+            private = any(point == path or point.startswith(path + "/") for path in _PRIVATE)
+            if point != "/" and not private and kind not in ("tmpfs", "squashfs", "overlay"):
+                unseen.append(point)
+    return unseen
