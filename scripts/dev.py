@@ -183,7 +183,8 @@ def environment() -> dict[str, str]:
     return {
         "PATH": os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", os.defpath)]),
         "XDG_STATE_HOME": str(CACHE / "state"),
-        "ORBCTL_SIMULATOR_HOME": os.environ.get("ORBCTL_SIMULATOR_HOME", str(CACHE / "simulator")),
+        "ORBCTL_SIMULATOR_HOME": str(CACHE / "simulator"),
+        "ORBCTL_SIMULATOR_CACHE": str(CACHE / "simulator-layers"),
     }
 
 

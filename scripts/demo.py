@@ -1,0 +1,141 @@
+"""`make demo`: a project made from the template, deployed twice to a machine of its own.
+
+Whatever this makes lies inside the checkout, apart from the machine, and that is written down with
+its id, so that `make clean` deletes it and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import copier
+
+from pyinfra_orbstack import project
+from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, OrbctlError, Record
+from pyinfra_orbstack.project import PREFIX, Refused
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo"
+STATE = ROOT / ".cache" / "demo"
+#: What is needed to reach the demo's machines again.
+SETTINGS = STATE / "settings.json"
+RECORD = Record(STATE / "machines")
+
+
+def render() -> Path:
+    """Render the template as it is in the checkout, into a folder that is not yet `demo`."""
+    fresh = STATE / "demo"
+    answers = STATE / "copier.yml"
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    answers.write_text("{}\n")
+    # The demo has no owner: the user's own defaults for copier are left out.
+    os.environ["COPIER_SETTINGS_PATH"] = str(answers)
+    with warnings.catch_warnings():
+        # That the checkout has changes which are not committed is as it should be here.
+        warnings.simplefilter("ignore")
+        copier.run_copy(str(ROOT), fresh, defaults=True, overwrite=True, quiet=True, vcs_ref="HEAD")
+    return fresh
+
+
+def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
+    """Stop if a machine of a name that the demo would use is there, and not the demo's own."""
+    recorded = RECORD.machines()
+    names = [host[len(PREFIX) :] for host in hosts]
+    for machine in client.machines():
+        if machine.name in names and recorded.get(machine.name) != machine.id:
+            raise Refused(
+                f"there already is a machine {machine.name!r} that this demo did not make: "
+                "rename or delete it, then try again"
+            )
+
+
+def deploy(environment: dict[str, str]) -> tuple[int, int, int]:
+    """Apply the project's deploy; return how many operations changed something, failed, or not."""
+    argv = project.pyinfra_argv("-y", "inventories/local.py", "deploy.py")
+    child = subprocess.Popen(
+        argv, cwd=DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    total = ""
+    assert child.stdout is not None
+    for line in child.stdout:
+        print(f"    {line}", end="", flush=True)
+        total = line if "Grand total" in line else total
+    # pyinfra's own table: hosts, success (with changes), error, no change.
+    counts = [0 if word == "-" else int(word) for word in re.findall(r"\s(\d+|-)(?=\s|$)", total)]
+    if child.wait() or len(counts) != 4 or counts[2]:
+        raise Refused("the deploy failed: its output stands above")
+    return counts[1], counts[2], counts[3]
+
+
+def show(environment: dict[str, str], *words: str) -> str:
+    """A command line that can be pasted, environment included."""
+    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in environment.items()), *words])
+
+
+def demo() -> None:
+    """Render, create, deploy, deploy again, and say what was done."""
+    existing = (DEMO / ".copier-answers.yml").exists()
+    if DEMO.exists() and not existing:
+        raise Refused(f"{DEMO} is there and was not made by this demo: move it away first")
+    command = project.choose_orbctl()
+    reach = project.settings(command)
+    os.environ.update(reach)
+    # An earlier demo may have run elsewhere; its machines can be deleted from there alone.
+    if RECORD.machines() and json.loads(SETTINGS.read_text()) != reach:
+        raise Refused("an earlier demo used another orbctl: run `make clean` first")
+    kind = "the simulator" if project.is_simulator(command) else "OrbStack"
+    print(f"1. Machines are {kind}'s: {command}")
+    project_folder = DEMO if existing else render()
+    hosts = project.inventory_hosts(project_folder / "inventories" / "local.py")
+    refuse_strangers(Orbctl(), hosts)
+    SETTINGS.write_text(json.dumps(reach))
+    if existing:
+        print("2. ./demo is there already and stays as it is")
+    else:
+        project_folder.rename(DEMO)
+        print("2. Rendered the template into ./demo")
+    environment = {
+        **os.environ,
+        RECORD_VARIABLE: str(RECORD.path),
+        "PYTHONPATH": str(DEMO / "src"),
+    }
+    print("3. Applying ./demo/deploy.py, which creates its machine where it is missing", flush=True)
+    changed, _, _ = deploy(environment)
+    print("4. Applying it again", flush=True)
+    again, _, unchanged = deploy(environment)
+    if again:
+        raise Refused(f"the second run changed {again} operations, it should have changed nothing")
+    print(
+        f"\nDone: {changed} operations changed something, then {unchanged} of {unchanged} did not."
+    )
+    look = [".venv/bin/pyinfra", hosts[0], "exec", "--", "cat /etc/ssh/sshd_config.d/10-demo.conf"]
+    print(f"Look into the machine:\n    {show(reach, *map(shlex.quote, look))}")
+    name = hosts[0][len(PREFIX) :]
+    print(
+        f"Open a shell in it:\n    {show(reach, shlex.quote(command), 'run', '-m', name, 'bash')}"
+    )
+    print("Remove everything again:\n    make clean")
+
+
+def clean() -> None:
+    """Delete the demo's machines, and those that crashed tests left behind."""
+    if SETTINGS.exists():
+        os.environ.update(json.loads(SETTINGS.read_text()))
+        for name in RECORD.delete_all(Orbctl()):
+            print(f"deleted machine {name}")
+
+
+if __name__ == "__main__":
+    try:
+        clean() if "--clean" in sys.argv[1:] else demo()
+    except (Refused, OrbctlError) as problem:
+        sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,6 @@
+"""Data of the group `web`, on this computer and in production."""
+
+from __future__ import annotations
+
+# Nobody needs tunnels through a web server.
+ssh_tcp_forwarding = False
