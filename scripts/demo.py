@@ -56,8 +56,8 @@ def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
             )
 
 
-def deploy(environment: dict[str, str]) -> tuple[int, int, int]:
-    """Apply the project's deploy; return how many operations changed something, failed, or not."""
+def deploy(environment: dict[str, str]) -> tuple[int, int]:
+    """Apply the project's deploy; return how many operations did and did not change something."""
     argv = project.pyinfra_argv("-y", "inventories/local.py", "deploy.py")
     child = subprocess.Popen(
         argv, cwd=DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -71,12 +71,12 @@ def deploy(environment: dict[str, str]) -> tuple[int, int, int]:
     counts = [0 if word == "-" else int(word) for word in re.findall(r"\s(\d+|-)(?=\s|$)", total)]
     if child.wait() or len(counts) != 4 or counts[2]:
         raise Refused("the deploy failed: its output stands above")
-    return counts[1], counts[2], counts[3]
+    return counts[1], counts[3]
 
 
 def show(environment: dict[str, str], *words: str) -> str:
     """A command line that can be pasted, environment included."""
-    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in environment.items()), *words])
+    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in environment.items()), shlex.join(words)])
 
 
 def demo() -> None:
@@ -107,21 +107,19 @@ def demo() -> None:
         "PYTHONPATH": str(DEMO / "src"),
     }
     print("3. Applying ./demo/deploy.py, which creates its machine where it is missing", flush=True)
-    changed, _, _ = deploy(environment)
+    changed, _ = deploy(environment)
     print("4. Applying it again", flush=True)
-    again, _, unchanged = deploy(environment)
+    again, unchanged = deploy(environment)
     if again:
         raise Refused(f"the second run changed {again} operations, it should have changed nothing")
-    print(
-        f"\nDone: {changed} operations changed something, then {unchanged} of {unchanged} did not."
-    )
-    look = [".venv/bin/pyinfra", hosts[0], "exec", "--", "cat /etc/ssh/sshd_config.d/10-demo.conf"]
-    print(f"Look into the machine:\n    {show(reach, *map(shlex.quote, look))}")
-    name = hosts[0][len(PREFIX) :]
-    print(
-        f"Open a shell in it:\n    {show(reach, shlex.quote(command), 'run', '-m', name, 'bash')}"
-    )
-    print("Remove everything again:\n    make clean")
+    print(f"\nThe first run changed {changed} things, the second none of {unchanged}.")
+    command_line = str(Path(sys.executable).with_name("pyinfra"))
+    file = "/etc/ssh/sshd_config.d/10-demo.conf"
+    print("What it wrote, read in the machine:")
+    print(f"    {show(reach, command_line, hosts[0], 'exec', '--', 'cat', file)}")
+    print("A shell in the machine:")
+    print(f"    {show(reach, command, 'run', '-m', hosts[0][len(PREFIX) :])}")
+    print("Remove all of it, the machine included:\n    make clean")
 
 
 def clean() -> None:
