@@ -29,6 +29,9 @@ class Boot:
         if child == 0:
             try:
                 self._become_init(control, report, ["create" if create else "start", *paths])
+            except PermissionError as error:
+                text = f"error this host, or the container it is, allows no namespaces ({error})\n"
+                os.write(report, text.encode(errors="surrogateescape"))
             except BaseException as error:
                 os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
             os._exit(1)
@@ -71,6 +74,11 @@ class Boot:
         os.write(self._control, b"!")
         os.close(self._control)
 
+    def abandon(self) -> None:
+        """End it and all its processes."""
+        os.close(self._control)
+        halt(self.machine)
+
 
 def note(machine: Machine, text: str) -> None:
     """A line of the machine's log, which `logs` shows."""
@@ -97,7 +105,9 @@ def start(machine: Machine) -> None:
     if machine.finished and machine.process():
         return
     with machine.lock():
-        if machine.reload().process() is None:
+        if not machine.reload().finished:
+            raise rpc(f"machine not found: '{machine.name}'")
+        if machine.process() is None:
             try:
                 Boot(machine).commit()
             except Failure as failure:
@@ -109,14 +119,23 @@ def stop(machine: Machine) -> None:
         halt(machine.reload())
 
 
+def _is_there(pid: int, started: str) -> bool:
+    try:
+        return start_time(f"/proc/{pid}") == started
+    except OSError:
+        return False
+
+
 def halt(machine: Machine, patience: float = 10) -> None:
     """End pid 1, and with it, by the kernel's own rule, every process of the machine."""
     pid = machine.process()
     if pid is None:
         return
+    started = machine.written_process()[1]
     os.kill(pid, 9)
     deadline = time.monotonic() + patience
-    while machine.process() is not None:
+    # Not `process`, which no longer knows it once it is ending: it ends after all the others.
+    while _is_there(pid, started):
         if time.monotonic() > deadline:
             raise rpc(f"stop '{machine.name}': a process of it does not end")
         time.sleep(0.002)

@@ -120,8 +120,9 @@ class Call:
         The environment stands in it by name only, stdin by its digest: a log may be kept.
         """
         path = os.environ.get("ORBCTL_SIMULATOR_LOG")
-        if not path:
+        if not path or not self.logs:
             return
+        self.logs = False
         names = os.environ.get("ORBCTL_SIMULATOR_ENV", "").split(":")
         try:
             here = os.getcwd()

@@ -6,8 +6,8 @@ import os
 import shutil
 
 from . import images
-from .boot import Boot, halt
-from .state import Failure, Machine, cache, home, new_id
+from .boot import Boot
+from .state import Failure, Lock, Machine, cache, home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,17 +42,18 @@ def doctor(options: Options, _: list[str]) -> int:
 
 def _try_machine() -> str:
     os.makedirs(home(), mode=0o700, exist_ok=True)
-    place = os.path.join(home(), "trial-" + new_id())
+    place = os.path.join(home(), "trial")
     machine = Machine(place, {"name": "trial", "user": "root"})
-    try:
-        images.lay_out(machine, "/")
-        Boot(machine)
-        halt(machine)
-        return ""
-    except (Failure, OSError) as error:
-        return str(error)
-    finally:
+    with Lock(place + ".lock"):
         shutil.rmtree(place, ignore_errors=True)
+        try:
+            images.lay_out(machine, "/")
+            Boot(machine).abandon()
+            return ""
+        except (Failure, OSError) as error:
+            return str(error)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _sudo() -> tuple[str, str]:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 
-from .boot import Boot, halt
+from .boot import Boot
 from .enter import Account, Door, execute, exit_code
 from .state import Failure, Lock, Machine, cache, everything, home, machines, say
 
@@ -169,17 +169,14 @@ def _build_layer(base: str, program: str, script: str, layer: str) -> None:
     machine = Machine(place, {"name": "layer", "user": "root"})
     lay_out(machine, base)
     log = os.path.join(place, "log")
+    boot = Boot(machine)
     try:
-        boot = Boot(machine)
         if _install(machine, script, log) != 0:
             with open(log, errors="replace") as file:
                 lines = [line.strip() for line in file if line.strip()] or ["no output"]
             raise Failure(f"sudo could not be installed in {base}: {lines[-1]} (all of it: {log})")
-        halt(machine)
-        boot.commit()
-    except Failure:
-        halt(machine)
-        raise
+    finally:
+        boot.abandon()
     upper = machine.file("upper")
     for name in _CLUTTER:
         path = os.path.join(upper, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -159,8 +160,8 @@ class Draft:
     def __init__(self, name: str, fields: dict[str, str]) -> None:
         wake()
         check_name(name)
+        sweep()
         with everything():
-            sweep()
             if any(machine.name == name for machine in machines()):
                 raise Failure(f"machine already exists: '{name}'")
             path = os.path.join(home(), "machines", new_id())
@@ -249,14 +250,15 @@ def rename(options: Options, words: list[str]) -> int:
     machine, name = find(words[0]), words[1]
     try:
         check_name(name)
-        with everything():
-            if any(other.name == name for other in machines()):
-                raise Failure(f"machine already exists: '{name}'")
-            with machine.lock():
-                machine.reload().fields["name"] = name
+        with machine.lock():
+            machine.reload()
+            with everything():
+                if any(other.name == name for other in machines()):
+                    raise Failure(f"machine already exists: '{name}'")
+                machine.fields["name"] = name
                 machine.save()
-                if machine.process():
-                    _rename_inside(machine, name)
+            if machine.process():
+                _rename_inside(machine, name)
     except Failure as failure:
         raise rpc(f"rename '{words[0]}': {failure}") from None
     return 0
@@ -284,22 +286,27 @@ def discard(machine: Machine) -> None:
     """Out of sight in one step, then out of the way."""
     trash = os.path.join(home(), "trash")
     os.makedirs(trash, mode=0o700, exist_ok=True)
-    gone = os.path.join(trash, machine.id)
-    try:
-        os.rename(machine.path, gone)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(machine.path, os.path.join(trash, machine.id))
+    shutil.rmtree(os.path.join(trash, machine.id), ignore_errors=True)
 
 
 def sweep() -> None:
     """Remove what a killed simulator left half made or half removed."""
     for machine in machines():
-        if not machine.finished:
-            with machine.lock(wait=False) as lock:
-                if lock.held:
-                    discard(machine)
-    shutil.rmtree(os.path.join(home(), "trash"), ignore_errors=True)
+        if machine.finished:
+            continue
+        with contextlib.suppress(Failure, FileNotFoundError), machine.lock(wait=False) as lock:
+            if lock.held and not machine.reload().finished:
+                halt(machine)
+                discard(machine)
+    folder, trash = os.path.join(home(), "machines"), os.path.join(home(), "trash")
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if not os.path.exists(os.path.join(folder, name, "machine")):
+            with everything():  # under it a machine gets its directory and its record
+                if not os.path.exists(os.path.join(folder, name, "machine")):
+                    discard(Machine(os.path.join(folder, name), {}))
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _chosen(options: Options, names: list[str]) -> list[Machine]:
@@ -309,6 +316,7 @@ def _chosen(options: Options, names: list[str]) -> list[Machine]:
 def start_(options: Options, names: list[str]) -> int:
     """Without a name it is OrbStack that starts, with the machines that its stop ended."""
     wake()
+    sweep()
     resumed = [] if names or options.on("all") else take_resumed()
     for machine in _chosen(options, names) + resumed:
         start(machine)
@@ -348,9 +356,8 @@ def delete(options: Options, names: list[str]) -> int:
     if chosen and not options.on("force") and not _confirmed(chosen):
         raise Failure("aborted")
     for machine in chosen:
-        with everything():
-            with machine.lock():
-                halt(machine.reload())
+        with machine.lock():
+            halt(machine.reload())
             discard(machine)
     return 0
 

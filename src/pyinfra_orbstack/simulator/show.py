@@ -7,6 +7,7 @@ import os
 import sys
 
 from .config import is_stopped, wake
+from .lifecycle import sweep
 from .state import Failure, Machine, find, machines, profile, say
 
 TYPE_CHECKING = False
@@ -70,6 +71,7 @@ def _wants_json(options: Options) -> bool:
 
 def list_(options: Options, _: list[str]) -> int:
     wake()
+    sweep()
     as_json = _wants_json(options)
     shown = list(machines())
     if options.on("running"):
