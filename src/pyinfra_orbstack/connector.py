@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -146,7 +145,7 @@ def _watch_interrupts() -> None:
     pyinfra disconnects in the pool in which the commands run, so it would wait for all of them.
     """
     global _watching
-    if _watching or threading.current_thread() is not threading.main_thread():
+    if _watching:
         return
     previous = signal.getsignal(signal.SIGINT)
     if not callable(previous):
@@ -154,11 +153,13 @@ def _watch_interrupts() -> None:
 
     def handle(number: int, frame: FrameType | None) -> None:
         for greenlet in list(_busy):
-            gevent.kill(greenlet, Interrupted("interrupted"), block=False)
+            greenlet.kill(Interrupted("interrupted"), block=False)
         previous(number, frame)
 
-    signal.signal(signal.SIGINT, handle)
-    _watching = True
+    # Python takes handlers in the main thread alone, and under gevent only it knows which that is.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, handle)
+        _watching = True
 
 
 @contextlib.contextmanager

@@ -130,8 +130,10 @@ def check_value(what: str, value: str) -> str:
     """Return ``value`` if it can be one argument of `orbctl`.
 
     Raises:
-        BadValue: It is empty, begins with ``-`` or holds a control character.
+        BadValue: It is no text, is empty, begins with ``-`` or holds a control character.
     """
+    if not isinstance(value, str):
+        raise BadValue(f"{what} must be text, not {value!r}")
     if not value:
         raise BadValue(f"{what} is empty")
     if value.startswith("-"):
@@ -233,6 +235,90 @@ def create_args(
     return [*args, check_value("image", image), check_name(name)]
 
 
+def machine_args(words: str, *names: str) -> list[str]:
+    """Arguments of a command that takes nothing but machines.
+
+    >>> machine_args("stop --force", "web")
+    ['stop', '--force', 'web']
+    """
+    if not names:
+        raise BadValue(f"{words} needs a machine: without one it may mean all of OrbStack")
+    return [*words.split(), *map(check_name, names)]
+
+
+def info_args(name: str) -> list[str]:
+    """Arguments that show one machine as JSON."""
+    return [*machine_args("info", name), "--format", "json"]
+
+
+def export_args(name: str, path: str) -> list[str]:
+    """Arguments that write a machine to a file."""
+    return [*machine_args("export", name), check_value("path", path)]
+
+
+def import_args(path: str, name: str) -> list[str]:
+    """Arguments that make a machine from such a file."""
+    return ["import", "--name", check_name(name), check_value("path", path)]
+
+
+def config_args(key: str, value: str | None = None) -> list[str]:
+    """Arguments that read a setting, or change it; an empty value clears it."""
+    if re.search(r"\s", check_value("config key", key)):
+        raise BadValue(f"config key {key!r} holds a space")
+    if value is None:
+        return ["config", "get", key]
+    return ["config", "set", key, value and check_value(f"value of {key}", value)]
+
+
+def machine_key(name: str, setting: str) -> str:
+    """The config key of a machine's own setting, such as ``username`` or ``memory_mib``."""
+    return f"machine.{check_name(name)}.{setting}"
+
+
+def check_arch(arch: str) -> str:
+    """Return ``arch`` if OrbStack has machines of it.
+
+    Raises:
+        BadValue: It has not.
+    """
+    if arch not in ("arm64", "amd64"):
+        raise BadValue(f"arch is arm64 or amd64, not {arch!r}")
+    return arch
+
+
+def limits(
+    cpus: str | float | None = None, memory: str | int | None = None, disk: str | int | None = None
+) -> dict[str, str]:
+    """The settings that limit a machine as `create_args` with these values does; 0 lifts a limit.
+
+    Raises:
+        BadValue: A value that `orbctl create` would not take, or might take for something else.
+
+    >>> limits(cpus=2, memory="4G", disk="64G")
+    {'cpu': '2', 'memory_mib': '4096', 'disk_bytes': '68719476736'}
+    """
+    found = {}
+    if cpus is not None:
+        if not re.fullmatch(r"\d+(\.\d+)?", str(cpus)):
+            raise BadValue(f"cpus is a number such as 2, not {cpus!r}")
+        found["cpu"] = f"{float(cpus):g}"
+    if memory is not None:
+        found["memory_mib"] = str(_bytes("memory", memory, "4096 (MiB) or 4G", "M") >> 20)
+    if disk is not None:
+        found["disk_bytes"] = str(_bytes("disk", disk, "64G"))
+    return found
+
+
+def _bytes(what: str, value: str | int, example: str, plain: str = "") -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", str(value).upper())
+    if match is None or isinstance(value, bool):
+        raise BadValue(f"{what} is a size such as {example}, not {value!r}")
+    unit = match[2] or plain
+    if not unit and float(match[1]):
+        raise BadValue(f"{what} needs a unit, as in {example}, not {value!r}")
+    return int(float(match[1]) * 1024 ** (" KMGT".index(unit or " ")))
+
+
 def shell_line(args: Sequence[str]) -> str:
     """The command line for ``args``, to be shown to the user."""
     return shlex.join(["orbctl", *args])
@@ -311,6 +397,117 @@ def parse_info(text: str) -> Machine:
     )
 
 
+def parse_version(text: str) -> str:
+    """Read ``orbctl version``.
+
+    Raises:
+        BadAnswer: There is no version in it.
+    """
+    match = re.search(r"^Version: (\d+\.\d+\S*)", text, re.MULTILINE)
+    if match is None:
+        raise BadAnswer(f"orbctl did not tell its version: {text.strip()[:120]!r}")
+    return match[1]
+
+
+def parse_status(text: str) -> str:
+    """Read ``orbctl status``: ``running``, ``starting`` or ``stopped``.
+
+    Raises:
+        BadAnswer: It is none of these.
+    """
+    match = re.search(r"^(Running|Starting|Stopped)\s*$", text, re.MULTILINE)
+    if match is None:
+        raise BadAnswer(f"orbctl did not tell its status: {text.strip()[:120]!r}")
+    return match[1].lower()
+
+
+def parse_config(text: str) -> dict[str, bool | int | str]:
+    """Read ``orbctl config show``.
+
+    Raises:
+        BadAnswer: There is no setting in it.
+    """
+    lines = re.findall(r"^([a-z][^\s:]*):(?: (.*))?$", text, re.MULTILINE)
+    if not lines:
+        raise BadAnswer(f"orbctl showed no settings: {text.strip()[:120]!r}")
+    return {key: _typed(value) for key, value in lines}
+
+
+def parse_ssh(text: str) -> dict[str, bool | int | str]:
+    """Read ``orbctl ssh``: what stands behind the colons, by lower-case words before them.
+
+    A line that could be a part of a key is left out: only where a key lies is told.
+    """
+    lines = re.findall(r"^\s*([A-Za-z][A-Za-z ]*):[ \t]*(\S.*)$", text, re.MULTILINE)
+    return {
+        key.lower().replace(" ", "_"): _typed(value.strip())
+        for key, value in lines
+        if not re.search(r"[A-Za-z0-9+/=]{60}|PRIVATE KEY", value)
+    }
+
+
+def _typed(value: str) -> bool | int | str:
+    if value in ("true", "false"):
+        return value == "true"
+    return int(value) if value.isdecimal() else value
+
+
+# The names that OrbStack's index has for numbers; other versions read back as they were typed.
+_CODENAMES = {
+    "centos": {"9": "9-Stream", "10": "10-Stream"},
+    "debian": {"11": "bullseye", "12": "bookworm", "13": "trixie", "14": "forky"},
+    "devuan": {"4": "chimaera", "5": "daedalus", "6": "excalibur"},
+    "ubuntu": {"22.04": "jammy", "24.04": "noble", "25.10": "questing", "26.04": "resolute"},
+}
+
+
+def same_image(image: str, distro: str, version: str) -> bool | None:
+    """Whether a machine was made from ``image``; None where that cannot be known.
+
+    >>> same_image("ubuntu:24.04", "ubuntu", "noble"), same_image("ubuntu", "ubuntu", "noble")
+    (True, True)
+    """
+    wanted_distro, _, wanted = image.partition(":")
+    if not distro:
+        return None
+    if wanted_distro != distro:
+        return False
+    codenames = _CODENAMES.get(distro, {})
+    wanted, version = codenames.get(wanted, wanted), codenames.get(version, version)
+    if not wanted or wanted == version:
+        return True
+    both = {wanted, version}
+    known = both <= set(codenames.values())
+    return False if known or all(re.fullmatch(r"[\d.]+", one) for one in both) else None
+
+
+def same_mounts(wanted: Sequence[str], told: str) -> bool | None:
+    """Whether the ``mounts`` setting of a machine says this; None where that cannot be known.
+
+    How several mounts are told, and whether ``~`` is kept, is not documented.
+    """
+    if re.search(r"[][{}\"']", told) or any("," in mount for mount in wanted):
+        return None
+    left = [mount for mount in re.split(r"[,\n]", told) if mount.strip()]
+    for mount in wanted:
+        found = next((one for one in left if _same_mount(mount, one)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return not left
+
+
+def _same_mount(one: str, other: str) -> bool:
+    ends = []
+    for mount in (one, other):
+        source, _, target = mount.strip().partition(":")
+        ends.append([path.rstrip("/") for path in (source, target or source)])
+    return all(
+        a == b or (a[:2] == "~/" and b.endswith(a[1:])) or (b[:2] == "~/" and a.endswith(b[1:]))
+        for a, b in zip(*ends)
+    )
+
+
 def error(stderr: str, status: int) -> OrbctlError:
     """Turn what a failed `orbctl` printed into one typed line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
@@ -322,6 +519,86 @@ def error(stderr: str, status: int) -> OrbctlError:
     if "already exists" in text:
         return MachineExists(text)
     return OrbctlError(text)
+
+
+# Calling it through a shell, on whatever host that runs ---------------------------------------
+
+# `PYINFRA_ORBSTACK_ORBCTL` counts where the shell has it in its environment: a local one has ours.
+_SHELL = (
+    'PATH="$PATH:'
+    + ":".join(folder.replace("~", "$HOME", 1) for folder in KNOWN_FOLDERS)
+    + f'"; orbctl=${{{COMMAND_VARIABLE}:-orbctl}}; '
+)
+# All that can go wrong is told on stdout, with exit code 0: pyinfra takes no output, and a missing
+# command, for "there is nothing", and shows all that a failed command printed.
+_ASK = (
+    'command -v "$orbctl" >/dev/null || { echo "orbctl: missing"; exit; }; exec 3>&1; '
+    'ask() { e=$("$orbctl" "$@" 2>&1 >&3 3>&- </dev/null); s=$?; '
+    """printf '\\norbctl: exit %s: %s\\n' "$s" "$(printf %s "$e" | tr '\\n' '\\t')"; }; """
+)
+_ASKED = re.compile(r"orbctl: exit (\d+): ?(.*)")
+
+
+def shell_command(script: str) -> str:
+    """A shell command in which ``"$orbctl"`` is OrbStack's, wherever the host has it."""
+    return _SHELL + script
+
+
+def shell_words(args: Sequence[str]) -> str:
+    """Shell text that calls it; every argument is quoted."""
+    return f'"$orbctl" {shlex.join(args)}'
+
+
+def ask(*args: str, then: str = "") -> str:
+    """A shell command that calls `orbctl` and tells all about it, for `answers` to read.
+
+    Args:
+        args: The arguments.
+        then: More shell text, in which ``ask ARGS...`` is another call.
+    """
+    return shell_command(_ASK + shlex.join(["ask", *args]) + then)
+
+
+def answer(lines: Sequence[str]) -> str:
+    """What `orbctl` printed when the command of `ask` was run.
+
+    Raises:
+        OrbctlError: It is missing, failed, or was cut short.
+    """
+    return answers(lines, whole=True)[0]
+
+
+def answers(lines: Sequence[str], *, whole: bool = False, accept: Sequence[int] = ()) -> list[str]:
+    """What each of several calls of `orbctl` printed; a later one that failed is left out.
+
+    Args:
+        lines: The output of a command of `ask`.
+        whole: There was one call, and what looks like the end of another is its own text.
+        accept: Exit codes, besides 0, that are no failure.
+
+    Raises:
+        OrbctlError: It is missing, was cut short, or its first call failed.
+    """
+    if list(lines) == ["orbctl: missing"]:
+        raise OrbctlMissing(
+            "there is no orbctl on this host, neither on PATH nor in OrbStack's and Homebrew's "
+            f"folders: install OrbStack there, or set {COMMAND_VARIABLE}"
+        )
+    found, text = [], []
+    for number, line in enumerate(lines, 1):
+        end = _ASKED.fullmatch(line)
+        if end is None or (whole and number < len(lines)):
+            text.append(line)
+            continue
+        status = int(end[1])
+        if status == 0 or status in accept:
+            found.append("\n".join(text))
+        elif not found:
+            raise error(end[2].replace("\t", "\n"), status)
+        text = []
+    if text or not found:
+        raise BadAnswer("the answer of orbctl was cut short")
+    return found
 
 
 # Calling it -----------------------------------------------------------------------------------
@@ -381,9 +658,10 @@ class Orbctl:
         return env
 
     def call(
-        self, *args: str, timeout: float = READ_TIMEOUT, stdin: bytes = b""
+        self, *args: str, timeout: float | None = None, stdin: bytes = b""
     ) -> process.Completed:
         """Call `orbctl` and return what it printed."""
+        timeout = READ_TIMEOUT if timeout is None else timeout
         try:
             done = process.run(
                 self.argv(args), stdin=stdin, timeout=timeout, env=self.environment()

@@ -330,9 +330,7 @@ class Control:
         section = {STDOUT: Marker(hello.encode()), STDERR: Marker(hello.encode())}
         deadline = time.monotonic() + ANSWER_TIMEOUT
         while any(marker.words is None for marker in section.values()):
-            stream, data = self._read(deadline)
-            if not data:
-                raise NotStarted(self._epitaph())
+            stream, data = self._read_answer(deadline)
             section[stream].feed(data)
         self._left = {stream: marker.rest for stream, marker in section.items()}
         where, _, stats = b" ".join(section[STDOUT].words or [b""]).partition(b" ")
@@ -370,6 +368,18 @@ class Control:
             self._said += data[: max(0, 4096 - len(self._said))]
         else:
             self._ended.add(stream)
+        return stream, data
+
+    def _read_answer(self, limit: float, deadline: float | None = None) -> tuple[int, bytes]:
+        """Read what the control shell must say by ``limit``, before any command runs."""
+        try:
+            stream, data = self._read(limit)
+        except TimeoutError:
+            if limit == deadline:
+                raise
+            raise NotStarted(f"it did not answer within {ANSWER_TIMEOUT:g} s") from None
+        if not data:
+            raise NotStarted(self._epitaph())
         return stream, data
 
     def _drain(self) -> None:

@@ -1,0 +1,231 @@
+"""Machines and connections for the conformance suite."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from pyinfra.api import Config, Inventory, State, StringCommand
+from pyinfra.api.host import Host
+
+from pyinfra_orbstack import orbctl, process
+from pyinfra_orbstack.orbctl import Orbctl
+
+PASSWORD = "pass 'w' \"ö\" $HOME word"  # noqa: S105
+TRANSPORTS = ("session", "spawn")
+
+# What the suite needs in a machine, beside a bare Debian or Ubuntu.
+SETUP = r"""
+set -e
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update >/dev/null
+doas=doas; apt-cache show doas >/dev/null 2>&1 || doas=opendoas
+apt-get -qq install -y --no-install-recommends zsh fish ksh busybox locales $doas >/dev/null
+useradd -m -s /bin/bash alice
+useradd -m -s /bin/bash bob
+useradd -m -s /bin/sh nobodys
+printf 'bob:%s\n' "$1" | chpasswd
+printf 'root:%s\n' "$1" | chpasswd
+echo 'bob ALL=(ALL) ALL' >/etc/sudoers.d/bob
+chmod 440 /etc/sudoers.d/bob
+for shell in fish zsh ksh dash; do useradd -m -s "$(command -v $shell)" "like$shell"; done
+useradd -m -s /usr/sbin/nologin likenologin
+printf '#!/bin/sh\nexec busybox sh "$@"\n' >/usr/local/bin/busyboxsh
+chmod 755 /usr/local/bin/busyboxsh
+useradd -m -s /usr/local/bin/busyboxsh likebusybox
+for user in likefish likezsh likeksh likedash likenologin likebusybox; do
+echo "$user ALL=(ALL) NOPASSWD: ALL" >/etc/sudoers.d/$user
+chmod 440 /etc/sudoers.d/$user; done
+printf 'permit nopass keepenv %s as root\npermit nopass %s as alice\n' "$2" "$2" >/etc/doas.conf
+chmod 400 /etc/doas.conf
+localedef -i en_US -f ISO-8859-15 en_US.ISO-8859-15
+localedef -i en_US -f UTF-8 en_US.UTF-8
+"""
+
+
+class Ran(NamedTuple):
+    """What one command did."""
+
+    ok: bool
+    out: list[str]
+    err: list[str]
+
+
+class Remote:
+    """One machine, connected to through pyinfra's own API."""
+
+    def __init__(self, name: str, **data: Any) -> None:
+        self.name = name
+        inventory = Inventory(([(f"@orbstack/{name}", data)], {}))
+        self.state = State(inventory, Config())
+        self.host: Host = inventory.get_host(f"@orbstack/{name}")
+
+    def connect(self) -> Remote:
+        self.host.connect(show_errors=False, raise_exceptions=True)
+        return self
+
+    def close(self) -> None:
+        if self.host.connected:
+            self.host.disconnect()
+
+    def run(self, command: str, **arguments: Any) -> Ran:
+        ok, output = self.host.run_shell_command(StringCommand(command), **arguments)
+        return Ran(ok, output.stdout_lines, output.stderr_lines)
+
+    def out(self, command: str, **arguments: Any) -> str:
+        """What a command that must succeed prints on stdout."""
+        ran = self.run(command, **arguments)
+        assert ran.ok, ran
+        return "\n".join(ran.out)
+
+    def exits(self, command: str, status: int, **arguments: Any) -> Ran:
+        """Run a command that must exit with this status."""
+        ran = self.run(command, _success_exit_codes=[status], **arguments)
+        assert ran.ok, (command, status, ran)
+        return ran
+
+    def put(self, source: Any, target: str, **arguments: Any) -> None:
+        assert self.host.put_file(source, target, **arguments)
+
+    def get(self, source: str, target: Any, **arguments: Any) -> None:
+        assert self.host.get_file(source, target, **arguments)
+
+
+class Guest:
+    """What is seen in a machine without the connector, as root."""
+
+    def __init__(self, client: Orbctl, name: str) -> None:
+        self.client = client
+        self.name = name
+
+    def sh(self, text: str, *words: str, stdin: bytes = b"") -> bytes:
+        args = orbctl.run_args(self.name, ["sh", "-c", text, "sh", *words], user="root")
+        done = process.run(
+            self.client.argv(args), stdin=stdin, timeout=300, env=self.client.environment()
+        )
+        assert done.returncode == 0, done
+        return done.stdout
+
+    def running(self, word: str) -> list[str]:
+        """The command lines of all processes that hold a word, but for the search's own."""
+        listed = self.sh(
+            "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f 2>/dev/null; echo; done"
+        )
+        return [line for line in listed.decode(errors="replace").splitlines() if word in line]
+
+    def wait_for(self, word: str, there: bool = True, seconds: float = 10) -> None:
+        deadline = time.monotonic() + seconds
+        while bool(self.running(word)) is not there:
+            assert time.monotonic() < deadline, f"{word}: {self.running(word)}"
+            time.sleep(0.1)
+
+    def leftovers(self) -> list[str]:
+        """Our files in the folders for temporary ones."""
+        found = self.sh("find /tmp /home /root -name 'pyinfra-*' 2>/dev/null; true")
+        return found.decode().split()
+
+
+@pytest.fixture(scope="session")
+def base(machines: Any, client: Orbctl) -> str:
+    """A machine with everything that the suite needs; it is cloned, never changed."""
+    name = str(machines.create())
+    user = client.info(name).username
+    Guest(client, name).sh(SETUP, PASSWORD, user)
+    client.stop(name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def machine(machines: Any, base: str) -> str:
+    """One machine that all tests share which leave it as it was."""
+    return str(machines.clone(base))
+
+
+@pytest.fixture
+def fresh_machine(machines: Any, base: str) -> str:
+    """A machine for one test alone."""
+    return str(machines.clone(base))
+
+
+@pytest.fixture
+def guest(client: Orbctl, machine: str) -> Guest:
+    return Guest(client, machine)
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Remote]]:
+    """Connects to machines, and disconnects at the end."""
+    opened: list[Remote] = []
+
+    def open_one(name: str, **data: Any) -> Remote:
+        opened.append(Remote(name, **data))
+        return opened[-1].connect()
+
+    yield open_one
+    for remote in opened:
+        remote.close()
+
+
+@pytest.fixture(scope="session")
+def _shared() -> Iterator[dict[str, Remote]]:
+    shared: dict[str, Remote] = {}
+    yield shared
+    for remote in shared.values():
+        remote.close()
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def shared_remote(shared: dict[str, Remote], machine: str, transport: str) -> Remote:
+    remote = shared.get(transport)
+    if remote is None:
+        remote = shared[transport] = Remote(machine, orbstack_transport=transport)
+    return remote.connect()
+
+
+@pytest.fixture
+def remote(_shared: dict[str, Remote], machine: str, transport: str) -> Remote:
+    """A connection to the shared machine, on each transport."""
+    return shared_remote(_shared, machine, transport)
+
+
+@pytest.fixture
+def one(_shared: dict[str, Remote], machine: str) -> Remote:
+    """A connection to the shared machine, on the default transport alone."""
+    return shared_remote(_shared, machine, "session")
+
+
+class Proxy:
+    """A program that stands between the connector and `orbctl`, and can be told to misbehave."""
+
+    def __init__(self, folder: Path, real: str) -> None:
+        self.folder = folder
+        self.path = folder / "orbctl"
+        self.path.write_text(
+            f"#!/bin/sh\nFAULT_REAL={real!r} FAULT_FOLDER={str(folder)!r} "
+            f'exec {os.sys.executable!r} {str(Path(__file__).with_name("proxy.py"))!r} "$@"\n'
+        )
+        self.path.chmod(0o755)
+
+    def tell(self, text: str) -> None:
+        """Set the fault of the next calls: see proxy.py."""
+        (self.folder / "fault").write_text(text)
+
+    def calls(self, verb: str) -> int:
+        """How often a subcommand was called."""
+        path = self.folder / "calls"
+        return path.read_text().split("\n").count(verb) if path.exists() else 0
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, client: Orbctl, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    made = Proxy(tmp_path, client.command)
+    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(made.path))
+    return made

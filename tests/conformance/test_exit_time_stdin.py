@@ -1,0 +1,242 @@
+"""Sections X, T and I: exit codes, timeouts, Ctrl-C and stdin."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyinfra.api.exceptions import ConnectError
+
+from pyinfra_orbstack import orbctl, session
+
+from .conftest import PASSWORD, Guest, Proxy, Remote
+
+PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
+
+
+def test_X1_every_exit_code(one: Remote) -> None:
+    for status in range(256):
+        one.exits(f"exit {status}", status)
+        assert one.run(f"exit {status}").ok is (status == 0)
+
+
+def test_X1_some_exit_codes_spawned(remote: Remote) -> None:
+    for status in (0, 1, 2, 126, 127, 128, 255):
+        remote.exits(f"exit {status}", status)
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox sh"])
+@pytest.mark.parametrize(
+    ("name", "status"), [("TERM", 143), ("KILL", 137), ("SEGV", 139), ("PIPE", 141)]
+)
+def test_X3_signals(remote: Remote, shell: str, name: str, status: int) -> None:
+    remote.exits(f"exec {shell} -c 'kill -{name} $$; sleep 5'", status)
+
+
+def test_X4_missing_command(remote: Remote) -> None:
+    assert remote.exits("no-such-command-here", 127).err
+
+
+def test_X5_not_executable(remote: Remote) -> None:
+    remote.exits("/etc/passwd", 126)
+    remote.exits("/etc", 126)
+
+
+def test_X7_set_e(remote: Remote) -> None:
+    assert remote.exits("set -e; echo a; false; echo b", 1).out == ["a"]
+
+
+def test_X8_success_exit_codes(remote: Remote) -> None:
+    assert remote.run("exit 4", _success_exit_codes=[0, 4]).ok
+    assert not remote.run("exit 5", _success_exit_codes=[0, 4]).ok
+    assert not remote.run("exit 0", _success_exit_codes=[4]).ok
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_X10_an_end_of_stream_is_no_success(
+    machine: str, proxy: Proxy, connect: Callable[..., Remote], transport: str
+) -> None:
+    remote = connect(machine, orbstack_transport=transport)
+    remote.host.connector._control.close()
+    for stream in ("cut-out", "cut-err"):
+        # The marks of the hello pass, then the stream ends and the client says 0.
+        for length in (150, 200, 260, 400):
+            proxy.tell(f"run {stream} {length} 0")
+            with pytest.raises(OSError, match=r"."):
+                remote.run("echo text; head -c 1000 /dev/zero; head -c 1000 /dev/zero >&2")
+    proxy.tell("")
+    assert remote.out("echo on") == "on"
+
+
+def test_X11_no_end_mark_is_no_success(remote: Remote, guest: Guest) -> None:
+    """The control shell dies after the command's output and before its verdict."""
+    ancestors = (
+        "p=$$; all=; while set -- $(cat /proc/$p/stat) && [ $4 -gt 1 ]; do "
+        'p=$4 all="$all $4"; done; kill -9 $all'
+    )
+    with pytest.raises(session.Lost, match="unknown"):
+        remote.run(f"echo done; {ancestors}")
+    assert remote.out("echo on") == "on"
+
+
+def test_T1_timeout_fires_within_a_second(remote: Remote) -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="did not end within 1 s"):
+        remote.run("sleep 60", _timeout=1)
+    assert 1 <= time.monotonic() - began < 2 + 1  # a second, and the call that ends it
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sleep {0}",
+        "sleep {0} & sleep {0}",
+        "(sleep {0}; true) | cat",
+        "setsid sleep {0}; true",
+        "nohup sleep {0} >/dev/null 2>&1 & sleep {0}",
+        "trap '' TERM INT HUP; sleep {0}; sleep {0}",
+    ],
+)
+@pytest.mark.parametrize("privilege", [{}, {"_sudo": True}])
+def test_T2_everything_it_started_is_gone(
+    remote: Remote, guest: Guest, command: str, privilege: dict[str, bool]
+) -> None:
+    mark = f"7{time.monotonic_ns() % 10**8}"
+    with pytest.raises(TimeoutError):
+        remote.run(command.format(mark), _timeout=1, **privilege)
+    assert guest.running(f"sleep {mark}") == []
+
+
+def test_T3_what_daemonised_itself_goes_on(remote: Remote, guest: Guest) -> None:
+    """Documented: whoever leaves parent, group and session behind is not found."""
+    mark = f"8{time.monotonic_ns() % 10**8}"
+    daemon = f"setsid sh -c 'setsid sleep {mark} >/dev/null 2>&1 </dev/null & exit'"
+    with pytest.raises(TimeoutError):
+        remote.run(f"{daemon}; sleep 60", _timeout=1)
+    assert len(guest.running(f"sleep {mark}")) == 1
+    guest.sh(
+        'for p in /proc/[0-9]*; do case "$(tr "\\0" " " <$p/cmdline)" in '
+        f'"sleep {mark} ") kill ${{p#/proc/}};; esac; done 2>/dev/null; true'
+    )
+
+
+def test_T5_output_until_then_is_kept(remote: Remote, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TimeoutError) as late:
+        remote.run("echo out; echo err >&2; sleep 60", _timeout=1)
+    assert sorted(late.value.output.output_lines) == ["err", "out"]
+
+
+@pytest.mark.parametrize("whom", ["process", "group"])
+@pytest.mark.parametrize("privilege", [[], ["--sudo"]])
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_T7_ctrl_c_cancels_the_command(
+    machine: str, guest: Guest, whom: str, privilege: list[str], transport: str
+) -> None:
+    mark = f"9{time.monotonic_ns() % 10**8}"
+    running = subprocess.Popen(
+        [PYINFRA, "-y", *privilege, f"@orbstack/{machine}", "exec", "--", f"sleep {mark}; true"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "PYINFRA_ORBSTACK_TRANSPORT": transport},
+    )
+    try:
+        guest.wait_for(f"sleep {mark}", seconds=20)
+        if whom == "process":
+            running.send_signal(signal.SIGINT)
+        else:
+            os.killpg(running.pid, signal.SIGINT)
+        output, _ = running.communicate(timeout=15)
+    finally:
+        running.kill()
+    assert b"Traceback" not in output
+    assert guest.running(f"sleep {mark}") == []
+
+
+def test_T8_the_next_command_works(remote: Remote) -> None:
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            remote.run("cat /dev/zero", _timeout=0.2)
+        assert remote.out("echo on") == "on"
+
+
+def test_T9_connecting_to_a_hung_orbctl_ends(
+    machine: str, proxy: Proxy, connect: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orbctl, "READ_TIMEOUT", 1.0)
+    monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.0)
+    for verb in ("info", "run"):
+        proxy.tell(f"{verb} hang")
+        began = time.monotonic()
+        with pytest.raises(ConnectError, match="answer"):
+            connect(machine, orbstack_boot_timeout=1)
+        assert time.monotonic() - began < 8
+
+
+def test_I1_end_of_input_by_default(remote: Remote) -> None:
+    assert remote.out("wc -c").strip() == "0"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("text", id="I2_str"),
+        pytest.param("text\n", id="I2_str_with_newline"),
+        pytest.param("", id="I2_empty_str"),
+        pytest.param(["a", "b\n", "", "c d"], id="I2_list"),
+        pytest.param(("a", "ü"), id="I4_tuple_of_lines"),
+        pytest.param(["line 1", "line 2"], id="I4_list_of_lines"),
+        pytest.param(io.StringIO("a\nb"), id="I5_text_io"),
+    ],
+)
+def test_text_is_what_local_sends(remote: Remote, tmp_path: Path, value: object) -> None:
+    from pyinfra.connectors.util import write_stdin
+
+    with (tmp_path / "sent").open("wb") as file:
+        if isinstance(value, io.StringIO):
+            value.seek(0)
+        write_stdin(value, file)
+    sent = (tmp_path / "sent").read_bytes()
+    assert remote.out("od -An -tx1 -v", _stdin=value).split() == [f"{byte:02x}" for byte in sent]
+
+
+def test_I3_bytes_arrive_exactly(remote: Remote) -> None:
+    data = bytes(range(256))
+    assert remote.out("od -An -tx1 -v", _stdin=data).split() == [f"{byte:02x}" for byte in data]
+    assert remote.out("od -An -tx1 -v", _stdin=[b"a", b"\n", b"b"]).split() == ["61", "0a", "62"]
+
+
+def test_I5_bytes_io(remote: Remote) -> None:
+    source = io.BytesIO(b"\xff\0no newline")
+    for _ in range(2):
+        assert remote.out("od -An -tx1 -v -N2", _stdin=source).split() == ["ff", "00"]
+    assert remote.out("wc -c", _stdin=source).strip() == "12"
+
+
+def test_I6_a_megabyte_through_cat(remote: Remote) -> None:
+    data = b"x" * 1_000_000
+    assert remote.out("cat", _stdin=data) == data.decode()
+
+
+def test_I6_a_megabyte_that_nobody_reads(remote: Remote) -> None:
+    assert remote.run("exit 0", _stdin=b"x" * 1_000_000).ok
+
+
+def test_I7_200_megabytes(one: Remote) -> None:
+    block = b"0123456789abcdef" * 65536
+    assert one.out("wc -c", _stdin=(block for _ in range(200))).strip() == str(200 * len(block))
+
+
+def test_I9_stdin_and_a_sudo_password(machine: str, connect: Callable[..., Remote]) -> None:
+    for transport in ("session", "spawn"):
+        remote = connect(machine, orbstack_user="bob", orbstack_transport=transport)
+        ran = remote.run("id -un; cat", _sudo=True, _sudo_password=PASSWORD, _stdin=["a", "b"])
+        assert ran == (True, ["root", "a", "b"], [])
+        remote.close()

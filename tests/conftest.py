@@ -1,0 +1,96 @@
+"""Machines for every suite: real OrbStack where there is one, else the simulator."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyinfra_orbstack import orbctl
+from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, Record
+
+ROOT = Path(__file__).parent.parent
+
+
+class Machines:
+    """Creates machines with a prefix of their own, and deletes those and no others."""
+
+    def __init__(self, client: Orbctl, record: Record) -> None:
+        self.client = client
+        self.record = record
+        self.prefix = f"pyinfra-test-{secrets.token_hex(3)}"
+        self._count = 0
+
+    def new_name(self) -> str:
+        """A name that no other machine bears."""
+        self._count += 1
+        return f"{self.prefix}-{self._count}"
+
+    def own(self, name: str) -> orbctl.Machine:
+        """Write down a machine that a test has made, to be deleted at the end."""
+        machine = self.client.info(name)
+        self.record.add(machine)
+        return machine
+
+    def create(self, image: str = "ubuntu", **options: object) -> str:
+        """Create a machine and return its name."""
+        name = self.new_name()
+        self.client.create(orbctl.create_args(name, image, **options))  # type: ignore[arg-type]
+        return self.own(name).name
+
+    def clone(self, source: str) -> str:
+        """Clone a machine, start the clone and return its name."""
+        name = self.new_name()
+        self.client.clone(source, name)
+        self.own(name)
+        self.client.start(name)
+        return name
+
+
+def unavailable(reason: str) -> None:
+    """Machines cannot be had: that is a failure where they must be, else a reason to skip."""
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def simulated() -> bool:
+    """Whether `orbctl` is the simulator."""
+    return not (os.environ.get(orbctl.COMMAND_VARIABLE) or shutil.which("orbctl"))
+
+
+@pytest.fixture(scope="session")
+def client(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orbctl]:
+    """`orbctl`; processes that tests start use the same one."""
+    patch = pytest.MonkeyPatch()
+    if simulated:
+        command = Path(sys.executable).with_name("orbctl-simulator")
+        patch.setenv(orbctl.COMMAND_VARIABLE, str(command))
+        patch.setenv("ORBCTL_SIMULATOR_HOME", str(tmp_path_factory.mktemp("simulator")))
+        if "ORBCTL_SIMULATOR_CACHE" not in os.environ:
+            patch.setenv("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
+    try:
+        found = Orbctl()
+        found.machines()
+    except OrbctlError as reason:
+        patch.undo()
+        unavailable(str(reason))
+    yield found
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def machines(client: Orbctl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A factory of machines, all deleted at the end."""
+    record = Record(tmp_path_factory.mktemp("record") / "machines")
+    made = Machines(client, record)
+    try:
+        yield made
+    finally:
+        record.delete_all(client)
