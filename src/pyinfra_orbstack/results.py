@@ -1,0 +1,131 @@
+"""What a run of pyinfra did, operation by operation, however it was started.
+
+Only pyinfra's public state is read: callbacks for the times, and at the end what each operation
+says about itself. `record` is for deploys that run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyinfra.api.state import BaseStateCallback
+from pyinfra.context import ctx_state
+
+if TYPE_CHECKING:
+    from pyinfra.api.host import Host
+    from pyinfra.api.state import State
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on one host.
+
+    Attributes:
+        name: As pyinfra shows it.
+        host: Name of the host.
+        changed: Whether it ran any command, and all went well.
+        failed: Whether a command failed.
+        seconds: How long it took.
+        output: What its commands printed.
+    """
+
+    name: str
+    host: str
+    changed: bool
+    failed: bool
+    seconds: float
+    output: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did.
+
+    Attributes:
+        steps: The operations that ran, in order.
+        ok: Whether the run came to its end and nothing failed.
+        seconds: How long it took, connecting included.
+        log: What pyinfra printed.
+    """
+
+    steps: Sequence[Step]
+    ok: bool
+    seconds: float
+    log: str
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of the operations that changed something."""
+        return [step.name for step in self.steps if step.changed]
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the operations that failed."""
+        return [step.name for step in self.steps if step.failed]
+
+
+class Clock(BaseStateCallback):
+    """Times each operation on each host."""
+
+    def __init__(self) -> None:
+        self._began: dict[tuple[str, str], float] = {}
+        self.seconds: dict[tuple[str, str], float] = {}
+
+    # pyinfra declares its callbacks static, and calls them on the handler.
+    def operation_host_start(self, state: State, host: Host, op_hash: str) -> None:  # type: ignore[override]
+        """Start the clock."""
+        self._began[host.name, op_hash] = time.monotonic()
+
+    def _stop(self, state: State, host: Host, op_hash: str, *_: object) -> None:
+        key = host.name, op_hash
+        self.seconds[key] = time.monotonic() - self._began.get(key, time.monotonic())
+
+    operation_host_success = operation_host_error = _stop  # type: ignore[assignment]
+
+
+def steps(state: State, clock: Clock) -> list[Step]:
+    """What the operations of a run did; those that were never reached are left out."""
+    done = []
+    for op_hash in state.get_op_order():
+        for host in state.inventory:
+            op = state.ops[host].get(op_hash)
+            if op is None or not op.operation_meta.is_complete():
+                continue
+            meta = op.operation_meta
+            done.append(
+                Step(
+                    name=", ".join(state.get_op_meta(op_hash).names),
+                    host=host.name,
+                    changed=meta.did_change(),
+                    failed=not meta.did_succeed(),
+                    seconds=clock.seconds.get((host.name, op_hash), 0.0),
+                    output="\n".join([*meta.stdout_lines, *meta.stderr_lines]),
+                )
+            )
+    return done
+
+
+def record(path: str) -> None:
+    """Write the steps of this run to a file when the process ends.
+
+    Called from a deploy file that is given to `pyinfra` before the one that matters.
+    """
+    state = ctx_state.get()
+    if any(isinstance(handler, Clock) for handler in state.callback_handlers):
+        return  # A deploy file is executed once for each host.
+    clock = Clock()
+    state.add_callback_handler(clock)
+    atexit.register(
+        lambda: Path(path).write_text(json.dumps([asdict(step) for step in steps(state, clock)]))
+    )
+
+
+def read(path: Path) -> list[Step]:
+    """Read what `record` wrote; nothing, if the run ended before it could."""
+    return [Step(**step) for step in json.loads(path.read_text())] if path.exists() else []

@@ -1,0 +1,208 @@
+"""How the plugin behaves in pytest runs: what it leaves behind, whatever happens to them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pyinfra_orbstack.orbctl import Orbctl, create_args
+from pyinfra_orbstack.project import is_simulator
+from pyinfra_orbstack.testing import Machine
+
+pytest_plugins = ["pytester"]
+
+TWO_TESTS = """
+    def test_one(orbstack_machine):
+        assert orbstack_machine.run("echo hi").stdout == "hi\\n"
+
+    def test_two(orbstack_machines):
+        orbstack_machines("forgotten")
+        assert 0, "as planned"
+
+    def test_three():
+        pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
+    """Records of their own; a run within pytester does not fail for want of machines."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(pytester.path / "state"))
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+
+
+def names(client: Orbctl) -> set[str]:
+    return {machine.name for machine in client.machines()}
+
+
+@pytest.fixture
+def nothing_left(client: Orbctl, pytester: pytest.Pytester) -> Iterator[None]:
+    """After the test there are the machines that were there before, and no records."""
+    before = names(client)
+    yield
+    assert names(client) == before
+    assert not [path for path in (pytester.path / "state").rglob("*") if path.is_file()]
+
+
+def test_loading_it_loads_nothing_heavy() -> None:
+    code = "import sys, pyinfra_orbstack.testing; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert not {"pyinfra", "gevent", "pyinfra_orbstack.orbctl"} & set(loaded.split())
+
+
+def test_names_cannot_collide(pytester: pytest.Pytester) -> None:
+    said = pytester.runpytest_subprocess("--fixtures", "-q").stdout.str()
+    ours = said.partition("pyinfra_orbstack.testing")[2].partition("fixtures defined")[0]
+    assert set(re.findall(r"^(\w+)(?: \[.*\])? -- ", ours, re.MULTILINE)) == {
+        "orbstack_machine",
+        "orbstack_machines",
+    }
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_machines_that_were_not_deleted_go_at_the_end(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(TWO_TESTS)
+    pytester.runpytest_subprocess().assert_outcomes(passed=2, failed=1)
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("args", [["-x"], ["-k", "test_two"]])
+def test_a_run_that_stops_early_leaves_nothing(pytester: pytest.Pytester, args: list[str]) -> None:
+    pytester.makepyfile(TWO_TESTS)
+    assert pytester.runpytest_subprocess(*args).ret == 1
+
+
+def test_nothing_is_done_without_the_fixtures(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test(): pass")
+    pytester.runpytest_subprocess("--orbstack=real").assert_outcomes(passed=1)
+    assert not (pytester.path / "state").exists()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_workers_share_one_base(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest, pathlib
+
+        @pytest.mark.parametrize("number", range(4))
+        def test(orbstack_machine, orbstack_machines, number):
+            engine = orbstack_machines._engine
+            bases = [n for n in engine.record.machines() if n.startswith("base-")]
+            pathlib.Path(f"bases-{number}").write_text(" ".join(bases))
+        """
+    )
+    pytester.runpytest_subprocess("-n", "2").assert_outcomes(passed=4)
+    assert len({path.read_text() for path in pytester.path.glob("bases-*")}) == 1
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", "skipped"), ("true", "errors")])
+def test_no_machines_is_a_skip_and_under_ci_a_failure(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str, outcome: str
+) -> None:
+    monkeypatch.setenv("PYINFRA_ORBSTACK_ORBCTL", "/no/such/orbctl")
+    monkeypatch.setenv("CI", ci)
+    pytester.makepyfile("def test(orbstack_machine): pass")
+    result = pytester.runpytest_subprocess("-rs")
+    result.assert_outcomes(**{outcome: 1})
+    result.stdout.fnmatch_lines(["*no machines: *names '/no/such/orbctl', which is no program*"])
+
+
+def test_real_means_real(pytester: pytest.Pytester, client: Orbctl) -> None:
+    pytester.makepyfile("def test(orbstack_machine): pass")
+    result = pytester.runpytest_subprocess("--orbstack=real", "-rs")
+    result.assert_outcomes(**({"skipped": 1} if is_simulator(client.command) else {"passed": 1}))
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_unknown_image_is_a_reason_to_skip(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test(orbstack_machine): pass")
+    result = pytester.runpytest_subprocess("--orbstack-image=nosuchdistro:1", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*no machines: nosuchdistro:1: *"])
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_kept_machines_stay_until_the_next_run(pytester: pytest.Pytester, client: Orbctl) -> None:
+    pytester.makepyfile("def test(orbstack_machine): pass")
+    result = pytester.runpytest_subprocess("--orbstack-keep")
+    kept = set(re.findall(r"kept until the next run: (\S+)", result.stdout.str()))
+    assert len(kept) == 2  # the machine and the base it was cloned from
+    assert kept <= names(client)
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+SLEEPER = """
+    import pathlib, time
+
+    def test(orbstack_machine):
+        orbstack_machine.run("sleep 0")
+        pathlib.Path("ready").touch()
+        orbstack_machine.run("sleep 60")
+"""
+
+
+def start(pytester: pytest.Pytester) -> subprocess.Popen[bytes]:
+    """Start a run and wait until its test is in the middle of something."""
+    pytester.makepyfile(SLEEPER)
+    ready = pytester.path / "ready"
+    ready.unlink(missing_ok=True)
+    run = subprocess.Popen([sys.executable, "-m", "pytest", "-q"], start_new_session=True)
+    while not ready.exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.2)
+    return run
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_ctrl_c_leaves_nothing(pytester: pytest.Pytester) -> None:
+    run = start(pytester)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(30) == pytest.ExitCode.INTERRUPTED
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_killed_run_is_swept_by_the_next_and_nothing_else_is(
+    pytester: pytest.Pytester, client: Orbctl, orbstack_machine: Machine
+) -> None:
+    before = names(client)
+    run = start(pytester)
+    left = names(client) - before
+    assert len(left) == 2
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    # Another machine now bears the name of one that was recorded.
+    taken = next(name for name in left if name.startswith("base-"))
+    client.delete(taken, client.info(taken).id)
+    client.create(create_args(taken, "ubuntu"))
+    stranger = client.info(taken)
+    try:
+        pytester.makepyfile("def test(orbstack_machine): pass")
+        pytester.runpytest_subprocess().assert_outcomes(passed=1)
+        assert names(client) == before | {taken}
+        assert client.info(taken).id == stranger.id
+        assert orbstack_machine.name in before
+    finally:
+        client.delete(taken, stranger.id)
+
+
+def test_a_run_that_is_still_going_is_not_swept(pytester: pytest.Pytester, client: Orbctl) -> None:
+    before = names(client)
+    run = start(pytester)
+    try:
+        others = names(client) - before
+        pytester.makepyfile("def test(orbstack_machine): pass")
+        pytester.runpytest_subprocess().assert_outcomes(passed=1)
+        assert names(client) - before == others
+    finally:
+        os.killpg(run.pid, signal.SIGINT)
+        run.wait(30)
+    assert names(client) == before
