@@ -388,7 +388,7 @@ def dispatch(program: str, words: list[str], call: Call | None) -> int:
         text = kind + shown if word.startswith("-") else f'unknown command "{word}" for "{program}"'
         raise Failure(f"Error: {text}\nRun '{program} --help' for usage.")
     rest, wants_help = parse(program, command, rest, options)
-    if wants_help:
+    if wants_help and command.name != "config":  # which has commands of its own to show
         sys.stdout.write(help_for(program, command))
         return 0
     module, function = command.does.split(":")

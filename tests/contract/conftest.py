@@ -1,0 +1,107 @@
+"""One `orbctl` for the whole suite: the one that is named, else the simulator.
+
+``ORBCTL=orbctl`` runs the same tests against OrbStack on a Mac. Every machine gets a random prefix
+and is written down with its id when it is created; nothing else is ever deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.program import Program
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = "debian"
+
+
+class Made:
+    """The machines that these tests have made."""
+
+    def __init__(self, orb: Program) -> None:
+        self.orb = orb
+        self.prefix = f"contract-{secrets.token_hex(3)}"
+        self._ids: list[str] = []
+
+    def name(self) -> str:
+        return f"{self.prefix}-{secrets.token_hex(2)}"
+
+    def own(self, name: str) -> str:
+        """Write a machine down as ours."""
+        self._ids.append(self.orb("info", name, "-f", "json").json["record"]["id"])
+        return name
+
+    def create(self, *flags: str, image: str = IMAGE) -> str:
+        name = self.name()
+        answer = self.orb("create", *flags, image, name)
+        assert answer.code == 0, answer
+        return self.own(name)
+
+    def clone(self, source: str) -> str:
+        """A stopped copy: the quickest new machine there is."""
+        name = self.name()
+        answer = self.orb("clone", source, name)
+        assert answer.code == 0, answer
+        return self.own(name)
+
+    def delete_all(self) -> None:
+        for record in self.orb("list", "-f", "json").json:
+            if record["id"] in self._ids:
+                self.orb("delete", "-f", record["name"])
+
+
+@pytest.fixture(scope="session")
+def simulated() -> bool:
+    """Whether it is the simulator that is tested here."""
+    return not (os.environ.get("ORBCTL") or shutil.which("orbctl"))
+
+
+@pytest.fixture(scope="session")
+def orb(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
+    if not simulated:
+        return Program([os.environ.get("ORBCTL") or "orbctl"], env)
+    # What people have in the names of their folders, and what mount options cannot hold.
+    env["ORBCTL_SIMULATOR_HOME"] = str(tmp_path_factory.mktemp("state folder, no: 1") / "é")
+    env["ORBCTL_SIMULATOR_CACHE"] = os.environ.get(
+        "ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers")
+    )
+    program = Program([sys.executable, "-m", "pyinfra_orbstack.simulator"], env)
+    trial = program("doctor")
+    if trial.code != 0:
+        reason = f"no machines on this host: {trial.out.decode()}{trial.err.decode()}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return program
+
+
+@pytest.fixture(scope="session")
+def made(orb: Program) -> Iterator[Made]:
+    made = Made(orb)
+    yield made
+    made.delete_all()
+
+
+@pytest.fixture(scope="session")
+def machine(made: Made) -> str:
+    """A running machine for tests that leave it as it was."""
+    return made.create()
+
+
+@pytest.fixture
+def stopped(made: Made, machine: str) -> str:
+    """A stopped machine for one test, a copy of the common one."""
+    return made.clone(machine)
+
+
+@pytest.fixture(scope="session")
+def isolated(orb: Program, made: Made) -> str:
+    """A running machine without file sharing."""
+    if not orb("version").text.startswith(("Version: 2.1", "Version: 2.2")):
+        pytest.skip("isolated machines came with OrbStack 2.1")
+    return made.create("--isolated")

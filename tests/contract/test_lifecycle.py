@@ -1,0 +1,191 @@
+"""Sections 5.1 and 5.4 of the reference: machines made, started, copied, stopped and deleted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import IMAGE, Made
+from tests.contract.program import Program
+
+
+def state(orb: Program, name: str) -> str:
+    return str(orb("info", name, "-f", "json").json["record"]["state"])
+
+
+def test_create_is_synchronous(orb: Program, made: Made) -> None:
+    """Section 5.1: the machine runs, and takes commands, when `create` returns."""
+    name = made.create()
+    assert state(orb, name) == "running"
+    assert orb("run", "-m", name, "hostname").text.strip() == name
+
+
+@pytest.mark.parametrize("alias", ["add", "new"])
+def test_aliases_of_create(orb: Program, made: Made, alias: str) -> None:
+    """Section 3: `add` and `new` are `create`; section 5.1: flags may follow the words."""
+    name = made.name()
+    assert orb(alias, IMAGE, name, "--user", "someone").code == 0
+    made.own(name)
+    record = orb("info", name, "-f", "json").json["record"]
+    assert record["config"]["default_username"] == "someone"
+    assert orb("run", "-m", name, "id", "-un").text == "someone\n"
+
+
+def test_name_that_exists(orb: Program, machine: str) -> None:
+    """Section 5.1, errors: the name is taken."""
+    answer = orb("create", IMAGE, machine)
+    assert (answer.code, answer.out) == (1, b"")
+    expected = f"[-32098] create '{machine}': machine already exists: '{machine}'"
+    assert expected.encode() in answer.err
+
+
+@pytest.mark.parametrize("image", ["nosuchdistro", "debian:nosuchversion"])
+def test_unknown_image(orb: Program, made: Made, image: str) -> None:
+    """Section 5.1: an error, and a create that fails leaves no machine."""
+    name = made.name()
+    answer = orb("create", image, name)
+    assert answer.code != 0
+    assert name.encode() in answer.err
+    assert name not in orb("list", "-q").lines
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "docker", "k8s", "x" * 300])
+def test_names_that_cannot_be(orb: Program, name: str) -> None:
+    """Section 5.1: names of the builtin machines, and what can be no hostname, are refused."""
+    before = orb("list", "-q").text
+    assert orb("create", IMAGE, name).code != 0
+    assert orb("list", "-q").text == before
+
+
+def test_limits(orb: Program, made: Made) -> None:
+    """Section 5.1, flags: `config get` reads limits back; section 7: they show in the machine."""
+    if orb("version").text < "Version: 2.2":
+        pytest.skip("limits came with OrbStack 2.2")
+    name = made.create("--cpus", "1", "--memory", "512M", "--disk", "8G")
+    assert orb("config", "get", f"machine.{name}.cpu").text.strip() == "1"
+    assert orb("config", "get", f"machine.{name}.memory_mib").text.strip() == "512"
+    assert orb("config", "get", f"machine.{name}.disk_bytes").text.strip() == str(8 << 30)
+    shown = orb("run", "-m", name, "cat", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/memory.max")
+    assert shown.text.split() == ["100000", "100000", str(512 << 20)]
+
+
+def test_mounts(orb: Program, made: Made, isolated: str, tmp_path: Path) -> None:
+    """Section 5.1, flags: ``--mount SRC:DEST`` shares one folder with an isolated machine."""
+    (tmp_path / "file").write_text("shared")
+    tmp_path.chmod(0o755)
+    name = made.create("--isolated", "--mount", f"{tmp_path}:/work/here")
+    assert orb("run", "-m", name, "cat", "/work/here/file").text == "shared"
+    assert f"{tmp_path}:/work/here" in orb("config", "get", f"machine.{name}.mounts").text
+
+
+def test_start_and_stop_twice(orb: Program, stopped: str) -> None:
+    """Section 3: `start` of what runs is a no-op; so is `stop` of what does not."""
+    assert orb("stop", stopped).code == 0
+    for _ in range(2):
+        assert orb("start", stopped).code == 0
+        assert state(orb, stopped) == "running"
+    for _ in range(2):
+        assert orb("stop", stopped).code == 0
+        assert state(orb, stopped) == "stopped"
+
+
+def test_stop_ends_processes(orb: Program, stopped: str) -> None:
+    """Section 5.4: `stop` returns when it is done; what ran in the machine has ended."""
+    orb("start", stopped)
+    call = orb.started("run", "-m", stopped, "sleep", "60")
+    while orb("run", "-m", stopped, "pgrep", "-x", "sleep").code:
+        pass
+    assert orb("stop", "--force", stopped).code == 0
+    call.communicate(timeout=10)
+    assert call.returncode != 0
+
+
+def test_restart(orb: Program, stopped: str) -> None:
+    """Section 3: `restart` is another boot of the same machine."""
+    script = "cut -d' ' -f22 /proc/1/stat; touch ~/kept /tmp/lost"
+    before = orb("run", "-m", stopped, "sh", "-c", script).text
+    assert orb("restart", stopped).code == 0
+    assert state(orb, stopped) == "running"
+    script = "cut -d' ' -f22 /proc/1/stat; test -e ~/kept"
+    assert orb("run", "-m", stopped, "sh", "-c", script).text != before
+
+
+def test_clone(orb: Program, made: Made) -> None:
+    """Section 3, `clone`: stopped, with the files but not ``/tmp``, its hostname the new name."""
+    source = made.create()
+    script = "echo data >~/data; echo lost >/tmp/lost; hostname"
+    assert orb("run", "-m", source, "sh", "-c", script).text.strip() == source
+    name = made.clone(source)
+    assert state(orb, name) == "stopped"
+    assert state(orb, source) == "running"
+    assert orb("run", "-m", name, "sh", "-c", "hostname; cat ~/data; ls /tmp").lines == [
+        name,
+        "data",
+    ]
+    orb("run", "-m", name, "sh", "-c", "echo other >~/data")
+    assert orb("run", "-m", source, "sh", "-c", "cat ~/data").text == "data\n"
+
+
+def test_clone_inherits(orb: Program, made: Made, isolated: str) -> None:
+    """Section 3, `clone`: the configuration, isolation included, is inherited; the id is not."""
+    name = made.clone(isolated)
+    record, source = (orb("info", which, "-f", "json").json["record"] for which in (name, isolated))
+    assert record["config"] == source["config"]
+    assert record["image"] == source["image"]
+    assert record["id"] != source["id"]
+
+
+def test_clone_over_another(orb: Program, machine: str, stopped: str) -> None:
+    """Section 3, `clone`: never over a machine that exists."""
+    answer = orb("clone", machine, stopped)
+    assert answer.code != 0
+    assert b"machine already exists" in answer.err
+
+
+def test_export_and_import(orb: Program, made: Made, stopped: str, tmp_path: Path) -> None:
+    """Section 3: `export` to a ``.tar.zst``, `import` under another name."""
+    script = "echo data >~/data; ln ~/data ~/hard; ln -s data ~/soft; chmod 640 ~/data"
+    assert orb("run", "-m", stopped, "sh", "-c", script).code == 0
+    file = tmp_path / "machine.tar.zst"
+    assert orb("export", stopped, str(file)).code == 0
+    assert file.read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
+    name = made.name()
+    assert orb("import", "--name", name, str(file)).code == 0
+    made.own(name)
+    script = "cat ~/soft; stat -c '%a %h %U' ~/data; hostname"
+    user = orb("run", "-m", stopped, "id", "-un").text.strip()
+    assert orb("run", "-m", name, "sh", "-c", script).lines == ["data", f"640 2 {user}", name]
+
+
+def test_delete(orb: Program, stopped: str) -> None:
+    """Section 5.4, `delete`: ``-f`` asks nothing, and the machine is gone."""
+    orb("start", stopped)
+    assert orb("delete", "-f", stopped).code == 0
+    assert stopped not in orb("list", "-q").lines
+    assert b"machine not found" in orb("info", stopped).err
+
+
+def test_delete_by_id(orb: Program, stopped: str) -> None:
+    """Section 5.4, `delete`: by id it crashes, and the machine is left intact."""
+    record = orb("info", stopped, "-f", "json").json["record"]
+    assert orb("delete", "--force", record["id"]).code != 0
+    assert orb("info", stopped, "-f", "json").json["record"] == record
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["info"], ["start"], ["stop"], ["restart"], ["delete", "-f"], ["logs"], ["info", "-fjson"]],
+)
+def test_not_found(orb: Program, words: list[str]) -> None:
+    """Section 5.4, not found: one text, on stderr, with exit code 1 and an empty stdout."""
+    answer = orb(*words, "no-such-machine")
+    assert (answer.code, answer.out) == (1, b"")
+    assert answer.err == b"[-32098] machine not found: 'no-such-machine'\n"
+
+
+def test_json_of_two_calls_agrees(orb: Program, machine: str) -> None:
+    """Section 4: `list` and `info` tell the same, whatever the layout."""
+    shown = orb("list", "-f", "json").out
+    assert json.loads(shown) == orb("list", "--format=json").json
