@@ -7,6 +7,8 @@ that all is written down, it dies with it; after that only `stop` or the host en
 
 from __future__ import annotations
 
+# Python 3.9 looks for it only when it writes files, and by then the machine's root is its own.
+import encodings.ascii  # noqa: F401
 import os
 import sys
 
