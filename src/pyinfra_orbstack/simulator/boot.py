@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+from .config import wake
 from .linux import CLONE_NEWPID, CLONE_NEWTIME, unshare
 from .state import Failure, Machine, cache, home, rpc, start_time, write_file
 
@@ -110,6 +111,7 @@ def start(machine: Machine) -> None:
         if machine.process() is None:
             try:
                 Boot(machine).commit()
+                wake()
             except Failure as failure:
                 raise rpc(f"start '{machine.name}': {failure}") from None
 
@@ -119,6 +121,25 @@ def stop(machine: Machine) -> None:
         halt(machine.reload())
 
 
+def halt(machine: Machine) -> None:
+    """End pid 1, and with it, by the kernel's own rule, every process of the machine."""
+    pid = machine.process()
+    if pid is None:
+        return
+    started, namespace = machine.written_process()[1], os.readlink(f"/proc/{pid}/ns/pid")
+    os.kill(pid, 9)
+    begun = time.monotonic()
+    # Not `process`, which no longer knows it once it is ending: it ends after all the others.
+    while _is_there(pid, started):
+        waited = time.monotonic() - begun
+        if waited > 1 and not _lives_in(namespace):
+            break
+        if waited > 10:
+            raise rpc(f"stop '{machine.name}': a process of it does not end")
+        time.sleep(0.002)
+    note(machine, "stopped")
+
+
 def _is_there(pid: int, started: str) -> bool:
     try:
         return start_time(f"/proc/{pid}") == started
@@ -126,17 +147,16 @@ def _is_there(pid: int, started: str) -> bool:
         return False
 
 
-def halt(machine: Machine, patience: float = 10) -> None:
-    """End pid 1, and with it, by the kernel's own rule, every process of the machine."""
-    pid = machine.process()
-    if pid is None:
-        return
-    started = machine.written_process()[1]
-    os.kill(pid, 9)
-    deadline = time.monotonic() + patience
-    # Not `process`, which no longer knows it once it is ending: it ends after all the others.
-    while _is_there(pid, started):
-        if time.monotonic() > deadline:
-            raise rpc(f"stop '{machine.name}': a process of it does not end")
-        time.sleep(0.002)
-    note(machine, "stopped")
+def _lives_in(namespace: str) -> bool:
+    """Whether more than zombies is left there.
+
+    A command whose client was killed is the host's pid 1 to reap, and the machine's pid 1 waits
+    for that; in a container the host's pid 1 may be a program that never does.
+    """
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and os.readlink(f"/proc/{entry}/ns/pid") == namespace:
+                return True
+        except OSError:
+            continue
+    return False

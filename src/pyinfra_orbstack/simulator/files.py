@@ -245,7 +245,7 @@ class _Plain(io.RawIOBase):
         self._tool: subprocess.Popen[bytes] | None = None
         self._left = 0  # of the block that is being read; the last block is an empty one
         try:
-            self._file: IO[bytes] = open(path, "rb")  # noqa: SIM115
+            self._file: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise Failure(error.strerror or "cannot be read") from None
         if self._file.read(len(_ZSTD_HEAD)) == _ZSTD_HEAD:

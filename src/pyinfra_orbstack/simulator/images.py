@@ -157,7 +157,8 @@ def _key(base: str, database: str) -> str:
     from hashlib import sha256
 
     state = os.stat(os.path.join(base, database))
-    told = f"1 {base} {database} {state.st_size} {state.st_mtime_ns}"
+    image = os.path.basename(os.path.dirname(base))  # whichever state folder it lies in
+    told = f"1 {image} {database} {state.st_size} {state.st_mtime_ns}"
     return "sudo-" + sha256(os.fsencode(told)).hexdigest()[:16]
 
 

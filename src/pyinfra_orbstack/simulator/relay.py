@@ -6,6 +6,7 @@ machine gets one of its own, or a pipe), and a call log or a fault has to see wh
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -153,8 +154,11 @@ def _pump(streams: list[_Stream], pid: int, machine: Machine, call: Call | None)
         watched = readers if over else [*readers, ended]
         ready, free, _ = select.select(watched, writers, [], 0 if over and not writers else pause)
         if stop_at is not None and time.monotonic() >= stop_at:
-            halt(machine)
             stop_at = None
+            if os.fork() == 0:  # the end of a machine waits for us to reap what we started in it
+                with contextlib.suppress(Exception):
+                    halt(machine)
+                os._exit(0)
         if over and not ready and not free:
             break
         over = over or ended in ready

@@ -1,0 +1,88 @@
+"""A state folder of its own for these tests, and a look at the host when they are over."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import ROOT, Made
+from tests.contract.program import Program
+
+
+def make_program(home: Path, **env: str) -> Program:
+    """A simulator with a state folder of its own."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
+    cache = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
+    env = {"ORBCTL_SIMULATOR_HOME": str(home), "ORBCTL_SIMULATOR_CACHE": cache, **env}
+    return Program([sys.executable, "-m", "pyinfra_orbstack.simulator"], {**kept, **env})
+
+
+def processes_of(home: Path) -> list[str]:
+    """All processes of machines in a state folder, by the path that their pid 1 was given."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if os.fsencode(home) in line and b"simulator.init" in line:
+            found.append(entry.name)
+    return found
+
+
+def namespaces() -> set[str]:
+    """The mount namespaces that any process is in."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                found.add(os.readlink(entry / "ns/mnt"))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("simulator state") / "home, of: all"
+
+
+@pytest.fixture(scope="session")
+def orb(home: Path) -> Iterator[Program]:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    program = make_program(home)
+    trial = program("doctor")
+    if trial.code != 0:
+        reason = f"no machines on this host: {trial.out.decode()}{trial.err.decode()}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    yield program
+    assert processes_of(home) == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+    program("list")
+    assert list((home / "machines").glob("*")) == []
+
+
+@pytest.fixture(scope="session")
+def made(orb: Program) -> Iterator[Made]:
+    made = Made(orb)
+    yield made
+    made.delete_all()
+
+
+@pytest.fixture(scope="session")
+def machine(made: Made) -> str:
+    """A running machine for tests that leave it as it was."""
+    return made.create()
+
+
+@pytest.fixture
+def own(tmp_path: Path, orb: Program) -> Iterator[Program]:
+    """A simulator with a state folder for one test, whose machines may all be deleted."""
+    program = make_program(tmp_path / "state")
+    yield program
+    program("delete", "--all", "--force")
+    assert processes_of(tmp_path / "state") == []

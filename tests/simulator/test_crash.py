@@ -1,0 +1,186 @@
+"""Killed simulators, many at once, odd places: nothing half made, nothing left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import Made
+from tests.contract.program import Program
+from tests.simulator.conftest import make_program, processes_of
+
+
+def test_killed_in_the_middle_of_create(own: Program, tmp_path: Path) -> None:
+    """Whenever it is killed: afterwards the machine is whole, or there is no trace of it."""
+    for number in range(12):
+        process = own.started("create", "debian", f"killed-{number}")
+        time.sleep(0.03 + 0.01 * number)
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        known = own("list", "-f", "json").json
+        running = [entry for entry in known if entry["state"] == "running"]
+        if len(processes_of(tmp_path / "state")) == len(running):
+            break
+        time.sleep(0.05)
+    assert len(processes_of(tmp_path / "state")) == len(running)
+    folders = list((tmp_path / "state" / "machines").iterdir())
+    assert {folder.name for folder in folders} == {entry["id"] for entry in known}
+    assert not (tmp_path / "state" / "trash").exists()
+    for entry in known:
+        assert entry["state"] in ("running", "stopped")
+        assert own("run", "-m", entry["name"], "sudo", "id", "-u").text == "0\n"
+
+
+def test_half_made_machine_is_seen_and_swept(own: Program, tmp_path: Path) -> None:
+    """While its creator lives it is `creating`; when that has died, the next command removes it."""
+    assert own("create", "debian", "whole").code == 0
+    folder = tmp_path / "state" / "machines" / ("0" * 26)
+    shutil.copytree(next(folder.parent.iterdir()), folder, symlinks=True, ignore=_not_the_record)
+    record = (folder / "machine").read_text()
+    (folder / "machine").write_text(record.replace("whole", "half").replace("made=yes\n", ""))
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        states = {entry["name"]: entry["state"] for entry in own("list", "-f", "json").json}
+        assert states == {"whole": "running", "half": "creating"}
+    assert own("list", "-q").lines == ["whole"]
+    assert not folder.exists()
+
+
+def _not_the_record(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name not in ("machine",)]
+
+
+def test_killed_delete(own: Program, tmp_path: Path) -> None:
+    """A delete that is killed has deleted, or not; the rest is swept."""
+    for number in range(4):
+        assert own("create", "debian", "doomed").code == 0
+        process = own.started("delete", "-f", "doomed")
+        time.sleep(0.03 + 0.01 * number)
+        process.kill()
+        process.communicate()
+        running = own("list", "-q", "-r").lines
+        assert len(running) == len(processes_of(tmp_path / "state"))
+        assert set(own("list", "-q").lines) <= {"doomed"}
+        assert not (tmp_path / "state" / "trash").exists()
+        own("delete", "-f", "doomed")
+
+
+def test_killed_clone_lets_its_source_go_on(own: Program) -> None:
+    """The source stands still while it is copied, and not for ever."""
+    assert own("create", "debian", "source").code == 0
+    assert own("run", "-m", "source", "sh", "-c", "head -c 300M /dev/zero >~/big").code == 0
+    ticking = own.started("run", "-m", "source", "sh", "-c", "while :; do echo; sleep 0.01; done")
+    assert ticking.stdout
+    process = own.started("clone", "source", "copy")
+    time.sleep(0.15)
+    process.kill()
+    process.communicate()
+    os.set_blocking(ticking.stdout.fileno(), False)
+    ticking.stdout.read()
+    time.sleep(0.5)
+    assert ticking.stdout.read()
+    assert own("stop", "source").code == 0
+    ticking.communicate(timeout=10)
+
+
+def test_twenty_at_once(own: Program) -> None:
+    """Twenty machines, created, used and deleted at the same time."""
+    names = [f"many-{number}" for number in range(20)]
+    for before, after in ((["create", "debian"], []), (["run", "-m"], ["hostname"])):
+        calls = [own.started(*before, name, *after) for name in names]
+        answers = [call.communicate(timeout=90) for call in calls]
+        assert [call.returncode for call in calls] == [0] * 20, answers
+    assert [out.decode().strip() for out, _ in answers] == names
+    assert len({entry["id"] for entry in own("list", "-f", "json").json}) == 20
+    calls = [own.started("delete", "-f", name) for name in names]
+    assert [call.wait(60) for call in calls] == [0] * 20
+    for call in calls:
+        call.communicate()
+    assert own("list", "-q").text == ""
+
+
+def test_one_name_for_two(own: Program) -> None:
+    """Two that create a machine of the same name at the same time: one does, one is told so."""
+    calls = [own.started("create", "debian", "same") for _ in range(4)]
+    errors = [call.communicate(timeout=60)[1] for call in calls]
+    assert sorted(call.returncode for call in calls) == [0, 1, 1, 1]
+    assert sum(b"machine already exists: 'same'" in error for error in errors) == 3
+    assert own("list", "-q").lines == ["same"]
+
+
+def test_start_by_many(own: Program, tmp_path: Path) -> None:
+    """A stopped machine that many commands find stopped is started once."""
+    own("create", "debian", "shared")
+    own("stop", "shared")
+    calls = [own.started("run", "-m", "shared", "sh", "-c", "echo $$") for _ in range(6)]
+    pids = {call.communicate(timeout=60)[0] for call in calls}
+    assert len(pids) == 6
+    assert len(processes_of(tmp_path / "state")) == 1
+
+
+def test_stop_during_run(orb: Program, made: Made, machine: str) -> None:
+    """A command in a machine that is stopped ends promptly, with what its end was."""
+    name = made.clone(machine)
+    call = orb.started("run", "-m", name, "sh", "-c", "trap '' TERM; echo up; sleep 60")
+    assert call.stdout
+    call.stdout.readline()
+    started = time.monotonic()
+    assert orb("stop", name).code == 0
+    call.communicate(timeout=10)
+    assert call.returncode == 137
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_ending_the_client_leaves_the_command(orb: Program, machine: str, number: int) -> None:
+    """The harsh reading: whatever ends `orbctl run`, what it started in the machine goes on."""
+    mark = f"/tmp/mark-{int(number)}"
+    call = orb.started("run", "-m", machine, "sh", "-c", f"echo up; sleep 0.6; touch {mark}")
+    assert call.stdout
+    call.stdout.readline()
+    call.send_signal(number)
+    call.wait(5)
+    assert orb("run", "-m", machine, "test", "-e", mark).code == 1
+    time.sleep(1)
+    assert orb("run", "-m", machine, "test", "-e", mark).code == 0
+    call.communicate()
+
+
+def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
+    """A machine whose pid now is another process's, as after a reboot, is a stopped one."""
+    own("create", "debian", "old")
+    own("stop", "old")
+    folder = next((tmp_path / "state" / "machines").iterdir())
+    started = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(") ")[2].split()[19]
+    (folder / "pid").write_text(f"{os.getpid()} {started} shared\n")
+    assert own("info", "old", "-f", "json").json["record"]["state"] == "stopped"
+    assert own("stop", "old").code == 0
+    assert own("run", "-m", "old", "echo", "up").text == "up\n"
+
+
+def test_orphans_are_reaped(orb: Program, machine: str) -> None:
+    """What a command leaves behind is pid 1's to reap."""
+    script = (
+        "(sleep 0.1 & sleep 0.1 & sleep 0.1 &); sleep 0.4; ps -e -o ppid=,stat= | grep -c '[1-9] Z'"
+    )
+    assert orb("run", "-m", machine, "sh", "-c", script).out == b"0\n"
+
+
+def test_state_folder_can_move(tmp_path: Path, orb: Program) -> None:
+    """Nothing in it holds its own path."""
+    program = make_program(tmp_path / "one")
+    program("create", "debian", "mover")
+    program("run", "-m", "mover", "sh", "-c", "echo here >~/file")
+    program("stop", "mover")
+    (tmp_path / "one").rename(tmp_path / "two")
+    program = make_program(tmp_path / "two")
+    assert program("run", "-m", "mover", "sh", "-c", "cat ~/file").text == "here\n"
+    assert program("delete", "-f", "mover").code == 0

@@ -1,0 +1,195 @@
+"""A deploy must not be able to harm the host: what a machine's root cannot do."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from pyinfra_orbstack.simulator.linux import KEPT_CAPABILITIES
+from tests.contract.conftest import Made
+from tests.contract.program import Answer, Program
+from tests.simulator.conftest import make_program
+
+
+def as_root(orb: Program, machine: str, script: str) -> Answer:
+    return orb("run", "-m", machine, "-u", "root", "sh", "-c", script)
+
+
+def test_devices(orb: Program, machine: str) -> None:
+    """``/dev`` has what programs need, and no disk, memory or kernel log."""
+    shown = as_root(orb, machine, "cd /dev; find . ! -type l ! -name . | sort").text.split()
+    needed = {"full", "null", "pts", "pts/ptmx", "random", "shm", "tty", "urandom", "zero"}
+    assert {entry[2:] for entry in shown} == needed
+    links = as_root(orb, machine, "cd /dev; find . -type l | sort").text.split()
+    assert links == ["./fd", "./ptmx", "./stderr", "./stdin", "./stdout"]
+    assert as_root(orb, machine, "findmnt -n -o FSTYPE /dev || grep ' /dev ' /proc/mounts").text
+
+
+def test_no_new_devices(orb: Program, machine: str) -> None:
+    """Nor can it make one."""
+    answer = as_root(orb, machine, "mknod /root/disk b 254 0")
+    assert answer.code != 0
+    assert as_root(orb, machine, "test -e /root/disk").code != 0
+
+
+def test_devices_of_the_base_do_not_open(orb: Program, machine: str) -> None:
+    """A device node that lies in the base's files is none in a machine."""
+    assert "nodev" in as_root(orb, machine, "grep ' / ' /proc/mounts").text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/sys/kernel/uevent_helper", "/sys/power/state", "/sys/module/overlay/parameters/xino"],
+)
+def test_sys_is_read_only(orb: Program, machine: str, path: str) -> None:
+    answer = as_root(orb, machine, f"echo x >{path}")
+    assert answer.code != 0
+    assert as_root(orb, machine, "mkdir /sys/fs/cgroup/here").code != 0
+    assert as_root(orb, machine, "ls /sys/fs/cgroup").text.split() == ["cpu.max", "memory.max"]
+
+
+def test_sysctl(orb: Program, machine: str) -> None:
+    """``/proc/sys`` is read-only: kernel settings are the host's."""
+    path = Path("/proc/sys/vm/swappiness")
+    before = path.read_text()
+    assert as_root(orb, machine, f"echo {int(before) + 1} >{path}").code != 0
+    assert as_root(orb, machine, f"sysctl -w vm.swappiness={int(before) + 1}").code != 0
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("path", ["/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"])
+def test_other_switches_are_read_only(orb: Program, machine: str, path: str) -> None:
+    if not os.path.exists(path):
+        pytest.skip(f"this kernel has no {path}")
+    mounts = as_root(orb, machine, "cat /proc/mounts").text
+    assert re.search(rf"^\S+ {path} \S+ ro,", mounts, re.MULTILINE)
+
+
+def test_capabilities(orb: Program, machine: str) -> None:
+    """Module, time, boot, raw I/O, mknod, net-admin and swap rights have left the bounding set."""
+    kept = sum(1 << number for number in KEPT_CAPABILITIES)
+    gone = {"sys_module": 16, "sys_rawio": 17, "sys_admin": 21, "sys_boot": 22, "sys_time": 25}
+    gone.update(net_admin=12, mknod=27, sys_ptrace=19, syslog=34, mac_admin=33, bpf=39)
+    assert not any(kept >> number & 1 for number in gone.values())
+    for path in ("/proc/self/status", "/proc/1/status"):
+        shown = as_root(orb, machine, f"grep ^Cap {path}").text
+        sets = dict(re.findall(r"^Cap(\w+):\s*(\w+)$", shown, re.MULTILINE))
+        assert int(sets["Bnd"], 16) & ~kept == 0
+        assert int(sets["Eff"], 16) & ~kept == 0
+        assert int(sets["Inh"], 16) == 0
+
+
+def test_sudo_gives_no_more(orb: Program, machine: str) -> None:
+    """A set-uid program cannot get back what left the bounding set."""
+    shown = orb("run", "-m", machine, "sudo", "grep", "^CapEff", "/proc/self/status").text
+    kept = sum(1 << number for number in KEPT_CAPABILITIES)
+    assert int(shown.split()[1], 16) & ~kept == 0
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "mount -t tmpfs none /mnt",
+        "mount -o remount,rw /proc/sys",
+        "umount /proc/sys",
+        "umount /dev",
+        "date -s @0",
+        "hostname other",
+        "ip link set lo down",
+        "swapoff -a -v && swapon /dev/null",
+        "nsenter -t 1 -m true && unshare -m true",
+        "dmesg --clear",
+        "modprobe loop || insmod /nothing || false",
+        "echo 1 >/proc/sys/kernel/sysrq",
+        "echo b >/proc/sysrq-trigger",
+    ],
+)
+def test_rights_that_are_gone(orb: Program, machine: str, script: str) -> None:
+    assert as_root(orb, machine, script).code != 0
+
+
+def test_private_files_are_hidden(orb: Program, machine: str, home: Path) -> None:
+    """The host's ``/root`` and ``/home``, and the state folder, are not in sight."""
+    user = orb("run", "-m", machine, "id", "-un").text.strip()
+    assert as_root(orb, machine, "ls -A /home").text.split() == [user]
+    assert as_root(orb, machine, "ls -A /root").text.split() == []
+    assert as_root(orb, machine, f"ls '{home}/machines'").code != 0
+
+
+def test_state_folder_outside_private_places(own: Program, orb: Program) -> None:
+    """The state folder and the layers are hidden wherever they lie."""
+    place = Path("/opt") / f"orbctl-simulator-test-{os.getpid()}"
+    program = make_program(place / "state", ORBCTL_SIMULATOR_CACHE=str(place / "cache"))
+    cache = place / "cache"
+    try:
+        cache.mkdir(parents=True)
+        os.system(f"cp -a {own.env['ORBCTL_SIMULATOR_CACHE']}/. {cache} 2>/dev/null")  # noqa: S605
+        assert program("create", "debian", "hidden").code == 0
+        for path in (place / "state", cache):
+            shown = program("run", "-m", "hidden", "-u", "root", "ls", "-A", str(path))
+            assert shown.out == b""
+    finally:
+        program("delete", "-f", "hidden")
+        os.system(f"rm -rf {place}")  # noqa: S605
+
+
+def test_writes_stay_in_the_machine(orb: Program, machine: str) -> None:
+    """Whatever is changed, also through links, the host's files stay as they are."""
+    before = {path: Path(path).stat().st_mtime_ns for path in ("/etc/passwd", "/etc/hosts", "/usr")}
+    script = "echo x >>/etc/passwd; echo x >>/etc/hosts; rm -rf /usr/share/doc; touch /usr/new"
+    as_root(orb, machine, f"{script}; ln -sfn /etc /opt/link; touch /opt/link/new; rm -rf /var/log")
+    assert not Path("/usr/new").exists()
+    assert not Path("/etc/new").exists()
+    assert Path("/var/log").exists()
+    assert before == {path: Path(path).stat().st_mtime_ns for path in before}
+    as_root(orb, machine, "sed -i /^x$/d /etc/passwd /etc/hosts; rm /opt/link /etc/new /usr/new")
+
+
+def test_temporary_files_are_its_own(orb: Program, machine: str, tmp_path: Path) -> None:
+    """``/tmp`` and ``/run`` are empty file systems of the machine."""
+    assert as_root(orb, machine, f"ls {tmp_path}").code != 0
+    for path in ("/tmp", "/run", "/dev/shm"):
+        assert as_root(orb, machine, f"touch {path}/safety-{os.getpid()}").code == 0
+        assert not Path(path, f"safety-{os.getpid()}").exists()
+    assert as_root(orb, machine, "stat -c %a /tmp").text == "1777\n"
+
+
+def test_processes_are_its_own(orb: Program, machine: str) -> None:
+    """It sees and can signal no process of the host."""
+    names = as_root(orb, machine, "ls /proc | grep -c '^[0-9]*$'").text
+    assert int(names) < 10
+    assert as_root(orb, machine, f"kill -0 {os.getpid()}").code != 0
+    assert as_root(orb, machine, "kill -9 1; sleep 0.1; echo alive").text == "alive\n"
+
+
+def test_pid_1_holds_nothing_of_the_callers(orb: Program, made: Made) -> None:
+    """No pipe, no working directory, no variable of whoever created the machine."""
+    name = made.create()
+    shown = as_root(orb, name, "ls -l /proc/1/fd | tail -n +2; readlink /proc/1/cwd").text
+    assert set(re.findall(r" -> (\S+)", shown)) == {"/dev/null"}
+    assert shown.splitlines()[-1] == "/"
+    assert as_root(orb, name, "wc -c </proc/1/environ").text.strip() == "0"
+
+
+def test_create_does_not_hold_pipes(made: Made) -> None:
+    """A caller that reads the output of `create` to its end does not wait for the machine."""
+    name = made.name()
+    process = made.orb.started("create", "debian", name)
+    process.communicate(timeout=60)
+    made.own(name)
+    assert made.orb("info", name, "-f", "json").json["record"]["state"] == "running"
+
+
+def test_no_mount_in_the_hosts_namespace(orb: Program, machine: str) -> None:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert "machines/" not in mounts
+    assert " overlay upperdir" not in mounts
+
+
+def test_state_folder_is_private(orb: Program, machine: str, home: Path) -> None:
+    assert stat.S_IMODE((home / "machines").stat().st_mode) == 0o700
+    assert {entry.name for entry in home.parent.iterdir()} == {home.name}
