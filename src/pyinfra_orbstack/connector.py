@@ -121,6 +121,10 @@ class MachineTarget:
         return self.client.environment()
 
 
+class ChecksumMismatch(OSError):
+    """What arrived is not what was sent."""
+
+
 class CommandTimeout(TimeoutError):
     """A command took longer than its ``_timeout``; what it had printed is in `output`."""
 
@@ -632,8 +636,13 @@ class OrbStackConnector(BaseConnector):
         """
         timeout = extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
         folder = arguments.get("_temp_dir") or posixpath.dirname(remote_temp_filename or "")
-        with self._temporary_files(folder) as files, _reading(filename_or_io) as source:
-            new = self._upload(source, files, timeout)
+        with self._temporary_files(folder) as files:
+            try:
+                with _reading(filename_or_io) as source:
+                    new = self._upload(source, files, timeout)
+            except ChecksumMismatch:
+                with _reading(filename_or_io, again=True) as source:
+                    new = self._upload(source, files, timeout)
             by_name = ""
             if arguments.get("_su_user") and arguments.get("_su_password"):
                 # su reads its password from stdin, so the file is opened by its name instead.
@@ -645,10 +654,12 @@ class OrbStackConnector(BaseConnector):
             )
             if print_input:
                 echo(f"{self.host.print_prefix}>>> {write}", err=True)
-            drop = _DROP_NEW.format(new=_quote(new))
-            status, output = self._run_lines(
-                f"{{ {write.get_raw_value()}\n}} <{_quote(new)}; r=$?; {drop}"
-            )
+            text = f"{write.get_raw_value()}\n"
+            if not by_name:
+                text = f"{{ {text}}} <{_quote(new)}; r=$?; {_DROP_NEW.format(new=_quote(new))}"
+            status, output = self._run_lines(text)
+            if by_name and status != KEPT:
+                self._as_root("rm", "-f", new)
             files.clean = True
         if status != 0:
             raise OSError(f"cannot write {remote_filename}: {output.stderr or output.output}")
@@ -690,9 +701,10 @@ class OrbStackConnector(BaseConnector):
                 status = self._run(command.get_raw_value(), feed, timeout=timeout)
                 said = errors.decode("utf-8", "replace").splitlines()
                 if status != 0:
-                    reason = " ".join(line for line in said if not line.startswith(mark))
+                    reason = " ".join(line for line in said if mark not in line)
                     raise OSError(f"cannot read {remote_filename}: {reason}")
-                sent = next((line.split()[1:] for line in said if line.startswith(mark)), [])
+                # su's prompt may stand before it, without a newline.
+                sent = next((line.partition(mark)[2].split() for line in said if mark in line), [])
                 if digest.matches(sent):
                     arrived.seek(0)
                     _deliver(arrived, filename_or_io)
@@ -729,7 +741,7 @@ class OrbStackConnector(BaseConnector):
         folder, files.cwd, *sums = output.stdout_lines or ["", ""]
         files.folder = folder
         if not digest.matches(" ".join(sums).split()):
-            raise OSError("the file arrived with another checksum")
+            raise ChecksumMismatch("the file arrived with another checksum")
         return files.path("new")
 
     def _sweep(self, files: _Temporary) -> None:
@@ -750,11 +762,15 @@ class OrbStackConnector(BaseConnector):
             raise OSError(done.stderr.decode("utf-8", "replace").strip())
 
 
+#: Exit code of a write that failed and could not be undone.
+KEPT = 75
+
 # Scripts that move files. `set -C` refuses a file that is there already, link or not; names hold
 # 128 random bits, so that is somebody else's trick.
 _UPLOAD = r"""
 d=${1:-${TMPDIR:-/tmp}}
 [ -d "$d" ] && [ -w "$d" ] || d=$HOME
+rm -f "$d/$2.new"
 ( umask 077; set -C; cat >"$d/$2.new" ) || { rm -f "$d/$2.new"; exit 1; }
 printf '%s\n%s\n' "$d" "$(pwd)"
 if command -v sha256sum >/dev/null 2>&1; then sha256sum <"$d/$2.new"; else cksum <"$d/$2.new"; fi
@@ -919,7 +935,7 @@ def _stdin_pieces(stdin: Any) -> Iterator[bytes]:
     if stdin is None:
         return
     if hasattr(stdin, "read"):
-        if hasattr(stdin, "seek") and getattr(stdin, "seekable", lambda: True)():
+        if _seekable(stdin):
             stdin.seek(0)
         if isinstance(stdin, TextIOBase):
             stdin = iter(stdin)
@@ -938,16 +954,22 @@ def _stdin_pieces(stdin: Any) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _reading(filename_or_io: Any) -> Iterator[Iterator[bytes]]:
+def _reading(filename_or_io: Any, *, again: bool = False) -> Iterator[Iterator[bytes]]:
     """The content of a local file or an IO object, in pieces."""
     with contextlib.ExitStack() as stack:
         if hasattr(filename_or_io, "read"):
             file = filename_or_io
-            if hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
+            if _seekable(file):
                 file.seek(0)
+            elif again:
+                raise ChecksumMismatch("the file arrived with another checksum")
         else:
             file = stack.enter_context(open(filename_or_io, "rb"))
         yield _pieces(file)
+
+
+def _seekable(file: Any) -> bool:
+    return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
 
 
 def _pieces(file: IO[Any]) -> Iterator[bytes]:
@@ -961,7 +983,7 @@ def _deliver(arrived: IO[bytes], filename_or_io: Any) -> None:
         with open(filename_or_io, "wb") as file:
             shutil.copyfileobj(arrived, file)
         return
-    if hasattr(filename_or_io, "seek") and getattr(filename_or_io, "seekable", lambda: True)():
+    if _seekable(filename_or_io):
         filename_or_io.seek(0)
     if isinstance(filename_or_io, TextIOBase):
         filename_or_io.write(arrived.read().decode())

@@ -75,6 +75,7 @@ class Child:
                 self._fds[number] = os.dup(pipe.fileno())
                 pipe.close()
                 os.set_blocking(self._fds[number], False)
+        self._failure: Exception | None = None
         self._reading: dict[int, int] = {}
         self._readers = {
             stream: gevent.spawn(self._read_all, stream)
@@ -116,6 +117,7 @@ class Child:
 
         Raises:
             TimeoutError: Nothing came within ``timeout`` seconds.
+            OSError: What should be written to stdin cannot be read.
         """
         try:
             chunk: tuple[int, bytes] = self._chunks.get(
@@ -123,6 +125,8 @@ class Child:
             )
         except Empty:
             raise TimeoutError from None
+        if self._failure is not None:
+            raise OSError(f"reading the input failed: {self._failure}") from self._failure
         return chunk
 
     def write(self, data: bytes) -> None:
@@ -136,6 +140,19 @@ class Child:
             if 0 not in self._fds:
                 raise BrokenPipeError("stdin is closed")
             view = view[nb_write(self._fds[0], view[:CHUNK]) :]
+
+    def try_write(self, data: bytes) -> bool:
+        """Write, and return whether the process still reads."""
+        try:
+            self.write(data)
+        except OSError:
+            return False
+        return True
+
+    def fail(self, reason: Exception) -> None:
+        """Make `read` raise, because its process cannot be given its input."""
+        self._failure = reason
+        self._chunks.put((0, b""))
 
     def close_stdin(self) -> None:
         """Let the process read the end of its input."""
@@ -206,11 +223,17 @@ def run(
 
 
 def feed(child: Child, pieces: Iterable[bytes], *, close: bool = True) -> None:
-    """Write all pieces to a process and close its stdin; a process may stop reading early."""
-    for piece in pieces:
-        try:
-            child.write(piece)
-        except OSError:
-            break
+    """Write all pieces to a process and close its stdin; a process may stop reading early.
+
+    What goes wrong in making the pieces reaches whoever reads from the process: half an input
+    must not look like a whole one.
+    """
+    try:
+        for piece in pieces:
+            if not child.try_write(piece):
+                break
+    except Exception as broken:
+        child.fail(broken)
+        return
     if close:
         child.close_stdin()

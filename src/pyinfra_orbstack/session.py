@@ -577,8 +577,6 @@ class Control:
                     raise Lost(f"more than {MOST_STRAY} bytes came before the command's output")
                 if body:
                     sink(stream, body)
-            if feeder is not None and feeder.ready() and feeder.exception is not None:
-                raise Lost("reading stdin failed") from feeder.exception
         finally:
             if feeder is not None:
                 feeder.kill()

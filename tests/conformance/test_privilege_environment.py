@@ -1,0 +1,274 @@
+"""Sections P, E and Y: users, shells, environments and terminals."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pyinfra_orbstack.orbctl import Orbctl
+
+from .conftest import PASSWORD, Guest, Remote
+
+PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
+
+
+@pytest.fixture
+def bob(machine: str, transport: str, connect: Callable[..., Remote]) -> Remote:
+    """A native session of a user whose sudo asks for a password."""
+    return connect(machine, orbstack_user="bob", orbstack_transport=transport)
+
+
+def test_P1_sudo_to_root(remote: Remote) -> None:
+    assert remote.out("id -un", _sudo=True) == "root"
+
+
+def test_P2_sudo_to_a_user(remote: Remote) -> None:
+    assert remote.out("id -un", _sudo=True, _sudo_user="alice") == "alice"
+
+
+def test_P3_sudo_with_the_right_password(bob: Remote) -> None:
+    assert bob.out("id -un", _sudo=True, _sudo_password=PASSWORD) == "root"
+    ran = bob.run("id -un", _sudo=True, _sudo_user="alice", _sudo_password=PASSWORD)
+    assert ran == (True, ["alice"], [])
+
+
+def test_P3_the_password_is_asked_for_once(bob: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyinfra asks when sudo wants one; then both the failed command and later ones work."""
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "pyinfra.connectors.util.getpass", lambda prompt: asked.append(prompt) or PASSWORD
+    )
+    assert bob.out("id -un", _sudo=True) == "root"
+    assert bob.out("id -un", _sudo=True) == "root"
+    assert len(asked) == 1
+
+
+def test_P4_a_wrong_password(bob: Remote, guest: Guest) -> None:
+    guest.sh("rm -f /tmp/ran")
+    ran = bob.run("touch /tmp/ran", _sudo=True, _sudo_password="wrong")  # noqa: S106
+    assert not ran.ok
+    assert any("incorrect password" in line for line in ran.err)
+    # sudo itself asks `passwd_tries` times; another run of ours would double that.
+    assert sum("try again" in line.lower() for line in ran.err) <= 2
+    guest.sh("test ! -e /tmp/ran")
+
+
+def test_P5_sudo_denied(machine: str, connect: Callable[..., Remote], transport: str) -> None:
+    alice = connect(machine, orbstack_user="alice", orbstack_transport=transport)
+    ran = alice.run("id", _sudo=True, _sudo_password="x")  # noqa: S106
+    assert not ran.ok
+    assert ran.err
+
+
+def test_P6_sudo_missing(one: Remote) -> None:
+    ran = one.exits("PATH=/nowhere; sudo -n true", 127)
+    assert "sudo" in " ".join(ran.err)
+
+
+def test_P7_the_wording_of_sudo_rs(
+    bob: Remote, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyinfra 3.9 and later know sudo-rs' line; then a password is asked for once."""
+    from pyinfra.connectors import util
+
+    if not hasattr(util, "SUDO_PASSWORD_REQUIRED_LINES"):
+        pytest.skip("this pyinfra does not know sudo-rs")
+    asked: list[str] = []
+    monkeypatch.setattr(util, "getpass", lambda prompt: asked.append(prompt) or "x")
+    line = "sudo-rs: interactive authentication is required"
+    assert not bob.run(f"echo '{line}' >&2; exit 1").ok
+    assert len(asked) == 1
+
+
+def test_P9_su_with_and_without_a_password(
+    remote: Remote, bob: Remote, machine: str, connect: Callable[..., Remote]
+) -> None:
+    pytest.importorskip("pyinfra", minversion=None)
+    root = connect(machine, orbstack_user="root")
+    assert root.out("id -un", _su_user="alice") == "alice"
+    if not supports("_su_password"):
+        pytest.skip("this pyinfra has no _su_password")
+    assert bob.out("id -un", _su_user="root", _su_password=PASSWORD) == "root"
+
+
+def supports(argument: str) -> bool:
+    from pyinfra.api.arguments import all_argument_meta
+
+    return argument in all_argument_meta
+
+
+def test_P10_su_login(machine: str, connect: Callable[..., Remote], transport: str) -> None:
+    root = connect(machine, orbstack_user="root", orbstack_transport=transport)
+    ran = root.run("id -un; pwd", _su_user="alice", _use_su_login=True)
+    assert ran.out == ["alice", "/home/alice"]
+
+
+def test_P11_doas(remote: Remote) -> None:
+    assert remote.out("id -un", _doas=True) == "root"
+    assert remote.out("id -un", _doas=True, _doas_user="alice") == "alice"
+
+
+def test_P13_environment_kept(remote: Remote) -> None:
+    shown = "sudo -n -E sh -c 'echo $KEPT'"
+    assert remote.out(shown, _env={"KEPT": "yes"}) == "yes"
+    assert remote.out("true", _sudo=True, _preserve_sudo_env=True) == ""
+
+
+def test_P14_home_of_the_target_user(remote: Remote) -> None:
+    assert remote.out("echo ~ $HOME", _sudo=True, _sudo_user="alice") == "/home/alice /home/alice"
+    assert remote.out("echo ~ $HOME", _sudo=True) == "/root /root"
+
+
+def test_P15_native_root(machine: str, connect: Callable[..., Remote], transport: str) -> None:
+    root = connect(machine, orbstack_user="root", orbstack_transport=transport)
+    assert root.run("id -un; echo $HOME; pwd").out == ["root", "/root", "/root"]
+
+
+@pytest.mark.parametrize(
+    "value", ["a b", "it's", 'say "x"', "two\nlines", "$HOME `id` \\", "", "=", "ü 🦀"]
+)
+def test_E1_env(remote: Remote, value: str) -> None:
+    import pyinfra
+
+    if tuple(map(int, pyinfra.__version__.split(".")[:2])) < (3, 8) and set(value) & set('"$`\\'):
+        pytest.skip("before 3.8 pyinfra itself puts values into double quotes")
+    assert remote.out("printf '%s|' \"$KEY\"", _env={"KEY": value}) == f"{value}|"
+
+
+def test_E2_our_environment_does_not_leak(
+    machine: str, connect: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    monkeypatch.setenv("PYINFRA_TEST_LEAK", "leaked")
+    remote = connect(machine, orbstack_transport=transport)
+    assert "PYINFRA" not in remote.out("env")
+
+
+def test_E3_orbenv_is_not_set(
+    machine: str, connect: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's own ORBENV still works, since OrbStack's client reads it."""
+    assert "ORBENV" not in Orbctl.environment()
+    monkeypatch.setenv("ORBENV", "PYINFRA_TEST_WANTED")
+    monkeypatch.setenv("PYINFRA_TEST_WANTED", "yes")
+    assert connect(machine).out("echo $PYINFRA_TEST_WANTED") == "yes"
+
+
+def test_E4_chdir(remote: Remote) -> None:
+    assert remote.out("pwd", _chdir="/usr/lib") == "/usr/lib"
+    assert remote.out("pwd", _chdir="/usr/lib", _sudo=True) == "/usr/lib"
+    assert not remote.run("pwd", _chdir="/no/such folder").ok
+    assert not remote.run("pwd", _chdir="/root").ok
+
+
+def test_E6_directory_does_not_persist(remote: Remote) -> None:
+    home = remote.out("pwd")
+    remote.run("cd /usr")
+    assert remote.out("pwd") == home
+
+
+def test_E7_nothing_persists(remote: Remote) -> None:
+    before = remote.out("umask; ulimit -n; export -p | sort; command -v leftover || true")
+    remote.run("export LEFT=1; umask 077; ulimit -n 99; leftover() { :; }; set -u; exec 1>&2")
+    after = remote.out("umask; ulimit -n; export -p | sort; command -v leftover || true")
+    assert after == before
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh", None])
+def test_E8_shell_executable(remote: Remote, shell: str | None) -> None:
+    shown = remote.out("echo ${BASH_VERSION:+bash} $((1 + 1))", _shell_executable=shell)
+    assert shown == ("bash 2" if shell == "bash" else "2")
+
+
+@pytest.mark.parametrize("shell", ["fish", "zsh", "nologin", "ksh", "dash", "busybox"])
+def test_E9_E13_login_shells(machine: str, connect: Callable[..., Remote], shell: str) -> None:
+    """The matrix of guest shells: whatever a user's login shell is, commands are sh's."""
+    user = f"like{shell}"
+    remote = connect(machine, orbstack_user=user)
+    assert remote.out("for i in 1 2; do printf '%s ' \"$i\" 'a  b'; done") == "1 a  b 2 a  b "
+    if shell != "nologin":
+        assert remote.out("id -un", _sudo=True) == "root"
+    remote.exits("exit 3", 3)
+
+
+def test_E10_environment_as_sshd_sets_it(remote: Remote, machine: str, client: Orbctl) -> None:
+    user = client.info(machine).username
+    shown = remote.out('echo "$HOME $USER $LOGNAME"; echo "$PATH"').split("\n")
+    assert shown[0] == f"/home/{user} {user} {user}"
+    assert {"/usr/bin", "/bin"} <= set(shown[1].split(":"))
+
+
+@pytest.mark.parametrize("mask", ["022", "077"])
+def test_E11_umask(remote: Remote, mask: str) -> None:
+    assert remote.out(f"umask {mask}; rm -f ~/new; touch ~/new; stat -c %a ~/new") == (
+        "644" if mask == "022" else "600"
+    )
+    remote.run("rm ~/new")
+
+
+def test_E12_home_missing_here(
+    machine: str, connect: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME")
+    assert connect(machine).out("echo on") == "on"
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busyboxsh", "ksh"])
+def test_E13_shells_of_a_command(remote: Remote, shell: str) -> None:
+    words = "for i in \"a 'b'\" '$x'; do printf '<%s>' \"$i\"; done"
+    assert remote.out(words, _shell_executable=shell) == "<a 'b'><$x>"
+    assert remote.out(words, _shell_executable=shell, _sudo=True) == "<a 'b'><$x>"
+
+
+def on_a_terminal(command: list[str]) -> bytes:
+    """Run a command with a terminal of this computer as all its streams."""
+    master, slave = pty.openpty()
+    running = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    output = b""
+    try:
+        while data := os.read(master, 65536):
+            output += data
+    except OSError:
+        pass
+    os.close(master)
+    assert running.wait(timeout=30) == 0, output
+    return output
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_Y1_no_terminal_by_default(
+    machine: str, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYINFRA_ORBSTACK_TRANSPORT", transport)
+    text = "for i in 0 1 2; do test -t $i && echo tty-$i; done; echo none"
+    output = on_a_terminal([PYINFRA, "-y", f"@orbstack/{machine}", "exec", "--", text])
+    assert b"none" in output
+    assert b"] tty-" not in output
+
+
+def test_Y2_get_pty_gives_a_terminal(remote: Remote) -> None:
+    assert "yes" in remote.out("test -t 0 && test -t 1 && test -t 2 && echo yes", _get_pty=True)
+    remote.exits("exit 7", 7, _get_pty=True)
+    assert remote.out("cat", _get_pty=True, _stdin="typed").split()[-1] == "typed"
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        remote.run("sleep 60", _get_pty=True, _timeout=1)
+    assert time.monotonic() - began < 5
+
+
+def test_Y2_the_text_is_in_no_argv(remote: Remote, guest: Guest) -> None:
+    """With a terminal the text goes through a private file, which is gone afterwards."""
+    remote.out("true secret-in-a-pty", _get_pty=True)
+    assert guest.leftovers() == []
+
+
+def test_Y3_a_terminal_has_one_stream(remote: Remote) -> None:
+    ran = remote.run("echo out; echo err >&2", _get_pty=True)
+    assert [line.strip() for line in ran.out if line.strip() != "^D"] == ["out", "err"]
+    assert ran.err == []
