@@ -164,6 +164,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_id(machine_id: str) -> str:
+    """Return ``machine_id`` if it can be the id of a machine, and thus of nothing else.
+
+    Raises:
+        BadValue: It cannot.
+    """
+    if not re.fullmatch(r"[0-9A-Za-z]+", check_value("machine id", machine_id)):
+        raise BadValue(f"machine id {machine_id!r} holds more than letters and digits")
+    return machine_id
+
+
 def run_args(name: str, argv: Sequence[str], *, user: str | None = None) -> list[str]:
     """Arguments that run a command in a machine, which is started if it is stopped.
 
@@ -437,8 +448,13 @@ def parse_ssh(text: str) -> dict[str, bool | int | str]:
     """Read ``orbctl ssh``: what stands behind the colons, by lower-case words before them.
 
     A line that could be a part of a key is left out: only where a key lies is told.
+
+    Raises:
+        BadAnswer: There is nothing of that kind in it.
     """
     lines = re.findall(r"^\s*([A-Za-z][A-Za-z ]*):[ \t]*(\S.*)$", text, re.MULTILINE)
+    if not lines:
+        raise BadAnswer(f"orbctl showed no SSH details: {text.strip()[:120]!r}")
     return {
         key.lower().replace(" ", "_"): _typed(value.strip())
         for key, value in lines
@@ -579,7 +595,7 @@ def answers(lines: Sequence[str], *, whole: bool = False, accept: Sequence[int] 
     Raises:
         OrbctlError: It is missing, was cut short, or its first call failed.
     """
-    if list(lines) == ["orbctl: missing"]:
+    if lines[-1:] == ["orbctl: missing"]:
         raise OrbctlMissing(
             "there is no orbctl on this host, neither on PATH nor in OrbStack's and Homebrew's "
             f"folders: install OrbStack there, or set {COMMAND_VARIABLE}"

@@ -1,0 +1,348 @@
+"""
+What OrbStack has: machines, settings, version.
+
+These facts call ``orbctl`` on the host they are asked of: ``@local`` on a Mac, or a Mac that
+pyinfra reaches over SSH. It is found on PATH and in the folders of OrbStack and Homebrew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, TypeVar, Union
+
+from pyinfra.api.exceptions import FactError, FactValueError
+from pyinfra.api.facts import FactBase
+from typing_extensions import TypedDict, override
+
+from pyinfra_orbstack import orbctl
+
+try:
+    from pyinfra.api.exceptions import FactProcessError
+except ImportError:  # before pyinfra 3.6, where every error of a fact ends the whole run
+    FactProcessError = FactError  # type: ignore[misc, assignment]
+
+T = TypeVar("T")
+#: What a setting may be.
+Setting = Union[bool, int, str]
+#: Where, on the host that has OrbStack, it is written down what a machine's cloud-init file was.
+CLOUD_INIT_FOLDER = '"${XDG_STATE_HOME:-$HOME/.local/state}"/pyinfra-orbstack/cloud-init'
+
+
+class MachineData(TypedDict):
+    """One machine; text is empty, and anything else None, where OrbStack does not tell it."""
+
+    id: str
+    name: str
+    state: str
+    distro: str
+    version: str
+    arch: str
+    variant: str
+    username: str
+    isolated: bool | None
+    isolate_network: bool | None
+    forward_ssh_agent: bool | None
+    ip4: str | None
+    ip6: str | None
+    domain: str
+    created: datetime | None
+
+
+def _describe(machine: orbctl.Machine, addresses: orbctl.Machine | None = None) -> MachineData:
+    config = machine.record.get("config") or {}
+    addresses = addresses or machine
+
+    def switch(key: str) -> bool | None:
+        return config[key] if isinstance(config.get(key), bool) else None
+
+    return {
+        "id": machine.id,
+        "name": machine.name,
+        "state": machine.state,
+        "distro": machine.distro,
+        "version": machine.version,
+        "arch": machine.arch,
+        "variant": machine.variant,
+        "username": machine.username,
+        "isolated": machine.isolated,
+        "isolate_network": switch("isolate_network"),
+        "forward_ssh_agent": switch("forward_ssh_agent"),
+        "ip4": addresses.ip4,
+        "ip6": addresses.ip6,
+        "domain": f"{machine.name}.orb.local",
+        "created": machine.created,
+    }
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except orbctl.BadValue as bad:
+        raise FactValueError(str(bad)) from None
+
+
+class _OrbctlFact(FactBase[T]):
+    """A fact that `orbctl` knows. It is None when it could not be had, and its host has failed."""
+
+    # As the questions are written for it, whatever shell the user has chosen.
+    shell_executable = "sh"
+
+    @override
+    def process(self, output: list[str]) -> T:
+        try:
+            return self.read(output)
+        except orbctl.OrbctlError as failed:
+            raise FactProcessError(str(failed)) from None
+
+    def read(self, output: list[str]) -> T:
+        """Make the fact of what the command printed."""
+        raise NotImplementedError
+
+
+class OrbStackMachines(_OrbctlFact[dict[str, MachineData]]):
+    """
+    Returns OrbStack's machines by name; its own, ``docker`` and ``k8s``, are not among them.
+
+    + addresses: whether to ask each running machine for its addresses, which takes a call each
+
+    **Example:**
+
+    .. code:: python
+
+        {
+            "web": {
+                "id": "01KHVDCW7HTAGRPMB823KADP9B",
+                "name": "web",
+                "state": "running",
+                "distro": "ubuntu",
+                "version": "noble",
+                "arch": "arm64",
+                "variant": "default",
+                "username": "alice",
+                "isolated": False,
+                "isolate_network": False,
+                "forward_ssh_agent": True,
+                "ip4": "192.168.139.64",
+                "ip6": "fd07:b51a:cc66:0:b476:dbff:fe73:161e",
+                "domain": "web.orb.local",
+                "created": datetime(2026, 2, 19, 18, 0, 39, 591000, tzinfo=timezone.utc),
+            },
+        }
+    """
+
+    @override
+    def command(self, addresses: bool = True) -> str:
+        # A machine may go between the two calls: then its addresses are not known.
+        each = '; set -f; for m in $("$orbctl" list -r -q); do ask info "$m" --format json; done'
+        return orbctl.ask("list", "--format", "json", then=each if addresses else "")
+
+    @override
+    def read(self, output: list[str]) -> dict[str, MachineData]:
+        listing, *infos = orbctl.answers(output)
+        addresses = {}
+        for text in infos:
+            with contextlib.suppress(orbctl.BadAnswer):
+                machine = orbctl.parse_info(text)
+                addresses[machine.id] = machine
+        return {
+            machine.name: _describe(machine, addresses.get(machine.id))
+            for machine in orbctl.parse_list(listing)
+        }
+
+
+class OrbStackMachine(_OrbctlFact[Union[MachineData, dict[str, Any]]]):
+    """
+    Returns one machine as ``OrbStackMachines`` does, or ``{}`` when there is none of that name.
+
+    + machine: its name
+
+    **Example:**
+
+    .. code:: python
+
+        web = host.get_fact(OrbStackMachine, machine="web")
+        print(web["ip4"])
+    """
+
+    @override
+    def command(self, machine: str) -> str:
+        with _refusing():
+            return orbctl.ask(*orbctl.info_args(machine))
+
+    @override
+    def read(self, output: list[str]) -> MachineData | dict[str, Any]:
+        try:
+            return _describe(orbctl.parse_info(orbctl.answer(output)))
+        except orbctl.MachineNotFound:
+            return {}
+
+
+class OrbStackMachineLogs(_OrbctlFact[list[str]]):
+    """
+    Returns the lines of a machine's console log.
+
+    + machine: its name
+    + all_logs: whether to include what OrbStack itself logs about it
+    """
+
+    @override
+    def command(self, machine: str, all_logs: bool = False) -> str:
+        with _refusing():
+            return orbctl.ask(*orbctl.machine_args("logs --all" if all_logs else "logs", machine))
+
+    @override
+    def read(self, output: list[str]) -> list[str]:
+        return orbctl.answer(output).splitlines()
+
+
+class OrbStackConfig(_OrbctlFact[dict[str, Setting]]):
+    """
+    Returns OrbStack's settings, as ``bool``, ``int`` or ``str``.
+
+    **Example:**
+
+    .. code:: python
+
+        {
+            "cpu": 11,
+            "memory_mib": 16384,
+            "network.subnet4": "192.168.138.0/23",
+            "rosetta": True,
+            "machine.web.username": "alice",
+        }
+    """
+
+    @override
+    def command(self) -> str:
+        return orbctl.ask("config", "show")
+
+    @override
+    def read(self, output: list[str]) -> dict[str, Setting]:
+        return orbctl.parse_config(orbctl.answer(output))
+
+
+class OrbStackConfigValue(_OrbctlFact[str]):
+    """
+    Returns one setting as OrbStack prints it; ``""`` is one that is not set.
+
+    + key: its name
+    """
+
+    @override
+    def command(self, key: str) -> str:
+        with _refusing():
+            return orbctl.ask(*orbctl.config_args(key))
+
+    @override
+    def read(self, output: list[str]) -> str:
+        return orbctl.answer(output).strip()
+
+
+class OrbStackVersion(_OrbctlFact[str]):
+    """
+    Returns OrbStack's version, such as ``2.2.3``.
+    """
+
+    @override
+    def command(self) -> str:
+        return orbctl.ask("version")
+
+    @override
+    def read(self, output: list[str]) -> str:
+        return orbctl.parse_version(orbctl.answer(output))
+
+
+class OrbStackStatus(_OrbctlFact[str]):
+    """
+    Returns ``running``, ``starting`` or ``stopped``; asking does not start OrbStack.
+    """
+
+    @override
+    def command(self) -> str:
+        return orbctl.ask("status")
+
+    @override
+    def read(self, output: list[str]) -> str:
+        return orbctl.parse_status(orbctl.answers(output, whole=True, accept=(1, 2))[0])
+
+
+class OrbStackDefaultMachine(_OrbctlFact[str]):
+    """
+    Returns the name of the machine that ``orb`` uses when none is named, ``""`` when there is none.
+    """
+
+    @override
+    def command(self) -> str:
+        return orbctl.ask("default")
+
+    @override
+    def read(self, output: list[str]) -> str:
+        words = orbctl.answer(output).split()
+        return "" if words in ([], ["none"]) else words[-1]
+
+
+class OrbStackSSH(_OrbctlFact[dict[str, Setting]]):
+    """
+    Returns how to reach OrbStack's SSH server, and never a key, only where it lies.
+
+    **Example:**
+
+    .. code:: python
+
+        {"host": "127.0.0.1", "port": 32222}
+    """
+
+    @override
+    def command(self) -> str:
+        return orbctl.ask("ssh")
+
+    @override
+    def read(self, output: list[str]) -> dict[str, Setting]:
+        return orbctl.parse_ssh(orbctl.answer(output))
+
+
+class CloudInitDigest(_OrbctlFact[str]):
+    """
+    Returns the SHA-256 of the cloud-init file that a machine was made with, ``""`` if unknown.
+
+    ``orbstack.machine`` writes it down on the host that has OrbStack, by the machine's id: the
+    machine itself would have to run to be asked.
+
+    + machine_id: the machine's id
+    """
+
+    @override
+    def command(self, machine_id: str) -> str:
+        file = f"{CLOUD_INIT_FOLDER}/{orbctl.check_id(machine_id)}"
+        return f"if [ -f {file} ]; then cat {file}; else echo; fi"
+
+    @override
+    def read(self, output: list[str]) -> str:
+        match = re.fullmatch(r"[0-9a-f]{64}", output[0])
+        return match[0] if match else ""
+
+
+class PathKind(_OrbctlFact[str]):
+    """
+    Returns ``file``, ``directory`` or ``absent``, whatever signs there are in the path.
+
+    + path: the path
+    """
+
+    @override
+    def command(self, path: str) -> str:
+        with _refusing():
+            word = shlex.quote(orbctl.check_value("path", path))
+        return (
+            f"if [ -d {word} ]; then echo directory; "
+            f"elif [ -e {word} ]; then echo file; else echo absent; fi"
+        )
+
+    @override
+    def read(self, output: list[str]) -> str:
+        return output[-1]
