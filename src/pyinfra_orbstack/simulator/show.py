@@ -145,6 +145,8 @@ def ssh(options: Options, _: list[str]) -> int:
 
 
 def logs(options: Options, words: list[str]) -> int:
-    with open(find(words[0]).file("console"), encoding="utf-8", errors="replace") as file:
-        sys.stdout.write(file.read())
+    path = find(words[0]).file("console")
+    if os.path.exists(path):  # a clone that never ran has none
+        with open(path, encoding="utf-8", errors="replace") as file:
+            sys.stdout.write(file.read())
     return 0
