@@ -76,6 +76,7 @@ def test_killed_delete(own: Program, tmp_path: Path) -> None:
 def test_killed_clone_lets_its_source_go_on(own: Program) -> None:
     """The source stands still while it is copied, and not for ever."""
     assert own("create", "debian", "source").code == 0
+    assert own("clone", "source", "quiet") == (0, b"", b"")
     assert own("run", "-m", "source", "sh", "-c", "head -c 300M /dev/zero >~/big").code == 0
     ticking = own.started("run", "-m", "source", "sh", "-c", "while :; do echo; sleep 0.01; done")
     assert ticking.stdout
@@ -164,6 +165,17 @@ def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
     assert own("info", "old", "-f", "json").json["record"]["state"] == "stopped"
     assert own("stop", "old").code == 0
     assert own("run", "-m", "old", "echo", "up").text == "up\n"
+
+
+def test_umask_of_the_caller(own: Program) -> None:
+    """It makes no machine that its users cannot read."""
+    made = own("create", "debian", "masked", preexec_fn=_strict_umask)
+    assert made.code == 0
+    assert own("run", "-m", "masked", "sh", "-c", "umask; touch ~/x; ls /").lines[0] == "0022"
+
+
+def _strict_umask() -> None:
+    os.umask(0o777)
 
 
 def test_orphans_are_reaped(orb: Program, machine: str) -> None:

@@ -56,6 +56,7 @@ def _may_sudo() -> bool:
 
 def main() -> int:
     _open_streams()
+    os.umask(0o022)  # the caller's own would reach into the machines
     program, words = program_name(sys.argv[0]), sys.argv[1:]
     call = None
     try:

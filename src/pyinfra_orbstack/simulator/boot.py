@@ -106,9 +106,7 @@ def start(machine: Machine) -> None:
     if machine.finished and machine.process():
         return
     with machine.lock():
-        if not machine.reload().finished:
-            raise rpc(f"machine not found: '{machine.name}'")
-        if machine.process() is None:
+        if machine.reload().process() is None:
             try:
                 Boot(machine).commit()
                 wake()

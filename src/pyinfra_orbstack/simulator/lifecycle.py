@@ -22,6 +22,7 @@ from .state import (
     home,
     machines,
     new_id,
+    read_fields,
     rpc,
     say,
 )
@@ -46,6 +47,8 @@ def create(options: Options, words: list[str]) -> int:
         fields = _wanted(options, image)
         check_name(name)
         _explain_base(options, image)
+        if options.on("isolate-network"):
+            say("--isolate-network is only written down: machines share this host's network")
         password = _ask_password() if options.on("set-password") else ""
         machine = make(name, fields, image.base)
         if password:
@@ -229,10 +232,12 @@ class Pause:
         def work() -> None:
             os.setsid()
             os.close(self._go_on)
-            os.kill(-1, SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # nothing runs in it
+                os.kill(-1, SIGSTOP)
             os.close(stopped)
             os.read(waits, 1)
-            os.kill(-1, SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, SIGCONT)
 
         self._pid = Door(self._machine).fork(work)
         os.close(waits)
@@ -296,8 +301,8 @@ def sweep() -> None:
     for machine in machines():
         if machine.finished:
             continue
-        with contextlib.suppress(Failure, FileNotFoundError), machine.lock(wait=False) as lock:
-            if lock.held and not machine.reload().finished:
+        with contextlib.suppress(FileNotFoundError), machine.lock(wait=False) as lock:
+            if lock.held and "made" not in read_fields(machine.file("machine")):
                 halt(machine)
                 discard(machine)
     folder, trash = os.path.join(home(), "machines"), os.path.join(home(), "trash")

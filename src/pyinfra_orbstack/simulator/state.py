@@ -158,9 +158,12 @@ class Machine:
     def reload(self) -> Machine:
         """The machine as it is now that its lock is ours; it may have gone while we waited."""
         try:
-            self.fields = read_fields(self.file("machine"))
+            fields = read_fields(self.file("machine"))
         except FileNotFoundError:
-            raise rpc(f"machine not found: '{self.name}'") from None
+            fields = {}
+        self.fields.update(fields)
+        if not fields or not self.finished:
+            raise rpc(f"machine not found: '{self.name}'")
         return self
 
     def process(self) -> int | None:
