@@ -76,8 +76,12 @@ def settings(command: str) -> dict[str, str]:
 
 
 def pyinfra_argv(*words: str) -> list[str]:
-    """The command line of the `pyinfra` that is installed beside this interpreter."""
-    return [sys.executable, "-m", "pyinfra", *words]
+    """The command line of the `pyinfra` that is installed beside this interpreter.
+
+    The script, not ``-m pyinfra``: before 3.10 that loads gevent first and patches it afterwards.
+    """
+    beside = Path(sys.executable).with_name("pyinfra")
+    return [str(beside) if beside.exists() else "pyinfra", *words]
 
 
 def call(argv: Sequence[str], env: Mapping[str, str]) -> int:

@@ -227,6 +227,8 @@ class Machine:
                 f"from pyinfra_orbstack.results import record\nrecord({str(steps)!r})\n"
             )
             files = [str(folder / "inventory.py"), str(folder / "record.py"), str(path)]
+            debug_log = self._engine.root / "pyinfra-debug.log"
+            debug_log_was_there = debug_log.exists()
             # In the project's folder, where pyinfra finds its group_data.
             argv = project.pyinfra_argv(
                 "-y", "--chdir", str(self._engine.root), "--group-data", str(group_data), *files
@@ -235,6 +237,10 @@ class Machine:
                 done = process.run(argv, timeout=timeout, env=self._engine.environment())
             except TimeoutError:
                 raise AssertionError(f"{deploy} took more than {timeout:g} s") from None
+            finally:
+                # pyinfra writes it on a user's error too, and the log below says the same.
+                if not debug_log_was_there:
+                    debug_log.unlink(missing_ok=True)
             log = (done.stdout + done.stderr).decode("utf-8", "replace")
             return results.read(steps), done.returncode == 0, log
 
