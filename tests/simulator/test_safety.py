@@ -149,6 +149,22 @@ def test_writes_stay_in_the_machine(orb: Program, machine: str) -> None:
     as_root(orb, machine, "sed -i /^x$/d /etc/passwd /etc/hosts; rm /opt/link /etc/new /usr/new")
 
 
+def test_simulator_in_a_chroot(own: Program, tmp_path: Path) -> None:
+    """There the namespace's root is the host's; commands are in the machine's root all the same."""
+    inside, mark = tmp_path / "chroot", f"/opt/chroot-{os.getpid()}"
+    inside.mkdir()
+    steps = [
+        'mount --rbind / "$0" && cd /',
+        'chroot "$0" "$@" create debian caged',
+        f'chroot "$0" "$@" run -m caged -u root sh -c "hostname; touch {mark}"',
+        'chroot "$0" "$@" delete -f caged',
+    ]
+    shell = ["unshare", "-m", "--propagation", "private", "sh", "-c", " && ".join(steps)]
+    answer = Program([*shell, str(inside), *own.command], own.env)()
+    assert not Path(mark).exists()
+    assert answer.text == "caged\n"
+
+
 def test_temporary_files_are_its_own(orb: Program, machine: str, tmp_path: Path) -> None:
     """``/tmp`` and ``/run`` are empty file systems of the machine."""
     assert as_root(orb, machine, f"ls {tmp_path}").code != 0

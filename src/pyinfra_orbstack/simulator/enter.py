@@ -42,6 +42,7 @@ class Door:
             kinds = ("uts", "ipc", "mnt") if clock == "shared" else ("time", "uts", "ipc", "mnt")
             self._others = [self._open(f"ns/{kind}") for kind in kinds]
             self._processes = self._open("ns/pid")
+            self._root = self._open("root", os.O_RDONLY | os.O_DIRECTORY)
         except (OSError, ValueError):
             raise rpc(f"machine not running: '{machine.name}'") from None
 
@@ -67,6 +68,9 @@ class Door:
         try:
             for fd in self._others:
                 setns(fd)
+            # The namespace's own root is the host's, where the simulator itself is in a chroot.
+            os.fchdir(self._root)
+            os.chroot(".")
             if not all_rights:
                 drop_capabilities()
             work()
