@@ -32,8 +32,6 @@ def checked_file(
         yield from files.file._inner(path=dest, user="root", group="root", mode=mode)
         return
     new = f"{dest}.new"
-    yield from files.put._inner(
-        src=StringIO(text), dest=new, user="root", group="root", mode=mode
-    )
+    yield from files.put._inner(src=StringIO(text), dest=new, user="root", group="root", mode=mode)
     path, target = QuoteString(new), QuoteString(dest)
     yield StringCommand(check, path, "&& mv -f", path, target, "|| { rm -f", path, "; false; }")
