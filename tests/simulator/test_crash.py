@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -77,19 +78,20 @@ def test_killed_clone_lets_its_source_go_on(own: Program) -> None:
     """The source stands still while it is copied, and not for ever."""
     assert own("create", "debian", "source").code == 0
     assert own("clone", "source", "quiet") == (0, b"", b"")
-    assert own("run", "-m", "source", "sh", "-c", "head -c 300M /dev/zero >~/big").code == 0
-    ticking = own.started("run", "-m", "source", "sh", "-c", "while :; do echo; sleep 0.01; done")
-    assert ticking.stdout
+    assert own("run", "-m", "source", "sh", "-c", "head -c 500M /dev/zero >~/big").code == 0
+    sleeping = own.started("run", "-m", "source", "sleep", "60")
+    states = ["run", "-m", "source", "sh", "-c", "ps -o stat= -C sleep"]
+    while own(*states).code:
+        pass
     process = own.started("clone", "source", "copy")
-    time.sleep(0.15)
+    while "T" not in own(*states).text:
+        assert process.poll() is None
     process.kill()
     process.communicate()
-    os.set_blocking(ticking.stdout.fileno(), False)
-    ticking.stdout.read()
-    time.sleep(0.5)
-    assert ticking.stdout.read()
+    time.sleep(0.3)
+    assert "T" not in own(*states).text
     assert own("stop", "source").code == 0
-    ticking.communicate(timeout=10)
+    sleeping.communicate(timeout=10)
 
 
 def test_twenty_at_once(own: Program) -> None:
@@ -115,6 +117,20 @@ def test_one_name_for_two(own: Program) -> None:
     assert sorted(call.returncode for call in calls) == [0, 1, 1, 1]
     assert sum(b"machine already exists: 'same'" in error for error in errors) == 3
     assert own("list", "-q").lines == ["same"]
+
+
+def test_names_are_given_under_a_lock(own: Program, tmp_path: Path) -> None:
+    """While one process gives a name, no other does; it waits, and goes on."""
+    own("list")
+    (tmp_path / "state" / "machines").mkdir(parents=True)
+    with open(tmp_path / "state" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        call = own.started("create", "debian", "waits")
+        with pytest.raises(subprocess.TimeoutExpired):
+            call.wait(0.6)
+        assert own("list", "-q").text == ""
+    call.communicate(timeout=30)
+    assert call.returncode == 0
 
 
 def test_start_by_many(own: Program, tmp_path: Path) -> None:
@@ -144,10 +160,11 @@ def test_stop_during_run(orb: Program, made: Made, machine: str) -> None:
 def test_ending_the_client_leaves_the_command(orb: Program, machine: str, number: int) -> None:
     """The harsh reading: whatever ends `orbctl run`, what it started in the machine goes on."""
     mark = f"/tmp/mark-{int(number)}"
-    call = orb.started("run", "-m", machine, "sh", "-c", f"echo up; sleep 0.6; touch {mark}")
+    script = f"echo up; sleep 0.6; touch {mark}"
+    call = orb.started("run", "-m", machine, "sh", "-c", script, start_new_session=True)
     assert call.stdout
     call.stdout.readline()
-    call.send_signal(number)
+    os.killpg(call.pid, number)  # as a terminal does for ^C
     call.wait(5)
     assert orb("run", "-m", machine, "test", "-e", mark).code == 1
     time.sleep(1)
@@ -160,10 +177,13 @@ def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
     own("create", "debian", "old")
     own("stop", "old")
     folder = next((tmp_path / "state" / "machines").iterdir())
-    started = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(") ")[2].split()[19]
-    (folder / "pid").write_text(f"{os.getpid()} {started} shared\n")
-    assert own("info", "old", "-f", "json").json["record"]["state"] == "stopped"
-    assert own("stop", "old").code == 0
+    with subprocess.Popen(["sleep", "60"]) as other:
+        started = Path(f"/proc/{other.pid}/stat").read_text().rpartition(") ")[2].split()[19]
+        (folder / "pid").write_text(f"{other.pid} {started} shared\n")
+        assert own("info", "old", "-f", "json").json["record"]["state"] == "stopped"
+        assert own("stop", "old").code == 0
+        assert other.poll() is None
+        other.kill()
     assert own("run", "-m", "old", "echo", "up").text == "up\n"
 
 
@@ -171,7 +191,7 @@ def test_umask_of_the_caller(own: Program) -> None:
     """It makes no machine that its users cannot read."""
     made = own("create", "debian", "masked", preexec_fn=_strict_umask)
     assert made.code == 0
-    assert own("run", "-m", "masked", "sh", "-c", "umask; touch ~/x; ls /").lines[0] == "0022"
+    assert own("run", "-m", "masked", "sh", "-c", "umask && touch ~/x").text == "0022\n"
 
 
 def _strict_umask() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # The names that OrbStack knows, its default version first; numbers read back as codenames.
 DISTROS: dict[str, dict[str, str]] = {
     "alma": {"10": "", "9": "", "8": ""},
-    "alpine": {"edge": "", "3.23": "", "3.22": "", "3.21": "", "3.20": ""},
+    "alpine": {"3.23": "", "3.22": "", "3.21": "", "3.20": "", "edge": ""},
     "arch": {"current": ""},
     "centos": {"10-Stream": "10", "9-Stream": "9"},
     "debian": {"bookworm": "12", "trixie": "13", "bullseye": "11", "forky": "14", "sid": ""},
@@ -80,6 +80,10 @@ class Image:
         if not re.fullmatch(r"[A-Za-z0-9.-]*", version):
             raise Failure(f"unknown version for {self.distro}: '{version}'")
         self.version = next(iter(known))
+        if not version and not os.path.isdir(self.rootfs):
+            ours = (name.split("_") for name in sorted(listed()))
+            mine = (name[1] for name in ours if [name[0], name[2]] == [self.distro, self.arch])
+            self.version = next(mine, self.version)
         if version:
             self.version = _codename(known, version)
             if not (new or self.version in known or os.path.isdir(self.rootfs)):

@@ -27,7 +27,7 @@ MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 _PR_CAPBSET_DROP = 24
 _TIOCSCTTY = 0x540E
 _SIGCHLD, _SIG_DFL, _SIG_IGN = 17, ctypes.c_void_p(0), ctypes.c_void_p(1)
