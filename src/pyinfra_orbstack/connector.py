@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -158,6 +159,8 @@ def _watch_interrupts() -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         for greenlet in list(_busy):
             greenlet.kill(Interrupted("interrupted"), block=False)
+        # pyinfra does not wait for hosts that are still connecting, and they clean up now.
+        atexit.register(gevent.joinall, list(_busy), timeout=30)
         previous(number, frame)
 
     # Python takes handlers in the main thread alone, and under gevent only it knows which that is.

@@ -703,13 +703,13 @@ class Orbctl:
         answer = self.call("info", check_name(name), "--format", "json")
         return parse_info(answer.stdout.decode(errors="replace"))
 
-    def create(self, args: Sequence[str], timeout: float = CREATE_TIMEOUT) -> None:
+    def create(self, args: Sequence[str]) -> None:
         """Create a machine from `create_args`.
 
         Raises:
             MachineExists: There already is one of that name.
         """
-        self.call(*args, timeout=timeout)
+        self.call(*args, timeout=CREATE_TIMEOUT)
 
     def start(self, name: str) -> None:
         """Start a machine; starting a running one does nothing."""

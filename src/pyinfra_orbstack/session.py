@@ -329,9 +329,11 @@ class Control:
     def _hello(self, hello: str) -> None:
         section = {STDOUT: Marker(hello.encode()), STDERR: Marker(hello.encode())}
         deadline = time.monotonic() + ANSWER_TIMEOUT
+        stray = 0
         while any(marker.words is None for marker in section.values()):
             stream, data = self._read_answer(deadline)
-            section[stream].feed(data)
+            stray += len(section[stream].feed(data))
+            _check_stray(stray)
         self._left = {stream: marker.rest for stream, marker in section.items()}
         where, _, stats = b" ".join(section[STDOUT].words or [b""]).partition(b" ")
         if where == b"missing":
@@ -604,9 +606,13 @@ class Control:
                 stray += len(ready.feed(data))
             else:
                 stray += len(data)
-            if stray > MOST_STRAY:
-                raise NotStarted(f"more than {MOST_STRAY} bytes came where an answer was expected")
+            _check_stray(stray)
         self._left[STDOUT] = ready.rest
+
+
+def _check_stray(count: int) -> None:
+    if count > MOST_STRAY:
+        raise NotStarted(f"more than {MOST_STRAY} bytes came where an answer was expected")
 
 
 def _chain(first: Iterable[bytes], second: Iterable[bytes]) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from pyinfra.api.host import Host
 from pyinfra_orbstack import orbctl, process
 from pyinfra_orbstack.orbctl import Orbctl
 
-PASSWORD = "pass 'w' \"ö\" $HOME word"  # noqa: S105
+PASSWORD = "pass 'w' \"ö\" $HOME s3cr3tword"
 TRANSPORTS = ("session", "spawn")
 
 # What the suite needs in a machine, beside a bare Debian or Ubuntu.
@@ -71,6 +71,12 @@ class Remote:
     def close(self) -> None:
         if self.host.connected:
             self.host.disconnect()
+
+    def drop_session(self) -> None:
+        """Lose the open session, so that the next command needs a new one."""
+        control = self.host.connector._control
+        if control is not None:
+            control.close()
 
     def run(self, command: str, **arguments: Any) -> Ran:
         ok, output = self.host.run_shell_command(StringCommand(command), **arguments)

@@ -64,7 +64,7 @@ def test_X10_an_end_of_stream_is_no_success(
     machine: str, proxy: Proxy, connect: Callable[..., Remote], transport: str
 ) -> None:
     remote = connect(machine, orbstack_transport=transport)
-    remote.host.connector._control.close()
+    remote.drop_session()
     for stream in ("cut-out", "cut-err"):
         # The marks of the hello pass, then the stream ends and the client says 0.
         for length in (150, 200, 260, 400):

@@ -51,7 +51,7 @@ def test_P3_the_password_is_asked_for_once(bob: Remote, monkeypatch: pytest.Monk
 
 def test_P4_a_wrong_password(bob: Remote, guest: Guest) -> None:
     guest.sh("rm -f /tmp/ran")
-    ran = bob.run("touch /tmp/ran", _sudo=True, _sudo_password="wrong")  # noqa: S106
+    ran = bob.run("touch /tmp/ran", _sudo=True, _sudo_password="wrong")
     assert not ran.ok
     assert any("incorrect password" in line for line in ran.err)
     # sudo itself asks `passwd_tries` times; another run of ours would double that.
@@ -61,7 +61,7 @@ def test_P4_a_wrong_password(bob: Remote, guest: Guest) -> None:
 
 def test_P5_sudo_denied(machine: str, connect: Callable[..., Remote], transport: str) -> None:
     alice = connect(machine, orbstack_user="alice", orbstack_transport=transport)
-    ran = alice.run("id", _sudo=True, _sudo_password="x")  # noqa: S106
+    ran = alice.run("id", _sudo=True, _sudo_password="x")
     assert not ran.ok
     assert ran.err
 

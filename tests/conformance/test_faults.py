@@ -1,0 +1,516 @@
+"""Section D: what breaks, breaks honestly."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from pyinfra.api.exceptions import ConnectError, InventoryError
+
+from pyinfra_orbstack import connector, orbctl, session
+from pyinfra_orbstack.connector import OrbStackConnector
+from pyinfra_orbstack.orbctl import Orbctl
+
+from .conftest import Guest, Proxy, Remote
+
+PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
+
+
+def pyinfra(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PYINFRA, "-y", *words], capture_output=True, text=True, timeout=100, check=False, **options
+    )
+
+
+@pytest.fixture(autouse=True)
+def _fresh_listing() -> None:
+    connector.list_machines.cache.clear()
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short patience, for what never answers."""
+    monkeypatch.setattr(orbctl, "READ_TIMEOUT", 1.0)
+    monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.0)
+
+
+# D1: orbctl itself
+
+
+def test_D1_orbctl_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(orbctl.COMMAND_VARIABLE, raising=False)
+    monkeypatch.setattr(orbctl, "KNOWN_FOLDERS", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(orbctl.OrbctlMissing, match="orbctl not found"):
+        orbctl.find()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="on a Mac the line says to install OrbStack")
+def test_D1_orbctl_missing_names_the_simulator() -> None:
+    env = {key: value for key, value in os.environ.items() if key != orbctl.COMMAND_VARIABLE}
+    done = pyinfra("@orbstack/x", "exec", "--", "id", env=env)
+    assert done.returncode == 1
+    assert "PYINFRA_ORBSTACK_ORBCTL=orbctl-simulator" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_D1_orbctl_not_executable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connect: Callable[..., Remote]
+) -> None:
+    (tmp_path / "orbctl").write_text("no program")
+    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(tmp_path / "orbctl"))
+    with pytest.raises(ConnectError, match="is no program"):
+        connect("any")
+    (tmp_path / "orbctl").chmod(0o755)
+    with pytest.raises(ConnectError, match="cannot run"):
+        connect("any")
+
+
+def test_D1_orbctl_crashes(
+    proxy: Proxy, machine: str, connect: Callable[..., Remote], silent: None
+) -> None:
+    proxy.tell("any exit 2 panic: nil pointer dereference")
+    with pytest.raises(ConnectError, match="panic: nil pointer"):
+        connect(machine)
+    proxy.tell("run exit 2 panic: nil pointer dereference")
+    with pytest.raises(ConnectError, match="panic: nil pointer"):
+        connect(machine, orbstack_boot_timeout=1)
+
+
+def test_D1_a_spinner_is_no_failure(
+    proxy: Proxy, machine: str, connect: Callable[..., Remote]
+) -> None:
+    proxy.tell("any spinner")
+    remote = connect(machine)
+    assert remote.run("echo on") == (True, ["on"], [])
+
+
+# D2, D3: OrbStack and its listing
+
+
+def test_D2_orbstack_not_running(proxy: Proxy, connect: Callable[..., Remote]) -> None:
+    proxy.tell("any exit 1 OrbStack is not running")
+    with pytest.raises(InventoryError, match="not running"):
+        list(OrbStackConnector.make_names_data(None))
+    with pytest.raises(ConnectError, match="not running"):
+        connect("any")
+
+
+@pytest.mark.parametrize(
+    "answer", ["null", "garbage", '[{"id": "A", "name":', "{}", "", '[{"name": "a"}]']
+)
+def test_D3_odd_listings(proxy: Proxy, answer: str) -> None:
+    proxy.tell(f"list print {answer}")
+    for name in (None, "*"):
+        with pytest.raises(InventoryError, match="cannot list OrbStack's machines"):
+            list(OrbStackConnector.make_names_data(name))
+    # A machine that was named is judged when it is connected to.
+    assert [host for host, _, _ in OrbStackConnector.make_names_data("web")] == ["@orbstack/web"]
+
+
+def test_D3_a_machine_listed_twice(proxy: Proxy) -> None:
+    one = '{"id":"A","name":"a","state":"running"}'
+    proxy.tell(f"list print [{one},{one}]")
+    with pytest.raises(InventoryError, match="twice"):
+        list(OrbStackConnector.make_names_data(None))
+
+
+def test_D3_an_odd_info(proxy: Proxy, machine: str, connect: Callable[..., Remote]) -> None:
+    proxy.tell("info print garbage")
+    with pytest.raises(ConnectError, match="did not answer with JSON"):
+        connect(machine)
+
+
+# D4 to D11: the machine
+
+
+def test_D4_stopped_before_a_command(
+    client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
+) -> None:
+    """`orbctl run` starts it again, as it does for its own users."""
+    remote = connect(fresh_machine)
+    remote.run("echo 1 >>~/count")
+    client.stop(fresh_machine)
+    assert remote.out("echo 1 >>~/count; cat ~/count") == "1\n1"
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_D5_stopped_during_a_command(
+    client: Orbctl, fresh_machine: str, connect: Callable[..., Remote], transport: str
+) -> None:
+    remote = connect(fresh_machine, orbstack_transport=transport)
+    running = gevent.spawn(remote.run, "echo 1 >>~/count; echo begun; sleep 60")
+    gevent.sleep(1)
+    client.stop(fresh_machine)
+    with pytest.raises(OSError, match="unknown"):
+        running.get(timeout=20)
+    assert remote.out("cat ~/count") == "1"
+
+
+def test_D6_deleted_during_a_deploy(
+    client: Orbctl, fresh_machine: str, connect: Callable[..., Remote], machine: str
+) -> None:
+    remote, other = connect(fresh_machine), connect(machine)
+    client.delete(fresh_machine, client.info(fresh_machine).id)
+    with pytest.raises(OSError, match="not found"):
+        remote.run("true")
+    assert other.out("echo on") == "on"
+
+
+def test_D6_replaced_by_another_of_the_same_name(
+    client: Orbctl, machines: Any, base: str, connect: Callable[..., Remote]
+) -> None:
+    name = machines.clone(base)
+    remotes = [connect(name, orbstack_transport=way) for way in ("session", "spawn")]
+    client.delete(name, client.info(name).id)
+    client.clone(base, name)
+    machines.own(name)
+    client.start(name)
+    for remote in remotes:
+        with pytest.raises(OSError, match="was replaced"):
+            remote.run("touch ~/touched")
+    Guest(client, name).sh("! find /home -name touched | grep .")
+
+
+def test_D8_renamed_during_a_deploy(
+    client: Orbctl, machines: Any, base: str, connect: Callable[..., Remote]
+) -> None:
+    """An open session goes on; a new connection says that the name is gone."""
+    name = machines.clone(base)
+    remote = connect(name)
+    client.call("rename", name, f"{name}-b")
+    machines.own(f"{name}-b")
+    remote.drop_session()
+    with pytest.raises(OSError, match="not found"):
+        remote.run("true")
+
+
+def test_D9_rebooted_by_an_operation(
+    client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
+) -> None:
+    """What server.reboot does: the machine restarts, pyinfra disconnects and connects again."""
+    remote = connect(fresh_machine)
+    first = remote.out("cat /proc/1/stat").split()[21]
+    client.restart(fresh_machine)
+    remote.host.disconnect()
+    remote.connect()
+    assert remote.out("cat /proc/1/stat").split()[21] != first
+
+
+def test_D9_a_restart_drops_askpass_files(
+    client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
+) -> None:
+    from .conftest import PASSWORD
+
+    remote = connect(fresh_machine, orbstack_user="bob")
+    for _ in range(2):
+        assert remote.out("id -un", _sudo=True, _sudo_password=PASSWORD) == "root"
+        client.restart(fresh_machine)
+        assert remote.out("echo on") == "on"
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_D10_the_client_is_killed(
+    machine: str, connect: Callable[..., Remote], guest: Guest, transport: str
+) -> None:
+    remote = connect(machine, orbstack_transport=transport)
+    guest.sh("rm -f /tmp/count; touch /tmp/count; chmod 666 /tmp/count")
+    running = gevent.spawn(remote.run, "echo 1 >>/tmp/count; sleep 60")
+    gevent.sleep(0.7)
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(OSError, match="unknown"):
+        running.get(timeout=20)
+    assert remote.out("cat /tmp/count") == "1"
+
+
+def children() -> list[int]:
+    """The processes that this one has started."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, check=False
+    )
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if b" ps" not in line]
+
+
+def test_D11_orbstack_restarted(
+    client: Orbctl, fresh_machine: str, connect: Callable[..., Remote], proxy: Proxy, silent: None
+) -> None:
+    """All machines stop, and `orbctl` fails for a while."""
+    remote = connect(fresh_machine)
+    client.stop(fresh_machine)
+    proxy.tell("run exit 1 OrbStack is not running")
+    with pytest.raises(OSError, match="not running"):
+        remote.run("true")
+    proxy.tell("")
+    assert remote.out("echo on") == "on"
+
+
+# D12 to D15: the protocol
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_D12_nothing_is_replayed_after_start(
+    machine: str, proxy: Proxy, connect: Callable[..., Remote], guest: Guest, transport: str
+) -> None:
+    remote = connect(machine, orbstack_transport=transport)
+    guest.sh("rm -f /tmp/count; touch /tmp/count; chmod 666 /tmp/count")
+    for number, length in enumerate(range(100, 500, 40)):
+        remote.drop_session()
+        before = guest.sh("cat /tmp/count").split()
+        proxy.tell(f"run once cut-out {length} 0")
+        try:
+            remote.run(f"echo {number} >>/tmp/count; echo done")
+        except OSError:
+            pass
+        else:
+            # Cut before START: it was tried again, and ran once.
+            assert len(guest.sh("cat /tmp/count").split()) == len(before) + 1
+        proxy.tell("")
+        lines = guest.sh("cat /tmp/count").split()
+        assert len(lines) == len(set(lines))
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_D13_before_start_it_is_retried_once(
+    machine: str, proxy: Proxy, connect: Callable[..., Remote], transport: str
+) -> None:
+    remote = connect(machine, orbstack_transport=transport)
+    remote.drop_session()
+    proxy.tell("run once cut-in 10 0")
+    before = proxy.calls("run")
+    assert remote.out("echo on") == "on"
+    assert proxy.calls("run") == before + 2
+    remote.drop_session()
+    proxy.tell("run exit 1 broken for good")
+    before = proxy.calls("run")
+    with pytest.raises(OSError, match="broken for good"):
+        remote.run("true")
+    assert proxy.calls("run") == before + 2
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_D15_stray_bytes(
+    machine: str, proxy: Proxy, connect: Callable[..., Remote], transport: str
+) -> None:
+    proxy.tell("run stray 60000")
+    remote = connect(machine, orbstack_transport=transport)
+    assert remote.out("echo on") == "on"
+    remote.close()
+    proxy.tell("run stray 70000")
+    with pytest.raises(ConnectError, match="more than 65536 bytes"):
+        connect(machine, orbstack_transport=transport, orbstack_boot_timeout=1)
+
+
+# D17 to D21: creation and the guest
+
+
+def test_D17_create_hangs_but_the_machine_exists(
+    client: Orbctl,
+    proxy: Proxy,
+    machines: Any,
+    connect: Callable[..., Remote],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It is removed again: a machine that was never seen ready is not left behind."""
+    monkeypatch.setattr(orbctl, "CREATE_TIMEOUT", 3.0)
+    slow = tmp_path / "slow"
+    slow.write_text(
+        f'#!/bin/sh\n[ "$1" = create ] && {{ {client.command!r} "$@"; exec sleep 60; }}\n'
+        f'exec {client.command!r} "$@"\n'
+    )
+    slow.chmod(0o755)
+    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(slow))
+    name = machines.new_name()
+    with pytest.raises(ConnectError, match="create did not answer"):
+        connect(name, orbstack_image="ubuntu")
+    assert name not in [machine.name for machine in client.machines()]
+
+
+@pytest.mark.parametrize("whom", ["process", "group"])
+def test_D18_create_interrupted(
+    client: Orbctl, machines: Any, tmp_path: Path, whom: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = machines.new_name()
+    slow = tmp_path / "slow"
+    # Interrupted after the machine is made and before anybody was told.
+    slow.write_text(
+        f'#!/bin/sh\n[ "$1" = create ] && {{ {client.command!r} "$@"; '
+        f'touch {str(tmp_path / "made")!r}; exec sleep 60; }}\nexec {client.command!r} "$@"\n'
+    )
+    slow.chmod(0o755)
+    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(slow))
+    (tmp_path / "inventory.py").write_text(
+        f"hosts = [('@orbstack/{name}', {{'orbstack_image': 'ubuntu'}})]\n"
+    )
+    running = subprocess.Popen(
+        [PYINFRA, "-y", "inventory.py", "exec", "--", "true"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "made").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        if whom == "group":
+            os.killpg(running.pid, signal.SIGINT)
+        else:
+            running.send_signal(signal.SIGINT)
+        output, _ = running.communicate(timeout=20)
+    finally:
+        running.kill()
+    assert b"Traceback" not in output
+    assert name not in [machine.name for machine in client.machines()]
+
+
+def test_D18_a_machine_that_never_answers_is_removed(
+    client: Orbctl, proxy: Proxy, machines: Any, connect: Callable[..., Remote], silent: None
+) -> None:
+    proxy.tell("run hang")
+    name = machines.new_name()
+    with pytest.raises(ConnectError, match="does not answer"):
+        connect(name, orbstack_image="ubuntu", orbstack_boot_timeout=1)
+    assert name not in [machine.name for machine in client.machines()]
+
+
+def test_D19_running_without_an_address(
+    client: Orbctl, proxy: Proxy, machine: str, connect: Callable[..., Remote]
+) -> None:
+    info = client.call("info", machine, "--format", "json").stdout.decode()
+    bare = " ".join(info.split()).replace('"ip4"', '"no4"').replace('"ip6"', '"no6"')
+    proxy.tell(f"info print {bare}")
+    assert connect(machine).out("echo on") == "on"
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_D20_the_disk_is_full(
+    machine: str, connect: Callable[..., Remote], guest: Guest, transport: str
+) -> None:
+    """RLIMIT_FSIZE makes every write beyond 64 KiB fail, as a full disk does."""
+    import io
+
+    remote = connect(machine, orbstack_transport=transport)
+    guest.sh("rm -f /var/tmp/full; printf old >/var/tmp/full; chmod 666 /var/tmp/full")
+    limited = "trap '' XFSZ; ulimit -f 128; "
+    original = connector._WRITE
+    connector._WRITE = limited + original
+    try:
+        with pytest.raises(OSError, match="old content was put back"):
+            remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full")
+    finally:
+        connector._WRITE = original
+    assert guest.sh("cat /var/tmp/full") == b"old"
+    original = connector._UPLOAD
+    connector._UPLOAD = limited + original
+    try:
+        with pytest.raises(OSError, match="cannot write a temporary file"):
+            remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full")
+        with pytest.raises(OSError, match="cannot write a temporary file"):
+            remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full-new")
+    finally:
+        connector._UPLOAD = original
+    assert guest.sh("cat /var/tmp/full; rm /var/tmp/full; ls /var/tmp") == b"old"
+    assert guest.leftovers() == []
+
+
+def test_D21_tmp_missing(
+    client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
+) -> None:
+    """Without a usable /tmp the home takes the temporary files; nothing in them is executed."""
+    import io
+
+    Guest(client, fresh_machine).sh("chmod 0 /tmp")
+    remote = connect(fresh_machine)
+    remote.put(io.BytesIO(b"x" * 100_000), "file")
+    assert remote.out("wc -c <file; ls -A ~ | grep pyinfra || true").split() == ["100000"]
+
+
+# D23
+
+
+@pytest.mark.timeout(900)
+def test_D23_seeded_faults(
+    machine: str, guest: Guest, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Streams are cut and clients killed at random; every success is real, nothing runs twice."""
+    steps = int(os.environ.get("FAULT_STEPS", "2000"))
+    seed = int(os.environ.get("FAULT_SEED", "0")) or random.randrange(1, 10**6)
+    print(f"FAULT_SEED={seed}")
+    dice = random.Random(seed)
+    plan: list[tuple[str, int]] = []
+
+    class Faulty(session.Child):
+        """A client that dies, or whose stream is cut, after so many bytes."""
+
+        def __init__(self, argv: Any, **options: Any) -> None:
+            self.fault, self.left = plan.pop() if plan else ("", 0)
+            super().__init__(argv, **options)
+
+        def spoil(self, length: int) -> int:
+            passed = min(length, self.left)
+            self.left -= length
+            if self.left < 0:
+                os.killpg(self.pid, signal.SIGKILL)
+            return passed
+
+        def read(self, timeout: float | None = None) -> tuple[int, bytes]:
+            stream, data = super().read(timeout)
+            if (self.fault, stream) in (("stdout", 1), ("stderr", 2)) and self.left >= 0:
+                data = data[: self.spoil(len(data))]
+            elif self.left < 0:
+                data = b""
+            return stream, data
+
+        def write(self, data: bytes) -> None:
+            if self.fault == "stdin" and self.left >= 0:
+                data = data[: self.spoil(len(data))]
+            super().write(data)
+
+    monkeypatch.setattr(session, "Child", Faulty)
+    guest.sh("rm -f /tmp/steps; touch /tmp/steps; chmod 666 /tmp/steps")
+    remotes = [Remote(machine, orbstack_transport=way) for way in ("session", "spawn")]
+    for remote in remotes:
+        remote.connect()
+    succeeded: set[int] = set()
+    unknown: set[int] = set()
+    for step in range(steps):
+        remote = remotes[dice.random() < 0.1]
+        stdin = b"x" * dice.choice([0, 0, 10, 5000])
+        if dice.random() < 0.2:
+            if remote is remotes[0] and remote.host.connector._control is not None:
+                if dice.random() < 0.5:
+                    remote.drop_session()
+                else:
+                    child = remote.host.connector._control._child
+                    if child is not None:
+                        child.fault = dice.choice(["stdin", "stdout", "stderr"])
+                        child.left = dice.randrange(600)
+            plan[:] = [(dice.choice(["stdin", "stdout", "stderr"]), dice.randrange(3000))]
+        try:
+            ran = remote.run(f"echo {step} >>/tmp/steps; cat; echo {step}", _stdin=stdin)
+        except OSError:
+            unknown.add(step)
+        else:
+            assert ran.ok
+            assert ran.out[-1].endswith(str(step))
+            succeeded.add(step)
+        plan.clear()
+    for remote in remotes:
+        remote.close()
+    ran_steps = [int(line) for line in guest.sh("cat /tmp/steps").split()]
+    assert len(ran_steps) == len(set(ran_steps)), "something ran twice"
+    assert succeeded <= set(ran_steps), "a false success"
+    assert unknown, "no fault was ever seen"
+    assert len(succeeded) > steps / 2
