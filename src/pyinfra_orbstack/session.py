@@ -337,7 +337,8 @@ class Control:
         self._left = {stream: marker.rest for stream, marker in section.items()}
         where, _, stats = b" ".join(section[STDOUT].words or [b""]).partition(b" ")
         if where == b"missing":
-            raise NotStarted(f"there is no directory {self.workdir!r} in which to start")
+            # Trying again will not make it.
+            raise OSError(f"there is no directory {self.workdir!r} in which to start")
         own, _, init = stats.partition(b" init ")
         self._remember(own)
         if self._verify is not None:
