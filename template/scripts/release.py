@@ -1,4 +1,4 @@
-"""`make release VERSION=1.2.3`: version, changelog, checks, commit and tag; pushing is left to you."""
+"""`make release VERSION=1.2.3`: everything that makes a release, but for the push."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def main() -> int:
         return 1
     uv = os.environ.get("UV", "uv")  # set by `uv run`
     try:
+        subprocess.run(["make", "lint", "test"], check=True)
         subprocess.run([uv, "version", "--quiet", version], check=True)
         text = CHANGELOG.read_text(encoding="utf-8")
         dated = f"{UNRELEASED}\n## [{version}] - {date.today().isoformat()}\n"

@@ -1,0 +1,164 @@
+"""What the template renders, as far as a few seconds are enough to see it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyinfra_orbstack.orbctl import Orbctl
+from tests.template.conftest import Render
+from tests.template.project import Project
+
+ODD = 'It\'s "5 \\ 7" {{ project_name }} {% raw %} ünïcode ☃ # no: comment'
+FILLED = {
+    "user_name": "Zoë O'Neil",
+    "user_email": "zoe@example.org",
+    "github_user": "zoe-dev",
+}
+
+
+@pytest.mark.usefixtures("client")
+def test_default_project_passes_its_own_tests(render: Render) -> None:
+    project = render()
+    project.check_files()
+    assert project.answers == {
+        **{key: project.answers[key] for key in ("_commit", "_src_path")},
+        "project_name": "myproj",
+        "description": "Deploys of our servers, tried on local machines first",
+        "user_name": "",
+        "user_email": "",
+        "github_user": "",
+        "license": "MIT",
+        "image": "ubuntu:noble",
+        "publish_to_pypi": True,
+        "codecov": False,
+    }
+    project.check_tests()
+
+
+def test_free_text_stays_what_it_is(render: Render) -> None:
+    project = render(description=ODD, user_name=ODD.replace(",", ""))
+    # What was typed may look like template syntax; what checks for left-overs must not see it.
+    assert project.toml["project"]["description"] == ODD
+    assert project.toml["project"]["authors"] == [{"name": ODD}]
+    assert project.answers["description"] == ODD
+    assert ODD in project.text("README.md")
+    assert f"Copyright (c) {ODD}" in project.text("LICENSE")
+
+
+def test_empty_identity_leaves_no_gaps(render: Render) -> None:
+    project = render()
+    meta = project.toml["project"]
+    assert "authors" not in meta
+    assert "urls" not in meta
+    assert "the myproj authors" in project.text("LICENSE")
+    assert "| Owner |" not in project.text("docs/releasing.md")
+    for path in project.files():
+        assert "github.com//" not in path.read_text(encoding="utf-8"), path
+    assert "actions/workflows" not in project.text("README.md")
+
+
+def test_filled_identity_is_used(render: Render) -> None:
+    project = render(**FILLED, codecov=True)
+    meta = project.toml["project"]
+    assert meta["authors"] == [{"name": "Zoë O'Neil", "email": "zoe@example.org"}]
+    assert meta["urls"]["Homepage"] == "https://github.com/zoe-dev/myproj"
+    assert "Zoë O'Neil" in project.text("LICENSE")
+    assert "zoe@example.org" in project.text("SECURITY.md")
+    releasing = project.text("docs/releasing.md")
+    for cell in ("zoe-dev", "myproj", "publish.yml", "pypi", "testpypi"):
+        assert f"| `{cell}` |" in releasing
+    readme = project.text("README.md")
+    for badge in ("actions/workflows/ci.yml", "codecov.io/gh/zoe-dev/myproj", "pypi/v/myproj"):
+        assert badge in readme
+
+
+def test_what_is_not_wanted_is_not_there(render: Render) -> None:
+    project = render(publish_to_pypi=False)
+    assert not project.has(".github/workflows/publish.yml")
+    assert not project.has(".github/workflows/coverage.yml")
+    assert not project.has("docs/releasing.md")
+    assert not project.has("scripts")
+    assert "Private :: Do Not Upload" in project.toml["project"]["classifiers"]
+    assert "release" not in project.text("Makefile")
+    assert "pypi" not in project.text("README.md")
+    assert "codecov" not in project.answers
+
+
+@pytest.mark.parametrize(
+    ("license", "spdx", "words"),
+    [
+        ("MIT", "MIT", "MIT License"),
+        ("Apache-2.0", "Apache-2.0", "Apache License"),
+        ("BSD-3-Clause", "BSD-3-Clause", "Redistribution and use"),
+        ("proprietary", "LicenseRef-Proprietary", "All rights reserved"),
+    ],
+)
+def test_licenses(render: Render, license: str, spdx: str, words: str) -> None:
+    project = render(license=license, user_name="Zoë")
+    assert project.toml["project"]["license"] == spdx
+    assert words in project.text("LICENSE")
+    assert "Zoë" in project.text("LICENSE")
+
+
+def test_two_projects_have_different_machines(render: Render) -> None:
+    one, two = render("one"), render("two")
+    assert one.machines()
+    assert not set(one.machines()) & set(two.machines())
+
+
+@pytest.mark.parametrize("target", ["some where/it's", "."])
+def test_message_says_where_to_go(template: Path, tmp_path: Path, target: str) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    argv = [sys.executable, "-m", "copier", "copy", "--defaults", "-r", "HEAD", str(template)]
+    said = subprocess.run([*argv, target], cwd=here, capture_output=True, text=True).stderr
+    words = [shlex.split(line) for line in said.splitlines() if line.strip().startswith("cd ")]
+    assert words == ([] if target == "." else [["cd", target]])
+    assert "git init" in said
+    assert "make test" in said
+
+
+@pytest.mark.usefixtures("client")
+def test_makefile_without_uv_or_python_says_so(render: Render, tmp_path: Path) -> None:
+    project = render()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("make", "sh", "awk", "env"):
+        for folder in os.environ["PATH"].split(os.pathsep):
+            if (Path(folder) / name).exists() and not (tools / name).exists():
+                (tools / name).symlink_to(Path(folder) / name)
+    env = {**os.environ, "PATH": str(tools)}
+    done = subprocess.run(
+        ["make", "test"], cwd=project.path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "needs uv (https://docs.astral.sh/uv) or Python 3.10 or later" in done.stderr
+    assert not project.has(".venv")
+    listed = subprocess.run(["make"], cwd=project.path, env=env, capture_output=True, text=True)
+    assert "make deploy" in listed.stdout
+
+
+def broken_deploy(project: Project) -> None:
+    project.write("deploy.py", "access.ssh(", "access.nothing(")
+
+
+def deploy_that_never_settles(project: Project) -> None:
+    with (project.path / "deploy.py").open("a") as file:
+        file.write("from pyinfra.operations import server\nserver.shell(commands='date')\n")
+
+
+@pytest.mark.template
+@pytest.mark.parametrize("fault", [broken_deploy, deploy_that_never_settles])
+def test_its_tests_notice_a_broken_deploy(render: Render, client: Orbctl, fault: object) -> None:
+    assert client
+    assert callable(fault)
+    project = render()
+    fault(project)
+    with pytest.raises(AssertionError, match="failed"):
+        project.check_tests()

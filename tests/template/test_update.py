@@ -1,0 +1,196 @@
+"""`copier update`: the template moves on, the user has moved on too, and nothing collides.
+
+The tags are made in a temporary repository, so that a clone without tags tests the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyinfra_orbstack.orbctl import Orbctl
+from tests.template.conftest import ROOT, Render
+from tests.template.project import Project, git
+
+OLD, NEW = "v90.0.0", "v90.1.0"
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{old!r} is not in {path}"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def evolve(repository: Path) -> None:
+    """What a next version of the template is likely to bring."""
+    folder = repository / "template"
+    replace(folder / "pyproject.toml.jinja", "ruff>=0.14,<0.18", "ruff>=0.14,<0.19")
+    replace(folder / ".github/workflows/ci.yml", "timeout-minutes: 20", "timeout-minutes: 25")
+    replace(folder / "README.md.jinja", "## More\n", "## Even more\n")
+    replace(folder / "Makefile.jinja", "are enough, a Mac's own.", "are enough: a Mac's own.")
+    replace(folder / "docs/secrets.md", "There are two good places.", "These are good places.")
+    (folder / "docs" / "new.md").write_text("# New\n")
+    with (repository / "copier.yml").open("a") as file:
+        file.write("\nnew_question:\n  type: bool\n  help: Really?\n  default: true\n")
+
+
+def release(repository: Path, tag: str) -> None:
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", tag)
+    git(repository, "tag", tag)
+
+
+@pytest.fixture
+def repository(template: Path, tmp_path: Path) -> Path:
+    """The template with an old version, which projects are made from, and a new one."""
+    folder = tmp_path / "template"
+    shutil.copytree(template, folder)
+    git(folder, "tag", OLD)
+    return folder
+
+
+def edit(project: Project) -> dict[str, str]:
+    """What people do to their project; returns what must still be there, file by file."""
+    project.write("pyproject.toml", 'version = "0.1.0"', 'version = "1.4.0"')
+    project.write(
+        "pyproject.toml",
+        '    { include-group = "test" },\n',
+        '    { include-group = "test" },\n    "six>=1.16",\n',
+    )
+    project.write("pyproject.toml", '"pyinfra"]', '"pyinfra", "mine"]')
+    project.write("inventories/local.py", "web = [", "db: list[object] = []\n\nweb = [")
+    project.write("inventories/production.py", "web: list", "db: list[object] = []\n\nweb: list")
+    project.write("group_data/all.py", 'operator_name = "ops"', 'operator_name = "ops"\nport = 80')
+    with (project.path / "deploy.py").open("a") as file:
+        file.write("\nassert host.name\n")
+    project.write("CHANGELOG.md", "### Added\n\n", "### Added\n\n- Mine.\n")
+    project.write("README.md", "## To a server\n", "## Mine\n\nMy words.\n\n## To a server\n")
+    (project.path / "SECURITY.md").unlink()
+    (project.path / "src" / project.package / "mine.py").write_text('"""Mine."""\n')
+    return {
+        "pyproject.toml": "six>=1.16",
+        "inventories/local.py": "db: list[object]",
+        "group_data/all.py": "port = 80",
+        "deploy.py": "assert host.name",
+        "CHANGELOG.md": "- Mine.",
+        "README.md": "My words.",
+        f"src/{project.package}/mine.py": "Mine",
+    }
+
+
+def check_evolved(project: Project) -> None:
+    assert "ruff>=0.14,<0.19" in project.text("pyproject.toml")
+    assert "timeout-minutes: 25" in project.text(".github/workflows/ci.yml")
+    assert "## Even more" in project.text("README.md")
+    assert project.has("docs/new.md")
+    assert project.answers["_commit"] == NEW
+    assert project.answers["new_question"] is True
+    project.check_files()
+
+
+def made_from(render: Render, repository: Path, **answers: Any) -> Project:
+    project = render("myproj", source=repository, **answers)
+    assert project.answers["_commit"] == OLD
+    project.commit()
+    return project
+
+
+def test_plain_update(render: Render, repository: Path) -> None:
+    project = made_from(render, repository)
+    evolve(repository)
+    release(repository, NEW)
+    project.update(repository)
+    check_evolved(project)
+
+
+def test_update_keeps_what_the_user_did(render: Render, repository: Path) -> None:
+    project = made_from(render, repository)
+    kept = edit(project)
+    project.commit()
+    evolve(repository)
+    release(repository, NEW)
+    project.update(repository)
+    check_evolved(project)
+    for name, words in kept.items():
+        assert words in project.text(name), name
+    assert project.toml["project"]["version"] == "1.4.0"
+    assert not project.has("SECURITY.md")
+
+
+def test_a_conflict_would_be_noticed(render: Render, repository: Path) -> None:
+    project = made_from(render, repository)
+    project.write("README.md", "## More\n", "## Less\n")
+    project.commit()
+    evolve(repository)
+    release(repository, NEW)
+    with pytest.raises(AssertionError, match="conflict in"):
+        project.update(repository)
+
+
+def nothing(project: Project) -> dict[str, str]:
+    return {}
+
+
+@pytest.mark.template
+@pytest.mark.parametrize("edits", [nothing, edit])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"publish_to_pypi": False}),
+        ({"publish_to_pypi": False, "license": "proprietary"}, {"publish_to_pypi": True}),
+        (
+            {"codecov": True},
+            {"codecov": False, "user_name": "Zoë", "github_user": "zoe", "license": "Apache-2.0"},
+        ),
+    ],
+)
+def test_update_that_switches_answers(
+    render: Render,
+    repository: Path,
+    client: Orbctl,
+    edits: Callable[[Project], dict[str, str]],
+    before: dict[str, Any],
+    after: dict[str, Any],
+) -> None:
+    assert client
+    project = made_from(render, repository, **before)
+    kept = edits(project)
+    project.commit()
+    evolve(repository)
+    release(repository, NEW)
+    project.update(repository, **after)
+    check_evolved(project)
+    assert {key: project.answers[key] for key in after} == after
+    assert project.has(".github/workflows/publish.yml") == project.answers["publish_to_pypi"]
+    for name, words in kept.items():
+        assert words in project.text(name), name
+    project.check_tests()
+
+
+@pytest.mark.template
+def test_update_from_every_released_version(
+    render: Render, tmp_path: Path, template: Path, client: Orbctl
+) -> None:
+    assert client
+    repository = tmp_path / "repository"
+    git(tmp_path, "clone", "-q", str(ROOT), str(repository))
+    tags = git(repository, "tag").split()
+    with_template = [
+        tag for tag in tags if git(repository, "ls-tree", "--name-only", tag, "copier.yml")
+    ]
+    shutil.rmtree(repository / "template")
+    shutil.copytree(template / "template", repository / "template")
+    shutil.copy(template / "copier.yml", repository)
+    git(repository, "add", "-A")
+    git(repository, "commit", "-q", "--allow-empty", "-m", NEW)
+    git(repository, "tag", NEW)
+    for number, tag in enumerate(with_template):
+        project = render(f"from-{number}", source=repository, ref=tag)
+        project.commit()
+        project.update(repository)
+        assert project.answers["_commit"] == NEW
+        project.check_tests()
