@@ -17,6 +17,20 @@ from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, Record
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--conformance-report", type=Path, help="write what the conformance suite found"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--conformance-report")
+    if path is not None:
+        from .conformance.report import Report
+
+        config.pluginmanager.register(Report(path), "conformance-report")
+
+
 class Machines:
     """Creates machines with a prefix of their own, and deletes those and no others."""
 

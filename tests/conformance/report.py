@@ -1,0 +1,74 @@
+"""Writes docs/conformance.md from a run of the suite: `--conformance-report FILE`."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from .catalogue import BEHAVIOURS, CANNOT, SECTIONS
+
+HEAD = """# Conformance
+
+What a connector must stand, and how this one did. This page is written by `make conformance`; do
+not edit it.
+
+Run on {where}, {system}, Python {python}, pyinfra {pyinfra}. On a Mac with OrbStack `make
+conformance` runs the same suite against the real one; **that has not been done yet**.
+"""
+
+
+def ids(nodeid: str) -> list[str]:
+    """The ids in a test's name.
+
+    >>> ids("test_x.py::test_words[session-Q1_single_quotes]"), ids("a::test_E9_E13_shells")
+    (['Q1'], ['E9', 'E13'])
+    """
+    words = re.findall(r"(?<![A-Za-z0-9])[A-Z]\d+(?![A-Za-z0-9])", re.sub("_", " ", nodeid))
+    return [word for word in words if word in BEHAVIOURS]
+
+
+class Report:
+    """Collects outcomes and writes the page at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.simulated = True
+        self.outcomes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.outcome == "passed":
+            return
+        named = next((way for way in ("session", "spawn") if way in report.nodeid), "session")
+        for word in ids(report.nodeid.partition("::")[2]):
+            self.outcomes[word][named].add(report.outcome)
+
+    def verdict(self, word: str) -> str:
+        if word not in self.outcomes:
+            return f"no test: {CANNOT[word]}" if word in CANNOT else "**not run**"
+        said = []
+        for way, outcomes in sorted(self.outcomes[word].items()):
+            worst = next(one for one in ("failed", "skipped", "passed") if one in outcomes)
+            said.append(f"{way}: {'**failed**' if worst == 'failed' else worst}")
+        return ", ".join(said)
+
+    def pytest_sessionfinish(self) -> None:
+        lines = [
+            HEAD.format(
+                where="the simulator" if self.simulated else "OrbStack",
+                system=f"{platform.system()} {platform.machine()}",
+                python=platform.python_version(),
+                pyinfra=version("pyinfra"),
+            )
+        ]
+        for letter, title in SECTIONS.items():
+            lines += [f"## {letter}: {title}\n", "| id | behaviour | result |", "|---|---|---|"]
+            for word, text in BEHAVIOURS.items():
+                if word[0] == letter:
+                    lines.append(f"| {word} | {text} | {self.verdict(word)} |")
+            lines.append("")
+        self.path.write_text("\n".join(lines), encoding="utf-8")
