@@ -8,7 +8,7 @@ PYTHON := $(shell for python in $(CANDIDATES); do \
 	&& echo "$$python" && break; done)
 
 .NOTPARALLEL:
-.PHONY: help demo test template lint clean
+.PHONY: help demo test template compat lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -16,8 +16,9 @@ help: ## show this list
 demo: ## render the template into ./demo and deploy it to a machine, twice
 test: ## run the test suite (under ten minutes)
 template: ## test every combination of the template's answers (under fifteen minutes)
+compat: ## test each supported Python with its pyinfra (under ten minutes)
 lint: ## check style and types
 clean: ## delete everything these targets made, machines included
 
-demo test template lint clean:
+demo test template compat lint clean:
 	@$(if $(PYTHON),"$(PYTHON)" scripts/dev.py $@,echo "needs Python 3.9 or later on PATH" >&2; exit 1)

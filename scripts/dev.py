@@ -17,7 +17,8 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ OLDEST_FOR_COPIER, NEWEST = (3, 10), (3, 14)
 BREW = ("/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin")
 #: Works on every Python from 3.9 on; needed only where Python comes without ensurepip.
 PIP = "25.3"
+
+#: What is promised to work together; without a number it is the newest that pip finds.
+PAIRS = [("3.9", "3.2"), ("3.9", "3.5"), ("3.10", "3.6.1"), ("3.12", "3.7"), ("3.13", "")]
+PAIRS += [("3.14", "")]
+#: So many of them have to be tested where CI=true.
+FEWEST_PAIRS = 3
+SMOKE = ("conformance", "connector", "facts", "machines", "operations")
 
 #: Markers of the tests that have a target of their own.
 SLOW = ("template",)
@@ -86,15 +94,31 @@ def has(python: object, module: str) -> bool:
     ).returncode
 
 
-def newer_pythons() -> Iterator[str]:
-    """Interpreters that copier can run on, by PATH, pyenv and Homebrew, the newest first."""
+def pythons(*minors: int) -> Iterator[str]:
+    """Places of these versions of Python 3, by PATH, pyenv and Homebrew."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    for minor in range(NEWEST[1], OLDEST_FOR_COPIER[1] - 1, -1):
+    for minor in minors:
         name = f"python3.{minor}"
         for path in (None, os.pathsep.join(BREW)):
             yield shutil.which(name, path=path) or ""
         for home in sorted(pyenv.glob(f"3.{minor}.*"), reverse=True):
             yield str(home / "bin" / name)
+
+
+def newer_pythons() -> Iterator[str]:
+    """Interpreters that copier can run on, the newest first."""
+    return pythons(*range(NEWEST[1], OLDEST_FOR_COPIER[1] - 1, -1))
+
+
+def find_python(wanted: str) -> str:
+    """An interpreter of just this version, such as 3.9, or ""."""
+    parts = tuple(map(int, wanted.split(".")))
+    found = next((path for path in pythons(parts[1]) if version(path) == parts), "")
+    uv = shutil.which("uv")
+    if not found and uv:
+        done = subprocess.run([uv, "python", "find", wanted], capture_output=True, text=True)
+        found = done.stdout.strip() if done.returncode == 0 else ""
+    return found
 
 
 def usable(python: object) -> bool:
@@ -117,13 +141,19 @@ def create_venv(for_copier: bool) -> None:
             "copier needs Python 3.10 to 3.14 and only "
             f"{'.'.join(map(str, sys.version_info[:2]))} was found: install a newer Python, or uv"
         )
+    make_venv(python, VENV)
+
+
+def make_venv(python: object, venv: Path) -> None:
+    """Make a virtual environment that has pip."""
+    uv = shutil.which("uv")
     if has(python, "ensurepip"):
-        quietly(python, "-m", "venv", "--clear", VENV)
+        quietly(python, "-m", "venv", "--clear", venv)
     elif uv:
-        quietly(uv, "venv", "--quiet", "--clear", "--seed", "--python", python, VENV)
+        quietly(uv, "venv", "--quiet", "--clear", "--seed", "--python", python, venv)
     else:
-        quietly(python, "-m", "venv", "--clear", "--without-pip", VENV)
-        bootstrap_pip(python)
+        quietly(python, "-m", "venv", "--clear", "--without-pip", venv)
+        bootstrap_pip(python, venv)
 
 
 def fetch(url: str) -> bytes:
@@ -134,8 +164,8 @@ def fetch(url: str) -> bytes:
     return content
 
 
-def bootstrap_pip(python: object) -> None:
-    """Put pip into `.venv` where Python comes without ensurepip, as Debian's does."""
+def bootstrap_pip(python: object, venv: Path) -> None:
+    """Put pip into an environment where Python comes without ensurepip, as Debian's does."""
     index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/pip/"
     name = f"pip-{PIP}-py3-none-any.whl"
     try:
@@ -146,14 +176,14 @@ def bootstrap_pip(python: object) -> None:
         if hashlib.sha256(wheel).hexdigest() != link[2]:
             raise OSError(f"{name} is damaged")
     except OSError as error:
-        shutil.rmtree(VENV)
+        shutil.rmtree(venv)
         raise Stop(
             f"{python} has no ensurepip, and pip could not be fetched ({error}): "
             "install it (Debian: apt-get install python3-venv)"
         ) from None
-    path = VENV / name
+    path = venv / name
     path.write_bytes(wheel)
-    quietly(PYTHON, f"{path}/pip", "install", "--quiet", path)
+    quietly(venv / "bin" / "python", f"{path}/pip", "install", "--quiet", path)
 
 
 def setup(*groups: str, for_copier: bool = False) -> None:
@@ -171,17 +201,23 @@ def setup(*groups: str, for_copier: bool = False) -> None:
             return
         groups = tuple(sorted({*groups, *installed["groups"]}))
     print(f"installing {', '.join(groups) or 'the package'} into .venv", flush=True)
-    pip = (PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
-    quietly(*pip, "--upgrade", "pip>=25.1")
-    wanted = [word for group in groups for word in ("--group", group)]
-    quietly(*pip, "--editable", ".", *wanted)
+    install(VENV, groups)
     STAMP.write_text(json.dumps({"digest": digest, "groups": groups}))
 
 
-def environment() -> dict[str, str]:
+def install(venv: Path, groups: Iterable[str], *packages: str) -> None:
+    """Install the package, editable, with these groups and packages."""
+    python = venv / "bin" / "python"
+    pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
+    quietly(*pip, "--upgrade", "pip>=25.1")
+    wanted = [word for group in groups for word in ("--group", group)]
+    quietly(*pip, "--editable", ".", *wanted, *packages)
+
+
+def environment(venv: Path = VENV) -> dict[str, str]:
     """`.venv` first on PATH, and whatever tests and demo leave behind inside the checkout."""
     return {
-        "PATH": os.pathsep.join([str(VENV / "bin"), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(venv / "bin"), os.environ.get("PATH", os.defpath)]),
         "XDG_STATE_HOME": str(CACHE / "state"),
         "ORBCTL_SIMULATOR_HOME": str(CACHE / "simulator"),
         "ORBCTL_SIMULATOR_CACHE": str(CACHE / "simulator-layers"),
@@ -216,6 +252,64 @@ def template() -> None:
     pytest("tests/template", "-m", "template", "-n", "auto")
 
 
+def compat() -> None:
+    """Run the smoke tests with every supported pair of Python and pyinfra, two pairs at a time."""
+    found = [(find_python(python), python, pyinfra) for python, pyinfra in PAIRS]
+    pairs = [pair for pair in found if pair[0]]
+    for _, python, pyinfra in (pair for pair in found if not pair[0]):
+        print(f"left out, as that Python is not here: {pair_name(python, pyinfra)}", flush=True)
+    if len(pairs) < (FEWEST_PAIRS if os.environ.get("CI") == "true" else 1):
+        raise Stop(f"only {len(pairs)} of {len(found)} pairs of Python and pyinfra can be tested")
+    failed = []
+    pool = ThreadPoolExecutor(max_workers=2)
+    try:
+        for done in as_completed([pool.submit(smoke, *pair) for pair in pairs]):
+            name, error, output = done.result()
+            print(f"\n{name}\n{output}", flush=True)
+            failed += [f"{name}: {error}"] if error else []
+    finally:
+        # Ctrl-C reaches the tests that run, too; they have machines to delete before they end.
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        raise Stop("\n".join(failed))
+    print(f"{len(pairs)} pairs of Python and pyinfra passed")
+
+
+def pair_name(python: str, pyinfra: str) -> str:
+    """A pair as it is shown."""
+    return f"Python {python} with pyinfra {pyinfra or '(the newest)'}"
+
+
+def smoke(interpreter: str, python: str, pyinfra: str) -> tuple[str, str, str]:
+    """Run the smoke tests with one pair; return its name, what went wrong, and the output."""
+    name = pair_name(python, pyinfra)
+    venv = CACHE / "compat" / f"python-{python}-pyinfra-{pyinfra or 'newest'}"
+    stamp = venv / "installed"
+    digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    try:
+        if not stamp.exists() or stamp.read_text() != digest:
+            make_venv(interpreter, venv)
+            install(venv, ["smoke"], f"pyinfra=={pyinfra}" if pyinfra else "pyinfra")
+            stamp.write_text(digest)
+    except Stop as stop:
+        return name, str(stop), ""
+    folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
+    words = [venv / "bin" / "python", "-m", "pytest", "-m", "smoke", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [str(word) for word in [*words, *folders]],
+        cwd=ROOT,
+        # Without machines the tests would be skipped, and that proves nothing here.
+        env={**os.environ, **environment(venv), "CI": "true"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    error = f"the tests ended with exit code {done.returncode}" if done.returncode else ""
+    return name, error, done.stdout
+
+
 def lint() -> None:
     """Check style and types."""
     setup("test", "lint")
@@ -240,7 +334,7 @@ def clean() -> None:
             shutil.rmtree(cache)
 
 
-TARGETS = {function.__name__: function for function in (demo, test, template, lint, clean)}
+TARGETS = {function.__name__: function for function in (demo, test, template, compat, lint, clean)}
 
 
 def main() -> None:

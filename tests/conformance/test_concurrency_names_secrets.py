@@ -61,6 +61,7 @@ def test_C2_many_sessions_on_one_machine(machine: str, connect: Callable[..., Re
     assert results == [str(n) for n in range(50)]
 
 
+@pytest.mark.smoke
 def test_C2_greenlets_share_one_session(machine: str, connect: Callable[..., Remote]) -> None:
     """Another host's greenlet may ask this host's facts: exchanges never mix."""
     remote = connect(machine)
@@ -140,6 +141,7 @@ def _fresh_listing() -> None:
     connector.list_machines.cache.clear()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "name",
     [
@@ -290,6 +292,7 @@ def test_S2_the_guests_own_process_list(
     assert guest.running("s3cr3t-in-guest") == []
 
 
+@pytest.mark.smoke
 def test_S3_no_password_in_logs_or_tracebacks(machine: str, tmp_path: Path) -> None:
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.operations import server\n"
@@ -348,6 +351,7 @@ def test_S4_no_password_in_the_simulators_log(
     assert PASSWORD.split()[-1] not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("ending", ["success", "failure", "timeout"])
 def test_S5_the_askpass_file_is_removed(
     machine: str, connect: Callable[..., Remote], guest: Guest, ending: str
@@ -431,6 +435,7 @@ def test_S7_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.smoke
 def test_S9_hidden_values_in_env(machine: str, tmp_path: Path) -> None:
     try:
         from pyinfra.api import HiddenValue  # noqa: F401

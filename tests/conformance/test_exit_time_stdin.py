@@ -27,6 +27,7 @@ def test_X1_every_exit_code(one: Remote) -> None:
         assert one.run(f"exit {status}").ok is (status == 0)
 
 
+@pytest.mark.smoke
 def test_X1_some_exit_codes_spawned(remote: Remote) -> None:
     for status in (0, 1, 2, 126, 127, 128, 255):
         remote.exits(f"exit {status}", status)
@@ -53,6 +54,7 @@ def test_X7_set_e(remote: Remote) -> None:
     assert remote.exits("set -e; echo a; false; echo b", 1).out == ["a"]
 
 
+@pytest.mark.smoke
 def test_X8_success_exit_codes(remote: Remote) -> None:
     assert remote.run("exit 4", _success_exit_codes=[0, 4]).ok
     assert not remote.run("exit 5", _success_exit_codes=[0, 4]).ok
@@ -86,6 +88,7 @@ def test_X11_no_end_mark_is_no_success(remote: Remote, guest: Guest) -> None:
     assert remote.out("echo on") == "on"
 
 
+@pytest.mark.smoke
 def test_T1_timeout_fires_within_a_second(remote: Remote) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="did not end within 1 s"):
@@ -93,6 +96,7 @@ def test_T1_timeout_fires_within_a_second(remote: Remote) -> None:
     assert 1 <= time.monotonic() - began < 2 + 1  # a second, and the call that ends it
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "command",
     [
@@ -127,6 +131,7 @@ def test_T3_what_daemonised_itself_goes_on(remote: Remote, guest: Guest) -> None
     )
 
 
+@pytest.mark.smoke
 def test_T5_output_until_then_is_kept(remote: Remote, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TimeoutError) as late:
         remote.run("echo out; echo err >&2; sleep 60", _timeout=1)
@@ -160,6 +165,7 @@ def test_T7_ctrl_c_cancels_the_command(
     assert guest.running(f"sleep {mark}") == []
 
 
+@pytest.mark.smoke
 def test_T8_the_next_command_works(remote: Remote) -> None:
     for _ in range(3):
         with pytest.raises(TimeoutError):
@@ -184,6 +190,7 @@ def test_I1_end_of_input_by_default(remote: Remote) -> None:
     assert remote.out("wc -c").strip() == "0"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "value",
     [
@@ -207,12 +214,14 @@ def test_text_is_what_local_sends(remote: Remote, tmp_path: Path, value: object)
     assert remote.out("od -An -tx1 -v", _stdin=value).split() == [f"{byte:02x}" for byte in sent]
 
 
+@pytest.mark.smoke
 def test_I3_bytes_arrive_exactly(remote: Remote) -> None:
     data = bytes(range(256))
     assert remote.out("od -An -tx1 -v", _stdin=data).split() == [f"{byte:02x}" for byte in data]
     assert remote.out("od -An -tx1 -v", _stdin=[b"a", b"\n", b"b"]).split() == ["61", "0a", "62"]
 
 
+@pytest.mark.smoke
 def test_I5_bytes_io(remote: Remote) -> None:
     source = io.BytesIO(b"\xff\0no newline")
     for _ in range(2):
@@ -220,6 +229,7 @@ def test_I5_bytes_io(remote: Remote) -> None:
     assert remote.out("wc -c", _stdin=source).strip() == "12"
 
 
+@pytest.mark.smoke
 def test_I6_a_megabyte_through_cat(remote: Remote) -> None:
     data = b"x" * 1_000_000
     assert remote.out("cat", _stdin=data) == data.decode()
@@ -234,6 +244,7 @@ def test_I7_200_megabytes(one: Remote) -> None:
     assert one.out("wc -c", _stdin=(block for _ in range(200))).strip() == str(200 * len(block))
 
 
+@pytest.mark.smoke
 def test_I9_stdin_and_a_sudo_password(machine: str, connect: Callable[..., Remote]) -> None:
     for transport in ("session", "spawn"):
         remote = connect(machine, orbstack_user="bob", orbstack_transport=transport)

@@ -46,6 +46,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
 # D1: orbctl itself
 
 
+@pytest.mark.smoke
 def test_D1_orbctl_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(orbctl.COMMAND_VARIABLE, raising=False)
     monkeypatch.setattr(orbctl, "KNOWN_FOLDERS", ())
@@ -133,6 +134,7 @@ def test_D3_an_odd_info(proxy: Proxy, machine: str, connect: Callable[..., Remot
 # D4 to D11: the machine
 
 
+@pytest.mark.smoke
 def test_D4_stopped_before_a_command(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
@@ -206,6 +208,7 @@ def test_D9_rebooted_by_an_operation(
     assert remote.out("cat /proc/1/stat").split()[21] != first
 
 
+@pytest.mark.smoke
 def test_D9_a_restart_drops_askpass_files(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
@@ -257,6 +260,7 @@ def test_D11_orbstack_restarted(
 # D12 to D15: the protocol
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("transport", ["session", "spawn"])
 def test_D12_nothing_is_replayed_after_start(
     machine: str, proxy: Proxy, connect: Callable[..., Remote], guest: Guest, transport: str
@@ -297,6 +301,7 @@ def test_D13_before_start_it_is_retried_once(
     assert proxy.calls("run") == before + 2
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("transport", ["session", "spawn"])
 def test_D15_stray_bytes(
     machine: str, proxy: Proxy, connect: Callable[..., Remote], transport: str

@@ -37,6 +37,7 @@ def round_trip(remote: Remote, path: str, data: bytes, **arguments: Any) -> None
     assert arrived.getvalue() == data
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "size",
     [
@@ -87,6 +88,7 @@ class Pipe(io.RawIOBase):
         return self._file.readinto(buffer)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("length", [10, 200_000])
 def test_F6_all_kinds_of_io(remote: Remote, folder: str, length: int) -> None:
     text = "zeile ü\n" * length
@@ -103,6 +105,7 @@ def test_F6_all_kinds_of_io(remote: Remote, folder: str, length: int) -> None:
     assert remote.out(f"cat {folder}/io") == "abc"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "name",
     ["a b", "it's", '"quoted"', "new\nline", "-rf", "*", "$(id)", "a;b", "日本 🦀", "back\\slash"],
@@ -139,6 +142,7 @@ def test_F8_temporary_files_are_private_and_targets_get_the_umask(
     assert guest.leftovers() == []
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("arguments", "owner"),
     [
@@ -160,6 +164,7 @@ def test_F9_owner_of_new_and_old_files(
         assert guest.sh('cat "$1.link"', path) == b"newer"
 
 
+@pytest.mark.smoke
 def test_F9_with_passwords(
     machine: str, connect: Callable[..., Remote], folder: str, guest: Guest, transport: str
 ) -> None:
@@ -181,6 +186,7 @@ def test_F9_with_passwords(
     assert guest.leftovers() == []
 
 
+@pytest.mark.smoke
 def test_F10_target_in_a_folder_of_roots(remote: Remote, guest: Guest) -> None:
     with pytest.raises(OSError, match="cannot write /root/file"):
         remote.put(io.BytesIO(b"x"), "/root/file")
@@ -263,6 +269,7 @@ def test_F13_a_source_that_breaks_changes_nothing(
         assert guest.leftovers() == []
 
 
+@pytest.mark.smoke
 def test_F15_a_missing_file(remote: Remote, tmp_path: Path) -> None:
     target = tmp_path / "arrived"
     with pytest.raises(OSError, match="cannot read /no/such file"):
@@ -303,6 +310,7 @@ def deploy(machine: str, folder: Path, text: str) -> str:
     return done.stderr
 
 
+@pytest.mark.smoke
 def test_F18_F24_operations(
     machine: str,
     folder: str,
@@ -390,6 +398,7 @@ def test_F25_cksum_where_sha256sum_is_missing(
         round_trip(remote, f"{folder}/file", os.urandom(size))
 
 
+@pytest.mark.smoke
 def test_remote_temp_folder_is_honoured(remote: Remote, folder: str, guest: Guest) -> None:
     guest.sh('mkdir -m 777 "$1/temp"', folder)
     seen: list[bytes] = []

@@ -24,20 +24,24 @@ def bob(machine: str, transport: str, connect: Callable[..., Remote]) -> Remote:
     return connect(machine, orbstack_user="bob", orbstack_transport=transport)
 
 
+@pytest.mark.smoke
 def test_P1_sudo_to_root(remote: Remote) -> None:
     assert remote.out("id -un", _sudo=True) == "root"
 
 
+@pytest.mark.smoke
 def test_P2_sudo_to_a_user(remote: Remote) -> None:
     assert remote.out("id -un", _sudo=True, _sudo_user="alice") == "alice"
 
 
+@pytest.mark.smoke
 def test_P3_sudo_with_the_right_password(bob: Remote) -> None:
     assert bob.out("id -un", _sudo=True, _sudo_password=PASSWORD) == "root"
     ran = bob.run("id -un", _sudo=True, _sudo_user="alice", _sudo_password=PASSWORD)
     assert ran == (True, ["alice"], [])
 
 
+@pytest.mark.smoke
 def test_P3_the_password_is_asked_for_once(bob: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     """pyinfra asks when sudo wants one; then both the failed command and later ones work."""
     asked: list[str] = []
@@ -49,6 +53,7 @@ def test_P3_the_password_is_asked_for_once(bob: Remote, monkeypatch: pytest.Monk
     assert len(asked) == 1
 
 
+@pytest.mark.smoke
 def test_P4_a_wrong_password(bob: Remote, guest: Guest) -> None:
     guest.sh("rm -f /tmp/ran")
     ran = bob.run("touch /tmp/ran", _sudo=True, _sudo_password="wrong")
@@ -86,6 +91,7 @@ def test_P7_the_wording_of_sudo_rs(
     assert len(asked) == 1
 
 
+@pytest.mark.smoke
 def test_P9_su_with_and_without_a_password(
     remote: Remote, bob: Remote, machine: str, connect: Callable[..., Remote]
 ) -> None:
@@ -109,11 +115,13 @@ def test_P10_su_login(machine: str, connect: Callable[..., Remote], transport: s
     assert ran.out == ["alice", "/home/alice"]
 
 
+@pytest.mark.smoke
 def test_P11_doas(remote: Remote) -> None:
     assert remote.out("id -un", _doas=True) == "root"
     assert remote.out("id -un", _doas=True, _doas_user="alice") == "alice"
 
 
+@pytest.mark.smoke
 def test_P13_environment_kept(remote: Remote) -> None:
     shown = "sudo -n -E sh -c 'echo $KEPT'"
     assert remote.out(shown, _env={"KEPT": "yes"}) == "yes"
@@ -125,11 +133,13 @@ def test_P14_home_of_the_target_user(remote: Remote) -> None:
     assert remote.out("echo ~ $HOME", _sudo=True) == "/root /root"
 
 
+@pytest.mark.smoke
 def test_P15_native_root(machine: str, connect: Callable[..., Remote], transport: str) -> None:
     root = connect(machine, orbstack_user="root", orbstack_transport=transport)
     assert root.run("id -un; echo $HOME; pwd").out == ["root", "/root", "/root"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "value", ["a b", "it's", 'say "x"', "two\nlines", "$HOME `id` \\", "", "=", "ü 🦀"]
 )
@@ -159,6 +169,7 @@ def test_E3_orbenv_is_not_set(
     assert connect(machine).out("echo $PYINFRA_TEST_WANTED") == "yes"
 
 
+@pytest.mark.smoke
 def test_E4_chdir(remote: Remote) -> None:
     assert remote.out("pwd", _chdir="/usr/lib") == "/usr/lib"
     assert remote.out("pwd", _chdir="/usr/lib", _sudo=True) == "/usr/lib"
@@ -166,6 +177,7 @@ def test_E4_chdir(remote: Remote) -> None:
     assert not remote.run("pwd", _chdir="/root").ok
 
 
+@pytest.mark.smoke
 def test_E6_directory_does_not_persist(remote: Remote) -> None:
     home = remote.out("pwd")
     remote.run("cd /usr")
@@ -179,6 +191,7 @@ def test_E7_nothing_persists(remote: Remote) -> None:
     assert after == before
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("shell", ["bash", "sh", None])
 def test_E8_shell_executable(remote: Remote, shell: str | None) -> None:
     shown = remote.out("echo ${BASH_VERSION:+bash} $((1 + 1))", _shell_executable=shell)
@@ -252,6 +265,7 @@ def test_Y1_no_terminal_by_default(
     assert b"] tty-" not in output
 
 
+@pytest.mark.smoke
 def test_Y2_get_pty_gives_a_terminal(remote: Remote) -> None:
     assert "yes" in remote.out("test -t 0 && test -t 1 && test -t 2 && echo yes", _get_pty=True)
     remote.exits("exit 7", 7, _get_pty=True)

@@ -23,6 +23,7 @@ def echo(remote: Remote, *words: str) -> str:
     return remote.out("printf '<%s>' " + " ".join(map(shlex.quote, words)))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "words",
     [
@@ -41,6 +42,7 @@ def test_words(remote: Remote, words: list[str]) -> None:
     assert echo(remote, *words) == "".join(f"<{word}>" for word in words)
 
 
+@pytest.mark.smoke
 def test_Q10_long_arguments(remote: Remote) -> None:
     for length in (4_000, 120 * 1024):
         assert remote.out(f"x={'y' * length}; echo ${{#x}}") == str(length)
@@ -66,6 +68,7 @@ def test_U1_cjk_and_emoji(remote: Remote) -> None:
     assert echo(remote, "日本語 🦀 ñ ß") == "<日本語 🦀 ñ ß>"
 
 
+@pytest.mark.smoke
 def test_U2_latin1_is_visible(remote: Remote) -> None:
     ran = remote.run(r"printf 'caf\351 noir\nnext\n'; exit 3", _success_exit_codes=[3])
     assert ran == (True, ["caf\ufffd noir", "next"], [])
@@ -119,6 +122,7 @@ def test_U8_nul_bytes(remote: Remote) -> None:
         remote.run("echo a\0b")
 
 
+@pytest.mark.smoke
 def test_U9_all_bytes(remote: Remote) -> None:
     printed = remote.out("cat", _stdin=bytes(range(256)))
     assert printed == bytes(range(256)).decode("utf-8", "replace")
@@ -132,6 +136,7 @@ def test_O1_nothing(remote: Remote) -> None:
     assert remote.run("true") == (True, [], [])
 
 
+@pytest.mark.smoke
 def test_O2_no_newline_at_the_end(remote: Remote) -> None:
     assert remote.run("printf a; printf b >&2") == (True, ["a"], ["b"])
 
@@ -140,6 +145,7 @@ def test_O3_newlines_alone(remote: Remote) -> None:
     assert remote.run(r"printf '\n\n'; printf '\n' >&2") == (True, ["", ""], [""])
 
 
+@pytest.mark.smoke
 def test_O4_three_mebibytes(remote: Remote) -> None:
     ran = remote.run("head -c 3145728 /dev/zero | tr '\\0' x")
     assert [len(line) for line in ran.out] == [3145728]

@@ -21,21 +21,25 @@ def hosts(name: str | None = None) -> dict[str, tuple[dict[str, Any], list[str]]
     return {host: (data, groups) for host, data, groups in OrbStackConnector.make_names_data(name)}
 
 
+@pytest.mark.smoke
 def test_the_bare_name_is_every_running_machine(pair: tuple[str, str]) -> None:
     found = hosts()
     assert f"@orbstack/{pair[0]}" in found
     assert f"@orbstack/{pair[1]}" not in found
 
 
+@pytest.mark.smoke
 def test_a_star_is_every_machine(pair: tuple[str, str]) -> None:
     assert {f"@orbstack/{name}" for name in pair} <= set(hosts("*"))
 
 
+@pytest.mark.smoke
 def test_a_pattern_is_what_matches(pair: tuple[str, str]) -> None:
     assert list(hosts(f"*{pair[1][-9:]}")) == [f"@orbstack/{pair[1]}"]
     assert list(hosts(pair[1][:-1] + "?"))
 
 
+@pytest.mark.smoke
 def test_data_and_groups(pair: tuple[str, str], client: Orbctl) -> None:
     machine = client.info(pair[0])
     data, groups = hosts(pair[0])[f"@orbstack/{pair[0]}"]
@@ -71,6 +75,7 @@ def test_the_listing_is_read_once_and_its_data_is_not_shared(
     assert len(calls) == 1
 
 
+@pytest.mark.smoke
 def test_an_unknown_machine_names_those_there_are(pair: tuple[str, str], pyinfra: Run) -> None:
     done = pyinfra("@orbstack/no-such-machine", "exec", "--", "id")
     assert done.returncode == 1
@@ -81,6 +86,7 @@ def test_an_unknown_machine_names_those_there_are(pair: tuple[str, str], pyinfra
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.smoke
 def test_a_pattern_without_a_match(pair: tuple[str, str], pyinfra: Run) -> None:
     done = pyinfra("@orbstack/zz-*", "exec", "--", "id")
     assert done.returncode == 1
@@ -122,6 +128,7 @@ def test_limit_takes_patterns(pair: tuple[str, str], pyinfra: Run, tmp_path: Pat
     assert "[@local]" not in done.stderr
 
 
+@pytest.mark.smoke
 def test_a_machine_declared_in_the_inventory_is_made(
     machines: Any, client: Orbctl, pyinfra: Run, tmp_path: Path
 ) -> None:
@@ -167,6 +174,7 @@ def test_creating_and_starting_can_be_forbidden(
     assert not client.info(pair[1]).running
 
 
+@pytest.mark.smoke
 def test_group_data_by_the_connectors_groups(
     pair: tuple[str, str], client: Orbctl, pyinfra: Run, tmp_path: Path
 ) -> None:
@@ -260,6 +268,7 @@ def test_orbctl_is_found_in_this_order(tmp_path: Path, monkeypatch: pytest.Monke
         orbctl.find()
 
 
+@pytest.mark.smoke
 def test_the_entry_point_and_the_package_import_little() -> None:
     """pyinfra 3.2 loads connectors while its API is half imported; every run pays for ours."""
     import subprocess

@@ -1,0 +1,108 @@
+"""The `pyinfra` command as it is typed, with machines and without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Machines
+from .conftest import Run
+
+pytestmark = pytest.mark.smoke
+
+TRANSPORTS = ("session", "spawn")
+
+DEPLOY = r"""
+from io import StringIO
+from pyinfra import host
+from pyinfra.facts.server import Hostname
+from pyinfra.operations import files, server
+
+assert host.get_fact(Hostname) == host.data.vm_name
+assert "orbstack_running" in host.groups
+files.directory(name="folder", path="/opt/smoke", user="root", mode="755", _sudo=True)
+put = files.put(
+    name="put", src=StringIO("it's\n"), dest="/opt/smoke/put", mode="600", _sudo=True
+)
+files.template(name="template", src="greeting.j2", dest="greeting", who=host.data.who)
+files.line(name="line", path="/opt/smoke/lines", line="more", _sudo=True)
+server.user(name="user", user="carol", home="/home/carol", ensure_home=True, _sudo=True)
+server.shell(
+    name="shell",
+    commands=["test -f put && echo \"$A\" $LOGNAME | tr a-z A-Z >/tmp/marker"],
+    _env={"A": "b  c"},
+    _chdir="/opt/smoke",
+    _sudo=True,
+    _if=put.did_change,
+)
+files.get(name="get", src="/opt/smoke/put", dest="fetched", _sudo=True)
+"""
+
+
+def test_local_works_where_the_package_is_installed(pyinfra: Run) -> None:
+    """pyinfra 3.2 loads every plugin while its own modules are half imported."""
+    done = pyinfra("@local", "exec", "--", "true")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("verbosity", [[], ["-vvv"]])
+def test_exec(pyinfra: Run, pair: tuple[str, str], transport: str, verbosity: list[str]) -> None:
+    done = pyinfra(
+        *verbosity,
+        f"@orbstack/{pair[0]}",
+        "exec",
+        "--",
+        "hostname; echo wörld >&2",
+        PYINFRA_ORBSTACK_TRANSPORT=transport,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"[@orbstack/{pair[0]}] {pair[0]}" in done.stderr
+    assert "wörld" in done.stderr
+    assert (">>> " in done.stderr) == bool(verbosity)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_exec_fails_with_its_command(pyinfra: Run, pair: tuple[str, str]) -> None:
+    done = pyinfra(f"@orbstack/{pair[0]}", "exec", "--", "exit 3")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_many_names_at_once(pyinfra: Run, pair: tuple[str, str]) -> None:
+    """A pattern takes in machines that are stopped, and starts them; the bare name does not."""
+    common = pair[0].rpartition("-")[0]
+    bare = pyinfra("@orbstack", "--limit", f"@orbstack/{common}*", "exec", "--", "hostname")
+    assert bare.returncode == 0, bare.stderr
+    assert f"[@orbstack/{pair[0]}] {pair[0]}" in bare.stderr
+    assert pair[1] not in bare.stderr
+
+
+def test_fact(pyinfra: Run, pair: tuple[str, str]) -> None:
+    done = pyinfra(f"@orbstack/{pair[0]}", "fact", "server.Hostname")
+    assert done.returncode == 0, done.stderr
+    assert pair[0] in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_deploy_changes_nothing_the_second_time(
+    pyinfra: Run, machines: Machines, tmp_path: Path, transport: str
+) -> None:
+    name = machines.create()
+    data = {"who": "it's $HOME", "orbstack_transport": transport}
+    (tmp_path / "inventory.py").write_text(f"web = [('@orbstack/{name}', {data})]\n")
+    (tmp_path / "greeting.j2").write_text("hello {{ who }}\n")
+    (tmp_path / "deploy.py").write_text(DEPLOY)
+    first = pyinfra("inventory.py", "deploy.py")
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "fetched").read_text() == "it's\n"
+    second = pyinfra("inventory.py", "deploy.py")
+    assert second.returncode == 0, second.stderr
+    assert "] Success" not in second.stderr
+    done = pyinfra(f"@orbstack/{name}", "exec", "--", "cat greeting /tmp/marker; ls -A /tmp")
+    assert "hello it's $HOME" in done.stderr
+    assert "B  C ROOT" in done.stderr
+    assert "pyinfra-" not in done.stderr.replace(name, "")
