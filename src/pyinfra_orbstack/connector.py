@@ -640,12 +640,13 @@ class OrbStackConnector(BaseConnector):
         timeout = extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
         folder = arguments.get("_temp_dir") or posixpath.dirname(remote_temp_filename or "")
         with self._temporary_files(folder) as files:
+            title = f"uploading {remote_filename}"
             try:
-                with _reading(filename_or_io) as source:
-                    new = self._upload(source, files, timeout)
+                with _reading(filename_or_io) as source, _shown(title) as count:
+                    new = self._upload(map(count, source), files, timeout)
             except ChecksumMismatch:
-                with _reading(filename_or_io, again=True) as source:
-                    new = self._upload(source, files, timeout)
+                with _reading(filename_or_io, again=True) as source, _shown(title) as count:
+                    new = self._upload(map(count, source), files, timeout)
             by_name = ""
             if arguments.get("_su_user") and arguments.get("_su_password"):
                 # su reads its password from stdin, so the file is opened by its name instead.
@@ -691,14 +692,15 @@ class OrbStackConnector(BaseConnector):
             command = self._unix_command(_script(_READ, remote_filename, mark), arguments)
             if print_input:
                 echo(f"{self.host.print_prefix}>>> {command}", err=True)
-            with tempfile.TemporaryFile() as arrived:
+            shown = _shown(f"downloading {remote_filename}")
+            with tempfile.TemporaryFile() as arrived, shown as count:
                 digest, errors = _Digest(), bytearray()
 
                 def feed(stream: int, data: bytes) -> None:
                     if stream == STDERR:
                         errors.extend(data)  # noqa: B023
                     else:
-                        digest.update(data)  # noqa: B023
+                        digest.update(count(data))  # noqa: B023
                         arrived.write(data)
 
                 status = self._run(command.get_raw_value(), feed, timeout=timeout)
@@ -764,6 +766,9 @@ class OrbStackConnector(BaseConnector):
         if done.returncode != 0:
             raise OSError(done.stderr.decode("utf-8", "replace").strip())
 
+
+#: Bytes from which on a transfer is shown.
+SHOWN_FROM = 4 * 1024 * 1024
 
 #: Exit code of a write that failed and could not be undone.
 KEPT = 75
@@ -969,6 +974,22 @@ def _reading(filename_or_io: Any, *, again: bool = False) -> Iterator[Iterator[b
         else:
             file = stack.enter_context(open(filename_or_io, "rb"))
         yield _pieces(file)
+
+
+@contextlib.contextmanager
+def _shown(title: str) -> Iterator[Callable[[bytes], bytes]]:
+    """Show pyinfra's spinner for what moves more than `SHOWN_FROM` bytes."""
+    moved = 0
+    with contextlib.ExitStack() as stack:
+
+        def count(data: bytes) -> bytes:
+            nonlocal moved
+            before, moved = moved, moved + len(data)
+            if before < SHOWN_FROM <= moved:
+                stack.enter_context(progress_spinner({title}))
+            return data
+
+        yield count
 
 
 def _seekable(file: Any) -> bool:
