@@ -49,8 +49,8 @@ T = TypeVar("T")
 Commands = Generator[StringCommand, None, None]
 
 
-class Refused(Exception):
-    """What this host has, or does not tell, stands against it; other hosts may go on."""
+class Refused(OperationError):
+    """What this host has, or does not tell, stands against it."""
 
 
 def _operation(
@@ -65,24 +65,30 @@ def _operation(
         @operation(is_idempotent=is_idempotent, idempotent_notice=idempotent_notice)
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Commands:
-            if host.data.get("orbstack_vm") and not anywhere:
-                raise OperationError(
-                    f"{function.__name__} is about OrbStack, and {host.name} is a machine in it: "
-                    "target @local, or the Mac over SSH"
-                )
             try:
+                if host.data.get("orbstack_vm") and not anywhere:
+                    raise Refused(
+                        f"{function.__name__} is about OrbStack, and {host.name} is a machine in "
+                        "it: target @local, or the Mac over SSH"
+                    )
                 yield from function(*args, **kwargs)
-            except orbctl.BadValue as bad:
-                raise OperationValueError(str(bad)) from None
-            except Refused as refused:
-                # A raise ends the run for every host, and pyinfra goes on after a failed fact.
-                if not state.is_executing and host not in getattr(state, "failed_hosts", ()):
+            except (Refused, orbctl.BadValue) as refused:
+                # While operations run, a raise would end the run of every host, with a traceback;
+                # and a host that a fact has failed already is to fail alone in any case.
+                if state.is_executing or host in getattr(state, "failed_hosts", ()):
+                    yield _fail(str(refused))
+                elif isinstance(refused, Refused):
                     raise OperationError(str(refused)) from None
-                yield StringCommand("printf '%s\\n'", QuoteString(str(refused)), ">&2; exit 1")
+                else:
+                    raise OperationValueError(str(refused)) from None
 
         return run
 
     return decorate
+
+
+def _fail(reason: str) -> StringCommand:
+    return StringCommand("printf '%s\\n'", QuoteString(reason), ">&2; exit 1", _sudo=False)
 
 
 # What is ----------------------------------------------------------------------------------------
@@ -302,6 +308,8 @@ def _changes(name: str, settings: dict[str, str]) -> dict[str, str]:
 
 def _text(value: str | float | bool) -> str:
     """A setting as `orbctl` writes it."""
+    if not isinstance(value, (str, int, float)):
+        raise orbctl.BadValue(f"a setting is text, a number or a switch, not {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -17,7 +17,7 @@ import shlex
 from typing import Any
 
 from pyinfra import host, logger, state
-from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.api import operation
 from pyinfra.facts.server import Command
 
 from pyinfra_orbstack import orbctl
@@ -30,7 +30,7 @@ from pyinfra_orbstack.facts.orbstack import (
     OrbStackSSH,
 )
 from pyinfra_orbstack.operations import orbstack
-from pyinfra_orbstack.operations.orbstack import Commands, _ask, _operation
+from pyinfra_orbstack.operations.orbstack import Commands, _ask, _fail, _operation
 
 
 def _show(value: Any) -> Commands:
@@ -558,5 +558,4 @@ def _probe(words: list[str]) -> Commands:
     for line in said:
         logger.info(f"{host.print_prefix}{line}")
     if status != "0":
-        text = f"{shlex.join(words)}: exit code {status}"
-        yield StringCommand("printf '%s\\n'", QuoteString(text), ">&2; exit 1")
+        yield _fail(f"{shlex.join(words)}: exit code {status}")
