@@ -7,8 +7,10 @@ PYTHON := $(shell for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
 
+export ORBCTL FAULT_SEED
+
 .NOTPARALLEL:
-.PHONY: help demo test template compat lint clean
+.PHONY: help demo test template compat conformance faults contract lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -17,8 +19,11 @@ demo: ## render the template into ./demo and deploy it to a machine, twice
 test: ## run the test suite (under ten minutes)
 template: ## test every combination of the template's answers (under fifteen minutes)
 compat: ## test each supported Python with its pyinfra (under ten minutes)
+conformance: ## run the connector's suite and write docs/conformance.md
+faults: ## run 10,000 steps with random faults (FAULT_SEED repeats a run)
+contract: ## hold an orbctl to what is documented of it (ORBCTL=orbctl: OrbStack's own)
 lint: ## check style and types
 clean: ## delete everything these targets made, machines included
 
-demo test template compat lint clean:
+demo test template compat conformance faults contract lint clean:
 	@$(if $(PYTHON),"$(PYTHON)" scripts/dev.py $@,echo "needs Python 3.9 or later on PATH" >&2; exit 1)

@@ -310,6 +310,25 @@ def smoke(interpreter: str, python: str, pyinfra: str) -> tuple[str, str, str]:
     return name, error, done.stdout
 
 
+def conformance() -> None:
+    """Run the connector's suite on what `orbctl` there is, and write down how it did."""
+    setup("test")
+    pytest("tests/conformance", "--conformance-report", "docs/conformance.md")
+
+
+def faults() -> None:
+    """Run 10,000 steps with random faults; FAULT_SEED repeats a run."""
+    setup("test")
+    os.environ.setdefault("FAULT_STEPS", "10000")
+    pytest("tests/conformance/test_faults.py", "-k", "D23", "-s")
+
+
+def contract() -> None:
+    """Hold an `orbctl` to what is documented of it: the simulator, or the one that ORBCTL names."""
+    setup("test")
+    pytest("tests/contract")
+
+
 def lint() -> None:
     """Check style and types."""
     setup("test", "lint")
@@ -334,7 +353,13 @@ def clean() -> None:
             shutil.rmtree(cache)
 
 
-TARGETS = {function.__name__: function for function in (demo, test, template, compat, lint, clean)}
+TARGETS = {
+    function.__name__: function
+    for function in (
+        *(demo, test, template, compat, conformance, faults, contract),
+        *(lint, clean),
+    )
+}
 
 
 def main() -> None:

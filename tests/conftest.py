@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +75,10 @@ def unavailable(reason: str) -> None:
 @pytest.fixture(scope="session")
 def simulated() -> bool:
     """Whether `orbctl` is the simulator."""
-    return not (os.environ.get(orbctl.COMMAND_VARIABLE) or shutil.which("orbctl"))
+    try:
+        return Path(orbctl.find()).name == "orbctl-simulator"
+    except OrbctlError:
+        return True
 
 
 @pytest.fixture(scope="session")
@@ -84,8 +86,8 @@ def client(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`orbctl`; processes that tests start use the same one."""
     patch = pytest.MonkeyPatch()
     if simulated:
-        command = Path(sys.executable).with_name("orbctl-simulator")
-        patch.setenv(orbctl.COMMAND_VARIABLE, str(command))
+        beside = Path(sys.executable).with_name("orbctl-simulator")
+        patch.setenv(orbctl.COMMAND_VARIABLE, str(beside))
         patch.setenv("ORBCTL_SIMULATOR_HOME", str(tmp_path_factory.mktemp("simulator")))
         if "ORBCTL_SIMULATOR_CACHE" not in os.environ:
             patch.setenv("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))

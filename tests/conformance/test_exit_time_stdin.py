@@ -114,7 +114,7 @@ def test_T2_everything_it_started_is_gone(
 ) -> None:
     mark = f"7{time.monotonic_ns() % 10**8}"
     with pytest.raises(TimeoutError):
-        remote.run(command.format(mark), _timeout=1, **privilege)
+        remote.run(command.format(mark), _timeout=0.5, **privilege)
     assert guest.running(f"sleep {mark}") == []
 
 

@@ -445,13 +445,13 @@ def test_D21_tmp_missing(
 # D23
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_D23_seeded_faults(
     machine: str, guest: Guest, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Streams are cut and clients killed at random; every success is real, nothing runs twice."""
     steps = int(os.environ.get("FAULT_STEPS", "2000"))
-    seed = int(os.environ.get("FAULT_SEED", "0")) or random.randrange(1, 10**6)
+    seed = int(os.environ.get("FAULT_SEED") or 0) or random.randrange(1, 10**6)
     print(f"FAULT_SEED={seed}")
     dice = random.Random(seed)
     plan: list[tuple[str, int]] = []
@@ -491,9 +491,9 @@ def test_D23_seeded_faults(
     succeeded: set[int] = set()
     unknown: set[int] = set()
     for step in range(steps):
-        remote = remotes[dice.random() < 0.1]
+        remote = remotes[dice.random() < 0.05]
         stdin = b"x" * dice.choice([0, 0, 10, 5000])
-        if dice.random() < 0.2:
+        if dice.random() < 0.1:
             if remote is remotes[0] and remote.host.connector._control is not None:
                 if dice.random() < 0.5:
                     remote.drop_session()
