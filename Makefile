@@ -7,10 +7,10 @@ PYTHON := $(shell for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
 
-export ORBCTL FAULT_SEED
+export ORBCTL FAULT_SEED ITEM VERSION
 
 .NOTPARALLEL:
-.PHONY: help demo test template compat conformance faults contract lint clean
+.PHONY: help demo test template compat conformance faults contract lint coverage docs release-test release-check release clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -23,7 +23,12 @@ conformance: ## run the connector's suite and write docs/conformance.md
 faults: ## run 10,000 steps with random faults (FAULT_SEED repeats a run)
 contract: ## hold an orbctl to what is documented of it (ORBCTL=orbctl: OrbStack's own)
 lint: ## check style and types
+coverage: ## run the test suite and measure what it reaches of src/
+docs: ## build the documentation and do what it tells to do
+release-test: ## plant faults that release-check must find
+release-check: ## check all that a release needs (ITEM=NAME: one item of it)
+release: ## make a version ready to be pushed (VERSION=1.2.3)
 clean: ## delete everything these targets made, machines included
 
-demo test template compat conformance faults contract lint clean:
+demo test template compat conformance faults contract lint coverage docs release-test release-check release clean:
 	@$(if $(PYTHON),"$(PYTHON)" scripts/dev.py $@,echo "needs Python 3.9 or later on PATH" >&2; exit 1)

@@ -42,9 +42,9 @@ FEWEST_PAIRS = 3
 SMOKE = ("conformance", "connector", "facts", "machines", "operations")
 
 #: Markers of the tests that have a target of their own.
-SLOW = ("template",)
+SLOW = ("docs", "release", "template")
 #: What tools leave behind in a checkout.
-LEFTOVERS = ["build", "demo", "dist", ".cache", ".venv", ".coverage", ".hypothesis"]
+LEFTOVERS = ["build", "demo", "dist", "site", ".cache", ".venv", ".coverage", ".hypothesis"]
 LEFTOVERS += [".mypy_cache", ".pytest_cache", ".ruff_cache"]
 
 
@@ -335,6 +335,37 @@ def lint() -> None:
     run(PYTHON, "-m", "ruff", "check")
     run(PYTHON, "-m", "ruff", "format", "--check")
     run(PYTHON, "-m", "mypy")
+
+
+def coverage() -> None:
+    """Run what `test` runs, and measure what it reaches."""
+    setup("test", "coverage")
+    run(PYTHON, "scripts/measure.py", env=environment())
+
+
+def docs() -> None:
+    """Build the documentation, and do what it tells to do."""
+    setup("test", "docs", for_copier=True)
+    run(PYTHON, "-m", "mkdocs", "build", "--strict", "--quiet", env=environment())
+    pytest("tests/docs", "-m", "docs")
+
+
+def release_test() -> None:
+    """Plant faults that `release-check` must find."""
+    setup("release", for_copier=True)
+    pytest("tests/release", "-m", "release")
+
+
+def release_check() -> None:
+    """Check all that a release needs."""
+    setup("release", for_copier=True)
+    run(PYTHON, "scripts/release_check.py", env=environment())
+
+
+def release() -> None:
+    """Make a version ready to be pushed."""
+    setup("release", for_copier=True)
+    run(PYTHON, "scripts/release.py", env=environment())
 
 
 def clean() -> None:
