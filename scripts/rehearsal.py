@@ -1,0 +1,181 @@
+"""A release, rehearsed: uploaded to an index on this computer, installed from it, and used."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import measure
+from release_check import BIN, NAME, Checkout, Problem, need, read_metadata
+
+#: Asks pyinfra itself, in a clean environment.
+SEEN = """\
+from pyinfra.api.connectors import get_all_connectors
+import pyinfra_orbstack
+print(pyinfra_orbstack.__version__, get_all_connectors()["orbstack"].__name__)
+"""
+
+
+@contextlib.contextmanager
+def package_index(folder: Path) -> Iterator[str]:
+    """An index on loopback, which has nothing but what is uploaded to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    packages = folder / "packages"
+    packages.mkdir()
+    argv = [sys.executable, "-m", "pypiserver", "run", "-i", "127.0.0.1", "-p", str(port)]
+    argv += ["--disable-fallback", "-P", ".", "-a", ".", str(packages)]
+    with (folder / "index.log").open("wb") as log:
+        server = subprocess.Popen(argv, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            time.sleep(0.1)
+        else:
+            raise Problem(f"the index does not answer\n{(folder / 'index.log').read_text()}")
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def clone(checkout: Checkout, folder: Path) -> Checkout:
+    """The content of the checkout in a repository of its own, tagged with its version."""
+    archive = subprocess.run(
+        ["git", "archive", measure.tree(checkout.root)],
+        cwd=checkout.root,
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(folder)  # noqa: S202 our own files
+    copy = Checkout(folder)
+    who = ("-c", "user.name=Nobody", "-c", "user.email=nobody@example.org")
+    copy.git("init", "--quiet")
+    copy.git("add", "--all", "--force")
+    copy.git(*who, "commit", "--quiet", "--message", "Release")
+    copy.git(*who, "tag", "--annotate", f"v{checkout.version}", "--message", checkout.version)
+    return copy
+
+
+def rehearse(checkout: Checkout) -> str:
+    """Do all that follows a release; raise `Problem` where something goes wrong."""
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
+        folder = Path(name)
+        copy = clone(checkout, folder / "clone")
+        with package_index(folder) as url:
+            upload(copy, url)
+            install(copy, url, folder / "venv")
+            exec_in_machine(copy, folder)
+            render(copy, url, folder)
+    return f"{checkout.version} uploaded once, installed, used, and asked for by a project"
+
+
+def upload(copy: Checkout, url: str) -> None:
+    """An index takes the archives once, and not again."""
+    account = ("--username", "nobody", "--password", "nothing")
+    twine = ("twine", "upload", "--non-interactive", "--disable-progress-bar", *account)
+    copy.tool(*twine, "--repository-url", f"{url}/", *copy.dist)
+    try:
+        copy.tool(*twine, "--repository-url", f"{url}/", *copy.dist)
+    except Problem as refused:
+        need("409" in str(refused), f"the second upload failed in a strange way: {refused}")
+    else:
+        raise Problem("the index took the same files twice")
+
+
+def install(copy: Checkout, url: str, venv: Path) -> None:
+    """The name is enough to get a version that works, in an environment that has nothing."""
+    copy.run(sys.executable, "-m", "venv", venv)
+    python = venv / "bin" / "python"
+    pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
+    # Two indexes at once would leave open which one ours comes from.
+    copy.run(*pip, *(read_metadata(copy.wheel.read_bytes()).get_all("Requires-Dist") or []))
+    ours = ("--no-deps", "--no-cache-dir", "--index-url", f"{url}/simple/")
+    copy.run(*pip, *ours, f"{NAME}=={copy.version}", PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="")
+    copy.run(*pip[:3], "check")
+    said = copy.run(python, "-I", "-c", SEEN).split()
+    right = [copy.version, "OrbStackConnector"]
+    need(said == right, f"the installed package says {said}, and not {right}")
+    with zipfile.ZipFile(copy.wheel) as archive:
+        named = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+        need(named and "pytest11" in archive.read(named[0]).decode(), "the pytest plugin is lost")
+
+
+def exec_in_machine(copy: Checkout, folder: Path) -> None:
+    """The installed package runs a command in a machine of the installed simulator."""
+    programs = folder / "venv" / "bin"
+    simulator = programs / "orbctl-simulator"
+    machine = f"rehearsal-{secrets.token_hex(3)}"
+    environment = {
+        "ORBCTL_SIMULATOR_HOME": str(folder / "simulator"),
+        "PYINFRA_ORBSTACK_ORBCTL": str(simulator),
+        "PYTHONPATH": "",
+    }
+    copy.run(simulator, "create", "debian", machine, **environment)
+    try:
+        host = f"@orbstack/{machine}"
+        said = copy.run(programs / "pyinfra", host, "exec", "--", "hostname", **environment)
+        need(re.search(rf"\] {machine}$", said, re.MULTILINE), f"no hostname in\n{said}")
+    finally:
+        copy.run(simulator, "delete", "-f", machine, **environment)
+
+
+def render(copy: Checkout, url: str, folder: Path) -> None:
+    """A project rendered from the tag asks for the version just uploaded, and works with it."""
+    import copier
+
+    settings = folder / "copier.yml"
+    settings.write_text("{}\n")
+    os.environ["COPIER_SETTINGS_PATH"] = str(settings)
+    target = folder / "myproj"
+    pre = "rc" in copy.version or "a" in copy.version or "b" in copy.version
+    copier.run_copy(
+        str(copy.root), target, defaults=True, quiet=True, unsafe=False, use_prereleases=pre
+    )
+    answers = (target / ".copier-answers.yml").read_text()
+    need(f"_commit: v{copy.version}\n" in answers, f"rendered from elsewhere:\n{answers}")
+    project = Checkout(target)
+    project.git("init", "--quiet")
+    project.git("add", "--all")
+    indexes = [f"{url}/simple/", *filter(None, [os.environ.get("UV_INDEX")])]
+    environment = {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "UV_INDEX": " ".join(indexes),
+        "UV_PYTHON": sys.executable,
+        "UV_PYTHON_DOWNLOADS": "never",
+        "UV_PROJECT_ENVIRONMENT": str(target / ".venv"),
+        "ORBCTL_SIMULATOR_HOME": str(folder / "simulator"),
+        "XDG_STATE_HOME": str(folder / "state"),
+        "PYTHONPATH": "",
+        "CI": "true",
+    }
+    # What another make hands down would reach the project's own.
+    for name in ("MAKEFLAGS", "MAKELEVEL", "VIRTUAL_ENV", "ITEM", "VERSION"):
+        environment[name] = ""
+    need(shutil.which("make"), "make is missing")
+    if pre:
+        environment["UV_PRERELEASE"] = "allow"
+    project.run("make", "lint", **environment)
+    project.run("make", "test", **environment)
+    lock = (target / "uv.lock").read_text()
+    mine = re.search(rf'name = "{NAME}"\nversion = "([^"]+)"\nsource = (.*)', lock)
+    need(mine and mine[1] == copy.version and url in mine[2], f"not from the index: {mine}")

@@ -1,0 +1,470 @@
+"""`make release-check`: all that a release needs, item by item; ITEM=NAME checks one of them.
+
+The first item that is not as it should be ends the check, so that what is shown last is what to do.
+"""
+
+from __future__ import annotations
+
+import email
+import email.message
+import io
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import measure
+import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+NAME = "pyinfra-orbstack"
+REPOSITORY = "https://github.com/elazar/pyinfra-orbstack"
+URLS = {
+    "Homepage": REPOSITORY,
+    "Repository": REPOSITORY,
+    "Documentation": f"{REPOSITORY}#readme",
+    "Issues": f"{REPOSITORY}/issues",
+    "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+}
+#: Where files of the repository are seen from outside.
+SEEN = re.compile(
+    r"https://(?:github\.com/elazar/pyinfra-orbstack/(?:blob|tree|raw)"
+    r"|raw\.githubusercontent\.com/elazar/pyinfra-orbstack)/main/([^)#?\s\"]+)"
+)
+VERSION = re.compile(r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?")
+UNRELEASED = "## [Unreleased]"
+#: `make release` has changed these, and commits them when the check has passed.
+RELEASING = {"CHANGELOG.md", "pyproject.toml"}
+
+
+class Problem(Exception):
+    """What is not as it should be."""
+
+
+class Checkout:
+    """A checkout of the project, and what is built of it."""
+
+    def __init__(self, root: Path = ROOT, releasing: bool = False) -> None:
+        self.root = root
+        self.releasing = releasing
+        self._dist: tempfile.TemporaryDirectory[str] | None = None
+
+    def text(self, name: str) -> str:
+        """Content of a file."""
+        return (self.root / name).read_text(encoding="utf-8")
+
+    @property
+    def project(self) -> dict[str, Any]:
+        """The table `project` of pyproject.toml."""
+        table: dict[str, Any] = tomllib.loads(self.text("pyproject.toml"))["project"]
+        return table
+
+    @property
+    def version(self) -> str:
+        """The version that would be released."""
+        return str(self.project["version"])
+
+    def git(self, *args: str) -> str:
+        """What git says."""
+        return self.run("git", *args).strip()
+
+    def run(self, *argv: object, fail: str = "", **env: str) -> str:
+        """Run a command, which must succeed; the problem is `fail`, else what it printed."""
+        words = [str(word) for word in argv]
+        done = subprocess.run(
+            words,
+            cwd=self.root,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode:
+            raise Problem(f"{fail or ' '.join(words)}\n{done.stdout.strip()}")
+        return done.stdout
+
+    def tool(self, name: str, *args: object) -> str:
+        """Run a tool that is installed beside this interpreter."""
+        return self.run(BIN / name, *args)
+
+    def files(self) -> set[str]:
+        """What git keeps."""
+        return set(self.git("ls-files").splitlines())
+
+    @property
+    def dist(self) -> list[Path]:
+        """Wheel and sdist, built once."""
+        if self._dist is None:
+            folder = tempfile.TemporaryDirectory()
+            self.run(sys.executable, "-m", "build", "--outdir", folder.name)
+            self._dist = folder
+        return sorted(Path(self._dist.name).iterdir())
+
+    @property
+    def wheel(self) -> Path:
+        (path,) = (path for path in self.dist if path.suffix == ".whl")
+        return path
+
+    @property
+    def sdist(self) -> Path:
+        (path,) = (path for path in self.dist if path.name.endswith(".tar.gz"))
+        return path
+
+    @property
+    def metadata(self) -> email.message.Message:
+        """The metadata in the wheel."""
+        return read_metadata(self.wheel.read_bytes())
+
+
+def read_metadata(wheel: bytes) -> email.message.Message:
+    """The metadata in a wheel."""
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def need(condition: object, problem: str) -> None:
+    """Raise unless something is so."""
+    if not condition:
+        raise Problem(problem)
+
+
+# Items -----------------------------------------------------------------------------------------
+
+
+def lint(checkout: Checkout) -> str:
+    """Style."""
+    checkout.tool("ruff", "check", "--no-cache")
+    checkout.tool("ruff", "format", "--check", "--no-cache")
+    return "ruff has nothing to say"
+
+
+def types(checkout: Checkout) -> str:
+    """Types."""
+    return checkout.tool("mypy").strip().splitlines()[-1]
+
+
+def tests(checkout: Checkout) -> str:
+    """The test suite passes."""
+    result = measure.recorded(checkout.root)
+    again = result is not None
+    result = result or measure.measure(checkout.root)
+    need(result["passed"], "the tests failed: make test")
+    return "passed before, for the same content" if again else "passed"
+
+
+def coverage(checkout: Checkout) -> str:
+    """They reach what they should of `src/`."""
+    result = measure.recorded(checkout.root) or measure.measure(checkout.root)
+    percent = result["percent"]
+    need(percent >= measure.NEEDED, f"{percent:.1f} % of src/, needed are {measure.NEEDED:g} %")
+    for path in sorted((checkout.root / "src").rglob("*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            bare = re.search(r"pragma: no cover\s*$", line)
+            need(not bare, f"{path}:{number}: a pragma without a reason")
+    return f"{percent:.1f} % of src/ (needed {measure.NEEDED:g} %, wanted {measure.WANTED:g} %)"
+
+
+def metadata(checkout: Checkout) -> str:
+    """Metadata are complete."""
+    project = checkout.project
+    checkout.tool("validate-pyproject", "pyproject.toml")
+    need(VERSION.fullmatch(checkout.version), f"{checkout.version!r} is no semantic version")
+    need(project.get("urls") == URLS, f"the URLs are not {json.dumps(URLS, indent=4)}")
+    need(project["name"] == NAME, f"the name is not {NAME}")
+    classifiers = project["classifiers"]
+    wanted = [f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 15)]
+    wanted += ["Framework :: Pytest", "Operating System :: MacOS", "Typing :: Typed"]
+    wanted += ["Operating System :: POSIX :: Linux"]
+    for classifier in wanted:
+        need(classifier in classifiers, f"the classifier {classifier!r} is missing")
+    need(not any(c.startswith("License ::") for c in classifiers), "a license classifier (PEP 639)")
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (checkout.root / "src").rglob("*.py"))
+    twice = re.search(r"^\s*__version__\s*(?::\s*\w+)?\s*=\s*[\"']", code, re.MULTILINE)
+    need(not twice, "src/ has a version of its own: it stands in pyproject.toml alone")
+    said = checkout.tool("pyroma", "--min=10", checkout.sdist)
+    return f"version {checkout.version}, {said.strip().splitlines()[-1].strip(' -')}"
+
+
+def build(checkout: Checkout) -> str:
+    """Both archives can be built, from what is committed."""
+    changed = {line[3:] for line in checkout.run("git", "status", "--porcelain").splitlines()}
+    changed -= RELEASING if checkout.releasing else set()
+    need(not changed, f"not committed: {', '.join(sorted(changed))}")
+    return ", ".join(path.name for path in checkout.dist)
+
+
+def contents(checkout: Checkout) -> str:
+    """The archives hold what they should, and nothing else."""
+    files = checkout.files()
+    with zipfile.ZipFile(checkout.wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licenses = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
+    expected = {name[len("src/") :] for name in files if name.startswith("src/")}
+    strange, missing = sorted(inside - expected), sorted(expected - inside)
+    need(not strange, f"the wheel has what is not in src/: {', '.join(strange)}")
+    need(not missing, f"the wheel lacks {', '.join(missing)}")
+    need(licenses, "the wheel has no license")
+    with tarfile.open(checkout.sdist) as sdist:
+        packed = {member.name.partition("/")[2] for member in sdist.getmembers()}
+    made = {"PKG-INFO"}
+    strange, missing = sorted(packed - files - made), sorted(files - packed)
+    need(not strange, f"the sdist has what git does not keep: {', '.join(strange)}")
+    need(not missing, f"the sdist lacks {', '.join(missing)}")
+    checkout.tool("check-wheel-contents", checkout.wheel)
+    return f"{len(inside)} files in the wheel, {len(packed)} in the sdist"
+
+
+def strict(checkout: Checkout) -> str:
+    """An index would take them."""
+    checkout.tool("twine", "check", "--strict", *checkout.dist)
+    return checkout.tool("twine", "--version").split("(")[0].strip()
+
+
+def readme(checkout: Checkout) -> str:
+    """README, as an index shows it, leads somewhere."""
+    text = str(checkout.metadata.get_payload())
+    targets = set(re.findall(r"\]\(([^)\s]+)\)", text))
+    targets |= set(re.findall(r"(?:src|href)=\"([^\"]+)\"", text))
+    need(targets, "README has no links: was it read?")
+    for target in sorted(targets):
+        whole = target.startswith(("https://", "#"))
+        need(whole, f"README: the link {target!r} means nothing on an index")
+        seen = SEEN.match(target)
+        there = not seen or (checkout.root / seen[1]).exists()
+        need(there, f"README: {target} is not in the repository")
+    return f"{len(targets)} links and pictures"
+
+
+def index(checkout: Checkout) -> str:
+    """Name and version are free, or the name is ours."""
+    url = index_url().rstrip("/") + f"/{NAME}/"
+    try:
+        page = fetch(url).decode()
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return f"{NAME} is free"
+        return f"unknown: {url} answers {error.code}"
+    except OSError as error:
+        return f"unknown: {error}"
+    links = re.findall(r'href="([^"]+)"', page)
+    wheels = {}
+    for link in links:
+        file = urllib.parse.unquote(link.partition("#")[0].rpartition("/")[2])
+        match = re.fullmatch(r"pyinfra_orbstack-([^-]+)-.*\.whl", file)
+        if match:
+            wheels[match[1]] = link
+    need(wheels, f"{url} has no wheel to tell whose {NAME} is")
+    newest = max(wheels, key=version_key)
+    try:
+        theirs = read_metadata(fetch(urllib.parse.urljoin(url, wheels[newest])))
+    except OSError as error:
+        return f"unknown: {error}"
+    ours = any(value.endswith(REPOSITORY) for value in theirs.get_all("Project-URL", []))
+    need(ours, f"{NAME} {newest} is there and not ours")
+    need(checkout.version not in wheels, f"{NAME} {checkout.version} is there already")
+    return f"{NAME} is ours, newest is {newest}; {checkout.version} is free"
+
+
+def index_url() -> str:
+    """The index that pip uses."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
+        capture_output=True,
+        text=True,
+    )
+    return os.environ.get("PIP_INDEX_URL") or done.stdout.strip() or "https://pypi.org/simple"
+
+
+def fetch(url: str) -> bytes:
+    """Get something from an index."""
+    tls = ssl.create_default_context(cafile=os.environ.get("PIP_CERT"))
+    with urllib.request.urlopen(url, context=tls, timeout=30) as answer:  # noqa: S310
+        content: bytes = answer.read()
+    return content
+
+
+def version_key(version: str) -> list[int]:
+    """What versions are ordered by; good enough for ours."""
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def changelog(checkout: Checkout) -> str:
+    """What the release changes is written down."""
+    text = checkout.text("CHANGELOG.md")
+    version = checkout.version
+    dated = re.search(
+        rf"^## \[{re.escape(version)}\] - (\d{{4}}-\d\d-\d\d)\n(.*?)(?=^## |^\[|\Z)",
+        text,
+        re.MULTILINE | re.DOTALL,
+    )
+    tags = checkout.git("tag", "--points-at", "HEAD").splitlines()
+    tagged = f"v{version}" in tags
+    if dated:
+        need(dated[2].strip(), f"CHANGELOG.md says nothing about {version}")
+        return f"{version} is dated {dated[1]}"
+    need(not tagged, f"HEAD is tagged v{version}, and CHANGELOG.md has no dated section for it")
+    need(not checkout.releasing, f"CHANGELOG.md has no dated section for {version}")
+    below = text.partition(UNRELEASED)[2].split("\n## ")[0]
+    need(re.search(r"^- ", below, re.MULTILINE), f"CHANGELOG.md has no entry below {UNRELEASED}")
+    return f"{version} is not released yet: its entries stand below Unreleased"
+
+
+def badges(checkout: Checkout) -> str:
+    """Badges show what exists."""
+    text = checkout.text("README.md")
+    found = re.findall(r"\[!\[([^\]]*)\]\(([^)]+)\)\]\(([^)]+)\)", text)
+    for label, picture, _ in found:
+        workflow = re.search(r"actions/workflows/([^/]+)/badge\.svg", picture)
+        if workflow:
+            path = checkout.root / ".github" / "workflows" / workflow[1]
+            need(path.exists(), f"the badge {label!r} is of {workflow[1]}, which is not there")
+        elif "shields.io" in picture or "codecov.io" in picture:
+            name = re.search(r"/pypi/\w+/([\w-]+)|/gh/([\w-]+/[\w-]+)|/github/\w+/(.+)$", picture)
+            right = not name or name[1] in (None, NAME)
+            right = right and (not name or name[2] in (None, "elazar/pyinfra-orbstack"))
+            need(right, f"the badge {label!r} is of another project: {picture}")
+    wanted = {"CI", "Codecov", "PyPI", "Python", "License", "Copier"}
+    missing = sorted(wanted - {label for label, _, _ in found})
+    need(not missing, f"README lacks the badges {', '.join(missing)}")
+    return f"{len(found)} badges"
+
+
+def workflows(checkout: Checkout) -> str:
+    """GitHub takes the workflows, and they keep to what is asked of them."""
+    github = checkout.root / ".github"
+    files = sorted(github.glob("workflows/*.yml"))
+    need(len(files) >= 4, "ci.yml, coverage.yml, publish.yml or weekly.yml is missing")
+    schema = ("check-jsonschema", "--builtin-schema")
+    checkout.tool(*schema, "vendor.github-workflows", *files)
+    checkout.tool(*schema, "vendor.dependabot", ".github/dependabot.yml")
+    forms = [path for path in github.glob("ISSUE_TEMPLATE/*.yml") if path.name != "config.yml"]
+    if forms:
+        checkout.tool(*schema, "vendor.github-issue-forms", *forms)
+    checkout.tool("zizmor", "--offline", "--no-progress", ".github")
+    for path in files:
+        check_workflow(path.name, yaml.safe_load(path.read_text(encoding="utf-8")))
+    try:
+        checkout.run(BIN / "actionlint", *files, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    except (OSError, Problem) as said:
+        # A fork by one author: it may be wrong.
+        print(f"actionlint: {said}", file=sys.stderr)
+    return ", ".join(path.stem for path in files)
+
+
+def check_workflow(name: str, workflow: dict[str, Any]) -> None:
+    """Rights are given job by job, every job ends in time, every action is pinned."""
+    need(workflow["permissions"] == {}, f"{name}: permissions at the top are not {{}}")
+    for job, body in workflow["jobs"].items():
+        where = f"{name}, {job}"
+        need(body.get("timeout-minutes", 999) <= 90, f"{where}: no timeout")
+        need("permissions" in body, f"{where}: no permissions")
+        for step in body["steps"]:
+            uses = step.get("uses", "@" + "0" * 40)
+            need(re.search(r"@[0-9a-f]{40}$", uses), f"{where}: {uses} is not pinned by SHA")
+
+
+def docs(checkout: Checkout) -> str:
+    """The documentation can be built without a warning, and has every page."""
+    settings = yaml.safe_load(re.sub(r"!!python/\S+", "", checkout.text("mkdocs.yml")))
+    shown = set(pages(settings["nav"]))
+    there = {p.relative_to(checkout.root / "docs").as_posix() for p in docs_pages(checkout.root)}
+    need(shown == there, f"pages and navigation differ: {', '.join(sorted(shown ^ there))}")
+    with tempfile.TemporaryDirectory() as folder:
+        site = ("--strict", "--quiet", "--site-dir", folder)
+        checkout.run(sys.executable, "-m", "mkdocs", "build", *site)
+    return f"{len(there)} pages"
+
+
+def docs_pages(root: Path) -> list[Path]:
+    """The pages in docs/."""
+    return sorted((root / "docs").rglob("*.md"))
+
+
+def pages(navigation: Any) -> Iterator[str]:
+    """Files that a navigation names."""
+    if isinstance(navigation, str):
+        yield navigation
+    elif isinstance(navigation, dict):
+        for entry in navigation.values():
+            yield from pages(entry)
+    else:
+        for entry in navigation:
+            yield from pages(entry)
+
+
+def rehearsal(checkout: Checkout) -> str:
+    """Uploading, installing and rendering work, on an index of our own."""
+    import rehearsal as rehearse
+
+    return rehearse.rehearse(checkout)
+
+
+ITEMS: dict[str, Callable[[Checkout], str]] = {
+    function.__name__: function
+    for function in (
+        lint,
+        types,
+        metadata,
+        build,
+        contents,
+        strict,
+        readme,
+        index,
+        changelog,
+        badges,
+        workflows,
+        docs,
+        tests,
+        coverage,
+        rehearsal,
+    )
+}
+
+
+def check(checkout: Checkout, items: list[str]) -> str:
+    """Go through the items; return the name of the first that is not as it should be, or ""."""
+    for name in items:
+        begun = time.monotonic()
+        try:
+            note = ITEMS[name](checkout)
+        except Problem as problem:
+            print(f"{name:10} FAILED  {problem}", flush=True)
+            return name
+        seconds = time.monotonic() - begun
+        print(f"{name:10} ok  {seconds:6.1f} s  {note}", flush=True)
+    return ""
+
+
+def main() -> int:
+    """Check everything, or the one item that the environment names."""
+    item = os.environ.get("ITEM", "")
+    if item and item not in ITEMS:
+        print(f"ITEM={item!r} is none of {', '.join(ITEMS)}", file=sys.stderr)
+        return 2
+    releasing = "--releasing" in sys.argv[1:]
+    return 1 if check(Checkout(ROOT, releasing), [item] if item else list(ITEMS)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
