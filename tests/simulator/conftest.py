@@ -46,6 +46,13 @@ def namespaces() -> set[str]:
     return found
 
 
+@pytest.fixture
+def root_only() -> None:
+    """For tests that look into the state folder, or need the host's own rights."""
+    if os.geteuid():
+        pytest.skip("needs root")
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("simulator state") / "home, of: all"
@@ -63,7 +70,8 @@ def orb(home: Path) -> Iterator[Program]:
     assert processes_of(home) == []
     assert Path("/proc/self/mountinfo").read_text() == mounts
     program("list")
-    assert list((home / "machines").glob("*")) == []
+    if os.geteuid() == 0:
+        assert list((home / "machines").glob("*")) == []
 
 
 @pytest.fixture(scope="session")

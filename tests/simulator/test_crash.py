@@ -17,6 +17,7 @@ from tests.contract.program import Program
 from tests.simulator.conftest import make_program, processes_of
 
 
+@pytest.mark.usefixtures("root_only")
 def test_killed_in_the_middle_of_create(own: Program, tmp_path: Path) -> None:
     """Whenever it is killed: afterwards the machine is whole, or there is no trace of it."""
     for number in range(12):
@@ -40,6 +41,7 @@ def test_killed_in_the_middle_of_create(own: Program, tmp_path: Path) -> None:
         assert own("run", "-m", entry["name"], "sudo", "id", "-u").text == "0\n"
 
 
+@pytest.mark.usefixtures("root_only")
 def test_half_made_machine_is_seen_and_swept(own: Program, tmp_path: Path) -> None:
     """While its creator lives it is `creating`; when that has died, the next command removes it."""
     assert own("create", "debian", "whole").code == 0
@@ -59,6 +61,7 @@ def _not_the_record(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name not in ("machine",)]
 
 
+@pytest.mark.usefixtures("root_only")
 def test_killed_delete(own: Program, tmp_path: Path) -> None:
     """A delete that is killed has deleted, or not; the rest is swept."""
     for number in range(4):
@@ -119,6 +122,7 @@ def test_one_name_for_two(own: Program) -> None:
     assert own("list", "-q").lines == ["same"]
 
 
+@pytest.mark.usefixtures("root_only")
 def test_names_are_given_under_a_lock(own: Program, tmp_path: Path) -> None:
     """While one process gives a name, no other does; it waits, and goes on."""
     own("list")
@@ -172,6 +176,7 @@ def test_ending_the_client_leaves_the_command(orb: Program, machine: str, number
     call.communicate()
 
 
+@pytest.mark.usefixtures("root_only")
 def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
     """A machine whose pid now is another process's, as after a reboot, is a stopped one."""
     own("create", "debian", "old")
@@ -206,6 +211,7 @@ def test_orphans_are_reaped(orb: Program, machine: str) -> None:
     assert orb("run", "-m", machine, "sh", "-c", script).out == b"0\n"
 
 
+@pytest.mark.usefixtures("root_only")
 def test_state_folder_can_move(tmp_path: Path, orb: Program) -> None:
     """Nothing in it holds its own path."""
     program = make_program(tmp_path / "one")

@@ -120,6 +120,7 @@ def test_private_files_are_hidden(orb: Program, machine: str, home: Path) -> Non
     assert as_root(orb, machine, f"ls '{home}/machines'").code != 0
 
 
+@pytest.mark.usefixtures("root_only")
 def test_state_folder_outside_private_places(own: Program, orb: Program) -> None:
     """The state folder and the layers are hidden wherever they lie."""
     place = Path("/opt") / f"orbctl-simulator-test-{os.getpid()}"
@@ -149,6 +150,7 @@ def test_writes_stay_in_the_machine(orb: Program, machine: str) -> None:
     as_root(orb, machine, "sed -i /^x$/d /etc/passwd /etc/hosts; rm /opt/link /etc/new /usr/new")
 
 
+@pytest.mark.usefixtures("root_only")
 def test_simulator_in_a_chroot(own: Program, tmp_path: Path) -> None:
     """There the namespace's root is the host's; commands are in the machine's root all the same."""
     inside, mark = tmp_path / "chroot", f"/opt/chroot-{os.getpid()}"

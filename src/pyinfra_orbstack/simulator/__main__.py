@@ -6,7 +6,7 @@ import os
 import sys
 
 from .cli import dispatch, program_name
-from .state import Failure, home
+from .state import Failure, end_with_sudo, home
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PROGRAM = (
@@ -29,7 +29,7 @@ def _through_sudo(program: str, words: list[str]) -> int:
 
     Values reach the new process through the environment: an argv can be read by everyone.
     """
-    os.environ["ORBCTL_SIMULATOR_ENV"] = ":".join(os.environ)
+    os.environ["ORBCTL_SIMULATOR_CALLER"] = f"{os.getpid()} {':'.join(os.environ)}"
     os.environ["ORBCTL_SIMULATOR_HOME"] = home()
     os.makedirs(home(), mode=0o700, exist_ok=True)
     kept = {name for name in os.environ if name.startswith("ORBCTL_SIMULATOR_")}
@@ -62,6 +62,7 @@ def main() -> int:
     try:
         if os.geteuid() != 0:
             return _through_sudo(program, words)
+        end_with_sudo()
         if any(os.environ.get(f"ORBCTL_SIMULATOR_{name}") for name in ("LOG", "FAULTS", "BANNER")):
             from .calls import Call
 

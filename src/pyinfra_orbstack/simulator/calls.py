@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from .cli import find_command
 from .config import wake
-from .state import Failure, Lock, home, say, write_file
+from .state import Caller, Failure, Lock, home, say, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ class Call:
         path = os.environ.get("ORBCTL_SIMULATOR_LOG")
         if not path or not self.logs:
             return
-        self.logs = False
-        names = os.environ.get("ORBCTL_SIMULATOR_ENV", "").split(":")
+        self.logs, caller = False, Caller()
         try:
             here = os.getcwd()
         except OSError:
@@ -131,7 +130,7 @@ class Call:
         line = {
             "argv": self.argv,
             "cwd": here,
-            "env": sorted(names if names != [""] else os.environ),
+            "env": sorted(caller.names),
             "exit": code,
             "fault": self.rule or None,
             "pid": os.getpid(),
@@ -140,7 +139,8 @@ class Call:
             "stdin": {"length": self._stdin_length, "sha256": self._stdin.hexdigest()},
             "ttys": [os.isatty(fd) for fd in (0, 1, 2)],
         }
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with caller:
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(fd, (json.dumps(line) + "\n").encode())
         os.close(fd)
 
@@ -200,15 +200,18 @@ def _next_rule(words: list[str]) -> dict[str, Any]:
     if told.startswith(("[", "{")):
         folder = os.path.join(home(), "faults")
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        counts = os.path.join(folder, sha256(told.encode(errors="replace")).hexdigest()[:16])
-    else:
-        counts = told + ".counts"
+        digest = sha256(told.encode(errors="replace")).hexdigest()[:16]
+        return _take_turn(_checked(told), os.path.join(folder, digest), words)
+    with Caller():
         try:
             with open(told, encoding="utf-8") as file:
-                told = file.read()
+                rules = _checked(file.read())
+            return _take_turn(rules, told + ".counts", words)
         except OSError as error:
             raise Failure(f"ORBCTL_SIMULATOR_FAULTS: {error}") from None
-    rules = _checked(told)
+
+
+def _take_turn(rules: list[dict[str, Any]], counts: str, words: list[str]) -> dict[str, Any]:
     with Lock(counts + ".lock"):
         try:
             with open(counts) as file:

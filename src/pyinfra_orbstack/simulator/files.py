@@ -12,7 +12,7 @@ import tarfile
 from . import images
 from .enter import Account, Door, select, why
 from .lifecycle import Draft, Pause
-from .state import Failure, Machine, find, home, rpc
+from .state import Caller, Failure, Machine, find, home, rpc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,24 +88,13 @@ def _shared_machine(options: Options, verb: str) -> tuple[Machine, Door]:
 
 
 def _as_caller(work: Callable[[], None]) -> None:
-    """With the rights of the user who called us through sudo: a copy must not lend root's."""
-    uid, gid = int(os.environ.get("SUDO_UID", 0)), int(os.environ.get("SUDO_GID", 0))
-    groups = os.getgroups()
-    if uid:
-        os.setgroups([gid])
-        os.setegid(gid)
-        os.seteuid(uid)
     try:
-        work()
+        with Caller():
+            work()
     except (tarfile.TarError, BrokenPipeError):
         pass  # the other side has said why
     except OSError as error:
         raise rpc(f"{error.filename}: {why(error).lower()}") from None
-    finally:
-        if uid:
-            os.seteuid(0)
-            os.setegid(0)
-            os.setgroups(groups)
 
 
 def _check_sources(sources: list[str]) -> None:
@@ -183,13 +172,14 @@ def import_(options: Options, words: list[str]) -> int:
     path = words[0]
     try:
         fields = _recorded(path)
+        for key in ("made", "mounts", "shares"):  # it may be somebody else's machine
+            fields.pop(key, None)
         name = options.text("name") or fields["name"]
         image = fields.get("image", "")
         base = os.path.join(home(), "images", image, "rootfs") if image else "/"
-        if not os.path.isdir(base):
+        if "/" in image or not os.path.isdir(base):
             raise Failure(f"its image is not here: {image}")
-        draft = Draft(name, {key: value for key, value in fields.items() if key != "made"})
-        draft.machine.fields["name"] = name
+        draft = Draft(name, {**fields, "name": name})
         with draft as machine:
             images.lay_out(machine, base)
             shutil.rmtree(machine.file("upper"))
@@ -243,9 +233,10 @@ class _Plain(io.RawIOBase):
 
     def __init__(self, path: str) -> None:
         self._tool: subprocess.Popen[bytes] | None = None
-        self._left = 0  # of the block that is being read; the last block is an empty one
+        self._left, self._over = 0, False  # of the block that is being read; whether it is the last
         try:
-            self._file: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115
+            with Caller():
+                self._file: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise Failure(error.strerror or "cannot be read") from None
         if self._file.read(len(_ZSTD_HEAD)) == _ZSTD_HEAD:
@@ -267,11 +258,21 @@ class _Plain(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if self._tool is None and not self._left:
-            self._left = int.from_bytes(self._file.read(3), "little") >> 3
-        wanted = len(buffer) if self._tool else min(len(buffer), self._left)
-        data = self._file.read(wanted)
-        self._left -= len(data) if self._tool is None else 0
+        if self._tool is not None:
+            data = self._file.read(len(buffer))
+            if not data and self._tool.wait() != 0:
+                raise Failure("it is no zstd file, or cut short")
+        else:
+            if not self._left and not self._over:
+                head = self._file.read(3)
+                number = int.from_bytes(head, "little")
+                self._left, self._over = number >> 3, bool(number & 1)
+                if len(head) < 3 or number & 6:
+                    raise Failure("it is cut short, or damaged")
+            data = self._file.read(min(len(buffer), self._left))
+            if self._left and not data:
+                raise Failure("it is cut short")
+            self._left -= len(data)
         buffer[: len(data)] = data
         return len(data)
 

@@ -28,7 +28,7 @@ MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
-_PR_CAPBSET_DROP = 24
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
 _TIOCSCTTY = 0x540E
 _SIGCHLD, _SIG_DFL, _SIG_IGN = 17, ctypes.c_void_p(0), ctypes.c_void_p(1)
 
@@ -128,6 +128,10 @@ def let_kernel_reap() -> None:
 
 def pause() -> None:
     _libc.pause()
+
+
+def end_with_parent() -> None:
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(9), 0, 0, 0), "prctl")
 
 
 def set_controlling_terminal(fd: int) -> None:

@@ -57,6 +57,57 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+class Caller:
+    """Who called: us, or an ordinary user through our own ``sudo -n``.
+
+    As a context it lends that user's rights: what is read and written for a caller is read and
+    written by the caller. (That root came by some other sudo is no reason to take rights away.)
+    """
+
+    def __init__(self) -> None:
+        told = os.environ.get("ORBCTL_SIMULATOR_CALLER", "")
+        pid, _, names = told.partition(" ")
+        self.pid = int(pid or 0)
+        self.names = names.split(":") if names else list(os.environ)
+        self._ids = (int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])) if told else None
+        self._groups: list[int] = []
+
+    def __enter__(self) -> None:
+        if self._ids:
+            self._groups = os.getgroups()
+            os.setgroups([self._ids[1]])
+            os.setegid(self._ids[1])
+            os.seteuid(self._ids[0])
+
+    def __exit__(self, *_: object) -> None:
+        if self._ids:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(self._groups)
+            end_with_sudo()  # which the kernel has forgotten, with the change of rights
+
+
+def end_with_sudo() -> None:
+    """Whoever kills what they started kills sudo, which cannot pass that on to us."""
+    sudo = Caller().pid
+    if not sudo or sudo == os.getpid():  # it became us
+        return
+    from .linux import end_with_parent
+
+    end_with_parent()
+    parent = os.getppid()
+    if sudo not in (parent, _parent_of(parent)):  # with `use_pty` a process of sudo's is between
+        os._exit(137)
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b") ")[2].split()[1])
+    except OSError:
+        return 0
+
+
 class Lock:
     """An advisory lock that its holder's death releases."""
 
