@@ -314,7 +314,10 @@ def limits(
             raise BadValue(f"cpus is a number such as 2, not {cpus!r}")
         found["cpu"] = f"{float(cpus):g}"
     if memory is not None:
-        found["memory_mib"] = str(_bytes("memory", memory, "4096 (MiB) or 4G", "M") >> 20)
+        size = _bytes("memory", memory, "4096 (MiB) or 4G", "M")
+        if size % 1024**2:
+            raise BadValue(f"memory is a whole number of MiB, not {memory!r}")
+        found["memory_mib"] = str(size >> 20)
     if disk is not None:
         found["disk_bytes"] = str(_bytes("disk", disk, "64G"))
     return found
@@ -460,6 +463,12 @@ def parse_ssh(text: str) -> dict[str, bool | int | str]:
         for key, value in lines
         if not re.search(r"[A-Za-z0-9+/=]{60}|PRIVATE KEY", value)
     }
+
+
+def parse_value(text: str) -> str:
+    """Read a bare value, around which `orbctl` may have printed its update banner."""
+    lines = [line.strip() for line in text.splitlines()]
+    return "\n".join(line for line in lines if line and line[0] not in "╭│╰")
 
 
 def _typed(value: str) -> bool | int | str:

@@ -130,7 +130,7 @@ class OrbStackMachines(_OrbctlFact[dict[str, MachineData]]):
                 "ip4": "192.168.139.64",
                 "ip6": "fd07:b51a:cc66:0:b476:dbff:fe73:161e",
                 "domain": "web.orb.local",
-                "created": datetime(2026, 2, 19, 18, 0, 39, 591000, tzinfo=timezone.utc),
+                "created": datetime(2026, 2, 19, 16, 58, 11, 57000, tzinfo=timezone.utc),
             },
         }
     """
@@ -240,7 +240,7 @@ class OrbStackConfigValue(_OrbctlFact[str]):
 
     @override
     def read(self, output: list[str]) -> str:
-        return orbctl.answer(output).strip()
+        return orbctl.parse_value(orbctl.answer(output))
 
 
 class OrbStackVersion(_OrbctlFact[str]):
@@ -282,8 +282,8 @@ class OrbStackDefaultMachine(_OrbctlFact[str]):
 
     @override
     def read(self, output: list[str]) -> str:
-        words = orbctl.answer(output).split()
-        return "" if words in ([], ["none"]) else words[-1]
+        name = orbctl.parse_value(orbctl.answer(output))
+        return "" if name == "none" else name
 
 
 class OrbStackSSH(_OrbctlFact[dict[str, Setting]]):
