@@ -82,6 +82,16 @@ def test_other_facts(fact: type[Any], arguments: dict[str, Any], kind: type, bas
     assert isinstance(value, kind)
 
 
+@pytest.mark.parametrize("banner", ["stdout", "stderr", "stdout:after", "stderr:after"])
+def test_update_banner_is_no_answer(
+    banner: str, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = [(fact, args, ask(fact, **args)[0]) for fact, args, _ in FACTS if "machine" not in args]
+    monkeypatch.setenv("ORBCTL_SIMULATOR_BANNER", banner)
+    for fact, args, plain in every:
+        assert ask(fact, **args)[0] == plain, fact
+
+
 def test_logs(base: str) -> None:
     lines, _, _ = ask(facts.OrbStackMachineLogs, machine=base)
     assert any(base in line for line in lines)

@@ -498,7 +498,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str]] = {
     "distro": ({"image": "ubuntu"}, "image is debian:bookworm, not ubuntu"),
     "version": ({"image": "debian:13"}, "image is debian:bookworm, not debian:13"),
     "arch": ({"arch": "arm64"}, "arch is amd64, not arm64"),
-    "user": ({"user": "bob"}, "username is alice, not bob"),
+    "user": ({"user": "bob"}, "user is alice, not bob"),
     "isolated": ({"isolated": False}, "isolated is True, not False"),
     "network": (
         {"isolated": True, "isolate_network": True},
@@ -540,7 +540,7 @@ def test_M6_recreate_makes_a_new_machine(
 
 def test_M6_several_differences_are_named_at_once(isolated: str, apply: Applier) -> None:
     done = apply(orbstack.machine, machine=isolated, image="ubuntu", user="bob", isolated=False)
-    for told in ("image is", "username is", "isolated is"):
+    for told in ("image is", "user is", "isolated is"):
         assert told in done.error
 
 

@@ -262,10 +262,22 @@ def _read_cloud_init(path: str) -> tuple[str, str]:
 
 
 def _differences(
-    found: MachineData, image: str | None, mounts: list[str] | None, digest: str, **wanted: Any
+    found: MachineData,
+    image: str | None,
+    arch: str | None,
+    user: str | None,
+    isolated: bool | None,
+    isolate_network: bool | None,
+    mounts: list[str] | None,
+    digest: str,
 ) -> list[str]:
     """What only a new machine can change. Only what is known on both sides can differ."""
-    compared = [(what, value, found[what]) for what, value in wanted.items()]  # type: ignore[literal-required]
+    compared: list[tuple[str, Any, Any]] = [
+        ("arch", arch, found["arch"]),
+        ("user", user, found["username"]),
+        ("isolated", isolated, found["isolated"]),
+        ("isolate_network", isolate_network, found["isolate_network"]),
+    ]
     if digest:
         known = _ask(CloudInitDigest, machine_id=found["id"])
         compared.append(("SHA-256 of cloud_init", digest[:12], known[:12]))
@@ -436,20 +448,11 @@ def machine(
     if found is not None and found["state"] in ("creating", "provisioning"):
         # If somebody is at it, `create` says so; what a crash has left does not stop it.
         found = None
-    differences = (
-        []
-        if found is None
-        else _differences(
-            found,
-            image,
-            mounts,
-            digest,
-            arch=arch,
-            username=user,
-            isolated=isolated,
-            isolate_network=isolate_network,
+    differences: list[str] = []
+    if found is not None:
+        differences = _differences(
+            found, image, arch, user, isolated, isolate_network, mounts, digest
         )
-    )
     if differences and not recreate:
         raise Refused(
             f"machine {name} differs: {'; '.join(differences)}; this takes a new machine: with "
@@ -796,7 +799,7 @@ def machine_user(machine: str, user: str) -> Commands:
     orbctl.check_value("user", user)
     found = _existing(machine)
     key = orbctl.machine_key(machine, "username")
-    if user in (found["username"], _ask(OrbStackConfigValue, key=key)):
+    if user == found["username"] or user == _ask(OrbStackConfigValue, key=key):
         host.noop(f"the default user of machine {machine} is {user}")
         return
     _because(f"the default user of machine {machine} is {found['username']}, not {user}")
