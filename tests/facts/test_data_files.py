@@ -1,0 +1,15 @@
+"""Facts by pyinfra's own data files: the command they run, and what they read from its output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyinfra_testing", reason="pyinfra-testing needs Python 3.10")
+
+from pyinfra_testing.facts import make_fact_tests
+
+for _folder in sorted(Path(__file__).parent.glob("orbstack.*")):
+    _tests = make_fact_tests("pyinfra_orbstack.facts", _folder.name, _folder)
+    globals()[f"Test{_folder.name}"] = _tests

@@ -1,0 +1,15 @@
+"""Operations by pyinfra's own data files: the commands they yield where the facts are these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyinfra_testing", reason="pyinfra-testing needs Python 3.10")
+
+from pyinfra_testing.operations import make_operation_tests
+
+for _folder in sorted(Path(__file__).parent.glob("*.*/")):
+    _tests = make_operation_tests("pyinfra_orbstack.operations", _folder.name, _folder)
+    globals()[f"Test{_folder.name}"] = _tests

@@ -1,0 +1,116 @@
+"""Values that go to `orbctl`, and what its answers are compared with."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from pyinfra_orbstack import orbctl, timing
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(orbctl).failed == 0
+    assert doctest.testmod(timing).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "settings"),
+    [
+        ({}, {}),
+        ({"cpus": 1.5}, {"cpu": "1.5"}),
+        ({"cpus": "4"}, {"cpu": "4"}),
+        ({"cpus": 0}, {"cpu": "0"}),
+        ({"memory": 4096}, {"memory_mib": "4096"}),
+        ({"memory": "4g"}, {"memory_mib": "4096"}),
+        ({"memory": "1.5G"}, {"memory_mib": "1536"}),
+        ({"memory": "2T"}, {"memory_mib": str(2 << 20)}),
+        ({"memory": "2048K"}, {"memory_mib": "2"}),
+        ({"disk": "48G"}, {"disk_bytes": "51539607552"}),
+        ({"disk": 0}, {"disk_bytes": "0"}),
+    ],
+)
+def test_limits_as_settings(limits: dict[str, object], settings: dict[str, str]) -> None:
+    assert orbctl.limits(**limits) == settings  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        *({"cpus": bad} for bad in (-1, "two", "", "1e3", "nan", True, " 1", "1;id")),
+        *({"memory": bad} for bad in (-1, "4 G", "4GB", "", "G", "512K", True, "1e3", "-4G")),
+        *({"disk": bad} for bad in (64, "64", "64X", "")),
+    ],
+)
+def test_limits_that_could_mean_anything_are_refused(limits: dict[str, object]) -> None:
+    with pytest.raises(orbctl.BadValue):
+        orbctl.limits(**limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "distro", "version", "same"),
+    [
+        ("ubuntu", "ubuntu", "noble", True),
+        ("ubuntu", "ubuntu", "", True),
+        ("ubuntu:24.04", "ubuntu", "noble", True),
+        ("ubuntu:noble", "ubuntu", "24.04", True),
+        ("debian:12", "debian", "bookworm", True),
+        ("centos:9", "centos", "9-Stream", True),
+        ("fedora:43", "fedora", "43", True),
+        ("ubuntu:26.10", "ubuntu", "26.10", True),
+        ("ubuntu:jammy", "ubuntu", "noble", False),
+        ("ubuntu:22.04", "ubuntu", "noble", False),
+        ("fedora:42", "fedora", "43", False),
+        ("debian", "ubuntu", "noble", False),
+        ("debian:12", "ubuntu", "noble", False),
+        ("ubuntu:26.10", "ubuntu", "noble", None),
+        ("ubuntu:noble", "ubuntu", "zesty", None),
+        ("alpine:edge", "alpine", "3.22", None),
+        ("ubuntu:noble", "ubuntu", "", None),
+        ("ubuntu:noble", "", "", None),
+    ],
+)
+def test_same_image(image: str, distro: str, version: str, same: bool | None) -> None:
+    assert orbctl.same_image(image, distro, version) is same
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told", "same"),
+    [
+        ([], "", True),
+        (["/a"], "/a", True),
+        (["/a"], "/a:/a", True),
+        (["/a/:/b"], "/a:/b/", True),
+        (["/a", "/b:/c"], "/b:/c,/a", True),
+        (["/a", "/b"], "/a\n/b\n", True),
+        (["~/p:/work"], "/Users/alice/p:/work", True),
+        (["/Users/alice/p:/work"], "~/p:/work", True),
+        (["/a"], "", False),
+        ([], "/a", False),
+        (["/a"], "/a,/b", False),
+        (["/a", "/a"], "/a", False),
+        (["/a:/b"], "/a:/c", False),
+        (["~/p"], "/Users/alice/other", False),
+        (["/a"], '["/a"]', None),
+        (["/a,b"], "/a,b", None),
+    ],
+)
+def test_same_mounts(wanted: list[str], told: str, same: bool | None) -> None:
+    assert orbctl.same_mounts(wanted, told) is same
+
+
+def test_no_machine_is_never_all_of_orbstack() -> None:
+    with pytest.raises(orbctl.BadValue, match="needs a machine"):
+        orbctl.machine_args("stop")
+    for name in ("", "--all", "-a", "a b", "docker", "k8s"):
+        with pytest.raises(orbctl.BadValue):
+            orbctl.machine_args("delete --force", name)
+
+
+def test_setting_can_be_cleared_but_is_no_flag() -> None:
+    assert orbctl.config_args("machine.web.mounts", "") == [
+        *("config", "set", "machine.web.mounts", "")
+    ]
+    for key, value in (("-k", "1"), ("", "1"), ("a b", "1"), ("k", "-1"), ("k", "a\nb")):
+        with pytest.raises(orbctl.BadValue):
+            orbctl.config_args(key, value)
