@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import measure
-from release_check import BIN, NAME, Checkout, Problem, need, read_metadata
+from checkout import BIN, NAME, Checkout, Problem, need, read_metadata
 
 #: Asks pyinfra itself, in a clean environment.
 SEEN = """\
@@ -97,7 +97,8 @@ def upload(copy: Checkout, url: str) -> None:
     try:
         copy.tool(*twine, "--repository-url", f"{url}/", *copy.dist)
     except Problem as refused:
-        need("409" in str(refused), f"the second upload failed in a strange way: {refused}")
+        answered = re.search(r"HTTPError: 4\d\d", str(refused))
+        need(answered, f"the second upload failed in a strange way: {refused}")
     else:
         raise Problem("the index took the same files twice")
 
