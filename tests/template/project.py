@@ -215,10 +215,11 @@ class Project:
         self.check_files()
         self.make("lint")
         self.make("test")
-        run(self.path, tool("uv"), "build", "--quiet", "--no-sources")
-        dist = [str(path) for path in (self.path / "dist").iterdir() if path.name[0] != "."]
-        run(self.path, tool("twine"), "check", "--strict", *dist)
-        run(self.path, tool("check-wheel-contents"), "dist")
         if self.answers["publish_to_pypi"]:
             self.make("release-check")
+        else:
+            run(self.path, tool("uv"), "build", "--quiet", "--no-sources")
+            dist = [str(path) for path in (self.path / "dist").iterdir() if path.name[0] != "."]
+            run(self.path, tool("twine"), "check", "--strict", *dist)
+            run(self.path, tool("check-wheel-contents"), "dist")
         self.check_workflows()

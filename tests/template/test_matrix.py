@@ -1,0 +1,259 @@
+"""Rendered projects, checked with everything that a user, GitHub or an index would use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyinfra_orbstack.orbctl import Orbctl, Record, create_args
+from tests.template.conftest import Render
+from tests.template.project import Project, git, run, tool
+
+pytestmark = [pytest.mark.template, pytest.mark.timeout(600), pytest.mark.usefixtures("index")]
+
+FILLED = {"user_name": 'Zoë "Z" O\'Neil', "user_email": "zoe@example.org", "github_user": "zoe-dev"}
+LONG = "a-project-whose-name-has-forty-characters"[:40]
+#: Every combination of yes and no, with and without identity; every other choice at least once.
+COMBINATIONS: list[dict[str, Any]] = [
+    {"publish_to_pypi": True, "codecov": False, "license": "MIT"},
+    {"publish_to_pypi": True, "codecov": True, "license": "Apache-2.0", "project_name": LONG},
+    {"publish_to_pypi": False, "license": "proprietary", "project_name": "x"},
+    {"publish_to_pypi": True, "codecov": False, "license": "BSD-3-Clause", **FILLED},
+    {"publish_to_pypi": True, "codecov": True, "image": "debian:bookworm", **FILLED},
+    {"publish_to_pypi": False, "description": "A \"quoted\" \\ 'text' {{ x }} ☃", **FILLED},
+]
+
+
+@pytest.fixture
+def destroy(client: Orbctl) -> Iterator[Callable[[Project], None]]:
+    """Delete at the end what projects made, however the test went."""
+    projects: list[Project] = []
+    yield projects.append
+    for project in projects:
+        Record(project.path / ".orbstack" / "machines").delete_all(client)
+
+
+@pytest.fixture
+def shared_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One environment for all projects of a worker: answers do not change what they depend on."""
+    folder = tmp_path_factory.getbasetemp() / "shared"
+    monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", str(folder / "venv"))
+    monkeypatch.setenv("MYPY_CACHE_DIR", str(folder / "mypy"))
+
+
+@pytest.mark.usefixtures("client", "shared_environment")
+@pytest.mark.parametrize("answers", COMBINATIONS, ids=range(1, len(COMBINATIONS) + 1))
+def test_every_combination_passes_everything(render: Render, answers: dict[str, Any]) -> None:
+    project = render(**answers)
+    project.commit()
+    project.all_checks()
+    assert git(project.path, "status", "--porcelain").split() == ["??", "uv.lock"]
+
+
+@pytest.mark.usefixtures("client")
+def test_lowest_versions_of_what_it_asks_for_will_do(render: Render) -> None:
+    project = render()
+    said = project.make("test", UV_RESOLUTION="lowest-direct")
+    assert "passed" in said
+    versions = run(project.path, tool("uv"), "pip", "freeze", "--python", ".venv")
+    assert "pyinfra==3.9\n" in versions or "pyinfra==3.9.0\n" in versions
+
+
+@pytest.mark.usefixtures("client")
+def test_nothing_but_the_index_is_needed(render: Render) -> None:
+    project = render()
+    run(project.path, tool("uv"), "sync", "--quiet")
+    nowhere = "http://127.0.0.1:9"
+    offline = {"UV_OFFLINE": "1", "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere}
+    project.make("lint", **offline)
+    project.make("test", **offline)
+
+
+@pytest.mark.usefixtures("client")
+def test_without_uv_it_gets_one_of_its_own(render: Render, tmp_path: Path) -> None:
+    project = render()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "python3").symlink_to(sys._base_executable)  # type: ignore[attr-defined]
+    path = os.pathsep.join([str(tools), "/usr/bin", "/bin", "/usr/sbin", "/sbin"])
+    project.make("lint", PATH=path)
+    assert project.has(".venv/bin/uv")
+    project.make("lint", PATH=path)
+    assert project.has(".venv/bin/uv")
+
+
+def test_commands(render: Render, client: Orbctl, destroy: Callable[[Project], None]) -> None:
+    project = render("commands")
+    destroy(project)
+    (name,) = project.machines()
+
+    assert f"{name} would be created" in project.make("plan")
+    assert name not in {machine.name for machine in client.machines()}
+    first = project.make("deploy")
+    assert f"created machine {name}" in first
+    second = project.make("deploy")
+    total = next(line for line in second.splitlines() if "Grand total" in line)
+    assert total.split()[2:] == ["4", "-", "-", "4"]
+    client.stop(name)
+    assert f"{name} would be started" in project.make("plan")
+    assert not client.info(name).running
+    client.start(name)
+    assert "Operator | Account ops" in project.make("plan")
+    with pytest.raises(AssertionError, match=f"M can be: .*{name}"):
+        project.make("shell", M="$(touch hacked)")
+    project.make("shell", M=name)
+
+    with pytest.raises(AssertionError, match=rf"would delete {name}: confirm with YES=1"):
+        project.make("destroy")
+    assert f"deleted: {name}" in project.make("destroy", YES="1")
+    assert name not in {machine.name for machine in client.machines()}
+    # One that somebody else made is not this project's to delete.
+    client.create(create_args(name, "ubuntu"))
+    stranger = client.info(name)
+    try:
+        assert "has made no machine" in project.make("destroy", YES="1")
+        assert client.info(name).id == stranger.id
+    finally:
+        client.delete(name, stranger.id)
+
+
+@pytest.mark.usefixtures("client")
+def test_servers_are_never_touched_unasked(render: Render) -> None:
+    project = render()
+    with pytest.raises(AssertionError, match=r"production.py has no hosts yet"):
+        project.make("deploy", INVENTORY="production")
+    with pytest.raises(AssertionError, match="INVENTORY can be: local, production"):
+        project.make("deploy", INVENTORY="; touch hacked")
+    with pytest.raises(AssertionError, match="INVENTORY can be: local, production"):
+        project.make("plan", INVENTORY="--help")
+    project.write("inventories/production.py", "web: list", "db = ['127.0.0.1']\nweb: list")
+    with pytest.raises(AssertionError, match="nobody to ask: confirm with YES=1"):
+        project.make("deploy", INVENTORY="production")
+    assert not project.has("hacked")
+
+
+@pytest.mark.usefixtures("client")
+def test_release(render: Render) -> None:
+    project = render()
+    project.commit()
+    for version in ("", "1", "v1.0.0", "$(touch hacked)"):
+        with pytest.raises(AssertionError, match="is no version: make release VERSION"):
+            project.make("release", VERSION=version)
+    git(project.path, "add", "-A")
+    git(project.path, "commit", "-qm", "Lock")
+    said = project.make("release", VERSION="1.2.3")
+    assert "git push --atomic origin HEAD v1.2.3" in said
+    assert project.toml["project"]["version"] == "1.2.3"
+    assert "## [Unreleased]\n\n## [1.2.3] - 20" in project.text("CHANGELOG.md")
+    assert git(project.path, "tag").split() == ["v1.2.3"]
+    assert git(project.path, "status", "--porcelain") == ""
+    for version, reason in (("1.2.3", "a tag v1.2.3 already"), ("1.2.4", "says nothing below")):
+        with pytest.raises(AssertionError, match=reason):
+            project.make("release", VERSION=version)
+    assert not project.has("hacked")
+
+
+def test_archives_hold_the_package_alone(render: Render) -> None:
+    project = render(**FILLED)
+    planted = "host-1.internal.example"
+    secret = "correct-horse-battery-staple"
+    project.write("inventories/production.py", "web: list", f"db = ['{planted}']\nweb: list")
+    for name in ("group_data/all.py", "group_data/production.py", "deploy.py", "Makefile"):
+        with (project.path / name).open("a") as file:
+            file.write(f"# {planted} {secret}\n")
+    (project.path / "group_data" / "secret.txt").write_text(secret)
+    project.commit()
+    run(project.path, tool("uv"), "build", "--quiet")
+
+    archives = project.archives()
+    assert any(name.endswith("templates/sudoers.j2") for name in archives)
+    for name, content in archives.items():
+        assert not {"inventories", "group_data", "deploy.py", ".copier-answers.yml"} & set(
+            Path(name).parts
+        ), name
+        assert planted.encode() not in content, name
+        assert secret.encode() not in content, name
+
+
+def test_installed_package_deploys_from_anywhere(
+    render: Render, tmp_path: Path, client: Orbctl, destroy: Callable[[Project], None]
+) -> None:
+    project = render("published")
+    destroy(project)
+    run(project.path, tool("uv"), "build", "--quiet", "--wheel")
+    (wheel,) = (project.path / "dist").glob("*.whl")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run(elsewhere, tool("uv"), "venv", "--quiet", "--python", sys.executable, "env")
+    install = [tool("uv"), "pip", "install", "--quiet", "--python", "env"]
+    run(elsewhere, *install, str(wheel), "pyinfra-orbstack")
+    (elsewhere / "inventory.py").write_text(
+        'hosts = [("@orbstack/published-1", {"orbstack_image": "ubuntu"})]\n'
+    )
+    (elsewhere / "mine.py").write_text(
+        "from published import access\n"
+        "access.operator(user='admin', _sudo=True)\n"
+        "access.ssh(_sudo=True)\n"
+    )
+    record = str(project.path / ".orbstack" / "machines")
+    argv = [str(elsewhere / "env" / "bin" / "pyinfra"), "-y", "inventory.py", "mine.py"]
+    run(elsewhere, *argv, env={"PYINFRA_ORBSTACK_RECORD": record})
+    said = client.call("run", "-m", "published-1", "sudo", "cat", "/etc/sudoers.d/published")
+    assert b"admin ALL=(ALL:ALL) NOPASSWD: ALL" in said.stdout
+
+
+def spoil(name: str, old: str, new: str) -> Callable[[Project], None]:
+    def fault(project: Project) -> None:
+        project.write(name, old, new)
+
+    return fault
+
+
+CI = ".github/workflows/ci.yml"
+PUBLISH = ".github/workflows/publish.yml"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        spoil(CI, "timeout-minutes: 10", "timeout-minute: 10"),
+        spoil(CI, "permissions: {}", "permissions: write-all"),
+        spoil(CI, "@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1", "@v7"),
+        spoil(CI, "- run: make lint", "- run: echo ${{ github.event.pull_request.title }}"),
+        spoil(PUBLISH, "id-token: write", "id-token: sure"),
+        spoil(".github/dependabot.yml", "interval: weekly", "interval: sometimes"),
+    ],
+)
+def test_faults_in_workflows_are_caught(render: Render, fault: Callable[[Project], None]) -> None:
+    project = render(codecov=True)
+    project.check_workflows()
+    fault(project)
+    with pytest.raises(AssertionError):
+        project.check_workflows()
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("lint", spoil("deploy.py", "user=host", "usr=host")),
+        ("lint", spoil("group_data/all.py", "_sudo = True", "import os\n_sudo = True")),
+        ("test", spoil("inventories/production.py", "web: list", "app: list")),
+        ("release-check", spoil("README.md", "# myproj", '<a href="javascript:x">#</a>')),
+        ("release-check", spoil("pyproject.toml", 'license = "MIT"', 'license = "GPL"')),
+    ],
+)
+def test_faults_in_a_project_are_caught(
+    render: Render, target: str, fault: Callable[[Project], None]
+) -> None:
+    project = render()
+    fault(project)
+    with pytest.raises(AssertionError):
+        project.make(target)
