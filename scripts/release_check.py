@@ -205,24 +205,26 @@ def version_key(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
+def changes(text: str, version: str) -> str:
+    """What a changelog says below a version, if there is an entry."""
+    begin = rf"^## \[{re.escape(version)}\][^\n]*\n(.*?)(?=^## |^\[[^\]]+\]: |\Z)"
+    found = re.search(begin, text, re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found and re.search(r"^- ", found[1], re.MULTILINE) else ""
+
+
 def changelog(checkout: Checkout) -> str:
     """What the release changes is written down."""
     text = checkout.text("CHANGELOG.md")
     version = checkout.version
-    dated = re.search(
-        rf"^## \[{re.escape(version)}\] - (\d{{4}}-\d\d-\d\d)\n(.*?)(?=^## |^\[|\Z)",
-        text,
-        re.MULTILINE | re.DOTALL,
-    )
-    tags = checkout.git("tag", "--points-at", "HEAD").splitlines()
-    tagged = f"v{version}" in tags
-    if dated:
-        need(dated[2].strip(), f"CHANGELOG.md says nothing about {version}")
-        return f"{version} is dated {dated[1]}"
-    need(not tagged, f"HEAD is tagged v{version}, and CHANGELOG.md has no dated section for it")
-    need(not checkout.releasing, f"CHANGELOG.md has no dated section for {version}")
-    below = text.partition(UNRELEASED)[2].split("\n## ")[0]
-    need(re.search(r"^- ", below, re.MULTILINE), f"CHANGELOG.md has no entry below {UNRELEASED}")
+    heading = re.search(rf"^## \[{re.escape(version)}\](.*)$", text, re.MULTILINE)
+    if heading:
+        need(re.fullmatch(r" - \d{4}-\d\d-\d\d", heading[1]), f"{version} has no date")
+        need(changes(text, version), f"CHANGELOG.md has no entry for {version}")
+        return f"{version} is dated{heading[1].replace(' -', '')}"
+    tagged = f"v{version}" in checkout.git("tag", "--points-at", "HEAD").splitlines()
+    need(not tagged, f"HEAD is tagged v{version}, and CHANGELOG.md has no section for it")
+    need(not checkout.releasing, f"CHANGELOG.md has no section for {version}")
+    need(changes(text, "Unreleased"), f"CHANGELOG.md has no entry below {UNRELEASED}")
     return f"{version} is not released yet: its entries stand below Unreleased"
 
 
