@@ -17,7 +17,7 @@ from pathlib import Path
 
 import copier
 
-from pyinfra_orbstack import project
+from pyinfra_orbstack import project, testing
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, OrbctlError, Record
 from pyinfra_orbstack.project import PREFIX, Refused
 
@@ -128,6 +128,7 @@ def clean() -> None:
         os.environ.update(json.loads(SETTINGS.read_text()))
         for name in RECORD.delete_all(Orbctl()):
             print(f"deleted machine {name}")
+    testing.sweep()
 
 
 if __name__ == "__main__":
