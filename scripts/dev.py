@@ -394,10 +394,10 @@ def remove(folder: Path) -> None:
 
 
 TARGETS = {
-    function.__name__: function
+    function.__name__.replace("_", "-"): function
     for function in (
         *(demo, test, template, compat, conformance, faults, contract),
-        *(lint, clean),
+        *(lint, coverage, docs, release_test, release_check, release, clean),
     )
 }
 
