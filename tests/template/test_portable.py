@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +85,13 @@ def test_each_would_be_found(line: str) -> None:
 def test_help_is_the_first_target(path: Path) -> None:
     targets = re.findall(r"^([a-z][a-z-]*):", path.read_text(), re.MULTILINE)
     assert targets[0] == "help"
+
+
+def test_makefile_and_script_know_the_same_targets() -> None:
+    text = (ROOT / "Makefile").read_text()
+    listed = set(re.findall(r"^([a-z][a-z-]*):.*##", text, re.MULTILINE)) - {"help"}
+    usage = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "dev.py")], capture_output=True, text=True
+    ).stderr
+    assert set(usage.split()[-1].split("|")) == listed
+    assert listed <= set(re.search(r"^\.PHONY: (.*)", text, re.MULTILINE)[1].split())  # type: ignore[index]
