@@ -1,4 +1,4 @@
-"""The ``@orbstack`` connector: OrbStack's machines as pyinfra hosts."""
+"""The ``@orbstack`` connector: OrbStack's machines and containers as pyinfra hosts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ from pyinfra.connectors.util import (
 from pyinfra.progress import progress_spinner
 from typing_extensions import TypedDict, override
 
-from pyinfra_orbstack import orbctl, process
+from pyinfra_orbstack import docker, orbctl, process
+from pyinfra_orbstack.docker import ContainerTarget
 from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
 from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, Control, NotStarted, check_text
 
@@ -107,19 +108,59 @@ connector_data_meta: Dict[str, DataMeta] = {  # noqa: UP006
 
 
 class MachineTarget:
-    """A machine as `session` sees it: the command that reaches it."""
+    """A machine: the command that reaches it, and what only a machine does.
 
-    def __init__(self, client: orbctl.Orbctl, name: str) -> None:
+    `ContainerTarget` has the same methods; all that follows knows no difference.
+    """
+
+    #: It takes a while to answer after it was started.
+    boots = True
+
+    def __init__(self, client: orbctl.Orbctl, machine: orbctl.Machine) -> None:
         self.client = client
-        self.name = name
+        self.machine = machine
 
-    def argv(self, *words: str, user: str | None = None) -> list[str]:
+    def __str__(self) -> str:
+        return f"machine {self.machine.name!r}"
+
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         """The local command line that runs ``words`` in the machine."""
-        return self.client.argv(orbctl.run_args(self.name, words, user=user))
+        # Whether there is a terminal `orbctl` sees by itself.
+        return self.client.argv(orbctl.run_args(self.machine.name, words, user=user))
 
     def environment(self) -> dict[str, str]:
         """The environment of that command line."""
         return self.client.environment()
+
+    @property
+    def state(self) -> str:
+        """Its state when it was looked at last."""
+        return self.machine.state
+
+    def refresh(self) -> None:
+        """Look again, and see that it is the one we connected to."""
+        try:
+            now = self.client.info(self.machine.name)
+        except orbctl.OrbctlError as broken:
+            raise OSError(str(broken)) from None
+        if now.id != self.machine.id:
+            raise OSError(
+                f"machine {now.name!r} was replaced by another one of that name since pyinfra "
+                "connected to it: run pyinfra again"
+            )
+        self.machine = now
+
+    def start(self) -> None:
+        """Start it."""
+        self.client.start(self.machine.name)
+
+    def start_line(self) -> str:
+        """The command that starts it, to be shown to the user."""
+        return orbctl.shell_line(["start", self.machine.name])
+
+    def explain(self, silence: str) -> str:
+        """Why it gives no shell."""
+        return silence
 
 
 class ChecksumMismatch(OSError):
@@ -215,14 +256,75 @@ def _host(name: str, machine: orbctl.Machine | None) -> tuple[str, dict[str, Any
     return f"@orbstack/{name}", data, groups
 
 
+@memoize
+def list_containers() -> list[docker.Container]:
+    """All containers; memoised like `list_machines`."""
+    return docker.Docker().containers()
+
+
+def _container_host(
+    name: str, container: docker.Container | None, *, named: bool
+) -> tuple[str, dict[str, Any], list[str]]:
+    # Whoever asks for all that run does not want one to be started that has ended since.
+    data: dict[str, Any] = {"container_name": name} if named else {"orbstack_start": False}
+    groups = ["@orbstack", "orbstack_containers"]
+    if container is not None:
+        name = container.name
+        data.update(
+            container_id=container.id,
+            container_name=name,
+            container_image=container.image,
+            container_state=container.state,
+            container_labels=dict(container.labels),
+            container_project=container.project,
+            container_service=container.service,
+            container_domain=container.domain,
+            container_ports=dict(container.ports),
+        )
+        if container.image_name:
+            groups.append(f"orbstack_image_{container.image_name}")
+        if container.project:
+            groups.append(f"orbstack_project_{container.project}")
+    return f"@orbstack/docker/{name}", data, groups
+
+
+def _container_hosts(name: str) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+    try:
+        containers = list_containers()
+    except docker.DockerError as broken:
+        # As with machines: one that was named fails when it is connected to.
+        if not name or _is_pattern(name):
+            raise InventoryError(f"cannot list containers: {broken}") from None
+        containers = []
+    if name and not _is_pattern(name):
+        called = [one for one in containers if one.name == name]
+        called = called or [one for one in containers if one.id.startswith(name)]
+        yield _container_host(name, called[0] if len(called) == 1 else None, named=True)
+        return
+    chosen = [
+        one for one in containers if one.running and (not name or fnmatchcase(one.name, name))
+    ]
+    if not chosen:
+        raise InventoryError(
+            f"no running container matches {name!r}" if name else "no container is running"
+        )
+    for one in chosen:
+        yield _container_host(one.name, one, named=False)
+
+
 class OrbStackConnector(BaseConnector):
     """
-    Runs commands in the machines of OrbStack, through its command line ``orbctl``.
+    Runs commands in the machines of OrbStack, through its command line ``orbctl``, and in the
+    containers of its engine, through the docker command.
 
     + ``@orbstack``: the machines that run now.
     + ``@orbstack/NAME``: that machine; started when it is stopped, and created when it does not
       exist and its data holds ``orbstack_image``.
     + ``@orbstack/web-*``: every machine that matches, running or not.
+    + ``@orbstack/docker``: the containers that run now; ``@orbstack/docker/web-*``: those of them
+      that match.
+    + ``@orbstack/docker/NAME``: that container, by name or by the beginning of its id; started when
+      it is stopped.
 
     **Examples:**
 
@@ -254,14 +356,16 @@ class OrbStackConnector(BaseConnector):
         super().__init__(state, host)
         self._lock = RLock()
         self._control: Control | None = None
-        self._target: MachineTarget | None = None
-        self._machine: orbctl.Machine | None = None
+        self._target: MachineTarget | ContainerTarget | None = None
         self._init = ""
         self._transport = TRANSPORTS[0]
 
     @override
     @staticmethod
     def make_names_data(name: str | None = None) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+        if name and name.split("/")[0] == "docker":
+            yield from _container_hosts(name.partition("/")[2])
+            return
         try:
             machines = list_machines()
         except orbctl.OrbctlError as broken:
@@ -290,23 +394,36 @@ class OrbStackConnector(BaseConnector):
         """
         Make the machine ready for commands: create it, start it, wait for it, as its data says.
 
-        Raises ``ConnectError``, with one line that says what to do.
+        A container is started at most. Raises ``ConnectError``, with one line that says what to do.
         """
-        name = str(self.host.data.get("vm_name"))
         _watch_interrupts()
         try:
             with _interruptible():
-                self._connect(name)
+                self._transport = self._check_transport()
+                container = self.host.data.get("container_name")
+                if container:
+                    self._connect_container(str(container))
+                else:
+                    self._connect_machine(str(self.host.data.get("vm_name")))
         except (orbctl.OrbctlError, OSError) as broken:
             raise ConnectError(str(broken)) from None
 
-    def _connect(self, name: str) -> None:
+    def _connect_container(self, name: str) -> None:
+        engine = docker.Docker()
+        try:
+            container = engine.inspect(name)
+        except docker.ContainerNotFound:
+            raise ConnectError(
+                f"there is no container {name!r}{_known(engine.containers())}"
+            ) from None
+        self._ensure_ready(ContainerTarget(engine, container))
+
+    def _connect_machine(self, name: str) -> None:
         orbctl.check_name(name)
-        self._transport = self._check_transport()
         client = orbctl.Orbctl()
         machine, made = self._ensure_exists(client, name)
         try:
-            self._ensure_ready(client, machine)
+            self._ensure_ready(MachineTarget(client, machine))
         except BaseException:
             if made:
                 self._remove(client, machine)
@@ -394,29 +511,27 @@ class OrbStackConnector(BaseConnector):
         if record:
             record.forget(machine.id)
 
-    def _ensure_ready(self, client: orbctl.Orbctl, machine: orbctl.Machine) -> None:
+    def _ensure_ready(self, target: MachineTarget | ContainerTarget) -> None:
         deadline = time.monotonic() + self.data["orbstack_boot_timeout"]
-        if not machine.running:
+        if target.state != "running":
             if not self._allowed("orbstack_start"):
                 raise ConnectError(
-                    f"machine {machine.name!r} is {machine.state} and may not be started now; "
-                    f"this starts it: {orbctl.shell_line(['start', machine.name])}"
+                    f"{target} is {target.state} and may not be started now; "
+                    f"this starts it: {target.start_line()}"
                 )
-            with progress_spinner({f"starting {machine.name}"}):
-                client.start(machine.name)
-        self._target = MachineTarget(client, machine.name)
-        self._machine = machine
+            with progress_spinner({f"starting {target}"}):
+                target.start()
+        self._target = target
         self._init = ""
-        with progress_spinner({f"waiting for {machine.name}"}):
+        with progress_spinner({f"waiting for {target}"}):
             while True:
                 try:
                     self._open_session()
                     break
                 except NotStarted as silent:
-                    if time.monotonic() > deadline:
-                        raise ConnectError(
-                            f"machine {machine.name!r} does not answer: {silent}"
-                        ) from None
+                    if not target.boots or time.monotonic() > deadline:
+                        reason = target.explain(str(silent))
+                        raise ConnectError(f"{target} does not answer: {reason}") from None
                     time.sleep(0.5)
             if self.data["orbstack_cloud_init"]:
                 self._wait_for_cloud_init(deadline)
@@ -435,7 +550,7 @@ class OrbStackConnector(BaseConnector):
         """Close the session and remove what was left in the machine."""
         paths = self._forget_askpass()
         control, self._control = self._control, None
-        with contextlib.suppress(OSError, orbctl.OrbctlError):
+        with contextlib.suppress(OSError):
             # pyinfra removes them after this call, which would start a stopped machine again.
             if paths:
                 self._remove_files(control, paths)
@@ -451,8 +566,10 @@ class OrbStackConnector(BaseConnector):
         if control is not None and control.idle:
             removal = StringCommand("rm", "-f", *map(QuoteString, paths))
             control.run(removal.get_raw_value(), _ignore, deadline=time.monotonic() + 10)
-        elif self._target and self._target.client.info(self._target.name).running:
-            self._as_root("rm", "-f", *paths)
+        elif self._target:
+            self._target.refresh()
+            if self._target.state == "running":
+                self._as_root("rm", "-f", *paths)
 
     # Running commands
 
@@ -467,20 +584,12 @@ class OrbStackConnector(BaseConnector):
         )
 
     def _verify(self, init: str) -> None:
-        """See that the machine behind a new connection is the one we connected to."""
+        """See that what is behind a new connection is what we connected to."""
         if init == self._init:
             return
-        if self._init and self._target is not None and self._machine is not None:
-            try:
-                now = self._target.client.info(self._machine.name)
-            except orbctl.OrbctlError as broken:
-                raise OSError(str(broken)) from None
-            if now.id != self._machine.id:
-                raise OSError(
-                    f"machine {now.name!r} was replaced by another one of that name since pyinfra "
-                    "connected to it: run pyinfra again"
-                )
-            logger.info(f"{self.host.print_prefix}machine {now.name} was restarted")
+        if self._init and self._target is not None:
+            self._target.refresh()
+            logger.info(f"{self.host.print_prefix}{self._target} was restarted")
             self._forget_askpass()
         self._init = init
 
@@ -576,7 +685,7 @@ class OrbStackConnector(BaseConnector):
 
         def execute() -> tuple[int, CommandOutput]:
             unix = self._unix_command(command, arguments)
-            logger.debug("--> Running command in machine %s: %s", self.host.name, unix)
+            logger.debug("--> Running command in %s: %s", self._target, unix)
             if print_input:
                 echo(f"{self.host.print_prefix}>>> {unix}", err=True)
             try:
@@ -775,13 +884,17 @@ KEPT = 75
 
 # Scripts that move files. `set -C` refuses a file that is there already, link or not; names hold
 # 128 random bits, so that is somebody else's trick.
-_UPLOAD = r"""
-d=${1:-${TMPDIR:-/tmp}}
+_SUM = (
+    "if command -v sha256sum >/dev/null 2>&1; then sha256sum; "
+    "elif command -v cksum >/dev/null 2>&1; then cksum; else wc -c; fi"
+)
+_UPLOAD = rf"""
+d=${{1:-${{TMPDIR:-/tmp}}}}
 [ -d "$d" ] && [ -w "$d" ] || d=$HOME
 rm -f "$d/$2.new"
-( umask 077; set -C; cat >"$d/$2.new" ) || { rm -f "$d/$2.new"; exit 1; }
+( umask 077; set -C; cat >"$d/$2.new" ) || {{ rm -f "$d/$2.new"; exit 1; }}
 printf '%s\n%s\n' "$d" "$(pwd)"
-if command -v sha256sum >/dev/null 2>&1; then sha256sum <"$d/$2.new"; else cksum <"$d/$2.new"; fi
+{{ {_SUM}; }} <"$d/$2.new"
 """
 
 # Run by whomever sudo and the like name, with the new content on stdin or, if $3 is given, there.
@@ -809,9 +922,8 @@ _DROP_NEW = """
 if [ $r = 75 ]; then echo the new content is kept in {new} >&2; else rm -f {new}; fi
 exit $r"""
 
-_READ = r"""
-if command -v sha256sum >/dev/null 2>&1; then s=$(sha256sum <"$1")
-else s=$(cksum <"$1"); fi || exit 1
+_READ = rf"""
+s=$( {{ {_SUM}; }} <"$1" ) || exit 1
 printf '%s %s\n' "$2" "$s" >&2
 exec cat <"$1"
 """
@@ -845,7 +957,7 @@ class _Temporary:
 
 
 class _Digest:
-    """Checks what was sent or received against `sha256sum`, or `cksum` where that is missing."""
+    """Checks what was sent or received against `sha256sum`, else `cksum`, else `wc -c`."""
 
     _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -862,11 +974,13 @@ class _Digest:
         return data
 
     def matches(self, words: list[str]) -> bool:
-        """Whether the first words that `sha256sum` or `cksum` printed fit."""
-        return words[:1] == [self._sha.hexdigest()] or words[:2] == [
-            str(self._cksum()),
-            str(self._length),
-        ]
+        """Whether the words that one of the three printed fit."""
+        length = str(self._length)
+        return (
+            words[:1] == [self._sha.hexdigest()]
+            or words[:2] == [str(self._cksum()), length]
+            or words == [length]
+        )
 
     def _cksum(self) -> int:
         length = self._length
@@ -918,8 +1032,8 @@ def _is_pattern(name: str) -> bool:
     return any(sign in name for sign in "*?[")
 
 
-def _known(machines: list[orbctl.Machine]) -> str:
-    names = sorted(machine.name for machine in machines)
+def _known(there: Iterable[orbctl.Machine | docker.Container]) -> str:
+    names = sorted(one.name for one in there)
     return f" (there are: {', '.join(names)})" if names else " (there is none)"
 
 

@@ -140,7 +140,7 @@ exit 1
 class Target(Protocol):
     """Where commands run: a machine or a container."""
 
-    def argv(self, *words: str, user: str | None = None) -> list[str]:
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         """The local command line that runs ``words`` in the target."""
 
     def environment(self) -> dict[str, str]:
@@ -320,7 +320,7 @@ class Control:
         self._said.clear()
         self._processes.clear()
         self._left = {STDOUT: b"", STDERR: b""}
-        argv = self.target.argv(*words, user=self.user)
+        argv = self.target.argv(*words, user=self.user, tty=tty)
         try:
             self._child = Child(argv, env=self.target.environment(), tty=tty)
         except OSError as broken:

@@ -33,7 +33,7 @@ class Here:
     def __init__(self, shell: list[str]) -> None:
         self.shell = shell
 
-    def argv(self, *words: str, user: str | None = None) -> list[str]:
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         assert words[0] == "sh"
         return [*self.shell, *words[1:]]
 

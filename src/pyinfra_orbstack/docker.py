@@ -1,0 +1,290 @@
+"""The one door to the docker command: its command lines are built here, and its answers read.
+
+Containers are only looked at, started and entered. To build, run and remove them is the business
+of pyinfra's own docker connector and operations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyinfra_orbstack import orbctl, process
+
+#: Names a program to be used as `docker`, as it is: without a context.
+COMMAND_VARIABLE = "PYINFRA_ORBSTACK_DOCKER"
+#: The context that OrbStack gives the docker command.
+CONTEXT = "orbstack"
+
+READ_TIMEOUT = 30.0
+START_TIMEOUT = 120.0
+
+
+# An OSError, because pyinfra lets nothing else end one host alone while commands run.
+class DockerError(OSError):
+    """`docker` is missing, failed, or answered nonsense; the text is one line."""
+
+
+class ContainerNotFound(DockerError):
+    """The engine knows no container of that name or id."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container as ``docker container inspect`` shows it.
+
+    Attributes:
+        id: All 64 digits.
+        name: Without the slash that the engine puts before it.
+        image: What it was made from, as it was written.
+        state: ``running``, or ``created``, ``exited``, ``paused`` and more.
+        labels: Those of the image among them.
+        ports: Ports of this computer by what they lead to, as in ``{"80/tcp": [8080]}``.
+    """
+
+    id: str
+    name: str
+    image: str = ""
+    state: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def running(self) -> bool:
+        """Whether commands can be run in it."""
+        return self.state == "running"
+
+    @property
+    def project(self) -> str | None:
+        """The compose project that it belongs to."""
+        return self.labels.get("com.docker.compose.project")
+
+    @property
+    def service(self) -> str | None:
+        """The service of that project."""
+        return self.labels.get("com.docker.compose.service")
+
+    @property
+    def domain(self) -> str:
+        """The name that OrbStack gives it on the Mac's network; the first, where there are more."""
+        own = self.labels.get("dev.orbstack.domains", "").split(",")[0].strip()
+        if own:
+            return own
+        if self.project and self.service:
+            return f"{self.service}.{self.project}.orb.local"
+        return f"{self.name}.orb.local"
+
+    @property
+    def image_name(self) -> str | None:
+        """The image's name alone; None if it is known by its id only.
+
+        >>> Container("1", "a", "ghcr.io:443/acme/web:1.2@sha256:0f").image_name
+        'web'
+        """
+        if re.fullmatch(r"(sha256:)?[0-9a-f]{12,64}", self.image):
+            return None
+        return re.split(r"[:@]", self.image.rpartition("/")[2])[0] or None
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can be the name of a container, or an id or its beginning.
+
+    Raises:
+        DockerError: It cannot; nothing was run.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", name):
+        raise DockerError(f"{name!r} cannot be a container's name or id")
+    return name
+
+
+def exec_args(
+    container: str, argv: Sequence[str], *, user: str | None = None, tty: bool = False
+) -> list[str]:
+    """Arguments that run a command in a container."""
+    args = ["exec", "--interactive"]
+    if tty:
+        args.append("--tty")
+    if user:
+        try:
+            # By number, since an image need not know the name.
+            args += ["--user", "0" if user == "root" else orbctl.check_value("user", user)]
+        except orbctl.BadValue as bad:
+            raise DockerError(str(bad)) from None
+    return [*args, check_name(container), *argv]
+
+
+def parse(text: str) -> list[Container]:
+    """Read ``docker container inspect``.
+
+    Raises:
+        DockerError: It is not a list of containers.
+    """
+    try:
+        records = json.loads(text)
+        return [_container(record) for record in records]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        shown = " ".join(text.split())
+        raise DockerError(f"docker did not answer with containers: {shown[:120]!r}") from None
+
+
+def _container(record: Mapping[str, Any]) -> Container:
+    config = record["Config"]
+    published = (record.get("NetworkSettings") or {}).get("Ports") or {}
+    return Container(
+        id=record["Id"],
+        name=record["Name"].lstrip("/"),
+        image=config.get("Image") or "",
+        state=record["State"]["Status"],
+        labels=config.get("Labels") or {},
+        ports={
+            # An address of each family, as a rule with the same port.
+            inside: sorted({int(one["HostPort"]) for one in outside})
+            for inside, outside in published.items()
+            if outside
+        },
+    )
+
+
+def error(stderr: str, status: int) -> DockerError:
+    """Turn what a failed `docker` printed into one typed line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    said = lines[-1] if lines else f"exit code {status}, nothing on stderr"
+    text = re.sub(r"^(Error response from daemon|Error): ", "", said)
+    if re.search(r"no such (container|object)", text, re.IGNORECASE):
+        return ContainerNotFound(text)
+    return DockerError(text)
+
+
+class Docker:
+    """The docker command on this computer, speaking to OrbStack's engine where there is one.
+
+    Raises:
+        DockerError: There is none.
+    """
+
+    def __init__(self) -> None:
+        self.command = _find()
+
+    def argv(self, args: Sequence[str]) -> list[str]:
+        """The whole command line for ``args``."""
+        return [*self.command, *args]
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """Ours, with HOME, below which the contexts are."""
+        return orbctl.Orbctl.environment()
+
+    def _call(self, *args: str, timeout: float | None = None) -> process.Completed:
+        return _run(self.argv(args), READ_TIMEOUT if timeout is None else timeout)
+
+    def containers(self) -> list[Container]:
+        """All containers, running or not."""
+        listed = self._call("ps", "--all", "--quiet", "--no-trunc")
+        if listed.returncode != 0:
+            raise error(listed.stderr.decode(errors="replace"), listed.returncode)
+        ids = listed.stdout.decode(errors="replace").split()
+        return self._inspect(*ids, some=True) if ids else []
+
+    def inspect(self, name: str) -> Container:
+        """One container, by its name, its id, or the beginning of that.
+
+        Raises:
+            ContainerNotFound: There is none.
+        """
+        return self._inspect(name)[0]
+
+    def _inspect(self, *names: str, some: bool = False) -> list[Container]:
+        done = self._call("container", "inspect", *map(check_name, names))
+        if done.returncode != 0:
+            failure = error(done.stderr.decode(errors="replace"), done.returncode)
+            # One of many that was removed since they were listed is left out of the answer.
+            if not some or not isinstance(failure, ContainerNotFound):
+                raise failure
+        return parse(done.stdout.decode(errors="replace"))
+
+    def start(self, name: str) -> None:
+        """Start a container; starting a running one does nothing."""
+        done = self._call("start", check_name(name), timeout=START_TIMEOUT)
+        if done.returncode != 0:
+            raise error(done.stderr.decode(errors="replace"), done.returncode)
+
+
+def _run(argv: Sequence[str], timeout: float) -> process.Completed:
+    try:
+        return process.run(argv, timeout=timeout, env=Docker.environment())
+    except TimeoutError:
+        raise DockerError(f"{shlex.join(argv)[:80]} did not answer in {timeout:g} s") from None
+    except OSError as broken:
+        raise DockerError(f"cannot run {argv[0]}: {broken.strerror}") from None
+
+
+def _find() -> list[str]:
+    named = os.environ.get(COMMAND_VARIABLE)
+    if named:
+        found = shutil.which(os.path.expanduser(named))
+        if not found:
+            raise DockerError(f"{COMMAND_VARIABLE} names {named!r}, which is no program")
+        return [found]
+    folders = os.pathsep.join(os.path.expanduser(folder) for folder in orbctl.KNOWN_FOLDERS)
+    found = shutil.which("docker") or shutil.which("docker", path=folders)
+    if not found:
+        raise DockerError(
+            "docker not found: OrbStack brings it, and puts it on PATH when it is opened; "
+            f"{COMMAND_VARIABLE} names another command"
+        )
+    known = _run([found, "context", "inspect", CONTEXT], READ_TIMEOUT).returncode == 0
+    return [found, "--context", CONTEXT] if known else [found]
+
+
+class ContainerTarget:
+    """A container as the connector sees it.
+
+    It is reached by its id, so that another one of the same name is never taken for it.
+    """
+
+    #: It answers as soon as it runs, or never.
+    boots = False
+
+    def __init__(self, client: Docker, container: Container) -> None:
+        self.client = client
+        self.container = container
+
+    def __str__(self) -> str:
+        return f"container {self.container.name!r}"
+
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
+        """The local command line that runs ``words`` in the container."""
+        return self.client.argv(exec_args(self.container.id, words, user=user, tty=tty))
+
+    def environment(self) -> dict[str, str]:
+        """The environment of that command line."""
+        return self.client.environment()
+
+    @property
+    def state(self) -> str:
+        """Its state when it was looked at last."""
+        return self.container.state
+
+    def refresh(self) -> None:
+        """Look again."""
+        self.container = self.client.inspect(self.container.id)
+
+    def start(self) -> None:
+        """Start it."""
+        self.client.start(self.container.id)
+
+    def start_line(self) -> str:
+        """The command that starts it, to be shown to the user."""
+        return shlex.join(["docker", *self.client.command[1:], "start", self.container.name])
+
+    def explain(self, silence: str) -> str:
+        """Why it gives no shell, in words that help."""
+        if re.search(r"executable file .*not found|exec .*no such file or directory", silence):
+            return "its image has no shell (sh), with which pyinfra runs commands"
+        return silence
