@@ -22,8 +22,19 @@ from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Union  # noqa: 
 
 import gevent
 
-# First, or pyinfra 3.2 finds its own API half imported when it loads this module.
-import pyinfra.api  # noqa: F401
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # pyinfra 3.2 loads every connector in the middle of its own import, to find `@ssh`. Where
+        # this module is what imports it, ours does not exist yet, and no host can want it either.
+        if name == "OrbStackConnector":
+            from pyinfra.connectors.base import BaseConnector
+
+            return BaseConnector
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+import pyinfra.api  # noqa: F401  (first, and whole)
 from gevent.lock import RLock
 from pyinfra import logger
 from pyinfra.api.command import QuoteString, StringCommand
