@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -312,7 +313,8 @@ def test_S3_no_password_in_logs_or_tracebacks(machine: str, tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode != 0
-    assert "timed out" in done.stderr
+    # On Python 3.9 a TimeoutError is not yet what pyinfra knows as one, and its own text is shown.
+    assert re.search("timed out after 1s|did not end within 1 s", done.stderr)
     assert PASSWORD.split()[-1] not in done.stdout + done.stderr
 
 
