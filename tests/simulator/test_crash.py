@@ -20,9 +20,12 @@ from tests.simulator.conftest import make_program, processes_of
 @pytest.mark.usefixtures("root_only")
 def test_killed_in_the_middle_of_create(own: Program, tmp_path: Path) -> None:
     """Whenever it is killed: afterwards the machine is whole, or there is no trace of it."""
+    begun = time.monotonic()
+    assert own("create", "debian", "whole").code == 0
+    whole = time.monotonic() - begun
     for number in range(12):
         process = own.started("create", "debian", f"killed-{number}")
-        time.sleep(0.03 + 0.01 * number)
+        time.sleep(whole * (0.2 + 0.08 * number))
         process.kill()
         process.communicate()
     deadline = time.monotonic() + 5
@@ -65,9 +68,10 @@ def _not_the_record(folder: str, names: list[str]) -> list[str]:
 def test_killed_delete(own: Program, tmp_path: Path) -> None:
     """A delete that is killed has deleted, or not; the rest is swept."""
     for number in range(4):
+        begun = time.monotonic()
         assert own("create", "debian", "doomed").code == 0
         process = own.started("delete", "-f", "doomed")
-        time.sleep(0.03 + 0.01 * number)
+        time.sleep((time.monotonic() - begun) * (0.3 + 0.15 * number))
         process.kill()
         process.communicate()
         running = own("list", "-q", "-r").lines
