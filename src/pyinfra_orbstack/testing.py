@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Union
 
 import pytest
 
@@ -125,7 +125,7 @@ def orbstack_machine(orbstack_machines: MachineFactory) -> Iterator[Machine]:
         yield machine
 
 
-def unavailable(reason: str) -> None:
+def unavailable(reason: str) -> NoReturn:
     """Skip the test, or fail it where machines must be had: under CI."""
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         pytest.fail(f"no machines: {reason}", pytrace=False)
