@@ -1,0 +1,190 @@
+"""README and docs: what they tell to do is done, what they lead to is there.
+
+A comment above each block of code says what becomes of it:
+
+- `<!-- run -->`: done, in a folder that the blocks of its page share. One of a shell runs there;
+  one of another language is a file, whose name is its first line's comment. `run: fails` has to.
+- `<!-- run by: FILE, more words -->`: FILE does the same.
+- `<!-- not run: REASON -->`: it cannot be done here.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ..conftest import ROOT, unavailable
+
+pytestmark = [pytest.mark.docs, pytest.mark.timeout(300)]
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+BLOCK = re.compile(
+    r"(?:^ *<!-- (?P<mark>[^>]*?) -->\n\n?)?^ *```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
+SHELLS = ("sh", "shell", "bash", "console")
+SEEN = re.compile(
+    r"https://(?:github\.com/elazar/pyinfra-orbstack/(?:blob|tree|raw)"
+    r"|raw\.githubusercontent\.com/elazar/pyinfra-orbstack)/main/([^)#?\s\"]+)"
+)
+
+
+class Block(NamedTuple):
+    """A block of code, and what becomes of it."""
+
+    mark: str
+    language: str
+    code: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """All blocks of a page."""
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [Block(one["mark"] or "", one["language"], one["code"]) for one in found]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_block_is_run_or_says_why_not(name: str) -> None:
+    page = ROOT / name
+    fences = len(re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert fences == 2 * len(blocks(page)), "a block is not closed"
+    for block in blocks(page):
+        kind, _, rest = block.mark.partition(": ")
+        assert kind in ("run", "run by", "not run"), f"no comment above:\n{block.code}"
+        if kind == "run":
+            assert rest in ("", "fails")
+        elif kind == "run by":
+            assert (ROOT / rest.split(",")[0]).exists(), rest
+        else:
+            assert len(rest) > 10, f"why not?\n{block.code}"
+
+
+def script(page: Path, folder: Path) -> list[str]:
+    """Write the files of a page; return its commands as lines of a script."""
+    lines = []
+    for block in blocks(page):
+        if block.mark.partition(":")[0] != "run":
+            continue
+        if block.language in SHELLS:
+            code = block.code
+            if block.language == "console":
+                code = "".join(re.findall(r"^\$ (.*\n)", code, re.MULTILINE))
+            fails = block.mark == "run: fails"
+            lines.append(f"if (\n{code}) then exit 9; fi" if fails else code)
+        else:
+            first, _, rest = block.code.partition("\n")
+            name = first.lstrip("# ")
+            assert re.fullmatch(r"[\w./-]+\.\w+", name), f"no name in the first line:\n{block.code}"
+            assert not (folder / name).exists(), f"{name} twice"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(rest if name.endswith(".j2") else block.code)
+    return lines
+
+
+RUN = [name for name, page in zip(NAMES, PAGES) if any(b.mark[:3] == "run" for b in blocks(page))]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in RUN if any(b.mark in ("run", "run: fails") for b in blocks(ROOT / n))]
+)
+def test_page_does_what_it_tells(name: str, tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("names of machines are the page's: only a simulator of its own can have them")
+    simulator = Path(sys.executable).with_name("orbctl-simulator")
+    programs, folder = tmp_path / "bin", tmp_path / "page"
+    programs.mkdir()
+    folder.mkdir()
+    (programs / "orbctl").symlink_to(simulator)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(programs), str(simulator.parent), os.environ["PATH"]]),
+        "ORBCTL_SIMULATOR_HOME": str(tmp_path / "simulator"),
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    cache = ROOT / ".cache" / "simulator-layers"
+    environment.setdefault("ORBCTL_SIMULATOR_CACHE", str(cache))
+    for left in ("PYINFRA_ORBSTACK_ORBCTL", "PYINFRA_ORBSTACK_PLAN", "COLUMNS"):
+        environment.pop(left, None)
+    listed = subprocess.run([simulator, "list"], env=environment, capture_output=True, text=True)
+    if listed.returncode:
+        unavailable(listed.stderr)
+    lines = script(ROOT / name, folder)
+    try:
+        done = subprocess.run(
+            ["bash", "-euxo", "pipefail", "-c", "\n".join(lines)],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    finally:
+        subprocess.run([simulator, "delete", "--all", "--force"], env=environment, check=False)
+    assert done.returncode == 0, done.stdout
+    assert lines
+
+
+# Links -------------------------------------------------------------------------------------------
+
+LINKED = [*PAGES, *(ROOT / name for name in ("CODE_OF_CONDUCT.md", "SECURITY.md", "CHANGELOG.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link can lead to inside a page."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    words = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[-\s]+", "-", word) for word in words}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        seen = SEEN.match(target)
+        if seen:
+            assert (ROOT / seen[1]).exists(), target
+        elif not re.match(r"[a-z]+:", target):
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+def texts() -> list[str]:
+    """Every text in the source, with a mark where a value is put in."""
+    found = []
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "\0"
+                        for part in node.values
+                    )
+                )
+    return found
+
+
+TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", re.findall(r"^### `(.*)`$", TROUBLE, re.MULTILINE))
+def test_error_is_one_of_ours(error: str) -> None:
+    pattern = re.compile(".*".join(re.escape(part) for part in error.split("...")), re.DOTALL)
+    assert any(pattern.search(text) for text in texts()), error
