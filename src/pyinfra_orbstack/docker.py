@@ -127,10 +127,12 @@ def parse(text: str) -> list[Container]:
     """
     try:
         records = json.loads(text)
-        return [_container(record) for record in records]
+        if isinstance(records, list):
+            return [_container(record) for record in records]
     except (ValueError, TypeError, KeyError, AttributeError):
-        shown = " ".join(text.split())
-        raise DockerError(f"docker did not answer with containers: {shown[:120]!r}") from None
+        pass
+    shown = " ".join(text.split())
+    raise DockerError(f"docker did not answer with containers: {shown[:120]!r}")
 
 
 def _container(record: Mapping[str, Any]) -> Container:
@@ -197,7 +199,10 @@ class Docker:
         Raises:
             ContainerNotFound: There is none.
         """
-        return self._inspect(name)[0]
+        found = self._inspect(name)
+        if len(found) != 1:
+            raise DockerError(f"docker shows {len(found)} containers {name!r}")
+        return found[0]
 
     def _inspect(self, *names: str, some: bool = False) -> list[Container]:
         done = self._call("container", "inspect", *map(check_name, names))

@@ -1,0 +1,248 @@
+"""The door to the docker command: what goes in, and reading what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyinfra.api.exceptions import InventoryError
+
+from pyinfra_orbstack import connector, docker
+from pyinfra_orbstack.connector import OrbStackConnector
+from pyinfra_orbstack.docker import Container, ContainerNotFound, Docker, DockerError
+
+WEB = "4" * 64
+OLD = "4" * 63 + "5"
+
+# As the engine answers, less what is not read.
+RECORDS: dict[str, dict[str, Any]] = {
+    WEB: {
+        "Id": WEB,
+        "Name": "/shop-web-1",
+        "State": {"Status": "running", "Running": True},
+        "Config": {
+            "Image": "nginx:1.27-alpine",
+            "Labels": {
+                "com.docker.compose.project": "shop",
+                "com.docker.compose.service": "web",
+            },
+        },
+        "NetworkSettings": {
+            "Ports": {
+                "80/tcp": [
+                    {"HostIp": "0.0.0.0", "HostPort": "8080"},  # noqa: S104
+                    {"HostIp": "::", "HostPort": "8080"},
+                ],
+                "443/tcp": None,
+            }
+        },
+    },
+    OLD: {
+        "Id": OLD,
+        "Name": "/old",
+        "State": {"Status": "exited", "Running": False},
+        "Config": {"Image": "sha256:" + "a" * 64, "Labels": None},
+        "NetworkSettings": {"Ports": {}},
+    },
+}
+
+Fake = Callable[..., Path]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """Puts a docker command on PATH that runs a shell script."""
+
+    def make(script: str, *, named: bool = True) -> Path:
+        path = tmp_path / "docker"
+        path.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n{script}\n')
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        if named:
+            monkeypatch.setenv(docker.COMMAND_VARIABLE, str(path))
+        else:
+            monkeypatch.delenv(docker.COMMAND_VARIABLE, raising=False)
+        return tmp_path / "calls"
+
+    connector.list_containers.cache.clear()
+    yield make
+    connector.list_containers.cache.clear()
+
+
+@pytest.fixture
+def two(fake: Fake) -> Path:
+    """An engine with the two containers."""
+    answer = json.dumps(list(RECORDS.values()))
+    return fake(
+        f"case $1 in ps) printf '%s\\n' {WEB} {OLD};; "
+        f"container) cat <<'END'\n{answer}\nEND\n;; esac"
+    )
+
+
+def hosts(name: str) -> dict[str, tuple[dict[str, Any], list[str]]]:
+    return {host: (data, groups) for host, data, groups in OrbStackConnector.make_names_data(name)}
+
+
+def test_the_running_containers_are_hosts(two: Path) -> None:
+    found = hosts("docker")
+    assert list(found) == ["@orbstack/docker/shop-web-1"]
+    data, groups = found["@orbstack/docker/shop-web-1"]
+    assert groups == [
+        "@orbstack",
+        "orbstack_containers",
+        "orbstack_image_nginx",
+        "orbstack_project_shop",
+    ]
+    assert data == {
+        "orbstack_start": False,
+        "container_id": WEB,
+        "container_name": "shop-web-1",
+        "container_image": "nginx:1.27-alpine",
+        "container_state": "running",
+        "container_labels": RECORDS[WEB]["Config"]["Labels"],
+        "container_project": "shop",
+        "container_service": "web",
+        "container_domain": "web.shop.orb.local",
+        "container_ports": {"80/tcp": [8080]},
+    }
+
+
+@pytest.mark.parametrize("name", ["docker/old", f"docker/{OLD}", f"docker/{OLD[:63]}5"])
+def test_a_named_container_need_not_run(two: Path, name: str) -> None:
+    data, groups = hosts(name)["@orbstack/docker/old"]
+    assert data["container_state"] == "exited"
+    assert "orbstack_start" not in data
+    assert groups == ["@orbstack", "orbstack_containers"]
+
+
+def test_an_unclear_name_is_judged_when_it_is_connected_to(two: Path) -> None:
+    for name in ("444", "missing"):
+        data, groups = hosts(f"docker/{name}")[f"@orbstack/docker/{name}"]
+        assert data == {"container_name": name}
+        assert groups == ["@orbstack", "orbstack_containers"]
+
+
+def test_patterns_choose_among_those_that_run(two: Path) -> None:
+    assert list(hosts("docker/shop-*")) == ["@orbstack/docker/shop-web-1"]
+    assert list(hosts("docker/*")) == ["@orbstack/docker/shop-web-1"]
+    with pytest.raises(InventoryError, match=r"no running container matches 'o\*'"):
+        hosts("docker/o*")
+
+
+def test_containers_are_listed_once(two: Path) -> None:
+    for _ in range(3):
+        hosts("docker")
+    assert len(two.read_text().splitlines()) == 2
+
+
+def test_no_engine(fake: Fake) -> None:
+    fake("echo 'Cannot connect to the Docker daemon at unix:///x. Is it running?' >&2; exit 1")
+    for name in ("docker", "docker/*"):
+        with pytest.raises(InventoryError, match="cannot list containers: Cannot connect"):
+            hosts(name)
+    assert list(hosts("docker/web")) == ["@orbstack/docker/web"]
+
+
+def test_no_container(fake: Fake) -> None:
+    fake("exit 0")
+    with pytest.raises(InventoryError, match="no container is running"):
+        hosts("docker")
+
+
+@pytest.mark.parametrize("answer", ["", "null", "garbage", "{}", "[{}]", '[{"Id": "4"}]'])
+def test_odd_answers(fake: Fake, answer: str) -> None:
+    fake(f"[ $1 = ps ] && echo {WEB} || echo '{answer}'")
+    with pytest.raises(DockerError, match="did not answer with containers"):
+        Docker().containers()
+
+
+def test_a_container_that_goes_while_they_are_listed(fake: Fake) -> None:
+    left = json.dumps([RECORDS[WEB]])
+    fake(
+        f"case $1 in ps) printf '%s\\n' {WEB} {OLD};; container) echo '{left}'; "
+        f"echo 'Error: No such container: {OLD}' >&2; exit 1;; esac"
+    )
+    assert [one.name for one in Docker().containers()] == ["shop-web-1"]
+    with pytest.raises(ContainerNotFound, match="No such container"):
+        Docker().inspect("old")
+
+
+def test_orbstacks_context_is_used_where_there_is_one(fake: Fake) -> None:
+    calls = fake("exit 0", named=False)
+    assert Docker().containers() == []
+    assert calls.read_text().splitlines() == [
+        "context inspect orbstack",
+        "--context orbstack ps --all --quiet --no-trunc",
+    ]
+
+
+def test_without_that_context_it_is_the_command_as_it_is(fake: Fake) -> None:
+    fake("[ $1 != context ]", named=False)
+    assert len(Docker().argv([])) == 1
+
+
+def test_a_named_command_is_taken_as_it_is(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake("exit 0")
+    Docker().containers()
+    assert calls.read_text().splitlines() == ["ps --all --quiet --no-trunc"]
+    monkeypatch.setenv(docker.COMMAND_VARIABLE, "no-such-command")
+    with pytest.raises(DockerError, match="which is no program"):
+        Docker()
+
+
+def test_a_command_that_hangs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake("sleep 60")
+    monkeypatch.setattr(docker, "READ_TIMEOUT", 0.2)
+    with pytest.raises(DockerError, match=r"did not answer in 0\.2 s"):
+        Docker().containers()
+
+
+@pytest.mark.parametrize(
+    "name", ["-v", "--help", "a b", "../x", "$(id)", "a\nb", "", "a/b", "web\0", ";id"]
+)
+def test_what_cannot_be_a_name_reaches_no_command(two: Path, name: str) -> None:
+    with pytest.raises(DockerError, match="cannot be a container's name"):
+        Docker().inspect(name)
+    assert not two.exists()
+
+
+def test_command_lines() -> None:
+    assert docker.exec_args("web", ["sh"]) == ["exec", "--interactive", "web", "sh"]
+    assert docker.exec_args("web", ["sh"], user="root", tty=True) == (
+        ["exec", "--interactive", "--tty", "--user", "0", "web", "sh"]
+    )
+    with pytest.raises(DockerError, match="begins with '-'"):
+        docker.exec_args("web", ["sh"], user="-x")
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("nginx", "nginx"),
+        ("nginx:1.27", "nginx"),
+        ("ghcr.io:443/acme/web:1@sha256:" + "0" * 64, "web"),
+        ("localhost/a.b-c", "a.b-c"),
+        ("sha256:" + "0" * 64, None),
+        ("0123456789ab", None),
+        ("", None),
+    ],
+)
+def test_image_names(image: str, name: str | None) -> None:
+    assert Container("1", "web", image).image_name == name
+
+
+@pytest.mark.parametrize(
+    ("labels", "domain"),
+    [
+        ({}, "web.orb.local"),
+        ({"com.docker.compose.project": "shop"}, "web.orb.local"),
+        ({"com.docker.compose.project": "a", "com.docker.compose.service": "b"}, "b.a.orb.local"),
+        ({"dev.orbstack.domains": "own.local, other.local"}, "own.local"),
+    ],
+)
+def test_domains(labels: dict[str, str], domain: str) -> None:
+    assert Container("1", "web", labels=labels).domain == domain
