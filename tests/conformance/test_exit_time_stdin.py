@@ -81,7 +81,8 @@ def test_X11_no_end_mark_is_no_success(remote: Remote, guest: Guest) -> None:
     """The control shell dies after the command's output and before its verdict."""
     ancestors = (
         "p=$$; all=; while set -- $(cat /proc/$p/stat) && [ $4 -gt 1 ]; do "
-        'p=$4 all="$all $4"; done; kill -9 $all'
+        # The outermost first: it must not see the others go.
+        'p=$4 all="$4 $all"; done; kill -9 $all'
     )
     with pytest.raises(session.Lost, match="unknown"):
         remote.run(f"echo done; {ancestors}")
@@ -138,7 +139,7 @@ def test_T5_output_until_then_is_kept(remote: Remote, capfd: pytest.CaptureFixtu
     assert sorted(late.value.output.output_lines) == ["err", "out"]
 
 
-@pytest.mark.parametrize("whom", ["process", "group"])
+@pytest.mark.parametrize("whom", ["process", pytest.param("group", marks=pytest.mark.smoke)])
 @pytest.mark.parametrize("privilege", [[], ["--sudo"]])
 @pytest.mark.parametrize("transport", ["session", "spawn"])
 def test_T7_ctrl_c_cancels_the_command(

@@ -260,7 +260,6 @@ def test_D11_orbstack_restarted(
 # D12 to D15: the protocol
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("transport", ["session", "spawn"])
 def test_D12_nothing_is_replayed_after_start(
     machine: str, proxy: Proxy, connect: Callable[..., Remote], guest: Guest, transport: str

@@ -53,7 +53,6 @@ def test_P3_the_password_is_asked_for_once(bob: Remote, monkeypatch: pytest.Monk
     assert len(asked) == 1
 
 
-@pytest.mark.smoke
 def test_P4_a_wrong_password(bob: Remote, guest: Guest) -> None:
     guest.sh("rm -f /tmp/ran")
     ran = bob.run("touch /tmp/ran", _sudo=True, _sudo_password="wrong")
