@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import measure
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
@@ -245,7 +247,9 @@ def test() -> None:
         print("no Python 3.10 or later was found: the template's tests are left out", flush=True)
     # By file, since the tests of one file share machines.
     marked = " and ".join(f"not {marker}" for marker in SLOW)
+    content = measure.tree(ROOT)
     pytest("tests", "-m", marked, "-n", "auto", "--dist", "loadfile")
+    measure.note_passed(ROOT, content)
 
 
 def template() -> None:
@@ -296,9 +300,10 @@ def smoke(interpreter: str, python: str, pyinfra: str) -> tuple[str, str, str]:
     except Stop as stop:
         return name, str(stop), ""
     folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
-    words = [venv / "bin" / "python", "-m", "pytest", "-m", "smoke", "-p", "no:cacheprovider"]
+    # A container's commands take the same way as a machine's, but need an engine.
+    words = [venv / "bin" / "python", "-m", "pytest", "-m", "smoke", "-k", "not container"]
     done = subprocess.run(
-        [str(word) for word in [*words, *folders]],
+        [str(word) for word in [*words, "-p", "no:cacheprovider", *folders]],
         cwd=ROOT,
         # Without machines the tests would be skipped, and that proves nothing here.
         env={**os.environ, **environment(venv), "CI": "true"},
@@ -348,14 +353,15 @@ def coverage() -> None:
 def docs() -> None:
     """Build the documentation, and do what it tells to do."""
     setup("test", "docs", for_copier=True)
-    run(PYTHON, "-m", "mkdocs", "build", "--strict", "--quiet", env=environment())
+    build = [PYTHON, "-m", "mkdocs", "build", "--strict"]
+    run(*build, env={**environment(), "NO_MKDOCS_2_WARNING": "1"})
     pytest("tests/docs", "-m", "docs")
 
 
 def release_test() -> None:
     """Plant faults that `release-check` must find."""
     setup("release", for_copier=True)
-    pytest("tests/release", "-m", "release")
+    pytest("tests/release", "-m", "release", "-n", "auto")
 
 
 def release_check() -> None:

@@ -1,4 +1,4 @@
-"""`make coverage`: the test suite once more or for the first time, with its coverage of `src/`.
+"""`make coverage`: the test suite, and what it reaches of `src/`.
 
 What was found is kept for the content of the checkout that it was found for, so that
 `make release-check` does not run everything again.
@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(".cache", "coverage")
 RESULT = CACHE / "result.json"
+#: What `make test` leaves: the content for which it passed.
+PASSED = Path(".cache", "tests-passed")
 #: What is wanted, and what is asked for as long as the former is not reached: never lowered.
 WANTED, NEEDED = 99.0, 60.0
 #: These tests are other targets' own, and run what is measured here a second time.
@@ -34,7 +36,9 @@ disable_warnings = no-data-collected, module-not-imported, no-sysmon
 
 
 def tree(root: Path) -> str:
-    """Name of the content of a checkout, with what is not committed yet; HEAD's own, if all is."""
+    """Name of the content of a checkout, with what is not committed yet; "" where git has none."""
+    if not (root / ".git").exists():
+        return ""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "GIT_INDEX_FILE": str(Path(folder, "index"))}
         for words in (["add", "--all"], ["write-tree"]):
@@ -42,6 +46,18 @@ def tree(root: Path) -> str:
                 ["git", *words], cwd=root, env=environment, check=True, capture_output=True
             )
     return done.stdout.decode().strip()
+
+
+def note_passed(root: Path, content: str) -> None:
+    """Write down that the tests passed for some content."""
+    (root / PASSED).parent.mkdir(exist_ok=True)
+    (root / PASSED).write_text(content)
+
+
+def have_passed(root: Path) -> bool:
+    """Whether the tests passed for just this content."""
+    path = root / PASSED
+    return path.exists() and path.read_text() == tree(root) != ""
 
 
 def recorded(root: Path) -> dict[str, Any] | None:
@@ -65,6 +81,8 @@ def measure(root: Path) -> dict[str, Any]:
     options = [f"--rcfile={settings}"]
     markers = " and ".join(f"not {marker}" for marker in LEFT_OUT)
     tests = [*coverage, "run", *options, "-m", "pytest", "tests", "-m", markers]
+    # As in `make test`: the tests of one file share machines.
+    tests += ["-n", "auto", "--dist", "loadfile"]
     # The path comes first, also where the interpreter knows another checkout.
     paths = [str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
