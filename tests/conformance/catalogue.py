@@ -184,3 +184,17 @@ CANNOT = {
     "S13": "there are no control paths: a session is a pipe to one `orbctl run`",
     "P8": "sudo's requiretty asks for a terminal; `_get_pty` gives one, as over SSH: see Y2",
 }
+
+#: Ids that make no sense in a container, and why.
+NOT_IN_CONTAINERS = {
+    "U7": "`docker exec` reads no locale of the guest; U6 sets one",
+    "E10": "`docker exec` sets HOME and PATH alone, as an image's own commands have them",
+    "F21": "containers are never isolated machines",
+}
+
+#: Ids that every run shows in a container; `make conformance` shows all.
+_BRIEFLY = """
+    Q1 Q4 Q5 Q6 Q10 Q11 U1 U2 U8 U9 O1 O2 O4 O8 X4 X11 T1 T2 T8 I1 I2 I3 I6 E1 E4 E6 E8
+    P1 P2 P3 P9 P10 P15 Y2 Y3 F1 F3 F5 F7 F8 F9 F10 F11 F15 F16 F18 F25
+"""
+CONTAINERS_BRIEFLY = set(_BRIEFLY.split())

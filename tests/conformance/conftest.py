@@ -1,7 +1,8 @@
-"""Machines and connections for the conformance suite."""
+"""Machines, containers and connections for the conformance suite."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,17 @@ import pytest
 from pyinfra.api import Config, Inventory, State, StringCommand
 from pyinfra.api.host import Host
 
-from pyinfra_orbstack import orbctl, process
+from pyinfra_orbstack import docker, orbctl, process
+from pyinfra_orbstack.docker import Docker
 from pyinfra_orbstack.orbctl import Orbctl
 
+from ..containers import Containers, Unavailable, engine
+from .catalogue import BEHAVIOURS, CONTAINERS_BRIEFLY, NOT_IN_CONTAINERS
+from .report import ids
+
 PASSWORD = "pass 'w' \"ö\" $HOME s3cr3tword"
-TRANSPORTS = ("session", "spawn")
+#: The ways to run a command in a machine, and the third place where the suite runs: a container.
+TRANSPORTS = ("session", "spawn", "container")
 
 # What the suite needs in a machine, beside a bare Debian or Ubuntu.
 SETUP = r"""
@@ -47,6 +54,40 @@ localedef -i en_US -f UTF-8 en_US.UTF-8
 """
 
 
+# A root file system: the packages that the suite needs and what SETUP changed, without their docs.
+PACK = r"""
+cd /
+packages="base-files base-passwd bash busybox coreutils dash diffutils findutils grep hostname
+libc-bin login passwd perl-base procps sed sudo tar util-linux debianutils zsh fish ksh $(
+dpkg-query -W -f '${Package}\n' doas opendoas 2>/dev/null || true)"
+{ dpkg -L $(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts \
+--no-breaks --no-replaces --no-enhances $packages | grep '^[a-z0-9]' | sort -u)
+find /etc /home /usr/local/bin/busyboxsh /usr/lib/locale /root /var/tmp /tmp -xdev -path '*/tmp/*' \
+-prune -o -print
+find /usr/bin -lname '/etc/alternatives/*'; } 2>/dev/null |
+sed -n 's,^/\(bin\|sbin\|lib\|lib64\)\(/\|$\),/usr/\1\2,; s,^/\([^.]\),\1,p' |
+grep -Ev '^usr/share/(doc|man|info|locale|bug|lintian)/' | sort -u >/tmp/pack
+tar --ignore-failed-read --no-recursion -c -T /tmp/pack bin sbin lib lib64 2>/dev/null
+rm /tmp/pack
+"""
+# Busybox alone, and without the commands that an image need not have.
+PACK_BUSYBOX = r"""
+set -e
+d=$(mktemp -d)
+cd "$d"
+mkdir -p bin tmp root etc home
+chmod 1777 tmp
+for file in $(command -v busybox) $(ldd "$(command -v busybox)" | grep -o '/[^ ]*'); do
+mkdir -p ".${file%/*}"; cp -L "$file" ".$file"; done
+cp "$(command -v busybox)" bin/busybox
+for applet in $(busybox --list); do
+case $applet in busybox|setsid|su|sha256sum|cksum) ;; *) ln -s busybox bin/$applet;; esac; done
+echo 'root:x:0:0:root:/root:/bin/sh' >etc/passwd
+tar -c .
+rm -r "$d"
+"""
+
+
 class Ran(NamedTuple):
     """What one command did."""
 
@@ -56,7 +97,7 @@ class Ran(NamedTuple):
 
 
 class Remote:
-    """One machine, connected to through pyinfra's own API."""
+    """One machine or container, connected to through pyinfra's own API."""
 
     def __init__(self, name: str, **data: Any) -> None:
         self.name = name
@@ -102,17 +143,20 @@ class Remote:
 
 
 class Guest:
-    """What is seen in a machine without the connector, as root."""
+    """What is seen in a machine or a container without the connector, as root."""
 
     def __init__(self, client: Orbctl, name: str) -> None:
         self.client = client
         self.name = name
 
     def sh(self, text: str, *words: str, stdin: bytes = b"") -> bytes:
-        args = orbctl.run_args(self.name, ["sh", "-c", text, "sh", *words], user="root")
-        done = process.run(
-            self.client.argv(args), stdin=stdin, timeout=300, env=self.client.environment()
-        )
+        command = ["sh", "-c", text, "sh", *words]
+        place, _, container = self.name.rpartition("/")
+        if place:
+            argv = Docker().argv(docker.exec_args(container, command, user="root"))
+        else:
+            argv = self.client.argv(orbctl.run_args(self.name, command, user="root"))
+        done = process.run(argv, stdin=stdin, timeout=300, env=self.client.environment())
         assert done.returncode == 0, done
         return done.stdout
 
@@ -146,9 +190,46 @@ def base(machines: Any, client: Orbctl) -> str:
 
 
 @pytest.fixture(scope="session")
-def machine(machines: Any, base: str) -> str:
+def shared_machine(machines: Any, base: str) -> str:
     """One machine that all tests share which leave it as it was."""
     return str(machines.clone(base))
+
+
+@pytest.fixture(scope="session")
+def containers() -> Iterator[Containers]:
+    """A factory of containers, all removed at the end."""
+    with contextlib.ExitStack() as stack:
+        try:
+            made = Containers(stack.enter_context(engine()))
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        stack.callback(made.remove_all)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def images(containers: Containers, client: Orbctl, shared_machine: str) -> dict[str, str]:
+    """An image like the machine, and one with hardly more than a shell."""
+
+    def pack(name: str, script: str, user: str) -> str:
+        args = orbctl.run_args(shared_machine, ["sh", "-c", script], user="root")
+        return containers.image(name, client.argv(args), client.environment(), user)
+
+    user = client.info(shared_machine).username
+    return {"full": pack("full", PACK, user), "busybox": pack("busybox", PACK_BUSYBOX, "root")}
+
+
+@pytest.fixture(scope="session")
+def shared_container(containers: Containers, images: dict[str, str]) -> str:
+    return f"docker/{containers.run(images['full'])}"
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> str:
+    """Where a test runs: the shared machine, or the shared container."""
+    named = "transport" in request.fixturenames and request.getfixturevalue("transport")
+    shared = "shared_container" if named == "container" else "shared_machine"
+    return str(request.getfixturevalue(shared))
 
 
 @pytest.fixture
@@ -168,6 +249,8 @@ def connect() -> Iterator[Callable[..., Remote]]:
     opened: list[Remote] = []
 
     def open_one(name: str, **data: Any) -> Remote:
+        if "orbstack_transport" in data:
+            data["orbstack_transport"] = way(data["orbstack_transport"])
         opened.append(Remote(name, **data))
         return opened[-1].connect()
 
@@ -184,6 +267,11 @@ def _shared() -> Iterator[dict[str, Remote]]:
         remote.close()
 
 
+def way(transport: str) -> str:
+    """What `orbstack_transport` is for one of `TRANSPORTS`."""
+    return "spawn" if transport == "spawn" else "session"
+
+
 @pytest.fixture(params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -192,7 +280,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 def shared_remote(shared: dict[str, Remote], machine: str, transport: str) -> Remote:
     remote = shared.get(transport)
     if remote is None:
-        remote = shared[transport] = Remote(machine, orbstack_transport=transport)
+        remote = shared[transport] = Remote(machine, orbstack_transport=way(transport))
     return remote.connect()
 
 
@@ -203,9 +291,34 @@ def remote(_shared: dict[str, Remote], machine: str, transport: str) -> Remote:
 
 
 @pytest.fixture
-def one(_shared: dict[str, Remote], machine: str) -> Remote:
+def one(_shared: dict[str, Remote], shared_machine: str) -> Remote:
     """A connection to the shared machine, on the default transport alone."""
-    return shared_remote(_shared, machine, "session")
+    return shared_remote(_shared, shared_machine, "session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what makes no sense in a container and, but for a report, what takes long there."""
+    kept, left = [], []
+    wanted = CONTAINERS_BRIEFLY
+    if config.getoption("--conformance-report"):
+        wanted = set(BEHAVIOURS)
+    elif config.getoption("-m") == "smoke":
+        # Pairs of Python and pyinfra, of which a container knows nothing.
+        wanted = set()
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is not None and call.params.get("transport") == "container":
+            words = ids(item.nodeid.partition("::")[2])
+            reasons = [NOT_IN_CONTAINERS[word] for word in words if word in NOT_IN_CONTAINERS]
+            if reasons:
+                item.add_marker(pytest.mark.skip(reason=reasons[0]))
+            elif not wanted & set(words):
+                left.append(item)
+                continue
+        kept.append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
 
 
 class Proxy:

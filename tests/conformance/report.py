@@ -43,7 +43,7 @@ class Report:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.outcome == "passed":
             return
-        named = next((way for way in ("session", "spawn") if way in report.nodeid), "session")
+        named = next((way for way in ("spawn", "container") if way in report.nodeid), "session")
         for word in ids(report.nodeid.partition("::")[2]):
             self.outcomes[word][named].add(report.outcome)
 

@@ -16,7 +16,7 @@ from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_orbstack import orbctl, session
 
-from .conftest import PASSWORD, Guest, Proxy, Remote
+from .conftest import PASSWORD, TRANSPORTS, Guest, Proxy, Remote, way
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
@@ -141,7 +141,7 @@ def test_T5_output_until_then_is_kept(remote: Remote, capfd: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("whom", ["process", pytest.param("group", marks=pytest.mark.smoke)])
 @pytest.mark.parametrize("privilege", [[], ["--sudo"]])
-@pytest.mark.parametrize("transport", ["session", "spawn"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_T7_ctrl_c_cancels_the_command(
     machine: str, guest: Guest, whom: str, privilege: list[str], transport: str
 ) -> None:
@@ -151,7 +151,7 @@ def test_T7_ctrl_c_cancels_the_command(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "PYINFRA_ORBSTACK_TRANSPORT": transport},
+        env={**os.environ, "PYINFRA_ORBSTACK_TRANSPORT": way(transport)},
     )
     try:
         guest.wait_for(f"sleep {mark}", seconds=20)

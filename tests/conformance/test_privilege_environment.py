@@ -13,7 +13,7 @@ import pytest
 
 from pyinfra_orbstack.orbctl import Orbctl
 
-from .conftest import PASSWORD, Guest, Remote
+from .conftest import PASSWORD, TRANSPORTS, Guest, Remote, way
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
@@ -253,11 +253,11 @@ def on_a_terminal(command: list[str]) -> bytes:
     return output
 
 
-@pytest.mark.parametrize("transport", ["session", "spawn"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_Y1_no_terminal_by_default(
     machine: str, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYINFRA_ORBSTACK_TRANSPORT", transport)
+    monkeypatch.setenv("PYINFRA_ORBSTACK_TRANSPORT", way(transport))
     text = "for i in 0 1 2; do test -t $i && echo tty-$i; done; echo none"
     output = on_a_terminal([PYINFRA, "-y", f"@orbstack/{machine}", "exec", "--", text])
     assert b"none" in output

@@ -1,0 +1,184 @@
+"""Containers for the tests: by the engine that is there, else by one that is set up for the run.
+
+Debian's podman stands in for the docker command. Its packages are unpacked below `.cache` and not
+installed, so that nothing on this computer changes; images and containers are in a temporary
+folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pyinfra_orbstack import docker, process
+from pyinfra_orbstack.docker import Docker, DockerError
+
+ROOT = Path(__file__).parent.parent
+CACHE = ROOT / ".cache" / "podman"
+
+# runc, because crun refuses hosts with cgroup v1 and v2 mixed; limits that need no rights to raise.
+CONFIG = """
+[containers]
+netns = "host"
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+lock_type = "file"
+stop_timeout = 1
+conmon_path = ["{root}/usr/bin/conmon"]
+[engine.runtimes]
+runc = ["{root}/usr/sbin/runc"]
+"""
+WRAPPER = """#!/bin/sh
+export HOME={folder} TMPDIR={folder} LD_LIBRARY_PATH={libraries}
+export CONTAINERS_CONF={folder}/containers.conf
+exec {root}/usr/bin/podman --root {folder}/store --runroot {folder}/run --tmpdir {folder}/tmp \\
+--storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
+"""
+
+
+class Unavailable(Exception):
+    """Why containers cannot be run here."""
+
+
+class Containers:
+    """Makes images and containers with names of their own, and removes those and no others."""
+
+    def __init__(self, client: Docker) -> None:
+        self.client = client
+        self.prefix = f"pyinfra-test-{secrets.token_hex(3)}"
+        self._made: list[str] = []
+        self._images: list[str] = []
+
+    def call(self, *args: str) -> str:
+        """Call docker, which must succeed."""
+        done = process.run(self.client.argv(args), timeout=100, env=self.client.environment())
+        assert done.returncode == 0, done
+        return done.stdout.decode()
+
+    def image(self, name: str, archive: Sequence[str], env: dict[str, str], user: str) -> str:
+        """Import the archive that a command prints."""
+        image = f"localhost/{self.prefix}-{name}:1"
+        args = self.client.argv(["import", "--change", f"USER {user}", "-", image])
+        with subprocess.Popen(archive, stdout=subprocess.PIPE, env=env) as packing:
+            done = subprocess.run(
+                args,
+                stdin=packing.stdout,
+                check=False,
+                capture_output=True,
+                env=self.client.environment(),
+            )
+        assert (packing.returncode, done.returncode) == (0, 0), done
+        self._images.append(image)
+        return image
+
+    def run(self, image: str, *options: str, command: Sequence[str] = ("sleep", "9999")) -> str:
+        """Start a container and return its name."""
+        name = f"{self.prefix}-{len(self._made) + 1}"
+        self._made.append(name)
+        # Its first process shall end when it is told to: `stop` waits for it.
+        named = ("run", "-d", "--name", name, "--hostname", name, "--stop-signal", "KILL")
+        # An engine's own network would name it; with the host's network sudo asks in vain.
+        self.call(*named, "--add-host", f"{name}:127.0.0.1", *options, image, *command)
+        return name
+
+    def remove(self, name: str) -> None:
+        """Remove a container."""
+        self.call("rm", "-f", name)
+
+    def remove_all(self) -> None:
+        """Remove what was made."""
+        there = {one.name for one in self.client.containers()}
+        for name in self._made:
+            if name in there:
+                self.remove(name)
+        for image in self._images:
+            self.call("rmi", "-f", image)
+
+
+@contextlib.contextmanager
+def engine() -> Iterator[Docker]:
+    """The docker command; processes that tests start use the same one.
+
+    Raises:
+        Unavailable: There is none, and none can be set up.
+    """
+    before = os.environ.get(docker.COMMAND_VARIABLE)
+    try:
+        client = Docker()
+        client.containers()
+    except DockerError as reason:
+        if before:
+            raise Unavailable(str(reason)) from None
+    else:
+        yield client
+        return
+    folder = Path(tempfile.mkdtemp(prefix="pyinfra-podman-"))
+    try:
+        os.environ[docker.COMMAND_VARIABLE] = str(_podman(folder))
+        client = Docker()
+        client.containers()
+        yield client
+    except DockerError as reason:
+        raise Unavailable(f"podman does not work here: {reason}") from None
+    finally:
+        os.environ.pop(docker.COMMAND_VARIABLE, None)
+        shutil.rmtree(folder)
+        for group in glob.glob("/sys/fs/cgroup/**/libpod_parent", recursive=True):
+            with contextlib.suppress(OSError):
+                os.rmdir(group)
+
+
+def _podman(folder: Path) -> Path:
+    """Make a docker command that keeps all it has in a folder."""
+    root = _unpacked()
+    libraries = next((root / "usr/lib").glob("*-linux-*"), root)
+    (folder / "containers.conf").write_text(CONFIG.format(root=root))
+    policy = folder / ".config" / "containers" / "policy.json"
+    policy.parent.mkdir(parents=True)
+    shutil.copy(root / "etc/containers/policy.json", policy)
+    command = folder / "docker"
+    command.write_text(WRAPPER.format(root=root, folder=folder, libraries=libraries))
+    command.chmod(0o755)
+    return command
+
+
+def _unpacked() -> Path:
+    """Debian's podman, downloaded once."""
+    if platform.system() != "Linux" or os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Unavailable(
+            "no container engine answers, and podman is set up for tests on Debian as root alone"
+        )
+    root = CACHE / "root"
+    if root.exists():
+        return root
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        folder = Path(name)
+        (folder / "archives" / "partial").mkdir(parents=True)
+        options = [f"Dir::Cache::archives={folder}/archives", "Debug::NoLocking=1"]
+        words = ["install", "--download-only", "--no-install-recommends", "podman", "runc"]
+        for command in (["update"], words):
+            done = subprocess.run(
+                ["apt-get", "-qq", "-y", *(f"-o{option}" for option in options), *command],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode != 0:
+            raise Unavailable(f"podman cannot be downloaded: {done.stderr.strip()[-300:]}")
+        for package in (folder / "archives").glob("*.deb"):
+            subprocess.run(["dpkg", "-x", package, folder / "root"], check=True)
+        with contextlib.suppress(OSError):  # somebody else was faster
+            (folder / "root").rename(root)
+    return root
