@@ -290,6 +290,6 @@ class ContainerTarget:
 
     def explain(self, silence: str) -> str:
         """Why it gives no shell, in words that help."""
-        if re.search(r"executable file .*not found|exec .*no such file or directory", silence):
+        if re.search(r"executable file .*not found", silence):
             return "its image has no shell (sh), with which pyinfra runs commands"
         return silence
