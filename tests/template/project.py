@@ -90,7 +90,7 @@ class Project:
         if not self.has(".git"):
             git(self.path, "init", "-q")
         git(self.path, "add", "-A")
-        git(self.path, "commit", "-qm", "Work")
+        git(self.path, "commit", "-q", "--allow-empty", "-m", "Work")
 
     def make(self, *args: str, **env: str) -> str:
         """Run a target as a user would."""

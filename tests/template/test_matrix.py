@@ -246,7 +246,7 @@ def test_faults_in_workflows_are_caught(render: Render, fault: Callable[[Project
         ("lint", spoil("deploy.py", "user=host", "usr=host")),
         ("lint", spoil("group_data/all.py", "_sudo = True", "import os\n_sudo = True")),
         ("test", spoil("inventories/production.py", "web: list", "app: list")),
-        ("release-check", spoil("README.md", "# myproj", '<a href="javascript:x">#</a>')),
+        ("release-check", spoil("pyproject.toml", 'readme = "README.md"\n', "")),
         ("release-check", spoil("pyproject.toml", 'license = "MIT"', 'license = "GPL"')),
     ],
 )
