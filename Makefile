@@ -10,7 +10,7 @@ PYTHON := $(shell for python in $(CANDIDATES); do \
 export ORBCTL FAULT_SEED ITEM VERSION
 
 .NOTPARALLEL:
-.PHONY: help demo test template compat conformance faults contract lint coverage docs release-test release-check release clean
+.PHONY: help demo test template compat bench conformance faults contract lint coverage docs release-test release-check release clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,7 @@ demo: ## render the template into ./demo and deploy it to a machine, twice
 test: ## run the test suite (under ten minutes)
 template: ## test every combination of the template's answers (under fifteen minutes)
 compat: ## test each supported Python with its pyinfra (under ten minutes)
+bench: ## compare deploys with other connectors, for docs/performance.md (about an hour)
 conformance: ## run the connector's suite and write docs/conformance.md
 faults: ## run 10,000 steps with random faults (FAULT_SEED repeats a run)
 contract: ## hold an orbctl to what is documented of it (ORBCTL=orbctl: OrbStack's own)
@@ -30,5 +31,5 @@ release-check: ## check all that a release needs (ITEM=NAME: one item of it)
 release: ## make a version ready to be pushed (VERSION=1.2.3)
 clean: ## delete everything these targets made, machines included
 
-demo test template compat conformance faults contract lint coverage docs release-test release-check release clean:
+demo test template compat bench conformance faults contract lint coverage docs release-test release-check release clean:
 	@$(if $(PYTHON),"$(PYTHON)" scripts/dev.py $@,echo "needs Python 3.9 or later on PATH" >&2; exit 1)

@@ -39,6 +39,8 @@ PIP = "25.3"
 #: What is promised to work together; without a number it is the newest that pip finds.
 PAIRS = [("3.9", "3.2"), ("3.9", "3.5"), ("3.10", "3.6.1"), ("3.12", "3.7"), ("3.13", "")]
 PAIRS += [("3.14", "")]
+#: What came before, from the package index, to be compared with.
+PREDECESSOR = "0.11.0"
 #: So many of them have to be tested where CI=true.
 FEWEST_PAIRS = 3
 SMOKE = ("conformance", "connector", "facts", "machines", "operations")
@@ -317,6 +319,23 @@ def smoke(interpreter: str, python: str, pyinfra: str) -> tuple[str, str, str]:
     return name, error, done.stdout
 
 
+def bench() -> None:
+    """Measure deploys beside other connectors, and write down what was found."""
+    setup("bench")
+    old = CACHE / "bench" / f"pyinfra-orbstack-{PREDECESSOR}"
+    code = "from importlib.metadata import version; print(version('pyinfra'), end='')"
+    pyinfra = subprocess.check_output([str(PYTHON), "-c", code], text=True)
+    stamp = old / "installed"
+    if not stamp.exists() or stamp.read_text() != pyinfra:
+        make_venv(PYTHON, old)
+        # Not ours beside it: both bear one name. And the same pyinfra, or that is what is measured.
+        packages = (f"pyinfra-orbstack=={PREDECESSOR}", f"pyinfra=={pyinfra}")
+        quietly(old / "bin" / "python", "-m", "pip", "--quiet", "install", *packages)
+        stamp.write_text(pyinfra)
+    run(PYTHON, "-m", "benchmarks.compare", "--predecessor", old, env=environment())
+    run(PYTHON, "-m", "benchmarks.report", env=environment())
+
+
 def conformance() -> None:
     """Run the connector's suite on what `orbctl` there is, and write down how it did."""
     setup("test")
@@ -387,7 +406,7 @@ def clean() -> None:
             remove(path)
         else:
             path.unlink(missing_ok=True)
-    for folder in ("scripts", "src", "tests"):
+    for folder in ("benchmarks", "scripts", "src", "tests"):
         for cache in list((ROOT / folder).rglob("__pycache__")):
             shutil.rmtree(cache)
 
@@ -402,7 +421,7 @@ def remove(folder: Path) -> None:
 TARGETS = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(demo, test, template, compat, conformance, faults, contract),
+        *(demo, test, template, compat, bench, conformance, faults, contract),
         *(lint, coverage, docs, release_test, release_check, release, clean),
     )
 }

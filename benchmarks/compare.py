@@ -1,0 +1,320 @@
+"""What a deploy costs through `@orbstack`, beside `@local`, `@ssh` and the predecessor 0.11.0.
+
+    python -m benchmarks.compare [--rounds N] [--hosts 1,10] [--predecessor ENVIRONMENT] ...
+
+Everything runs on the same machines of one simulator, in turns, so that whatever else the computer
+does meets all of them alike. Every deploy's result is looked at before its time counts. Needs root,
+or sudo without a password; leaves nothing behind but the file with the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.report import DATA
+from benchmarks.simulator import SIMULATOR, timed
+
+HERE = Path(__file__).resolve().parent
+LAYERS = HERE.parent / ".cache" / "simulator-layers"
+SUDO = ["sudo", "-n"] if os.geteuid() else []
+CONTENDERS = ("session", "spawn", "local", "ssh", "0.11.0")
+
+# In a machine: an SSH server as Debian configures it, but on a loopback port. Nothing starts it at
+# installation, for port 22 is the host's.
+SSHD = r"""
+set -e
+export DEBIAN_FRONTEND=noninteractive
+printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+chmod 755 /usr/sbin/policy-rc.d
+apt-get -qq update >/dev/null
+apt-get -qq install -y --no-install-recommends openssh-server >/dev/null
+usermod -p '*' "$1"
+"""
+KEY = r"""
+set -e
+umask 077
+mkdir -p ~/.ssh
+ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/bench
+cp ~/.ssh/bench.pub ~/.ssh/authorized_keys
+cat ~/.ssh/bench
+"""
+START_SSHD = "mkdir -p /run/sshd; exec /usr/sbin/sshd -p $1 -o ListenAddress=127.0.0.1"
+
+
+class Case(NamedTuple):
+    """One deploy, as it is shown and as it is run."""
+
+    name: str
+    deploy: str
+    #: Whether each operation makes a file.
+    makes_files: bool = True
+    #: Whether it runs once more on what the case before it has made.
+    again: bool = False
+
+
+CASES = (
+    Case("nothing", "nothing", makes_files=False),
+    Case("100 server.shell", "shell"),
+    Case("100 files.file", "file"),
+    Case("100 files.file, no change", "file", again=True),
+    Case("50 files.put", "put"),
+)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+class Bench:
+    """Machines of a simulator, and everything that can be compared on them.
+
+    Args:
+        folder: For all that is needed while it runs.
+        contenders: Some of `CONTENDERS`.
+        most: With how many hosts at most.
+        predecessor: A virtual environment that holds pyinfra-orbstack 0.11.0.
+        counts: How many operations each deploy has, by the deploy's name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        contenders: tuple[str, ...],
+        most: int,
+        predecessor: Path | None,
+        counts: Mapping[str, int],
+    ) -> None:
+        self.folder = folder
+        self.contenders = contenders
+        self.predecessor = predecessor
+        self.counts = counts
+        self.machines = [f"bench-{number}" for number in range(1, most + 1)]
+        self._targets: dict[tuple[str, str, int], str] = {}
+        self._number = 0
+
+    # Machines
+
+    def orbctl(self, *words: str) -> str:
+        done = subprocess.run(
+            [*SIMULATOR, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f"orbctl {' '.join(words)}: {done.stderr or done.stdout}")
+        return done.stdout
+
+    def sh(self, machine: str, text: str, *words: str, user: str = "") -> str:
+        as_user = ["-u", user] if user else []
+        return self.orbctl("run", "-m", machine, *as_user, "sh", "-c", text, "sh", *words)
+
+    def prepare(self) -> None:
+        """Make the machines, and the inventories that name them."""
+        first, *others = self.machines
+        shim = self.folder / "bin" / "orbctl"
+        shim.parent.mkdir()
+        words = " ".join(f"'{word}'" for word in SIMULATOR)
+        shim.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        shim.chmod(0o755)
+        self.orbctl("create", "debian", first)
+        user = self.sh(first, "id -un").strip()
+        if "ssh" in self.contenders:
+            self.sh(first, SSHD, user, user="root")
+            key = self.folder / "key"
+            key.touch(0o600)
+            key.write_text(self.sh(first, KEY))
+        for name in others:
+            self.orbctl("clone", first, name)
+            self.orbctl("start", name)
+        hosts: dict[str, list[tuple[str, dict[str, Any]]]] = {"local": [("@local", {})]}
+        for transport in ("session", "spawn"):
+            data = {"orbstack_transport": transport}
+            hosts[transport] = [(f"@orbstack/{name}", data) for name in self.machines]
+        hosts["0.11.0"] = [(f"@orbstack/{name}", {}) for name in self.machines]
+        if "ssh" in self.contenders:
+            hosts["ssh"] = [(name, self._ssh(name, user)) for name in self.machines]
+        for name, listed in hosts.items():
+            for count in range(1, len(listed) + 1):
+                path = self.folder / f"{name}-{count}.py"
+                path.write_text(f"hosts = {listed[:count]!r}\n")
+        sources = self.folder / "sources"
+        sources.mkdir()
+        for number in range(self.counts["put"]):
+            (sources / str(number)).write_text(f"file {number}\n" * 100)
+
+    def _ssh(self, machine: str, user: str) -> dict[str, Any]:
+        port = free_port()
+        self.sh(machine, START_SSHD, str(port), user="root")
+        return {
+            "ssh_hostname": "127.0.0.1",
+            "ssh_port": port,
+            "ssh_user": user,
+            "ssh_key": str(self.folder / "key"),
+            "ssh_known_hosts_file": str(self.folder / "known_hosts"),
+            "ssh_strict_host_key_checking": "accept-new",
+        }
+
+    # Deploys
+
+    def can(self, contender: str, hosts: int) -> bool:
+        return hosts == 1 or contender != "local"
+
+    def pyinfra(self, contender: str, hosts: int, deploy: str, **data: object) -> float:
+        """Run a deploy and return how many seconds the whole process took."""
+        home = Path(sys.executable).parent
+        if contender == "0.11.0":
+            assert self.predecessor is not None
+            home = self.predecessor / "bin"
+        data = {"count": self.counts.get(deploy, 0), **data}
+        words = [word for key in data for word in ("--data", f"{key}={data[key]}")]
+        shim = self.folder / "bin"
+        env = {**os.environ, "PATH": f"{shim}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        env["PYINFRA_ORBSTACK_ORBCTL"] = str(shim / "orbctl")
+        inventory = self.folder / f"{contender}-{hosts}.py"
+        command = [str(home / "pyinfra"), "-y", *words, str(inventory)]
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [*command, str(HERE / "deploys" / f"{deploy}.py")],
+            cwd=self.folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        taken = time.perf_counter() - begun
+        if done.returncode:
+            raise SystemExit(f"{contender}, {deploy}:\n{done.stdout.decode(errors='replace')}")
+        return taken
+
+    def deploy(self, contender: str, hosts: int, case: Case) -> float:
+        """Run a case once, and see that it did its work on each host."""
+        deploy = case.deploy
+        target = self._targets.get((contender, deploy, hosts), "")
+        if not case.again:
+            self._number += 1
+            parent = self.folder if contender == "local" else "/var/tmp"
+            target = self._targets[contender, deploy, hosts] = f"{parent}/{self._number}"
+            self._on_each(contender, hosts, 'mkdir "$1"', target)
+        taken = self.pyinfra(
+            contender, hosts, deploy, folder=target, sources=self.folder / "sources"
+        )
+        found = self._on_each(contender, hosts, 'ls "$1" | wc -l', target)
+        wanted = self.counts[deploy] if case.makes_files else 0
+        if any(int(count) != wanted for count in found):
+            raise SystemExit(f"{contender}, {deploy}: not {wanted} files, but {found}")
+        return taken
+
+    def _on_each(self, contender: str, hosts: int, text: str, *words: str) -> list[str]:
+        if contender == "local":
+            command = ["sh", "-c", text, "sh", *words]
+            return [subprocess.run(command, check=True, capture_output=True, text=True).stdout]
+        return [self.sh(machine, text, *words) for machine in self.machines[:hosts]]
+
+    def commands(self, contender: str) -> float:
+        """The median of bare commands in one run, in seconds."""
+        results = self.folder / "results"
+        self.pyinfra(contender, 1, "commands", results=results)
+        taken: list[float] = json.loads(results.read_text())
+        return statistics.median(taken)
+
+    def calls(self, *command: str) -> float:
+        """The median of starting a program that does nothing, in seconds."""
+        return statistics.median(timed(list(command)) for _ in range(10)) / 1000
+
+    def clean(self) -> None:
+        self.orbctl("delete", "--all", "--force")
+        if SUDO:
+            simulator = os.environ["ORBCTL_SIMULATOR_HOME"]
+            subprocess.run([*SUDO, "rm", "-rf", simulator], check=True)
+
+
+@contextlib.contextmanager
+def bench(*args: Any) -> Iterator[Bench]:
+    """A `Bench`, ready, and gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        os.environ["ORBCTL_SIMULATOR_HOME"] = str(Path(folder) / "simulator")
+        os.environ.setdefault("ORBCTL_SIMULATOR_CACHE", str(LAYERS))
+        made = Bench(Path(folder), *args)
+        try:
+            made.prepare()
+            yield made
+        finally:
+            made.clean()
+
+
+def measure(made: Bench, rounds: int, host_counts: list[int]) -> dict[str, Any]:
+    """Measure everything so many times, each round in another order."""
+    deploys: dict[str, dict[str, dict[str, list[float]]]] = {}
+    commands: dict[str, list[float]] = {}
+    loads = []
+    for number in range(rounds):
+        loads.append(os.getloadavg()[0])
+        turn = number % len(made.contenders)
+        order = made.contenders[turn:] + made.contenders[:turn]
+        for contender in order:
+            commands.setdefault(contender, []).append(made.commands(contender))
+        bare = [*SIMULATOR, "run", "-m", made.machines[0], "true"]
+        commands.setdefault("orbctl run true", []).append(made.calls(*bare))
+        commands.setdefault("unshare true", []).append(made.calls(*SUDO, "unshare", "true"))
+        for hosts in host_counts:
+            for case in CASES:
+                of_case = deploys.setdefault(str(hosts), {}).setdefault(case.name, {})
+                for contender in order:
+                    if made.can(contender, hosts):
+                        taken = made.deploy(contender, hosts, case)
+                        of_case.setdefault(contender, []).append(round(taken, 4))
+                        print(
+                            f"round {number + 1}, {hosts} hosts, {case.name}, {contender}: "
+                            f"{taken:.2f} s",
+                            flush=True,
+                        )
+    return {
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "pyinfra": version("pyinfra"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "load": loads,
+        "deploys": deploys,
+        "commands": {name: [round(one, 6) for one in each] for name, each in commands.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--hosts", default="1,10", help="how many at once, such as 1,10")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--predecessor", type=Path, help="environment with pyinfra-orbstack 0.11.0")
+    parser.add_argument("--scale", type=float, default=1, help="of the number of operations")
+    parser.add_argument("--data", type=Path, default=DATA, help="file for the numbers")
+    options = parser.parse_args()
+    wanted = {"shell": 100, "file": 100, "put": 50, "commands": 100}
+    counts = {name: max(1, round(count * options.scale)) for name, count in wanted.items()}
+    host_counts = [int(count) for count in options.hosts.split(",")]
+    contenders = tuple(options.contenders.split(","))
+    if "0.11.0" in contenders and options.predecessor is None:
+        parser.error("0.11.0 needs --predecessor")
+    with bench(contenders, max(host_counts), options.predecessor, counts) as made:
+        data = measure(made, options.rounds, host_counts)
+    options.data.write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
