@@ -124,6 +124,9 @@ def engine() -> Iterator[Docker]:
         yield client
         return
     folder = Path(tempfile.mkdtemp(prefix="pyinfra-podman-"))
+    # Where podman remembers layers, and no option says otherwise.
+    memory = Path("/var/lib/containers")
+    remembered = memory.exists()
     try:
         os.environ[docker.COMMAND_VARIABLE] = str(_podman(folder))
         client = Docker()
@@ -134,6 +137,8 @@ def engine() -> Iterator[Docker]:
     finally:
         os.environ.pop(docker.COMMAND_VARIABLE, None)
         shutil.rmtree(folder)
+        if not remembered:
+            shutil.rmtree(memory, ignore_errors=True)
         for group in glob.glob("/sys/fs/cgroup/**/libpod_parent", recursive=True):
             with contextlib.suppress(OSError):
                 os.rmdir(group)
