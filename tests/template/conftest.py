@@ -34,7 +34,8 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     )
     patch.setenv("COPIER_SETTINGS_PATH", str(folder / "copier.yml"))
     patch.setenv("GIT_CONFIG_GLOBAL", str(folder / "gitconfig"))
-    for name in ("UV_PYTHON", "UV_PROJECT_ENVIRONMENT", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL"):
+    ours = ["UV_PYTHON", "UV_PROJECT_ENVIRONMENT", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL"]
+    for name in [*ours, "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"]:
         patch.delenv(name, raising=False)
     # Fetching an interpreter would need more of the network than the package index.
     patch.setenv("UV_PYTHON", sys.executable)
