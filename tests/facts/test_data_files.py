@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("pyinfra_testing", reason="pyinfra-testing needs Python 3.10")
-
-from pyinfra_testing.facts import make_fact_tests
+from ..data_files import make_fact_tests
 
 for _folder in sorted(Path(__file__).parent.glob("orbstack.*")):
     _tests = make_fact_tests("pyinfra_orbstack.facts", _folder.name, _folder)

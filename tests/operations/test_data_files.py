@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("pyinfra_testing", reason="pyinfra-testing needs Python 3.10")
-
-from pyinfra_testing.operations import make_operation_tests
+from ..data_files import make_operation_tests
 
 for _folder in sorted(Path(__file__).parent.glob("*.*/")):
     _tests = make_operation_tests("pyinfra_orbstack.operations", _folder.name, _folder)

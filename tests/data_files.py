@@ -1,0 +1,18 @@
+"""pyinfra-testing, imported so that the test process stays as it is.
+
+It needs a function of pyinfra's command line, whose import patches the whole process for gevent;
+pytest-xdist, which has begun by then, would not survive that.
+"""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+
+with mock.patch("gevent.monkey.patch_all"):
+    pytest.importorskip("pyinfra_testing", reason="pyinfra-testing needs Python 3.10")
+    from pyinfra_testing.facts import make_fact_tests
+    from pyinfra_testing.operations import make_operation_tests
+
+__all__ = ["make_fact_tests", "make_operation_tests"]
