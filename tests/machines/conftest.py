@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gevent.subprocess
 import pytest
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all, disconnect_all
@@ -103,7 +105,7 @@ class Applier:
                 if not meta.did_succeed():
                     done.error = meta.stderr or done.error or "failed"
         done.failed_hosts = {host.name for host in state.failed_hosts}
-        done.log = "\n".join(lines.texts)
+        done.log = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines.texts))
         done.calls = read_calls(self.log)
         return done
 
@@ -127,6 +129,9 @@ def recorded(
     patch = pytest.MonkeyPatch()
     patch.setenv(orbctl.RECORD_VARIABLE, str(machines.record.path))
     patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    # Before 3.8 pyinfra waits for its processes in another way than gevent, which we use here, too;
+    # gevent may then be faster and learn their exit codes in its place.
+    patch.setattr("pyinfra.connectors.util.Popen", gevent.subprocess.Popen)
     logging.getLogger("pyinfra").setLevel(logging.INFO)
     yield
     patch.undo()

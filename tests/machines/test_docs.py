@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import textwrap
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pyinfra_orbstack import orbctl, timing
+from pyinfra_orbstack import orbctl, project, timing
 from pyinfra_orbstack.facts import orbstack as facts
 from pyinfra_orbstack.operations import orbstack, vm
 
@@ -45,7 +44,7 @@ class Page:
         program, *words = shlex.split(command)
         assert program == "pyinfra"
         done = subprocess.run(
-            [sys.executable, "-m", "pyinfra", *words],
+            project.pyinfra_argv(*words),
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -55,6 +54,7 @@ class Page:
         return done.stdout + done.stderr
 
 
+@pytest.mark.smoke
 def test_machines_page_runs_as_it_stands(
     client: orbctl.Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,8 +205,10 @@ SHOWING = {
 }
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["all", "vm_name"])
-@pytest.mark.parametrize("name", SHOWING)
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [*((name, False) for name in SHOWING), ("vm_ip", True), ("vm_logs", True)],
+)
 def test_what_only_shows_changes_nothing(name: str, named: bool, base: str, apply: Applier) -> None:
     operation = getattr(vm, name)
     data = {"vm_name": base} if named else {}

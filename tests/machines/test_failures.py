@@ -6,18 +6,17 @@ import json
 import re
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyinfra.api import Config, Inventory, State
+from pyinfra.api import Config, Inventory, State, exceptions
 from pyinfra.api.connect import connect_all
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.context import ctx_host, ctx_state
 
-from pyinfra_orbstack import orbctl
+from pyinfra_orbstack import orbctl, project
 from pyinfra_orbstack.facts import orbstack as facts
 from pyinfra_orbstack.operations import orbstack, vm
 
@@ -29,9 +28,13 @@ from .conftest import Applier
 WRONG_LISTS = ["null", "garbage", "truncated", "empty", "duplicate"]
 
 
-def ask(fact: type[Any], hosts: Any = ("@local",), **arguments: Any) -> tuple[Any, State, str]:
-    """Ask the first host for a fact; also what pyinfra raised."""
-    state = State(Inventory((list(hosts), {})), Config())
+#: Before it, pyinfra ends the whole run, with one line, when a fact makes no sense of an answer.
+FAILS_THE_HOST = hasattr(exceptions, "FactProcessError")
+
+
+def ask(fact: type[Any], **arguments: Any) -> tuple[Any, State, str]:
+    """Ask ``@local`` for a fact; also what pyinfra raised."""
+    state = State(Inventory((["@local"], {})), Config())
     connect_all(state)
     host = next(iter(state.inventory))
     with ctx_state.use(state), ctx_host.use(host):
@@ -41,6 +44,18 @@ def ask(fact: type[Any], hosts: Any = ("@local",), **arguments: Any) -> tuple[An
             return None, state, str(error)
 
 
+def ask_in_vain(
+    fact: type[Any], arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> str:
+    """Ask for a fact that cannot be had, and return what was told of it."""
+    value, state, error = ask(fact, **arguments)
+    assert value is None
+    assert error
+    assert len(state.failed_hosts) == FAILS_THE_HOST
+    return "\n".join([record.getMessage() for record in caplog.records] + [error])
+
+
+@pytest.mark.smoke
 def test_facts_of_a_running_machine(base: str) -> None:
     machines, _, _ = ask(facts.OrbStackMachines)
     machine = machines[base]
@@ -64,6 +79,7 @@ def test_addresses_can_be_left_out(base: str, apply: Applier) -> None:
     assert machine["ip4"] is None
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("fact", "arguments", "kind"),
     [
@@ -111,13 +127,14 @@ def test_status_does_not_start_orbstack(
     assert ask(facts.OrbStackStatus)[0] == "stopped"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("fault", WRONG_LISTS)
-def test_D3_wrong_list_is_never_an_empty_one(fault: str, faults: Callable[..., None]) -> None:
+def test_D3_wrong_list_is_never_an_empty_one(
+    fault: str, faults: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     faults(match="list", list=fault)
-    value, state, error = ask(facts.OrbStackMachines)
-    assert value is None
-    assert error
-    assert len(state.failed_hosts) == 1
+    told = ask_in_vain(facts.OrbStackMachines, {}, caplog)
+    assert "twice" in told if fault == "duplicate" else "did not answer with JSON" in told
 
 
 FACTS = [
@@ -146,10 +163,7 @@ def test_D1_failing_orbctl_fails_the_host(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     faults(match=command, exit=7, stderr="warming up\n[-32098] the disk is on fire\n")
-    value, state, _ = ask(fact, **arguments)
-    assert value is None
-    assert state.failed_hosts
-    told = "\n".join(record.getMessage() for record in caplog.records)
+    told = ask_in_vain(fact, arguments, caplog)
     if fact is not facts.OrbStackStatus:
         assert told.count("the disk is on fire") == 1
         assert "warming up" not in told
@@ -162,14 +176,17 @@ def test_D1_failing_orbctl_fails_the_host(
     ids=_fact,
 )
 def test_D1_silent_orbctl_fails_the_host(
-    fact: type[Any], arguments: dict[str, Any], command: str, faults: Callable[..., None]
+    fact: type[Any],
+    arguments: dict[str, Any],
+    command: str,
+    faults: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     faults(match=command, silent=True)
-    value, state, _ = ask(fact, **arguments)
-    assert value is None
-    assert state.failed_hosts
+    ask_in_vain(fact, arguments, caplog)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("fact", "arguments", "command"), FACTS, ids=_fact)
 def test_D1_missing_orbctl_fails_the_host(
     fact: type[Any],
@@ -179,12 +196,7 @@ def test_D1_missing_orbctl_fails_the_host(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/nowhere/orbctl")
-    value, state, _ = ask(fact, **arguments)
-    assert value is None
-    assert state.failed_hosts
-    assert any(
-        "there is no orbctl on this host" in record.getMessage() for record in caplog.records
-    )
+    assert "there is no orbctl on this host" in ask_in_vain(fact, arguments, caplog)
 
 
 def test_orbctl_is_found_on_a_short_path(
@@ -246,10 +258,8 @@ CHANGING: dict[str, Callable[[str, str, Path], tuple[Callable[..., Any], dict[st
 
 @pytest.mark.parametrize("dry", [True, False], ids=["dry", "run"])
 @pytest.mark.parametrize("what", CHANGING)
-@pytest.mark.parametrize("fault", ["empty", "exit"])
 def test_D3_failed_listing_changes_nothing(
     what: str,
-    fault: str,
     dry: bool,
     base: str,
     machines: Machines,
@@ -257,18 +267,16 @@ def test_D3_failed_listing_changes_nothing(
     faults: Callable[..., None],
     tmp_path: Path,
 ) -> None:
-    if fault == "exit":
-        faults(match="list", exit=1, stderr="[-32098] no")
-    else:
-        faults(match="list", list=fault)
+    faults(match="list", exit=1, stderr="[-32098] no")
     operation, args = CHANGING[what](base, machines.new_name(), tmp_path)
     done = apply(operation, dry=dry, **args)
     assert done.error
     assert not done.changed
     assert done.changing == []
-    assert done.failed_hosts == {"@local"}
+    assert done.failed_hosts == ({"@local"} if FAILS_THE_HOST or not dry else set())
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("fault", WRONG_LISTS)
 def test_D3_wrong_list_creates_nothing(
     fault: str, base: str, apply: Applier, faults: Callable[..., None]
@@ -279,15 +287,20 @@ def test_D3_wrong_list_creates_nothing(
     assert done.changing == []
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dry", [True, False], ids=["dry", "run"])
 def test_one_host_fails_alone(dry: bool, machines: Machines, apply: Applier) -> None:
     """Two hosts that should have OrbStack; one has none."""
     name = machines.new_name()
+    if dry and not FAILS_THE_HOST:
+        pytest.skip("this pyinfra fails the whole run for one host's fact")
     broken = ("@chroot//", {"_env": {orbctl.COMMAND_VARIABLE: "/nowhere"}})
     done = apply.all(
         lambda: orbstack.machine(machine=name, image="ubuntu"), hosts=["@local", broken], dry=dry
     )
     assert done.failed_hosts == {"@chroot//"}
+    # A raise would be the end of both.
+    assert ("could not be had" in done.error or "no orbctl" in done.error) is not dry
     assert [words[0] for words in done.changing] == ([] if dry else ["create", "run"])
 
 
@@ -330,27 +343,17 @@ def test_sudo_of_a_deploy_does_not_reach_orbctl(
 
 HOSTILE = {
     "command": "x; touch CANARY",
-    "substitution": "$(touch CANARY)",
-    "backtick": "`touch CANARY`",
+    "substitution": "$(touch CANARY)`touch CANARY`",
     "single": "a' ; touch CANARY; '",
-    "double": 'a" ; touch CANARY; "',
+    "double": 'a" ; touch CANARY; "\\',
     "newline": "a\ntouch CANARY",
-    "pipe": "a|touch CANARY",
+    "nul": "a\0b",
     "flag": "--all",
-    "short-flag": "-a",
-    "help": "--help",
-    "dashes": "--",
-    "parent": "../x",
+    "letter": "-a",
     "space": "a b",
     "glob": "*",
-    "variable": "$HOME",
-    "backslash": "a\\b",
-    "unicode": "mäschine",
-    "nul": "a\0b",
     "empty": "",
     "all": "all",
-    "none": "none",
-    "docker": "docker",
     "number": 5,
     "nothing": None,
 }
@@ -452,11 +455,12 @@ def test_N_hostile_words_are_literal_or_refused(
     assert client.info(base).running
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("flag", ["-y", "--dry"])
 def test_mistake_gives_one_line_and_no_traceback(flag: str) -> None:
     words = ["pyinfra_orbstack.operations.orbstack.machine", "machine=a b", "image=ubuntu"]
     done = subprocess.run(
-        [sys.executable, "-m", "pyinfra", flag, "@local", *words],
+        project.pyinfra_argv(flag, "@local", *words),
         capture_output=True,
         text=True,
         check=False,
