@@ -100,6 +100,7 @@ printf '%s %s\n' "$4" "$?"
 
 # Everything that descends from the given processes, by parent, group or session: children of `su`
 # have a session of their own. The pid is ours only while its start time is the one we were told.
+# What was killed may take a while to go where the computer is busy.
 _END = r"""
 orb_find() {
 for orb_f in /proc/[0-9]*/stat; do
@@ -127,11 +128,14 @@ fi
 shift 3
 done
 [ "$orb_all" = " " ] && exit 0
-for orb_round in 1 2 3 4 5 6 7 8 9 10; do
+orb_round=0
+while [ $orb_round -lt 60 ]; do
 orb_new=1
 while [ $orb_new = 1 ]; do orb_new=0 orb_live=; orb_find; done
 [ -n "$orb_live" ] || exit 0
 kill -9 $orb_live
+orb_round=$((orb_round + 1))
+[ $orb_round -lt 5 ] || sleep 0.1 || sleep 1
 done
 exit 1
 """
@@ -429,7 +433,11 @@ class Control:
         except (OSError, TimeoutError) as broken:
             done = Completed(1, b"", str(broken).encode())
         if done.returncode != 0:
-            raise OSError("the command may still run: the call that should end it failed")
+            said = " ".join(done.stderr.decode("utf-8", "replace").split())
+            raise OSError(
+                "the command may still run: the call that should end it failed "
+                f"({said[-300:] or f'exit code {done.returncode}'})"
+            )
 
     # The exchange
 
