@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Union
@@ -87,8 +88,9 @@ def pytest_terminal_summary(
 ) -> None:
     """Name the machines that were kept."""
     if config.getoption("orbstack_keep"):
-        for line in _lines(_records() / config.stash[RUN_KEY] / "machines"):
-            terminalreporter.write_line(f"kept until the next run: {line.split()[0]}")
+        for folder in _folders(config.stash[RUN_KEY]):
+            for line in _lines(folder / "machines"):
+                terminalreporter.write_line(f"kept until the next run: {line.split()[0]}")
 
 
 @pytest.hookimpl(trylast=True)
@@ -97,10 +99,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     engine = config.stash.get(ENGINE_KEY, None)
     if engine is not None:
         engine.close()
-    folder = _records() / config.stash.get(RUN_KEY, "none")
     kept = config.getoption("orbstack_keep", default=False)
-    if folder.is_dir() and not kept and not hasattr(config, "workerinput"):
-        _delete_all(folder)
+    if not kept and not hasattr(config, "workerinput"):
+        for folder in _folders(config.stash[RUN_KEY]):
+            _delete_all(folder)
 
 
 # Fixtures --------------------------------------------------------------------------------------
@@ -423,17 +425,18 @@ class Engine:
         except orbctl.OrbctlError as problem:
             self._patch.undo()
             unavailable(str(problem))
+        reach = {orbctl.COMMAND_VARIABLE: command, **project.settings(command)}
+        settings = "".join(f"{name}={value}\n" for name, value in reach.items())
+        # Workers share what is made, unless each of them was given a simulator of its own.
+        self.folder = _records() / f"{self.run}-{zlib.crc32(settings.encode()):08x}"
         _records().mkdir(parents=True, exist_ok=True)
-        self.folder = _records() / self.run
         with _locked(_records()):
             if not self.keep:
                 sweep(but=self.run)
             self.folder.mkdir(exist_ok=True)
             self._alive = contextlib.ExitStack()
             self._alive.enter_context(_locked(self.folder, fcntl.LOCK_SH))
-        reach = {orbctl.COMMAND_VARIABLE: command, **project.settings(command)}
-        lines = [f"{name}={value}\n" for name, value in reach.items()]
-        (self.folder / "settings").write_text("".join(lines))
+        (self.folder / "settings").write_text(settings)
         self.record = orbctl.Record(self.folder / "machines")
 
     def close(self) -> None:
@@ -538,11 +541,15 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def _folders(run: str = "*") -> list[Path]:
+    return [path for path in _records().glob(f"{run}-*") if path.is_dir()]
+
+
 def sweep(but: str = "") -> None:
     """Delete what crashed runs left behind."""
-    for folder in _records().iterdir() if _records().is_dir() else ():
+    for folder in _folders():
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            if folder.name != but:
+            if folder.name.partition("-")[0] != but:
                 with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     _delete_all(folder)
 

@@ -102,6 +102,39 @@ def test_workers_share_one_base(pytester: pytest.Pytester) -> None:
     assert len({path.read_text() for path in pytester.path.glob("bases-*")}) == 1
 
 
+@pytest.mark.usefixtures("nothing_left")
+def test_workers_with_simulators_of_their_own_share_nothing(
+    pytester: pytest.Pytester, client: Orbctl
+) -> None:
+    if not is_simulator(client.command):
+        pytest.skip("OrbStack has one place for machines")
+    pytester.makeconftest(
+        """
+        import os, pytest
+
+        @pytest.fixture(autouse=True, scope="session")
+        def own(tmp_path_factory):
+            os.environ["ORBCTL_SIMULATOR_HOME"] = str(tmp_path_factory.mktemp("own"))
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os, pathlib, pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test(orbstack_machine, number):
+            pathlib.Path(f"homes-{number}").write_text(os.environ["ORBCTL_SIMULATOR_HOME"])
+        """
+    )
+    pytester.runpytest_subprocess("-n", "2").assert_outcomes(passed=4)
+    homes = {path.read_text() for path in pytester.path.glob("homes-*")}
+    assert len(homes) == 2
+    for home in homes:
+        env = {**os.environ, "ORBCTL_SIMULATOR_HOME": home}
+        argv = [client.command, "list", "-q"]
+        assert subprocess.run(argv, env=env, capture_output=True, check=True).stdout == b""
+
+
 @pytest.mark.parametrize(("ci", "outcome"), [("", "skipped"), ("true", "errors")])
 def test_no_machines_is_a_skip_and_under_ci_a_failure(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str, outcome: str
