@@ -162,6 +162,10 @@ class Child:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Return the exit status, negative for a signal, or None if it still runs."""
+        if timeout == 0:
+            # Asked before each command, and gevent's wait would set a timer each time.
+            status = self._popen.poll()
+            return None if status is None else int(status)
         try:
             return int(self._popen.wait(timeout=timeout))
         except TimeoutExpired:

@@ -43,19 +43,24 @@ END_TIMEOUT = 15.0
 # - 6 and 7 are the streams to the client; 4 and 5 carry stdout and the exit status inside one
 #   exchange. A command gets 0 to 2 alone, and the control shell's own stdout and stderr are
 #   /dev/null, so that no job message ("Terminated") reaches the client.
-# - the child is `( exec ... )` in the foreground: with `&` a shell would give it SIGINT ignored.
+# - the child is `( ... exec ... )` in the foreground: with `&` it would have SIGINT ignored.
+# - it tells its own pid before it becomes the command; a `sh` in between, to have it in `$$`, was a
+#   sixth of what a command costs.
 # - `read` is used for single ASCII words only; it takes no byte after the newline.
 # - setsid gives the command a session id of its own, by which its descendants are found later.
 _FUNCTIONS = r"""
-orb_begin='IFS= read -r orb_s <"/proc/$$/stat"; printf "%s %s\n" "$1" "$orb_s" >&6
-printf "%s\n" "$1" >&7; exec 6>&- 7>&-; exec sh -c "$2"'
 orb_setsid=$(command -v setsid)
+orb_exec() {
+IFS= read -r orb_s </proc/self/stat
+printf '%s %s\n' "$1" "$orb_s" >&6
+printf '%s\n' "$1" >&7
+exec $orb_setsid sh -c "$2" 4>&- 5>&- 6>&- 7>&-
+}
 orb_child() {
 case $1 in
-null) ( exec $orb_setsid sh -c "$orb_begin" sh "$2" "$3" 4>&- 5>&- ) </dev/null 2>&1 >&4;;
-rest) ( exec $orb_setsid sh -c "$orb_begin" sh "$2" "$3" 4>&- 5>&- ) 2>&1 >&4;;
-*) printf "$1" 4>&- 5>&- 6>&- 7>&- |
-( exec $orb_setsid sh -c "$orb_begin" sh "$2" "$3" 4>&- 5>&- ) 2>&1 >&4;;
+null) ( orb_exec "$2" "$3" ) </dev/null 2>&1 >&4;;
+rest) ( orb_exec "$2" "$3" ) 2>&1 >&4;;
+*) printf "$1" 4>&- 5>&- 6>&- 7>&- | ( orb_exec "$2" "$3" ) 2>&1 >&4;;
 esac
 printf %s "$?" >&5
 }
