@@ -45,7 +45,7 @@ def test_waiting_is_shown(machines: Any, client: Orbctl, shown: list[str]) -> No
     remote.close()
     client.stop(name)
     remote.connect()
-    assert f"starting {name}" in shown
+    assert f"starting machine {name!r}" in shown
     remote.put(io.BytesIO(b"x" * 5_000_000), "large")
     assert "uploading large" in shown
     remote.get("large", io.BytesIO())
