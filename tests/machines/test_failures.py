@@ -266,6 +266,7 @@ def test_D3_failed_listing_changes_nothing(
     apply: Applier,
     faults: Callable[..., None],
     tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     faults(match="list", exit=1, stderr="[-32098] no")
     operation, args = CHANGING[what](base, machines.new_name(), tmp_path)
@@ -274,6 +275,7 @@ def test_D3_failed_listing_changes_nothing(
     assert not done.changed
     assert done.changing == []
     assert done.failed_hosts == ({"@local"} if FAILS_THE_HOST or not dry else set())
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.smoke
