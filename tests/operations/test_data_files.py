@@ -6,6 +6,6 @@ from pathlib import Path
 
 from ..data_files import make_operation_tests
 
-for _folder in sorted(Path(__file__).parent.glob("*.*/")):
+for _folder in sorted(one for one in Path(__file__).parent.glob("*.*") if one.is_dir()):
     _tests = make_operation_tests("pyinfra_orbstack.operations", _folder.name, _folder)
     globals()[f"Test{_folder.name}"] = _tests
