@@ -15,9 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import gevent
+from gevent.monkey import get_original
 from gevent.os import nb_read, nb_write
 from gevent.queue import Empty, Queue
 from gevent.subprocess import PIPE, Popen, TimeoutExpired
+
+#: Since 25.8.1 gevent's own close waits for the loop's next event, and the end of an input with it.
+_close_now = get_original("os", "close")
 
 CHUNK = 65536
 STDOUT, STDERR = 1, 2
@@ -76,6 +80,7 @@ class Child:
                 pipe.close()
                 os.set_blocking(self._fds[number], False)
         self._failure: Exception | None = None
+        self._writing = False
         self._reading: dict[int, int] = {}
         self._readers = {
             stream: gevent.spawn(self._read_all, stream)
@@ -139,7 +144,11 @@ class Child:
         while view:
             if 0 not in self._fds:
                 raise BrokenPipeError("stdin is closed")
-            view = view[nb_write(self._fds[0], view[:CHUNK]) :]
+            self._writing = True
+            try:
+                view = view[nb_write(self._fds[0], view[:CHUNK]) :]
+            finally:
+                self._writing = False
 
     def try_write(self, data: bytes) -> bool:
         """Write, and return whether the process still reads."""
@@ -158,7 +167,8 @@ class Child:
         """Let the process read the end of its input."""
         fd = self._fds.pop(0, None)
         if fd is not None:
-            os.close(fd)
+            # What gevent still waits for must not be closed behind its back.
+            (os.close if self._writing else _close_now)(fd)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Return the exit status, negative for a signal, or None if it still runs."""
