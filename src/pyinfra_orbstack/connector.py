@@ -902,7 +902,7 @@ _SUM = (
 _UPLOAD = rf"""
 d=${{1:-${{TMPDIR:-/tmp}}}}
 [ -d "$d" ] && [ -w "$d" ] || d=$HOME
-rm -f "$d/$2.new"
+[ ! -e "$d/$2.new" ] || rm -f "$d/$2.new"
 ( umask 077; set -C; cat >"$d/$2.new" ) || {{ rm -f "$d/$2.new"; exit 1; }}
 printf '%s\n%s\n' "$d" "$(pwd)"
 {{ {_SUM}; }} <"$d/$2.new"
