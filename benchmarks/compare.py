@@ -311,7 +311,9 @@ def main() -> None:
     contenders = tuple(options.contenders.split(","))
     if "0.11.0" in contenders and options.predecessor is None:
         parser.error("0.11.0 needs --predecessor")
-    with bench(contenders, max(host_counts), options.predecessor, counts) as made:
+    # Its programs are called from another folder.
+    predecessor = options.predecessor and options.predecessor.resolve()
+    with bench(contenders, max(host_counts), predecessor, counts) as made:
         data = measure(made, options.rounds, host_counts)
     options.data.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -74,6 +74,8 @@ TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
 #: When "1", connecting neither creates nor starts machines.
 PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 TRANSPORTS = ("session", "spawn")
+#: Seconds for which a listing tells enough to connect, which pyinfra does right after it.
+FRESH = 2.0
 
 
 # pyinfra evaluates these annotations, so they are written as Python 3.9 understands them.
@@ -239,12 +241,13 @@ def _interruptible() -> Iterator[None]:
 
 
 @memoize
-def list_machines() -> list[orbctl.Machine]:
-    """All machines; read once, because pyinfra expands each name of an inventory twice.
+def list_machines() -> tuple[float, list[orbctl.Machine]]:
+    """When all machines were asked for, and which there were.
 
+    They are read once, because pyinfra expands each name of an inventory twice.
     ``list_machines.cache.clear()`` forgets them.
     """
-    return orbctl.Orbctl().machines()
+    return time.monotonic(), orbctl.Orbctl().machines()
 
 
 def _host(name: str, machine: orbctl.Machine | None) -> tuple[str, dict[str, Any], list[str]]:
@@ -378,7 +381,7 @@ class OrbStackConnector(BaseConnector):
             yield from _container_hosts(name.partition("/")[2])
             return
         try:
-            machines = list_machines()
+            machines = list_machines()[1]
         except orbctl.OrbctlError as broken:
             # A host that was named fails when it is connected to, and alone.
             if not name or _is_pattern(name):
@@ -432,6 +435,11 @@ class OrbStackConnector(BaseConnector):
     def _connect_machine(self, name: str) -> None:
         orbctl.check_name(name)
         client = orbctl.Orbctl()
+        listed = self._just_listed(name)
+        if listed is not None:
+            with contextlib.suppress(NotStarted):
+                self._open_first(MachineTarget(client, listed))
+                return
         machine, made = self._ensure_exists(client, name)
         try:
             self._ensure_ready(MachineTarget(client, machine))
@@ -439,6 +447,18 @@ class OrbStackConnector(BaseConnector):
             if made:
                 self._remove(client, machine)
             raise
+
+    def _just_listed(self, name: str) -> orbctl.Machine | None:
+        """The machine, where it is known without asking again that a shell in it is all it takes.
+
+        It may have ended since; then a shell would start it, or there is none.
+        """
+        if self.data["orbstack_cloud_init"] or not self._allowed("orbstack_start"):
+            return None
+        for when, machines in list_machines.cache.values():
+            if time.monotonic() - when < FRESH:
+                return next((one for one in machines if one.name == name and one.running), None)
+        return None
 
     def _check_transport(self) -> str:
         transport = (
@@ -532,12 +552,10 @@ class OrbStackConnector(BaseConnector):
                 )
             with progress_spinner({f"starting {target}"}):
                 target.start()
-        self._target = target
-        self._init = ""
         with progress_spinner({f"waiting for {target}"}):
             while True:
                 try:
-                    self._open_session()
+                    self._open_first(target)
                     break
                 except NotStarted as silent:
                     if not target.boots or time.monotonic() > deadline:
@@ -546,6 +564,12 @@ class OrbStackConnector(BaseConnector):
                     time.sleep(0.5)
             if self.data["orbstack_cloud_init"]:
                 self._wait_for_cloud_init(deadline)
+
+    def _open_first(self, target: MachineTarget | ContainerTarget) -> None:
+        """Open a session in what this host is from now on."""
+        self._target = target
+        self._init = ""
+        self._open_session()
 
     def _wait_for_cloud_init(self, deadline: float) -> None:
         status, output = self._run_lines(

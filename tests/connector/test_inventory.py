@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host
 
-from pyinfra_orbstack import orbctl
+from pyinfra_orbstack import connector, orbctl
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl, Record
 
@@ -75,6 +78,49 @@ def test_the_listing_is_read_once_and_its_data_is_not_shared(
     assert len(calls) == 1
 
 
+def called(log: Path) -> list[str]:
+    return [json.loads(line)["argv"][1] for line in log.read_text().splitlines()]
+
+
+def test_a_machine_that_was_just_listed_is_not_asked_for_again(
+    pair: tuple[str, str], pyinfra: Run, simulated: bool, tmp_path: Path
+) -> None:
+    if not simulated:
+        pytest.skip("only the simulator writes down its calls")
+    log = tmp_path / "log"
+    names = [f"@orbstack/{pair[0]}", "exec", "--", "id"]
+    assert pyinfra(*names, ORBCTL_SIMULATOR_LOG=str(log)).returncode == 0
+    assert called(log) == ["list", "run"]
+    log.unlink()
+    # What may not be started has to be known to run.
+    forbidden = ["--data", "orbstack_start=False"]
+    assert pyinfra(*forbidden, *names, ORBCTL_SIMULATOR_LOG=str(log)).returncode == 0
+    assert called(log) == ["list", "info", "run"]
+
+
+def test_what_happened_since_the_listing(machines: Any, client: Orbctl) -> None:
+    name = machines.create()
+
+    def listed(**data: Any) -> Host:
+        connector.list_machines.cache.clear()
+        inventory = Inventory(([(f"@orbstack/{name}", data)], {}))
+        State(inventory, Config())
+        return inventory.get_host(f"@orbstack/{name}")
+
+    allowed, forbidden = listed(), listed(orbstack_start=False)
+    client.stop(name)
+    with pytest.raises(ConnectError, match="is stopped and may not be started now"):
+        forbidden.connect(show_errors=False, raise_exceptions=True)
+    assert not client.info(name).running
+    allowed.connect(show_errors=False, raise_exceptions=True)
+    assert client.info(name).running
+    allowed.disconnect()
+    gone = listed()
+    client.delete(name, client.info(name).id)
+    with pytest.raises(ConnectError, match=f"there is no machine '{name}'"):
+        gone.connect(show_errors=False, raise_exceptions=True)
+
+
 @pytest.mark.smoke
 def test_an_unknown_machine_names_those_there_are(pair: tuple[str, str], pyinfra: Run) -> None:
     done = pyinfra("@orbstack/no-such-machine", "exec", "--", "id")
@@ -100,7 +146,7 @@ def test_a_name_that_begins_with_a_dash(pyinfra: Run, tmp_path: Path) -> None:
     assert "machine name '-x' begins with '-'" in done.stderr
     assert "Traceback" not in done.stderr
     if log.exists():
-        assert {json.loads(line)["argv"][1] for line in log.read_text().splitlines()} == {"list"}
+        assert set(called(log)) == {"list"}
 
 
 def test_a_listing_that_is_not_json(pyinfra: Run, tmp_path: Path) -> None:
