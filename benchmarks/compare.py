@@ -1,10 +1,12 @@
-"""What a deploy costs through `@orbstack`, beside `@local`, `@ssh` and the predecessor 0.11.0.
+"""What a deploy costs through `@orbstack`, beside `@local`, `@ssh` and the predecessor 0.11.0, and
+in a container beside pyinfra's `@docker`.
 
     python -m benchmarks.compare [--rounds N] [--hosts 1,10] [--predecessor ENVIRONMENT] ...
 
 Everything runs on the same machines of one simulator, in turns, so that whatever else the computer
 does meets all of them alike. Every deploy's result is looked at before its time counts. Needs root,
-or sudo without a password; leaves nothing behind but the file with the numbers.
+or sudo without a password; leaves nothing behind but the file with the numbers. Containers are
+left out where there is no engine.
 """
 
 from __future__ import annotations
@@ -14,25 +16,30 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.report import DATA
+from benchmarks.report import CONTAINER, DATA
 from benchmarks.simulator import SIMULATOR, timed
+from pyinfra_orbstack import docker
+from tests.containers import PACK, Containers, Unavailable, engine
 
 HERE = Path(__file__).resolve().parent
 LAYERS = HERE.parent / ".cache" / "simulator-layers"
 SUDO = ["sudo", "-n"] if os.geteuid() else []
 CONTENDERS = ("session", "spawn", "local", "ssh", "0.11.0")
+#: The same deploys once more, in a container.
+IN_CONTAINERS = ("container", "docker")
 
 # In a machine: an SSH server as Debian configures it, but on a loopback port. Nothing starts it at
 # installation, for port 22 is the host's.
@@ -107,6 +114,8 @@ class Bench:
         self.predecessor = predecessor
         self.counts = counts
         self.machines = [f"bench-{number}" for number in range(1, most + 1)]
+        self.containers: Containers | None = None
+        self._container = ""
         self._targets: dict[tuple[str, str, int], str] = {}
         self._number = 0
 
@@ -127,11 +136,8 @@ class Bench:
     def prepare(self) -> None:
         """Make the machines, and the inventories that name them."""
         first, *others = self.machines
-        shim = self.folder / "bin" / "orbctl"
-        shim.parent.mkdir()
-        words = " ".join(f"'{word}'" for word in SIMULATOR)
-        shim.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-        shim.chmod(0o755)
+        (self.folder / "bin").mkdir()
+        self._shim("orbctl", SIMULATOR)
         self.orbctl("create", "debian", first)
         user = self.sh(first, "id -un").strip()
         if "ssh" in self.contenders:
@@ -158,6 +164,24 @@ class Bench:
         for number in range(self.counts["put"]):
             (sources / str(number)).write_text(f"file {number}\n" * 100)
 
+    def _shim(self, name: str, command: Sequence[str]) -> None:
+        """Let a command be found by its name."""
+        path = self.folder / "bin" / name
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        path.chmod(0o755)
+
+    def prepare_container(self, containers: Containers) -> None:
+        """Make a container that holds what the first machine does."""
+        self.containers = containers
+        first = self.machines[0]
+        user = self.sh(first, "id -un").strip()
+        pack = [*SIMULATOR, "run", "-m", first, "-u", "root", "sh", "-c", PACK]
+        self._container = containers.run(containers.image("bench", pack, dict(os.environ), user))
+        self._shim("docker", containers.client.command)
+        for contender, host in (("container", "@orbstack/docker"), ("docker", "@docker")):
+            path = self.folder / f"{contender}-1.py"
+            path.write_text(f"hosts = ['{host}/{self._container}']\n")
+
     def _ssh(self, machine: str, user: str) -> dict[str, Any]:
         port = free_port()
         self.sh(machine, START_SSHD, str(port), user="root")
@@ -173,7 +197,8 @@ class Bench:
     # Deploys
 
     def can(self, contender: str, hosts: int) -> bool:
-        return hosts == 1 or contender != "local"
+        # There is one local host; and spawn is for single commands, ten times as slow.
+        return hosts == 1 or contender not in ("local", "spawn")
 
     def pyinfra(self, contender: str, hosts: int, deploy: str, **data: object) -> float:
         """Run a deploy and return how many seconds the whole process took."""
@@ -224,6 +249,10 @@ class Bench:
         if contender == "local":
             command = ["sh", "-c", text, "sh", *words]
             return [subprocess.run(command, check=True, capture_output=True, text=True).stdout]
+        if contender in IN_CONTAINERS:
+            assert self.containers is not None
+            inside = docker.exec_args(self._container, ["sh", "-c", text, "sh", *words])
+            return [self.containers.call(*inside)]
         return [self.sh(machine, text, *words) for machine in self.machines[:hosts]]
 
     def commands(self, contender: str) -> float:
@@ -245,37 +274,52 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(*args: Any) -> Iterator[Bench]:
+def bench(*args: Any, containers: bool) -> Iterator[Bench]:
     """A `Bench`, ready, and gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        os.environ["ORBCTL_SIMULATOR_HOME"] = str(Path(folder) / "simulator")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        os.environ["ORBCTL_SIMULATOR_HOME"] = str(folder / "simulator")
         os.environ.setdefault("ORBCTL_SIMULATOR_CACHE", str(LAYERS))
-        made = Bench(Path(folder), *args)
-        try:
-            made.prepare()
-            yield made
-        finally:
-            made.clean()
+        made = Bench(folder, *args)
+        stack.callback(made.clean)
+        made.prepare()
+        if containers:
+            try:
+                there = Containers(stack.enter_context(engine()))
+            except Unavailable as reason:
+                print(f"without containers: {reason}", flush=True)
+            else:
+                stack.callback(there.remove_all)
+                made.prepare_container(there)
+        yield made
+
+
+def in_turn(contenders: Iterable[str], number: int) -> list[str]:
+    """Contenders in another order each round."""
+    order = sorted(contenders)
+    turn = number % len(order)
+    return order[turn:] + order[:turn]
 
 
 def measure(made: Bench, rounds: int, host_counts: list[int]) -> dict[str, Any]:
     """Measure everything so many times, each round in another order."""
     deploys: dict[str, dict[str, dict[str, list[float]]]] = {}
     commands: dict[str, list[float]] = {}
+    places = {str(hosts): (hosts, made.contenders) for hosts in host_counts}
+    if made.containers is not None:
+        places[CONTAINER] = (1, IN_CONTAINERS)
     loads = []
     for number in range(rounds):
         loads.append(os.getloadavg()[0])
-        turn = number % len(made.contenders)
-        order = made.contenders[turn:] + made.contenders[:turn]
-        for contender in order:
+        for contender in in_turn({one for _, some in places.values() for one in some}, number):
             commands.setdefault(contender, []).append(made.commands(contender))
         bare = [*SIMULATOR, "run", "-m", made.machines[0], "true"]
         commands.setdefault("orbctl run true", []).append(made.calls(*bare))
         commands.setdefault("unshare true", []).append(made.calls(*SUDO, "unshare", "true"))
-        for hosts in host_counts:
+        for place, (hosts, contenders) in places.items():
             for case in CASES:
-                of_case = deploys.setdefault(str(hosts), {}).setdefault(case.name, {})
-                for contender in order:
+                of_case = deploys.setdefault(place, {}).setdefault(case.name, {})
+                for contender in in_turn(contenders, number):
                     if made.can(contender, hosts):
                         taken = made.deploy(contender, hosts, case)
                         of_case.setdefault(contender, []).append(round(taken, 4))
@@ -301,6 +345,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hosts", default="1,10", help="how many at once, such as 1,10")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--no-containers", dest="containers", action="store_false")
     parser.add_argument("--predecessor", type=Path, help="environment with pyinfra-orbstack 0.11.0")
     parser.add_argument("--scale", type=float, default=1, help="of the number of operations")
     parser.add_argument("--data", type=Path, default=DATA, help="file for the numbers")
@@ -313,7 +358,8 @@ def main() -> None:
         parser.error("0.11.0 needs --predecessor")
     # Its programs are called from another folder.
     predecessor = options.predecessor and options.predecessor.resolve()
-    with bench(contenders, max(host_counts), predecessor, counts) as made:
+    most = max(host_counts)
+    with bench(contenders, most, predecessor, counts, containers=options.containers) as made:
         data = measure(made, options.rounds, host_counts)
     options.data.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -27,11 +27,17 @@ SHOWN = {
     "local": "`@local`",
     "ssh": "`@ssh`",
     "0.11.0": "0.11.0",
+    "container": "`@orbstack/docker`",
+    "docker": "`@docker`",
 }
+#: Whose deploys run in a container, in the place of so many hosts.
+CONTAINER = "container"
 #: The case that only starts and connects; goals are about deploys.
 NOTHING = "nothing"
 #: So many times as fast `@orbstack` shall be, in deploys and in single commands.
 WANTED = {"local": (1.0, 0.0), "ssh": (3.0, 10.0), "0.11.0": (3.0, 10.0)}
+#: The same, in a container.
+WANTED_IN_CONTAINER = 3.0
 #: Many hosts shall cost less than so many times one.
 MANY = 2.0
 
@@ -85,23 +91,27 @@ def between(text: str, new: str) -> str:
 
 
 def hosts_word(count: str) -> str:
+    if count == CONTAINER:
+        return "one container"
     return "one host" if count == "1" else f"{count} hosts"
 
 
 def deploy_table(data: dict[str, Any], count: str) -> str:
     """Whole `pyinfra` processes: seconds of `@orbstack`, and how many times as long others take."""
     cases = data["deploys"][count]
-    others = [name for name in SHOWN if name != "session" and name in cases[NOTHING]]
-    more = [] if count == "1" or "1" not in data["deploys"] else ["beside one host"]
+    own = CONTAINER if count == CONTAINER else "session"
+    others = [name for name in SHOWN if name != own and name in cases[NOTHING]]
+    many = count not in ("1", CONTAINER) and "1" in data["deploys"]
+    more = ["beside one host"] if many else []
     rows = []
     for case, times in cases.items():
-        mine = times["session"]
+        mine = times[own]
         row = [case, f"{statistics.median(mine):.2f} s"]
         row += [f"{ratio(times[name], mine):.1f}x" for name in others]
         if more:
             row.append(f"{ratio(mine, data['deploys']['1'][case]['session']):.1f}x")
         rows.append(row)
-    return table([hosts_word(count), *(SHOWN[name] for name in ("session", *others)), *more], rows)
+    return table([hosts_word(count), *(SHOWN[name] for name in (own, *others)), *more], rows)
 
 
 def command_table(data: dict[str, Any]) -> str:
@@ -132,7 +142,14 @@ def goals(data: dict[str, Any]) -> Iterator[Goal]:
                 commands,
             )
     for count, cases in data["deploys"].items():
-        if count != "1":
+        if count == CONTAINER:
+            beside = {
+                case: ratio(times["docker"], times[CONTAINER])
+                for case, times in cases.items()
+                if case != NOTHING
+            }
+            yield goal("a container beside `@docker`", beside, WANTED_IN_CONTAINER)
+        elif count != "1":
             found = {
                 case: ratio(cases[case]["session"], times["session"]) for case, times in one.items()
             }
@@ -194,6 +211,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         1, len(counts) + 1, figsize=(4 * len(counts) + 3, 4.2), layout="constrained"
     )
     colours = dict(zip(SHOWN, ("#2f6fde", "#8fb4f0", "#7a7a7a", "#d98324", "#b04a4a")))
+    colours.update(container=colours["session"], docker="#5a9367")
     for axis, count in zip(axes, counts):
         cases = data["deploys"][count]
         names = [name for name in SHOWN if name in cases[NOTHING]]
@@ -204,8 +222,9 @@ def draw(data: dict[str, Any], path: Path) -> None:
             axis.barh(at, seconds, width, color=colours[name], label=SHOWN[name].strip("`"))
         axis.set_yticks(range(len(cases)), list(cases))
         axis.set_title(f"whole deploys, {hosts_word(count)}")
-    # The contender that is missing with many hosts must not be missing in the key.
-    axes[0].legend(frameon=False, loc="lower right")
+        if count in ("1", CONTAINER):
+            # With many hosts some contenders are missing, and the others look the same.
+            axis.legend(frameon=False, loc="lower right")
     each = {name: statistics.median(times) * 1000 for name, times in data["commands"].items()}
     names = sorted(each, key=each.__getitem__)
     grey = "#bbbbbb"

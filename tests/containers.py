@@ -46,6 +46,24 @@ exec {root}/usr/bin/podman --root {folder}/store --runroot {folder}/run --tmpdir
 --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
 """
 
+# A machine's root file system as an archive: what is used in containers, as far as the machine has
+# it, with its settings and users, and without documentation.
+PACK = r"""
+cd /
+packages="base-files base-passwd bash busybox coreutils dash diffutils findutils grep hostname
+libc-bin login passwd perl-base procps sed sudo tar util-linux debianutils zsh fish ksh $(
+dpkg-query -W -f '${Package}\n' doas opendoas 2>/dev/null || true)"
+{ dpkg -L $(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts \
+--no-breaks --no-replaces --no-enhances $packages | grep '^[a-z0-9]' | sort -u)
+find /etc /home /usr/local/bin/busyboxsh /usr/lib/locale /root /var/tmp /tmp -xdev -path '*/tmp/*' \
+-prune -o -print
+find /usr/bin -lname '/etc/alternatives/*'; } 2>/dev/null |
+sed -n 's,^/\(bin\|sbin\|lib\|lib64\)\(/\|$\),/usr/\1\2,; s,^/\([^.]\),\1,p' |
+grep -Ev '^usr/share/(doc|man|info|locale|bug|lintian)/' | sort -u >/tmp/pack
+tar --ignore-failed-read --no-recursion -c -T /tmp/pack bin sbin lib lib64 2>/dev/null
+rm /tmp/pack
+"""
+
 
 class Unavailable(Exception):
     """Why containers cannot be run here."""

@@ -28,6 +28,10 @@ DATA: dict[str, Any] = {
             "shell": {"session": [3, 3, 6], "ssh": [9, 9, 9]},
             "put": {"session": [8, 4, 4], "ssh": [9, 9, 9]},
         },
+        "container": {
+            "nothing": {"container": [1, 1, 1], "docker": [1, 1, 1]},
+            "shell": {"container": [1, 2, 2], "docker": [4, 8, 8]},
+        },
     },
     "commands": {"session": [0.002] * 3, "ssh": [0.02] * 3, "orbctl run true": [0.04] * 3},
 }
@@ -49,6 +53,9 @@ def test_tables() -> None:
     ten = report.deploy_table(DATA, "10").splitlines()
     assert ten[0] == "| 10 hosts | `@orbstack` | `@ssh` | beside one host |"
     assert ten[3:] == ["| shell | 3.00 s | 3.0x | 1.5x |", "| put | 4.00 s | 2.2x | 2.0x |"]
+    container = report.deploy_table(DATA, "container").splitlines()
+    assert container[0] == "| one container | `@orbstack/docker` | `@docker` |"
+    assert container[3:] == ["| shell | 2.00 s | 4.0x |"]
     commands = report.command_table(DATA).splitlines()
     assert commands[0] == "| one command | ms | beside `orbctl run true` |"
     assert commands[2:] == [
@@ -64,6 +71,7 @@ def test_goals_name_the_cases_that_lose() -> None:
         ("whole deploys beside `@ssh`", "at least 3x as fast", ["shell 3.0x"], ["put 2.0x"]),
         ("one command beside `@ssh`", "at least 10x as fast", ["one command 10.0x"], []),
         ("10 hosts beside one", "less than 2x the time", ["shell 1.5x"], ["put 2.0x"]),
+        ("a container beside `@docker`", "at least 3x as fast", ["shell 4.0x"], []),
     ]
 
 

@@ -17,7 +17,7 @@ from pyinfra_orbstack import docker, orbctl, process
 from pyinfra_orbstack.docker import Docker
 from pyinfra_orbstack.orbctl import Orbctl
 
-from ..containers import Containers, Unavailable, engine
+from ..containers import PACK, Containers, Unavailable, engine
 from .catalogue import CONTAINERS_BRIEFLY, NOT_IN_CONTAINERS
 from .report import ids
 
@@ -54,22 +54,6 @@ localedef -i en_US -f UTF-8 en_US.UTF-8
 """
 
 
-# A root file system: the packages that the suite needs and what SETUP changed, without their docs.
-PACK = r"""
-cd /
-packages="base-files base-passwd bash busybox coreutils dash diffutils findutils grep hostname
-libc-bin login passwd perl-base procps sed sudo tar util-linux debianutils zsh fish ksh $(
-dpkg-query -W -f '${Package}\n' doas opendoas 2>/dev/null || true)"
-{ dpkg -L $(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts \
---no-breaks --no-replaces --no-enhances $packages | grep '^[a-z0-9]' | sort -u)
-find /etc /home /usr/local/bin/busyboxsh /usr/lib/locale /root /var/tmp /tmp -xdev -path '*/tmp/*' \
--prune -o -print
-find /usr/bin -lname '/etc/alternatives/*'; } 2>/dev/null |
-sed -n 's,^/\(bin\|sbin\|lib\|lib64\)\(/\|$\),/usr/\1\2,; s,^/\([^.]\),\1,p' |
-grep -Ev '^usr/share/(doc|man|info|locale|bug|lintian)/' | sort -u >/tmp/pack
-tar --ignore-failed-read --no-recursion -c -T /tmp/pack bin sbin lib lib64 2>/dev/null
-rm /tmp/pack
-"""
 # Busybox alone, and without the commands that an image need not have.
 PACK_BUSYBOX = r"""
 set -e
