@@ -178,11 +178,8 @@ BEHAVIOURS = {
 
 #: Ids that no test can show, and why.
 CANNOT = {
-    "S8": "the connector exports nothing; the operation `exported` is tested with section M",
-    "S10": "the connector reads no keys; the facts are tested in tests/facts",
-    "S11": "there is no socket: a session is a pipe to one `orbctl run`",
-    "S13": "there are no control paths: a session is a pipe to one `orbctl run`",
-    "P8": "sudo's requiretty asks for a terminal; `_get_pty` gives one, as over SSH: see Y2",
+    "S8": "the connector exports nothing; tests/machines has tests of this id for `exported`",
+    "S10": "the connector reads no keys; tests/facts shows that the facts leave them out",
 }
 
 #: Ids that make no sense in a container, and why.

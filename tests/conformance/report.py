@@ -17,9 +17,13 @@ HEAD = """# Conformance
 What a connector must stand, and how this one did. This page is written by `make conformance`; do
 not edit it.
 
-Run on {where}, {system}, Python {python}, pyinfra {pyinfra}. On a Mac with OrbStack `make
-conformance` runs the same suite against the real one; **that has not been done yet**.
+Run on {where}, {system}, Python {python}, pyinfra {pyinfra}. {more}
+
+`session` and `spawn` are the two ways to run a command in a machine, `container` is a session in a
+container. What was tried in one way only does not depend on it.
 """
+SIMULATED = """On a Mac with OrbStack `make
+conformance` runs the same suite against the real one; **that has not been done yet**."""
 
 
 def ids(nodeid: str) -> list[str]:
@@ -39,6 +43,7 @@ class Report:
         self.path = path
         self.simulated = True
         self.outcomes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self.reasons: dict[tuple[str, str], str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.outcome == "passed":
@@ -46,14 +51,20 @@ class Report:
         named = next((way for way in ("spawn", "container") if way in report.nodeid), "session")
         for word in ids(report.nodeid.partition("::")[2]):
             self.outcomes[word][named].add(report.outcome)
+            if report.skipped and isinstance(report.longrepr, tuple):
+                self.reasons[word, named] = report.longrepr[2].removeprefix("Skipped: ")
 
     def verdict(self, word: str) -> str:
         if word not in self.outcomes:
             return f"no test: {CANNOT[word]}" if word in CANNOT else "**not run**"
         said = []
         for way, outcomes in sorted(self.outcomes[word].items()):
-            worst = next(one for one in ("failed", "skipped", "passed") if one in outcomes)
-            said.append(f"{way}: {'**failed**' if worst == 'failed' else worst}")
+            shown = ["**failed**"] if "failed" in outcomes else []
+            shown += ["passed"] if outcomes == {"passed"} else []
+            if "skipped" in outcomes:
+                part = "left out" if outcomes == {"skipped"} else "in part"
+                shown.append(f"{part} ({self.reasons[word, way]})")
+            said.append(f"{way}: {', '.join(shown)}")
         return ", ".join(said)
 
     def pytest_sessionfinish(self) -> None:
@@ -63,6 +74,7 @@ class Report:
                 system=f"{platform.system()} {platform.machine()}",
                 python=platform.python_version(),
                 pyinfra=version("pyinfra"),
+                more=SIMULATED if self.simulated else "",
             )
         ]
         for letter, title in SECTIONS.items():

@@ -445,8 +445,8 @@ def test_S9_hidden_values_in_env(machine: str, tmp_path: Path) -> None:
         pytest.skip("this pyinfra has no HiddenValue")
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.api import HiddenValue\nfrom pyinfra.operations import server\n"
-        "server.shell(name='a', commands=['test \"$T\" = s3cr3t-hidden && echo same'],"
-        " _env={'T': HiddenValue('s3cr3t-hidden')})\n".replace("s3cr3t-hidden && ", '"$T" && ')
+        "server.shell(name='a', commands=['printf %s \"$T\" | rev'],"
+        " _env={'T': HiddenValue('s3cr3t-hidden')})\n"
     )
     done = subprocess.run(
         [PYINFRA, "-y", "-vvv", "--debug", f"@orbstack/{machine}", "deploy.py"],
@@ -457,5 +457,29 @@ def test_S9_hidden_values_in_env(machine: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "same" in done.stderr
-    assert "s3cr3t-hidden" not in done.stderr
+    # The command has it, and nothing else shows it.
+    assert "s3cr3t-hidden"[::-1] in done.stderr
+    assert "s3cr3t-hidden" not in done.stdout + done.stderr
+
+
+def test_S11_S13_neither_sockets_nor_control_paths(
+    machine: str,
+    transport: str,
+    connect: Callable[..., Remote],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("TMPDIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    remote = connect(machine, orbstack_transport=transport)
+    running = gevent.spawn(remote.run, "sleep 1; echo on")
+    gevent.sleep(0.5)
+    assert list(tmp_path.iterdir()) == []
+    if sys.platform == "linux":
+        fds = Path("/proc/self/fd")
+        ours = {os.readlink(fd) for fd in fds.iterdir() if fd.is_symlink()}
+        rows = Path("/proc/net/unix").read_text().splitlines()[1:]
+        named = {f"socket:[{row.split()[6]}]": row for row in rows if len(row.split()) > 7}
+        assert [row for socket, row in named.items() if socket in ours] == []
+    assert running.get(timeout=20).out == ["on"]

@@ -90,11 +90,25 @@ def test_P7_the_wording_of_sudo_rs(
     assert len(asked) == 1
 
 
+def test_P8_requiretty(
+    machine: str, guest: Guest, connect: Callable[..., Remote], transport: str
+) -> None:
+    path = "/etc/sudoers.d/zz-requiretty"
+    guest.sh('echo "Defaults:likedash requiretty" >"$1" && chmod 440 "$1"', path)
+    try:
+        remote = connect(machine, orbstack_user="likedash", orbstack_transport=transport)
+        ran = remote.run("id -un", _sudo=True)
+        assert not ran.ok
+        assert "must have a tty" in " ".join(ran.err)
+        assert "root" in remote.out("id -un", _sudo=True, _get_pty=True)
+    finally:
+        guest.sh('rm -f "$1"', path)
+
+
 @pytest.mark.smoke
 def test_P9_su_with_and_without_a_password(
     remote: Remote, bob: Remote, machine: str, connect: Callable[..., Remote]
 ) -> None:
-    pytest.importorskip("pyinfra", minversion=None)
     root = connect(machine, orbstack_user="root")
     assert root.out("id -un", _su_user="alice") == "alice"
     if not supports("_su_password"):
@@ -124,7 +138,20 @@ def test_P11_doas(remote: Remote) -> None:
 def test_P13_environment_kept(remote: Remote) -> None:
     shown = "sudo -n -E sh -c 'echo $KEPT'"
     assert remote.out(shown, _env={"KEPT": "yes"}) == "yes"
-    assert remote.out("true", _sudo=True, _preserve_sudo_env=True) == ""
+
+
+def test_P13_environment_kept_by_pyinfras_own_argument(
+    shared_machine: str, client: Orbctl, connect: Callable[..., Remote]
+) -> None:
+    guest = Guest(client, shared_machine)
+    guest.sh("cp /etc/environment /root/environment; echo KEPT=yes >>/etc/environment")
+    try:
+        remote = connect(shared_machine)
+        assert remote.out("echo $KEPT") == "yes"
+        assert remote.out('echo "$KEPT."', _sudo=True) == "."
+        assert remote.out('echo "$KEPT."', _sudo=True, _preserve_sudo_env=True) == "yes."
+    finally:
+        guest.sh("mv /root/environment /etc/environment")
 
 
 def test_P14_home_of_the_target_user(remote: Remote) -> None:
