@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pyinfra.api.exceptions import ConnectError
 
-from pyinfra_orbstack import orbctl, session
+from pyinfra_orbstack import connector, orbctl, session
 
 from .conftest import PASSWORD, TRANSPORTS, Guest, Proxy, Remote, way
 
@@ -179,6 +179,7 @@ def test_T9_connecting_to_a_hung_orbctl_ends(
 ) -> None:
     monkeypatch.setattr(orbctl, "READ_TIMEOUT", 1.0)
     monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.0)
+    monkeypatch.setattr(connector, "FRESH", 0.0)
     for verb in ("info", "run"):
         proxy.tell(f"{verb} hang")
         began = time.monotonic()

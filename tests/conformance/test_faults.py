@@ -37,6 +37,12 @@ def _fresh_listing() -> None:
 
 
 @pytest.fixture
+def asked_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that the listing said is believed."""
+    monkeypatch.setattr(connector, "FRESH", 0.0)
+
+
+@pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short patience, for what never answers."""
     monkeypatch.setattr(orbctl, "READ_TIMEOUT", 1.0)
@@ -125,7 +131,9 @@ def test_D3_a_machine_listed_twice(proxy: Proxy) -> None:
         list(OrbStackConnector.make_names_data(None))
 
 
-def test_D3_an_odd_info(proxy: Proxy, machine: str, connect: Callable[..., Remote]) -> None:
+def test_D3_an_odd_info(
+    proxy: Proxy, machine: str, connect: Callable[..., Remote], asked_afresh: None
+) -> None:
     proxy.tell("info print garbage")
     with pytest.raises(ConnectError, match="did not answer with JSON"):
         connect(machine)
@@ -390,7 +398,11 @@ def test_D18_a_machine_that_never_answers_is_removed(
 
 
 def test_D19_running_without_an_address(
-    client: Orbctl, proxy: Proxy, machine: str, connect: Callable[..., Remote]
+    client: Orbctl,
+    proxy: Proxy,
+    machine: str,
+    connect: Callable[..., Remote],
+    asked_afresh: None,
 ) -> None:
     info = client.call("info", machine, "--format", "json").stdout.decode()
     bare = " ".join(info.split()).replace('"ip4"', '"no4"').replace('"ip6"', '"no6"')
