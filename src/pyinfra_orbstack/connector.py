@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import os
 import posixpath
 import secrets
-import shutil
 import signal
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from io import TextIOBase
@@ -51,7 +48,7 @@ from pyinfra.connectors.util import (
 from pyinfra.progress import progress_spinner
 from typing_extensions import TypedDict, override
 
-from pyinfra_orbstack import docker, orbctl, process
+from pyinfra_orbstack import docker, orbctl, process, transfer
 from pyinfra_orbstack.docker import ContainerTarget
 from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
 from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, Control, NotStarted, check_text
@@ -174,10 +171,6 @@ class MachineTarget:
     def explain(self, silence: str) -> str:
         """Why it gives no shell."""
         return silence
-
-
-class ChecksumMismatch(OSError):
-    """What arrived is not what was sent."""
 
 
 class CommandTimeout(TimeoutError):
@@ -786,10 +779,13 @@ class OrbStackConnector(BaseConnector):
         with self._temporary_files(folder) as files:
             title = f"uploading {remote_filename}"
             try:
-                with _reading(filename_or_io) as source, _shown(title) as count:
+                with transfer.reading(filename_or_io) as source, transfer.shown(title) as count:
                     new = self._upload(map(count, source), files, timeout)
-            except ChecksumMismatch:
-                with _reading(filename_or_io, again=True) as source, _shown(title) as count:
+            except transfer.ChecksumMismatch:
+                with (
+                    transfer.reading(filename_or_io, again=True) as source,
+                    transfer.shown(title) as count,
+                ):
                     new = self._upload(map(count, source), files, timeout)
             by_name = ""
             if arguments.get("_su_user") and arguments.get("_su_password"):
@@ -798,15 +794,16 @@ class OrbStackConnector(BaseConnector):
                 by_name = new
             files.target = posixpath.join(files.cwd, remote_filename)
             write = self._unix_command(
-                _script(_WRITE, remote_filename, files.path("old"), by_name), arguments
+                transfer.script(transfer.WRITE, remote_filename, files.path("old"), by_name),
+                arguments,
             )
             if print_input:
                 echo(f"{self.host.print_prefix}>>> {write}", err=True)
-            text = f"{write.get_raw_value()}\n"
+            text = str(write.get_raw_value())
             if not by_name:
-                text = f"{{ {text}}} <{_quote(new)}; r=$?; {_DROP_NEW.format(new=_quote(new))}"
+                text = transfer.fed(text, new)
             status, output = self._run_lines(text)
-            if by_name and status != KEPT:
+            if by_name and status != transfer.KEPT:
                 self._as_root("rm", "-f", new)
             files.clean = True
         if status != 0:
@@ -833,12 +830,14 @@ class OrbStackConnector(BaseConnector):
         timeout = extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
         for attempt in (1, 2):
             mark = secrets.token_hex(8)
-            command = self._unix_command(_script(_READ, remote_filename, mark), arguments)
+            command = self._unix_command(
+                transfer.script(transfer.READ, remote_filename, mark), arguments
+            )
             if print_input:
                 echo(f"{self.host.print_prefix}>>> {command}", err=True)
-            shown = _shown(f"downloading {remote_filename}")
+            shown = transfer.shown(f"downloading {remote_filename}")
             with tempfile.TemporaryFile() as arrived, shown as count:
-                digest, errors = _Digest(), bytearray()
+                digest, errors = transfer.Digest(), bytearray()
 
                 def feed(stream: int, data: bytes) -> None:
                     if stream == STDERR:
@@ -856,7 +855,7 @@ class OrbStackConnector(BaseConnector):
                 sent = next((line.partition(mark)[2].split() for line in said if mark in line), [])
                 if digest.matches(sent):
                     arrived.seek(0)
-                    _deliver(arrived, filename_or_io)
+                    transfer.deliver(arrived, filename_or_io)
                     break
             if attempt == 2:
                 raise OSError(f"{remote_filename} arrived with another checksum, twice")
@@ -865,8 +864,8 @@ class OrbStackConnector(BaseConnector):
         return True
 
     @contextlib.contextmanager
-    def _temporary_files(self, folder: str | None) -> Iterator[_Temporary]:
-        files = _Temporary(folder or self.state.config.TEMP_DIR or "")
+    def _temporary_files(self, folder: str | None) -> Iterator[transfer.Temporary]:
+        files = transfer.Temporary(folder or self.state.config.TEMP_DIR or "")
         try:
             yield files
         finally:
@@ -875,13 +874,13 @@ class OrbStackConnector(BaseConnector):
                     self._sweep(files)
 
     def _upload(
-        self, source: Iterator[bytes], files: _Temporary, timeout: float | None = None
+        self, source: Iterator[bytes], files: transfer.Temporary, timeout: float | None = None
     ) -> str:
         """Write a private temporary file in the machine, check it, and return its path."""
         files.begun = True
-        digest = _Digest()
+        digest = transfer.Digest()
         status, output = self._run_lines(
-            _script(_UPLOAD, files.folder, files.name).get_raw_value(),
+            transfer.script(transfer.UPLOAD, files.folder, files.name).get_raw_value(),
             stdin=map(digest.update, source),
             timeout=timeout,
         )
@@ -890,17 +889,17 @@ class OrbStackConnector(BaseConnector):
         folder, files.cwd, *sums = output.stdout_lines or ["", ""]
         files.folder = folder
         if not digest.matches(" ".join(sums).split()):
-            raise ChecksumMismatch("the file arrived with another checksum")
+            raise transfer.ChecksumMismatch("the file arrived with another checksum")
         return files.path("new")
 
-    def _sweep(self, files: _Temporary) -> None:
+    def _sweep(self, files: transfer.Temporary) -> None:
         """Remove what an interrupted transfer left, and put a half-written file back."""
         if not files.begun:
             return
-        words = _script(_SWEEP_NEW, files.folder, files.name).get_raw_value()
+        words = transfer.script(transfer.SWEEP_NEW, files.folder, files.name).get_raw_value()
         self._new_control().spawn(words, _ignore, deadline=time.monotonic() + 15)
         if files.target:
-            self._as_root("sh", "-c", _SWEEP_OLD, "sh", files.target, files.path("old"))
+            self._as_root("sh", "-c", transfer.SWEEP_OLD, "sh", files.target, files.path("old"))
 
     def _as_root(self, *words: str) -> None:
         if self._target is None:
@@ -909,119 +908,6 @@ class OrbStackConnector(BaseConnector):
         done = process.run(argv, timeout=30, env=self._target.environment())
         if done.returncode != 0:
             raise OSError(done.stderr.decode("utf-8", "replace").strip())
-
-
-#: Bytes from which on a transfer is shown.
-SHOWN_FROM = 4 * 1024 * 1024
-
-#: Exit code of a write that failed and could not be undone.
-KEPT = 75
-
-# Scripts that move files. `set -C` refuses a file that is there already, link or not; names hold
-# 128 random bits, so that is somebody else's trick.
-_SUM = (
-    "if command -v sha256sum >/dev/null 2>&1; then sha256sum; "
-    "elif command -v cksum >/dev/null 2>&1; then cksum; else wc -c; fi"
-)
-_UPLOAD = rf"""
-d=${{1:-${{TMPDIR:-/tmp}}}}
-[ -d "$d" ] && [ -w "$d" ] || d=$HOME
-[ ! -e "$d/$2.new" ] || rm -f "$d/$2.new"
-( umask 077; set -C; cat >"$d/$2.new" ) || {{ rm -f "$d/$2.new"; exit 1; }}
-printf '%s\n%s\n' "$d" "$(pwd)"
-{{ {_SUM}; }} <"$d/$2.new"
-"""
-
-# Run by whomever sudo and the like name, with the new content on stdin or, if $3 is given, there.
-_WRITE = r"""
-if [ -n "$3" ]; then exec <"$3" || exit 1; fi
-old= made=
-[ -e "$1" ] || made=1
-: >>"$1" || exit 1
-if [ -f "$1" ] && [ -s "$1" ] && [ -r "$1" ]; then
-  old=$2
-  ( umask 077; set -C; cat <"$1" >"$old" ) || {
-    rm -f "$old"; echo "no room to keep the old content: nothing was changed" >&2; exit 1; }
-fi
-if cat >"$1"; then
-  if [ -n "$old" ]; then rm -f "$old"; fi
-  exit 0
-fi
-if [ -n "$made" ]; then rm -f "$1"; exit 1; fi
-[ -n "$old" ] || exit 1
-if cat <"$old" >"$1"; then rm -f "$old"; echo "its old content was put back" >&2; exit 1; fi
-echo "its old content could not be put back and is kept in $old" >&2
-exit 75
-"""
-_DROP_NEW = """
-if [ $r = 75 ]; then echo the new content is kept in {new} >&2; else rm -f {new}; fi
-exit $r"""
-
-_READ = rf"""
-s=$( {{ {_SUM}; }} <"$1" ) || exit 1
-printf '%s %s\n' "$2" "$s" >&2
-exec cat <"$1"
-"""
-
-_SWEEP_NEW = 'rm -f "${1:-${TMPDIR:-/tmp}}/$2.new" "$HOME/$2.new"'
-_SWEEP_OLD = 'if [ -f "$2" ]; then cat <"$2" >"$1" && rm -f "$2"; fi'
-
-
-def _script(script: str, *words: str) -> StringCommand:
-    """A POSIX shell script with arguments, whatever shell the user chose for commands."""
-    return StringCommand("sh", "-c", QuoteString(script), "sh", *map(QuoteString, words))
-
-
-def _quote(text: str) -> str:
-    return str(StringCommand(QuoteString(text)).get_raw_value())
-
-
-class _Temporary:
-    """The temporary files of one upload: new content and, while it is written, the old one."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder if not folder or folder.startswith("/") else f"./{folder}"
-        self.name = f"pyinfra-orbstack-{secrets.token_hex(16)}"
-        self.cwd = ""
-        self.target = ""
-        self.begun = False
-        self.clean = False
-
-    def path(self, kind: str) -> str:
-        return f"{self.folder}/{self.name}.{kind}"
-
-
-class _Digest:
-    """Checks what was sent or received against `sha256sum`, else `cksum`, else `wc -c`."""
-
-    _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-    def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-        self._crc = 0xFFFFFFFF
-        self._length = 0
-
-    def update(self, data: bytes) -> bytes:
-        self._sha.update(data)
-        # POSIX's CRC is zlib's with each byte's bits reversed.
-        self._crc = zlib.crc32(data.translate(self._REVERSED), self._crc)
-        self._length += len(data)
-        return data
-
-    def matches(self, words: list[str]) -> bool:
-        """Whether the words that one of the three printed fit."""
-        length = str(self._length)
-        return (
-            words[:1] == [self._sha.hexdigest()]
-            or words[:2] == [str(self._cksum()), length]
-            or words == [length]
-        )
-
-    def _cksum(self) -> int:
-        length = self._length
-        tail = length.to_bytes((length.bit_length() + 7) // 8, "little")
-        crc = zlib.crc32(tail.translate(self._REVERSED), self._crc) ^ 0xFFFFFFFF
-        return int(f"{crc:032b}"[::-1], 2) ^ 0xFFFFFFFF
 
 
 # Small helpers --------------------------------------------------------------------------------
@@ -1092,7 +978,7 @@ def _stdin_pieces(stdin: Any) -> Iterator[bytes]:
     if stdin is None:
         return
     if hasattr(stdin, "read"):
-        if _seekable(stdin):
+        if transfer.seekable(stdin):
             stdin.seek(0)
         if isinstance(stdin, TextIOBase):
             stdin = iter(stdin)
@@ -1108,57 +994,3 @@ def _stdin_pieces(stdin: Any) -> Iterator[bytes]:
             yield element
         else:
             yield (element if element.endswith("\n") else f"{element}\n").encode()
-
-
-@contextlib.contextmanager
-def _reading(filename_or_io: Any, *, again: bool = False) -> Iterator[Iterator[bytes]]:
-    """The content of a local file or an IO object, in pieces."""
-    with contextlib.ExitStack() as stack:
-        if hasattr(filename_or_io, "read"):
-            file = filename_or_io
-            if _seekable(file):
-                file.seek(0)
-            elif again:
-                raise ChecksumMismatch("the file arrived with another checksum")
-        else:
-            file = stack.enter_context(open(filename_or_io, "rb"))
-        yield _pieces(file)
-
-
-@contextlib.contextmanager
-def _shown(title: str) -> Iterator[Callable[[bytes], bytes]]:
-    """Show pyinfra's spinner for what moves more than `SHOWN_FROM` bytes."""
-    moved = 0
-    with contextlib.ExitStack() as stack:
-
-        def count(data: bytes) -> bytes:
-            nonlocal moved
-            before, moved = moved, moved + len(data)
-            if before < SHOWN_FROM <= moved:
-                stack.enter_context(progress_spinner({title}))
-            return data
-
-        yield count
-
-
-def _seekable(file: Any) -> bool:
-    return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
-
-
-def _pieces(file: IO[Any]) -> Iterator[bytes]:
-    while data := file.read(CHUNK):
-        yield data.encode() if isinstance(data, str) else data
-
-
-def _deliver(arrived: IO[bytes], filename_or_io: Any) -> None:
-    """Copy a complete file to where the user wants it."""
-    if not hasattr(filename_or_io, "write"):
-        with open(filename_or_io, "wb") as file:
-            shutil.copyfileobj(arrived, file)
-        return
-    if _seekable(filename_or_io):
-        filename_or_io.seek(0)
-    if isinstance(filename_or_io, TextIOBase):
-        filename_or_io.write(arrived.read().decode())
-    else:
-        shutil.copyfileobj(arrived, filename_or_io)

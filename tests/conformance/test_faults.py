@@ -16,7 +16,7 @@ import gevent
 import pytest
 from pyinfra.api.exceptions import ConnectError, InventoryError
 
-from pyinfra_orbstack import connector, orbctl, session
+from pyinfra_orbstack import connector, orbctl, session, transfer
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
@@ -420,23 +420,23 @@ def test_D20_the_disk_is_full(
     remote = connect(machine, orbstack_transport=transport)
     guest.sh("rm -f /var/tmp/full; printf old >/var/tmp/full; chmod 666 /var/tmp/full")
     limited = "trap '' XFSZ; ulimit -f 128; "
-    original = connector._WRITE
-    connector._WRITE = limited + original
+    original = transfer.WRITE
+    transfer.WRITE = limited + original
     try:
         with pytest.raises(OSError, match="old content was put back"):
             remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full")
     finally:
-        connector._WRITE = original
+        transfer.WRITE = original
     assert guest.sh("cat /var/tmp/full") == b"old"
-    original = connector._UPLOAD
-    connector._UPLOAD = limited + original
+    original = transfer.UPLOAD
+    transfer.UPLOAD = limited + original
     try:
         with pytest.raises(OSError, match="cannot write a temporary file"):
             remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full")
         with pytest.raises(OSError, match="cannot write a temporary file"):
             remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full-new")
     finally:
-        connector._UPLOAD = original
+        transfer.UPLOAD = original
     assert guest.sh("cat /var/tmp/full; rm /var/tmp/full; ls /var/tmp") == b"old"
     assert guest.leftovers() == []
 

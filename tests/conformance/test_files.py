@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from pyinfra_orbstack import transfer
+
 from .conftest import PASSWORD, Guest, Remote, way
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
@@ -359,12 +361,10 @@ def test_F21_isolated_machines_behave_the_same(
 def test_F25_a_wrong_checksum(
     remote: Remote, folder: str, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyinfra_orbstack import connector
-
-    right = connector._Digest.matches
+    right = transfer.Digest.matches
     wrong = iter([True])
     monkeypatch.setattr(
-        connector._Digest,
+        transfer.Digest,
         "matches",
         lambda self, words: not next(wrong, False) and right(self, words),
     )
@@ -387,12 +387,10 @@ def test_F25_a_wrong_checksum(
 def test_F25_cksum_where_sha256sum_is_missing(
     remote: Remote, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyinfra_orbstack import connector
-
-    for name in ("_UPLOAD", "_READ"):
-        script = getattr(connector, name)
+    for name in ("UPLOAD", "READ"):
+        script = getattr(transfer, name)
         assert "command -v sha256sum" in script
-        monkeypatch.setattr(connector, name, script.replace("command -v sha256sum", "false"))
+        monkeypatch.setattr(transfer, name, script.replace("command -v sha256sum", "false"))
     for size in (0, 1, 300, 200_000):
         round_trip(remote, f"{folder}/file", os.urandom(size))
 
