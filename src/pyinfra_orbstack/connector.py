@@ -18,6 +18,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Union  # noqa: UP035
 
 import gevent
+import gevent.subprocess
 
 if not TYPE_CHECKING:
 
@@ -37,6 +38,7 @@ from pyinfra import logger
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.exceptions import ConnectError, InventoryError, PyinfraError
 from pyinfra.api.util import memoize
+from pyinfra.connectors import util
 from pyinfra.connectors.base import BaseConnector, DataMeta
 from pyinfra.connectors.util import (
     CommandOutput,
@@ -58,6 +60,10 @@ try:
 except ImportError:  # before pyinfra 3.8
     from click import echo, style as format_text  # type: ignore[assignment]  # noqa: I001
 
+# Once gevent watches a process of ours, it collects every child of this one. Where its patches are
+# not in place, the standard library takes an exit code that somebody else has collected for 0: a
+# command that failed on `@local` would be a success. From 3.8 on pyinfra uses gevent's by itself.
+util.Popen = gevent.subprocess.Popen
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,25 @@ def test_local_works_where_the_package_is_installed(pyinfra: Run) -> None:
     done = pyinfra("@local", "exec", "--", "true")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+API = """
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.connect import connect_all
+from pyinfra_orbstack import process
+
+state = State(Inventory((["@local"], {})), Config())
+connect_all(state)
+process.run(["true"])
+(host,) = state.inventory
+print(sum(host.run_shell_command("exit 3")[0] for _ in range(200)))
+"""
+
+
+def test_failure_of_local_stays_one_in_a_program_of_ones_own() -> None:
+    """There gevent has patched nothing, and pyinfra before 3.8 would use another Popen than we."""
+    done = subprocess.run([sys.executable, "-c", API], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

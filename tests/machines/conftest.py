@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gevent.subprocess
 import pytest
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all, disconnect_all
@@ -129,9 +128,6 @@ def recorded(
     patch = pytest.MonkeyPatch()
     patch.setenv(orbctl.RECORD_VARIABLE, str(machines.record.path))
     patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-    # Before 3.8 pyinfra waits for its processes in another way than gevent, which we use here, too;
-    # gevent may then be faster and learn their exit codes in its place.
-    patch.setattr("pyinfra.connectors.util.Popen", gevent.subprocess.Popen)
     logging.getLogger("pyinfra").setLevel(logging.INFO)
     yield
     patch.undo()
