@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all, disconnect_all
@@ -53,6 +57,21 @@ def read_calls(path: Path) -> list[list[str]]:
     if not path.exists():
         return []
     return [json.loads(line)["argv"][1:] for line in path.read_text().splitlines()]
+
+
+def kill_at(at: str, log: Path) -> None:
+    """Kill the shell that calls `orbctl`, and with it what it calls, as a crash would."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for line in log.read_text().splitlines() if log.exists() else ():
+            call = json.loads(line)
+            if at in " ".join(call["argv"]) and call["exit"] is None:
+                status = Path(f"/proc/{call['pid']}/status").read_text()
+                parent = next(row for row in status.splitlines() if row.startswith("PPid"))
+                os.kill(int(parent.split()[1]), signal.SIGKILL)
+                os.kill(call["pid"], signal.SIGKILL)
+                return
+        gevent.sleep(0.02)
 
 
 class Applier:

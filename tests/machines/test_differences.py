@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
 from pyinfra_orbstack import project
@@ -18,7 +19,7 @@ from pyinfra_orbstack.operations import orbstack
 from pyinfra_orbstack.orbctl import Orbctl
 
 from ..conftest import Machines
-from .conftest import Applier, read_calls
+from .conftest import Applier, kill_at, read_calls
 
 OPERATIONS = "pyinfra_orbstack.operations"
 
@@ -37,7 +38,6 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str]] = {
     "distro": ({"image": "ubuntu"}, "image is debian:bookworm, not ubuntu"),
     "version": ({"image": "debian:13"}, "image is debian:bookworm, not debian:13"),
     "arch": ({"arch": "arm64"}, "arch is amd64, not arm64"),
-    "user": ({"user": "bob"}, "user is alice, not bob"),
     "isolated": ({"isolated": False}, "isolated is True, not False"),
     "network": (
         {"isolated": True, "isolate_network": True},
@@ -61,7 +61,7 @@ def test_M6_difference_fails_and_is_named(
     assert client.info(isolated) == before
 
 
-@pytest.mark.parametrize("what", ["version", "arch", "user", "no-mount"])
+@pytest.mark.parametrize("what", ["version", "arch", "no-mount"])
 def test_M6_recreate_makes_a_new_machine(
     what: str, machines: Machines, apply: Applier, client: Orbctl
 ) -> None:
@@ -69,18 +69,49 @@ def test_M6_recreate_makes_a_new_machine(
         "debian:bookworm", user="alice", isolated=True, mounts=["/opt:/opt", "/srv"]
     )
     old = client.info(name)
-    args = {"machine": name, "image": "debian", **DIFFERENCES[what][0]}
+    args = {"machine": name, "image": "debian", "user": "bob", **DIFFERENCES[what][0]}
     done = apply(orbstack.machine, recreate=True, wait=False, **args)
     assert done.error == ""
     assert [words[0] for words in done.changing] == ["delete", "create"]
     assert client.info(name).id != old.id
+    assert client.info(name).username == "bob"
     assert not apply(orbstack.machine, recreate=True, **args).changed
 
 
 def test_M6_several_differences_are_named_at_once(isolated: str, apply: Applier) -> None:
-    done = apply(orbstack.machine, machine=isolated, image="ubuntu", user="bob", isolated=False)
-    for told in ("image is", "user is", "isolated is"):
+    done = apply(orbstack.machine, machine=isolated, image="ubuntu", arch="arm64", isolated=False)
+    for told in ("image is", "arch is", "isolated is"):
         assert told in done.error
+
+
+def test_M6_user_is_changed_in_place_and_the_machine_is_kept(
+    clone: str, apply: Applier, client: Orbctl
+) -> None:
+    """The one of M6's differences that takes no new machine, not even where one is allowed."""
+    before = client.info(clone)
+    done = apply(orbstack.machine, machine=clone, user="daemon", recreate=True, wait=False)
+    assert done.error == ""
+    assert [words[0] for words in done.changing] == ["run", "config"]
+    assert client.info(clone).id == before.id
+    assert client.call("run", "-m", clone, "-w", "/", "id", "-un").stdout == b"daemon\n"
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+@pytest.mark.parametrize("operation", [orbstack.machine, orbstack.machine_user])
+def test_M6_user_whom_the_machine_lacks_is_refused_and_changes_nothing(
+    operation: Any, state: str, clone: str, apply: Applier, client: Orbctl
+) -> None:
+    if state == "stopped":
+        client.stop(clone)
+    before = client.info(clone)
+    limits = {"cpus": 2} if operation is orbstack.machine else {}
+    done = apply(operation, machine=clone, user="nobody-here", **limits)
+    assert f"machine {clone} has to have the user nobody-here first: " in done.error
+    assert "no such user" in done.error
+    assert "\n" not in done.error
+    assert {words[0] for words in done.changing} <= {"run", "start", "stop"}
+    assert client.info(clone) == before
+    assert client.call("config", "get", f"machine.{clone}.cpu").stdout == b"0\n"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +270,8 @@ def test_M13_changed_cloud_init_is_a_difference(
     name = machines.new_name()
     args = {"machine": name, "image": "ubuntu", "cloud_init": str(cloud_init.path)}
     assert apply(orbstack.machine, dry=True, **args).changing == []
-    assert apply(orbstack.machine, **args).error == ""
+    first = apply(orbstack.machine, **args)
+    assert (first.error, first.changed) == ("", True)
     assert cloud_init.seen.read_bytes() == cloud_init.path.read_bytes()
     machine = client.info(name)
     assert (_digests() / machine.id).read_text().strip()
@@ -306,6 +338,26 @@ def test_S6_cloud_init_file_is_removed_when_pyinfra_is_killed(
     while cloud_init.left() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert cloud_init.left() == []
+
+
+def test_M5_interrupted_cloud_init_is_completed_by_the_next(
+    cloud_init: CloudInit, machines: Machines, apply: Applier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = {
+        "machine": machines.new_name(),
+        "image": "ubuntu",
+        "cloud_init": str(cloud_init.path),
+    }
+    with monkeypatch.context() as patch:
+        patch.setenv("ORBCTL_SIMULATOR_FAULTS", '{"match": "create", "hang": true}')
+        killer = gevent.spawn(kill_at, "create", apply.log)
+        assert apply(orbstack.machine, **args).error
+        killer.get(timeout=5)
+    assert apply(orbstack.machine, dry=True, **args).will_change
+    again = apply(orbstack.machine, **args)
+    assert (again.error, again.changed) == ("", True)
+    assert (_digests() / machines.own(args["machine"]).id).read_text().strip()
+    assert not apply(orbstack.machine, **args).changed
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"], ids=["missing", "empty", "binary"])

@@ -248,6 +248,7 @@ CHANGING: dict[str, Callable[[str, str, Path], tuple[Callable[..., Any], dict[st
         {"path": "/etc/hostname", "machine": new},
     ),
     "default_machine": lambda base, new, path: (orbstack.default_machine, {"machine": base}),
+    "user": lambda base, new, path: (orbstack.machine, {"machine": base, "user": "root"}),
     "machine_user": lambda base, new, path: (
         orbstack.machine_user,
         {"machine": base, "user": "root"},
@@ -372,6 +373,7 @@ PARAMETERS: dict[str, Callable[[str, str, Any], tuple[Callable[..., Any], dict[s
         orbstack.machine,
         {"machine": new, "image": "ubuntu", "user": bad},
     ),
+    "user-existing": lambda base, new, bad: (orbstack.machine, {"machine": base, "user": bad}),
     "memory": lambda base, new, bad: (
         orbstack.machine,
         {"machine": new, "image": "ubuntu", "memory": bad},
@@ -412,7 +414,7 @@ PARAMETERS: dict[str, Callable[[str, str, Any], tuple[Callable[..., Any], dict[s
 }
 
 #: `None` is a value that these take.
-OPTIONAL = {"arch", "user", "memory", "image", "cloud_init"}
+OPTIONAL = {"arch", "user", "user-existing", "memory", "image", "cloud_init", "default_machine"}
 
 
 @pytest.mark.parametrize("what", PARAMETERS)

@@ -109,6 +109,7 @@ def test_default(two: Program) -> None:
     assert two("rename", "two", "three").code == 0
     assert two("default").text == "three\n"
     assert two("default", "none").code == 0
+    assert two("default").text == ""
     assert two("run", "hostname").text == "one\n"
     assert two("default", "no-such-machine").code == 1
 

@@ -157,13 +157,17 @@ _call = orbctl.shell_words
 _CLEAN_UP = "trap 'rm -rf \"$t\"' EXIT; trap 'exit 130' HUP INT TERM; "
 
 
-def _wait(name: str, cloud_init: bool = False) -> StringCommand:
+def _until_it_answers(name: str) -> str:
     true = _call(orbctl.run_args(name, ["true"], user="root"))
     late = shlex.quote(f"{name} does not answer: ")
-    script = (
+    return (
         f"n=0; until e=$({true} 2>&1 </dev/null); do n=$((n + 1)); "
         f'[ "$n" -lt 60 ] || {{ echo {late}"$e" >&2; exit 1; }}; sleep 1; done'
     )
+
+
+def _wait(name: str, cloud_init: bool = False) -> StringCommand:
+    script = _until_it_answers(name)
     if cloud_init:
         # Its exit code 2 is a success with warnings.
         finish = (
@@ -223,6 +227,27 @@ def _stop(name: str) -> str:
     return _call(orbctl.machine_args("stop", name))
 
 
+def _set_user(name: str, user: str, was_running: bool, running: bool) -> StringCommand:
+    """Change the default user, but only to one whom the machine has: to another nobody gets in.
+
+    It has to run to be asked. If that comes to nothing, one that was stopped is stopped again.
+    """
+    known = _call(orbctl.run_args(name, ["id", "-u", user], user="root"))
+    unknown = shlex.quote(f"machine {name} has to have the user {user} first: ")
+    set_it = _call(orbctl.config_args(orbctl.machine_key(name, "username"), user))
+    change = (
+        f"{{ e=$({known} 2>&1 </dev/null) || "
+        f"{{ printf '%s\\n' {unknown}\"$e\" >&2; false; }}; }} && {set_it}"
+    )
+    if was_running:
+        return _run(change)
+    unless = '[ "$s" = 0 ] || ' if running else ""
+    return _run(
+        f"{{ {_start(name)} && ({_until_it_answers(name)}) && {change}; s=$?; "
+        f'{unless}{_stop(name)} && [ "$s" = 0 ]; }}'
+    )
+
+
 def _reconfigure(
     name: str, settings: dict[str, str], was_running: bool, running: bool
 ) -> StringCommand:
@@ -265,7 +290,6 @@ def _differences(
     found: MachineData,
     image: str | None,
     arch: str | None,
-    user: str | None,
     isolated: bool | None,
     isolate_network: bool | None,
     mounts: list[str] | None,
@@ -274,7 +298,6 @@ def _differences(
     """What only a new machine can change. Only what is known on both sides can differ."""
     compared: list[tuple[str, Any, Any]] = [
         ("arch", arch, found["arch"]),
-        ("user", user, found["username"]),
         ("isolated", isolated, found["isolated"]),
         ("isolate_network", isolate_network, found["isolate_network"]),
     ]
@@ -300,11 +323,27 @@ def _differences(
         if same is False and value is not None:
             differences.append(f"{what} is {have}, not {value}")
         elif same is None and value:
-            logger.warning(
-                f"{host.print_prefix}machine {found['name']}: {what} should be {value}, and "
-                f"cannot be compared with what OrbStack tells: {have!r}"
-            )
+            _warn(found, what, value, have)
     return differences
+
+
+def _warn(found: MachineData, what: str, value: Any, have: Any) -> None:
+    logger.warning(
+        f"{host.print_prefix}machine {found['name']}: {what} should be {value}, and "
+        f"cannot be compared with what OrbStack tells: {have!r}"
+    )
+
+
+def _has_user(found: MachineData, user: str) -> bool | None:
+    """Whether this is a machine's default user; None where that cannot be known."""
+    key = orbctl.machine_key(found["name"], "username")
+    have = found["username"]
+    if user == have or user == (setting := _ask(OrbStackConfigValue, key=key)):
+        return True
+    if not have and not setting:
+        return None
+    _because(f"the default user of machine {found['name']} is {have or setting}, not {user}")
+    return False
 
 
 def _changes(name: str, settings: dict[str, str]) -> dict[str, str]:
@@ -376,9 +415,10 @@ def machine(
     + wait: whether to wait until it answers, and until cloud-init is done
 
     What is not given is not looked at. A limit of ``0`` is no limit; limits and
-    ``forward_ssh_agent`` are changed in place, for which a running machine is restarted. Any other
-    difference fails the host, naming it, unless ``recreate`` is set. What OrbStack does not tell,
-    or tells in a way that cannot be compared, gives a warning and never a new machine.
+    ``forward_ssh_agent`` are changed in place, for which a running machine is restarted. ``user``
+    is, too, without a restart, if the machine has that user. Any other difference fails the host,
+    naming it, unless ``recreate`` is set. What OrbStack does not tell, or tells in a way that
+    cannot be compared, gives a warning and never a new machine.
 
     Cloud-init runs once, when a machine is made. So the file's checksum is kept on the Mac, in
     ``~/.local/state/pyinfra-orbstack/cloud-init``, and a changed file counts as a difference.
@@ -421,7 +461,7 @@ def machine(
         name,
         "image" if image is None else image,
         arch=None if arch is None else orbctl.check_arch(arch),
-        user=user,
+        user=None if user is None else orbctl.check_value("user", user),
         isolated=bool(isolated),
         isolate_network=bool(isolate_network),
         mounts=mounts or (),
@@ -450,9 +490,7 @@ def machine(
         found = None
     differences: list[str] = []
     if found is not None:
-        differences = _differences(
-            found, image, arch, user, isolated, isolate_network, mounts, digest
-        )
+        differences = _differences(found, image, arch, isolated, isolate_network, mounts, digest)
     if differences and not recreate:
         raise Refused(
             f"machine {name} differs: {'; '.join(differences)}; this takes a new machine: with "
@@ -475,9 +513,15 @@ def machine(
     else:
         runs = found["state"] == "running"
         changes = _changes(name, settings)
-        if not changes and running == runs:
+        has_user = user is None or _has_user(found, user)
+        if has_user is None:
+            _warn(found, "user", user, "")
+        if not changes and has_user is not False and running == runs:
             host.noop(f"machine {name} is as described")
             return
+        if user is not None and has_user is False:
+            yield _set_user(name, user, runs, running)
+            runs = runs or running
 
     if changes:
         yield _reconfigure(name, changes, runs, running)
@@ -750,11 +794,13 @@ def config(key: str, value: str | float | bool) -> Commands:
 
 
 @_operation()
-def default_machine(machine: str) -> Commands:
+def default_machine(machine: str | None) -> Commands:
     """
-    Ensure that ``orb`` uses a machine when none is named.
+    Ensure that ``orb`` uses a machine when none is named, or that none is set for it.
 
-    + machine: name of the machine
+    + machine: name of the machine, or ``None``
+
+    ``None`` is a change for as long as OrbStack names a machine all the same.
 
     **Example:**
 
@@ -767,13 +813,15 @@ def default_machine(machine: str) -> Commands:
             machine="web",
         )
     """
-    _existing(machine)
+    if machine is not None:
+        _existing(machine)
     have = _ask(OrbStackDefaultMachine)
-    if have == machine:
-        host.noop(f"the default machine is {machine}")
+    if have == (machine or ""):
+        host.noop(f"the default machine is {machine or 'none'}")
         return
-    _because(f"the default machine is {have or 'not set'}, not {machine}")
-    yield _run(_call(orbctl.machine_args("default", machine)))
+    _because(f"the default machine is {have or 'none'}, not {machine or 'none'}")
+    clear = ["default", "none"]
+    yield _run(_call(clear if machine is None else orbctl.machine_args("default", machine)))
 
 
 @_operation()
@@ -783,6 +831,8 @@ def machine_user(machine: str, user: str) -> Commands:
 
     + machine: name of the machine
     + user: name of the user
+
+    It has to run to be asked for the user: one that is stopped is started, and stopped again.
 
     **Example:**
 
@@ -798,9 +848,8 @@ def machine_user(machine: str, user: str) -> Commands:
     """
     orbctl.check_value("user", user)
     found = _existing(machine)
-    key = orbctl.machine_key(machine, "username")
-    if user == found["username"] or user == _ask(OrbStackConfigValue, key=key):
+    if _has_user(found, user):
         host.noop(f"the default user of machine {machine} is {user}")
         return
-    _because(f"the default user of machine {machine} is {found['username']}, not {user}")
-    yield _run(_call(orbctl.config_args(key, user)))
+    runs = found["state"] == "running"
+    yield _set_user(machine, user, runs, runs)

@@ -99,7 +99,7 @@ def default_machine() -> Machine | None:
 def default(options: Options, words: list[str]) -> int:
     if not words:
         machine = default_machine()
-        if machine is not None:
+        if machine is not None and _load("default").get("id") != "":
             print(machine.name)
         return 0
     _store("default", {"id": "" if words[0] == "none" else find(words[0]).id})
