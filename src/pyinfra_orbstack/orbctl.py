@@ -2,8 +2,8 @@
 
 Whoever needs OrbStack goes through this module: the connector and the tests call `Orbctl`, facts
 and operations take the argument lists and parsers alone, since they run on the host they target.
-How `orbctl` behaves, and how sure that is, stands in docs/orbctl.md; what is only believed is
-handled under every reading.
+How `orbctl` behaves is held by tests/contract, and what cannot be seen there by docs/simulator.md;
+what is only believed is handled under every reading.
 """
 
 from __future__ import annotations
@@ -757,7 +757,8 @@ class Record:
     """The machines that somebody created, so that only those are ever deleted.
 
     A text file with a name and an id on each line. Whoever creates a machine adds it at once;
-    whoever deletes one reads `orbctl info` and compares both first.
+    whoever deletes one looks for the id, as it may have been renamed, and compares it with what
+    `orbctl info` says of its name.
 
     Args:
         path: The file; it need not exist.
@@ -772,14 +773,22 @@ class Record:
         path = os.environ.get(RECORD_VARIABLE)
         return cls(path) if path else None
 
-    def machines(self) -> dict[str, str]:
-        """Ids by name."""
+    def _entries(self) -> list[tuple[str, str]]:
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
-            return {}
+            return []
         # A line that a crash cut short names no machine.
-        return {words[0]: words[1] for line in lines if len(words := line.split()) == 2}
+        return [(words[0], words[1]) for line in lines if len(words := line.split()) == 2]
+
+    def machines(self) -> dict[str, str]:
+        """Ids by the names that the machines were made with."""
+        return dict(self._entries())
+
+    def existing(self, orbctl: Orbctl) -> list[Machine]:
+        """Those that are still there, whatever they are called now."""
+        ids = {machine_id for _, machine_id in self._entries()}
+        return [machine for machine in orbctl.machines() if machine.id in ids] if ids else []
 
     def add(self, machine: Machine) -> None:
         """Write a machine down."""
@@ -805,9 +814,11 @@ class Record:
         Returns:
             The names of those that were deleted.
         """
-        deleted = []
-        for name, machine_id in self.machines().items():
-            if orbctl.delete(name, machine_id):
-                deleted.append(name)
+        # Read first: what somebody adds meanwhile is not to be forgotten.
+        entries, deleted = self._entries(), []
+        for machine in self.existing(orbctl):
+            if orbctl.delete(machine.name, machine.id):
+                deleted.append(machine.name)
+        for _, machine_id in entries:
             self.forget(machine_id)
         return deleted

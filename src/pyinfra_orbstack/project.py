@@ -184,7 +184,10 @@ def shell(args: argparse.Namespace) -> int:
 def destroy(args: argparse.Namespace) -> int:
     """Delete the machines that this project made, by name and id, after asking."""
     record = orbctl.Record(RECORD)
-    names = list(record.machines())
+    names = []
+    if record.machines():
+        use_orbctl()
+        names = [machine.name for machine in record.existing(orbctl.Orbctl())]
     if not names:
         print("this project has made no machine that is still there")
         return 0
@@ -193,7 +196,6 @@ def destroy(args: argparse.Namespace) -> int:
             raise Refused(f"would delete {', '.join(names)}: confirm with YES=1")
         if input(f"Delete {', '.join(names)}? [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
-    use_orbctl()
     deleted = record.delete_all(orbctl.Orbctl())
     print(f"deleted: {', '.join(deleted) or 'nothing, they were gone'}")
     return 0

@@ -16,7 +16,7 @@ import pytest
 
 from pyinfra_orbstack import project
 from pyinfra_orbstack.operations import orbstack
-from pyinfra_orbstack.orbctl import Orbctl
+from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, Record
 
 from ..conftest import Machines
 from .conftest import Applier, kill_at, read_calls
@@ -471,6 +471,27 @@ def test_S8_existing_file_and_folder_are_kept(base: str, apply: Applier, tmp_pat
     assert not apply(orbstack.exported, machine=base, path=str(path)).changed
     assert path.read_text() == "mine"
     assert "is a folder" in apply(orbstack.exported, machine=base, path=str(tmp_path)).error
+
+
+def test_M18_machine_that_was_renamed_is_still_ours_and_no_other(
+    base: str, machines: Machines, apply: Applier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, client = Record(tmp_path / "record"), machines.client
+    monkeypatch.setenv(RECORD_VARIABLE, str(record.path))
+    first, second, third = (machines.new_name() for _ in range(3))
+    apply(orbstack.cloned, source=base, machine=first)
+    apply(orbstack.renamed, machine=first, to=second)
+    apply(orbstack.cloned, source=base, machine=first)
+    client.clone(base, third)
+    other = machines.own(third)
+    # A stranger under a name that stands in the record, as after a rename by hand.
+    apply(orbstack.renamed, machine=first, to=f"{first}-old")
+    apply(orbstack.renamed, machine=third, to=first)
+    assert {one.name for one in record.existing(client)} == {second, f"{first}-old"}
+    assert set(record.delete_all(client)) == {second, f"{first}-old"}
+    assert client.info(first).id == other.id
+    assert record.machines() == {}
+    assert record.delete_all(client) == []
 
 
 def test_M18_what_operations_make_is_written_down(

@@ -98,9 +98,10 @@ def test_life_of_a_project(
         assert f"{name} would be started" in capfd.readouterr().out
         assert not client.info(name).running
 
+        client.call("rename", name, f"{name}-2")
         monkeypatch.setenv("YES", "1")
         assert project.main(["destroy"]) == 0
-        assert capfd.readouterr().out.endswith(f"deleted: {name}\n")
+        assert capfd.readouterr().out.endswith(f"deleted: {name}-2\n")
         assert project.main(["destroy"]) == 0
         assert "has made no machine" in capfd.readouterr().out
     finally:
