@@ -569,3 +569,41 @@ def test_M5_killed_pyinfra_is_completed_by_the_next(
     assert apply(orbstack.machine, machine=name, image="ubuntu").error == ""
     assert world.machines.own(name).running
     assert not apply(orbstack.machine, machine=name, image="ubuntu").changed
+
+
+def test_M3_what_earlier_operations_make_is_missing_in_a_dry_run_only(
+    world: World, apply: Applier, tmp_path: Path
+) -> None:
+    first, second, third, last = (world.machines.new_name() for _ in range(4))
+    archive = str(tmp_path / "one.tar.zst")
+
+    def deploy() -> Any:
+        orbstack.machine(machine=first, image="ubuntu")
+        orbstack.machine_user(machine=first, user="root")
+        orbstack.default_machine(machine=first)
+        orbstack.cloned(source=first, machine=second)
+        orbstack.machine(machine=second, cpus=1)
+        orbstack.exported(machine=second, path=archive)
+        orbstack.imported(path=archive, machine=third)
+        orbstack.stopped(machine=first)
+        orbstack.renamed(machine=first, to=last)
+        return orbstack.renamed(machine=second, to=first)
+
+    planned = apply.all(deploy, dry=True)
+    assert (planned.error, planned.will_change, planned.changing) == ("", True, [])
+    assert planned.log.count("this fails unless an operation before it changes that") == 9
+    assert apply.all(deploy).error == ""
+    for name in (first, third, last):
+        world.machines.own(name)
+    assert world.state(second) == "absent"
+    assert world.client.info(last).username == "root"
+    assert world.config(f"machine.{first}.cpu") == "1"
+
+
+def test_missing_machine_fails_its_host_when_it_is_still_missing(
+    world: World, apply: Applier
+) -> None:
+    done = apply(orbstack.started, machine=world.machines.new_name())
+    assert "there is no machine" in done.error
+    assert done.failed_hosts == {"@local"}
+    assert done.changing == []

@@ -53,6 +53,10 @@ class Refused(OperationError):
     """What this host has, or does not tell, stands against it."""
 
 
+class NotYet(Refused):
+    """Something is missing, or in the way, that an operation before this one may see to."""
+
+
 def _operation(
     is_idempotent: bool = True, idempotent_notice: str | None = None, anywhere: bool = False
 ) -> Callable[[Callable[P, Commands]], PyinfraOperation[P]]:
@@ -76,6 +80,13 @@ def _operation(
                 # While operations run, a raise would end the run of every host, with a traceback;
                 # and a host that a fact has failed already is to fail alone in any case.
                 if state.is_executing or host in getattr(state, "failed_hosts", ()):
+                    yield _fail(str(refused))
+                elif isinstance(refused, NotYet):
+                    # Nothing was done yet of what this run does, and nothing runs of this either.
+                    logger.warning(
+                        f"{host.print_prefix}{refused}; this fails unless an operation before it "
+                        "changes that"
+                    )
                     yield _fail(str(refused))
                 elif isinstance(refused, Refused):
                     raise OperationError(str(refused)) from None
@@ -119,7 +130,7 @@ def _existing(name: str, machines: dict[str, MachineData] | None = None) -> Mach
     machines = _machines() if machines is None else machines
     if name not in machines:
         known = f"there are: {', '.join(sorted(machines))}" if machines else "there is none"
-        raise Refused(f"there is no machine {name!r} ({known})")
+        raise NotYet(f"there is no machine {name!r} ({known})")
     return machines[name]
 
 
@@ -497,7 +508,9 @@ def machine(
             "recreate=True this one is deleted, with all that is in it, and created anew"
         )
     if (found is None or differences) and image is None:
-        raise Refused(f"machine {name} cannot be created without an image such as ubuntu:noble")
+        raise (Refused if differences else NotYet)(
+            f"machine {name} cannot be created without an image such as ubuntu:noble"
+        )
 
     if found is not None and differences:
         _because(f"machine {name} differs: {'; '.join(differences)}; delete it")
@@ -643,7 +656,7 @@ def renamed(machine: str, to: str) -> Commands:
         host.noop(f"machine {to} bears its name")
         return
     if to in machines:
-        raise Refused(f"machine {machine} cannot be renamed: there is a machine {to} already")
+        raise NotYet(f"machine {machine} cannot be renamed: there is a machine {to} already")
     _existing(machine, machines)
     _because(f"machine {machine} shall be {to}: rename it")
     yield _run(rename)
@@ -755,7 +768,7 @@ def imported(path: str, machine: str) -> Commands:
         host.noop(f"machine {machine} exists")
         return
     if _ask(PathKind, path=path) != "file":
-        raise Refused(f"there is no file {path} to import machine {machine} from")
+        raise NotYet(f"there is no file {path} to import machine {machine} from")
     _because(f"machine {machine} does not exist: import it from {path}")
     yield _run(import_, _write_down(machine))
 
