@@ -191,6 +191,8 @@ class Docker:
         if listed.returncode != 0:
             raise error(listed.stderr.decode(errors="replace"), listed.returncode)
         ids = listed.stdout.decode(errors="replace").split()
+        if not all(re.fullmatch("[0-9a-f]{64}", one) for one in ids):
+            raise DockerError(f"docker did not answer with ids: {' '.join(ids)[:120]!r}")
         return self._inspect(*ids, some=True) if ids else []
 
     def inspect(self, name: str) -> Container:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ from .report import ids
 PASSWORD = "pass 'w' \"ö\" $HOME s3cr3tword"
 #: The ways to run a command in a machine, and the third place where the suite runs: a container.
 TRANSPORTS = ("session", "spawn", "container")
+#: Both ways in both places, for what breaks on the way to a command.
+WAYS = (*TRANSPORTS, "container-spawn")
+#: Both places, for what breaks before any command.
+PLACES = ("session", "container")
 
 # What the suite needs in a machine, beside a bare Debian or Ubuntu.
 SETUP = r"""
@@ -129,17 +134,13 @@ class Remote:
 class Guest:
     """What is seen in a machine or a container without the connector, as root."""
 
-    def __init__(self, client: Orbctl, name: str) -> None:
+    def __init__(self, client: Orbctl | Docker, name: str) -> None:
         self.client = client
-        self.name = name
+        self.name = name.rpartition("/")[2]
 
     def sh(self, text: str, *words: str, stdin: bytes = b"") -> bytes:
-        command = ["sh", "-c", text, "sh", *words]
-        place, _, container = self.name.rpartition("/")
-        if place:
-            argv = Docker().argv(docker.exec_args(container, command, user="root"))
-        else:
-            argv = self.client.argv(orbctl.run_args(self.name, command, user="root"))
+        build = docker.exec_args if isinstance(self.client, Docker) else orbctl.run_args
+        argv = self.client.argv(build(self.name, ["sh", "-c", text, "sh", *words], user="root"))
         done = process.run(argv, stdin=stdin, timeout=300, env=self.client.environment())
         assert done.returncode == 0, done
         return done.stdout
@@ -211,9 +212,14 @@ def shared_container(containers: Containers, images: dict[str, str]) -> str:
 @pytest.fixture
 def machine(request: pytest.FixtureRequest) -> str:
     """Where a test runs: the shared machine, or the shared container."""
-    named = "transport" in request.fixturenames and request.getfixturevalue("transport")
-    shared = "shared_container" if named == "container" else "shared_machine"
+    shared = "shared_container" if in_container(request) else "shared_machine"
     return str(request.getfixturevalue(shared))
+
+
+def in_container(request: pytest.FixtureRequest) -> bool:
+    """Whether a test runs in a container."""
+    named = "transport" in request.fixturenames and request.getfixturevalue("transport")
+    return str(named).startswith("container")
 
 
 @pytest.fixture
@@ -223,7 +229,9 @@ def fresh_machine(machines: Any, base: str) -> str:
 
 
 @pytest.fixture
-def guest(client: Orbctl, machine: str) -> Guest:
+def guest(request: pytest.FixtureRequest, client: Orbctl, machine: str) -> Guest:
+    if in_container(request):
+        return Guest(request.getfixturevalue("containers").client, machine)
     return Guest(client, machine)
 
 
@@ -252,8 +260,8 @@ def _shared() -> Iterator[dict[str, Remote]]:
 
 
 def way(transport: str) -> str:
-    """What `orbstack_transport` is for one of `TRANSPORTS`."""
-    return "spawn" if transport == "spawn" else "session"
+    """What `orbstack_transport` is for one of `WAYS`."""
+    return "spawn" if transport.endswith("spawn") else "session"
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -291,7 +299,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wanted = set()
     for item in items:
         call = getattr(item, "callspec", None)
-        if call is not None and call.params.get("transport") == "container":
+        if call is not None and str(call.params.get("transport")).startswith("container"):
             words = ids(item.nodeid.partition("::")[2])
             reasons = [NOT_IN_CONTAINERS[word] for word in words if word in NOT_IN_CONTAINERS]
             if reasons:
@@ -306,15 +314,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Proxy:
-    """A program that stands between the connector and `orbctl`, and can be told to misbehave."""
+    """A program that stands between the connector and `orbctl`, and can be told to misbehave.
 
-    def __init__(self, folder: Path, real: str) -> None:
+    Attributes:
+        run: The subcommand that runs a command.
+        info: The one that shows a machine, or containers.
+        listing: The one whose answer is read for an inventory.
+        place: What stands before a machine's name in an inventory.
+    """
+
+    run, info, listing, place = "run", "info", "list", ""
+
+    def __init__(self, folder: Path, real: Sequence[str]) -> None:
         self.folder = folder
-        self.path = folder / "orbctl"
-        self.path.write_text(
-            f"#!/bin/sh\nFAULT_REAL={real!r} FAULT_FOLDER={str(folder)!r} "
-            f'exec {os.sys.executable!r} {str(Path(__file__).with_name("proxy.py"))!r} "$@"\n'
-        )
+        self.path = folder / "client"
+        words = [sys.executable, str(Path(__file__).with_name("proxy.py")), str(folder), *real]
+        self.path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} -- "$@"\n')
         self.path.chmod(0o755)
 
     def tell(self, text: str) -> None:
@@ -327,10 +342,22 @@ class Proxy:
         return path.read_text().split("\n").count(verb) if path.exists() else 0
 
 
+class DockerProxy(Proxy):
+    """The same before the docker command."""
+
+    run, info, listing, place = "exec", "container", "container", "docker/"
+
+
 @pytest.fixture
-def proxy(tmp_path: Path, client: Orbctl, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    made = Proxy(tmp_path, client.command)
-    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(made.path))
+def proxy(
+    request: pytest.FixtureRequest, tmp_path: Path, client: Orbctl, monkeypatch: pytest.MonkeyPatch
+) -> Proxy:
+    if in_container(request):
+        made: Proxy = DockerProxy(tmp_path, request.getfixturevalue("containers").client.command)
+        monkeypatch.setenv(docker.COMMAND_VARIABLE, str(made.path))
+    else:
+        made = Proxy(tmp_path, [client.command])
+        monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(made.path))
     return made
 
 

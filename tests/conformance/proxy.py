@@ -1,6 +1,7 @@
-"""A program between the connector and `orbctl` that misbehaves as its fault file says.
+"""A program between the connector and `orbctl`, or docker, that misbehaves as its fault file says.
 
-The file holds words: the subcommand that is hit, then what happens:
+`proxy.py FOLDER REAL... -- ARGUMENTS...`: the file FOLDER/fault holds words, the subcommand that is
+hit and then what happens:
 
 - `exit N [TEXT]`: prints TEXT on stderr and ends.
 - `print TEXT`: prints TEXT on stdout and ends with 0.
@@ -52,15 +53,17 @@ def relay(argv: list[str], limits: dict[int, int], code: int) -> int:
 
 
 def main() -> int:
-    folder = Path(os.environ["FAULT_FOLDER"])
-    argv = [os.environ["FAULT_REAL"], *sys.argv[1:]]
+    folder = Path(sys.argv[1])
+    dashes = sys.argv.index("--")
+    real, given = sys.argv[2:dashes], sys.argv[dashes + 1 :]
+    argv = [*real, *given]
     with (folder / "calls").open("a") as calls:
-        calls.write(sys.argv[1] + "\n")
+        calls.write(given[0] + "\n")
     try:
         verb, fault, *words = (folder / "fault").read_text().split(maxsplit=3)
     except (FileNotFoundError, ValueError):
         verb, fault, words = "", "", []
-    if verb != sys.argv[1] and verb != "any":
+    if verb not in (given[0], "any"):
         os.execv(argv[0], argv)
     if fault == "once":
         (folder / "fault").unlink()

@@ -48,7 +48,7 @@ class Report:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.outcome == "passed":
             return
-        named = next((way for way in ("spawn", "container") if way in report.nodeid), "session")
+        named = next((way for way in ("container", "spawn") if way in report.nodeid), "session")
         for word in ids(report.nodeid.partition("::")[2]):
             self.outcomes[word][named].add(report.outcome)
             if report.skipped and isinstance(report.longrepr, tuple):

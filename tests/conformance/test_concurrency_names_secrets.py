@@ -21,7 +21,7 @@ from pyinfra_orbstack import connector, orbctl
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
-from .conftest import PASSWORD, Guest, Proxy, Remote
+from .conftest import PASSWORD, PLACES, WAYS, Guest, Proxy, Remote
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
@@ -263,7 +263,7 @@ def command_lines() -> str:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads command lines from /proc")
-@pytest.mark.parametrize("transport", ["session", "spawn"])
+@pytest.mark.parametrize("transport", WAYS)
 def test_S1_no_password_in_an_argv_here(
     machine: str, connect: Callable[..., Remote], transport: str
 ) -> None:
@@ -276,7 +276,7 @@ def test_S1_no_password_in_an_argv_here(
         gevent.sleep(0.1)
         seen += command_lines()
     assert running.get().ok
-    assert "orbctl" in seen
+    assert ("--interactive" if transport.startswith("container") else "orbctl") in seen
     assert PASSWORD.split()[-1] not in seen
     assert "s3cr3t-env" not in seen
 
@@ -318,13 +318,14 @@ def test_S3_no_password_in_logs_or_tracebacks(machine: str, tmp_path: Path) -> N
     assert PASSWORD.split()[-1] not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("transport", PLACES)
 def test_S3_no_command_text_in_exceptions(
-    machine: str, proxy: Proxy, connect: Callable[..., Remote]
+    machine: str, proxy: Proxy, connect: Callable[..., Remote], transport: str
 ) -> None:
     remote = connect(machine)
-    for fault in ("run exit 1 no", "run cut-out 200 0"):
+    for fault in ("exit 1 no", "cut-out 200 0"):
         remote.drop_session()
-        proxy.tell(fault)
+        proxy.tell(f"{proxy.run} {fault}")
         with pytest.raises(OSError, match=r".") as broken:
             remote.run("echo s3cr3t-thrown")
         chain: BaseException | None = broken.value

@@ -42,7 +42,9 @@ def bare(containers: Containers, images: dict[str, str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("transport", ["session", "spawn"])
-def test_an_image_with_busybox_alone(bare: str, connect: Connect, transport: str) -> None:
+def test_an_image_with_busybox_alone(
+    bare: str, containers: Containers, connect: Connect, transport: str
+) -> None:
     remote = connect(f"docker/{bare}", orbstack_transport=transport)
     missing = "command -v setsid sudo sha256sum cksum; id -u; pwd; echo err >&2; exit 3"
     assert remote.exits(missing, 3) == (True, ["0", "/root"], ["err"])
@@ -56,7 +58,7 @@ def test_an_image_with_busybox_alone(bare: str, connect: Connect, transport: str
     mark = f"7{time.monotonic_ns() % 10**8}"
     with pytest.raises(TimeoutError):
         remote.run(f"sleep {mark} & (sleep {mark}; true) | cat", _timeout=1)
-    guest = Guest(remote.host.connector._target.client, f"docker/{bare}")
+    guest = Guest(containers.client, bare)
     assert guest.running(f"sleep {mark}") == []
     assert guest.leftovers() == []
 
@@ -179,7 +181,7 @@ def test_one_deploy_over_a_machine_a_container_and_an_ssh_host(
     machines: Any,
     base: str,
     client: Orbctl,
-    bare: str,
+    containers: Containers,
     shared_container: str,
     tmp_path: Path,
 ) -> None:
@@ -220,7 +222,7 @@ def test_one_deploy_over_a_machine_a_container_and_an_ssh_host(
         assert done.returncode == 0, done.stderr
         results = re.findall(r"\] +(Success|No changes)", done.stderr)
         assert results == [("Success" if run == 1 else "No changes")] * 6, done.stderr
-    for place in (machine, remote, shared_container):
-        name = Guest(client, place).sh("cat /etc/motd").decode()
-        assert name.startswith("part of the shop"), place
+    guests = [Guest(client, machine), Guest(client, remote)]
+    for guest in [*guests, Guest(containers.client, shared_container)]:
+        assert guest.sh("cat /etc/motd").startswith(b"part of the shop"), guest.name
     assert orbctl.Orbctl().info(machine).running

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from pyinfra.api.exceptions import ConnectError
 
-from pyinfra_orbstack import connector, orbctl, session
+from pyinfra_orbstack import connector, docker, orbctl, session
 
-from .conftest import PASSWORD, TRANSPORTS, Guest, Proxy, Remote, way
+from .conftest import PASSWORD, PLACES, TRANSPORTS, WAYS, Guest, Proxy, Remote, way
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
@@ -61,16 +61,16 @@ def test_X8_success_exit_codes(remote: Remote) -> None:
     assert not remote.run("exit 0", _success_exit_codes=[4]).ok
 
 
-@pytest.mark.parametrize("transport", ["session", "spawn"])
+@pytest.mark.parametrize("transport", WAYS)
 def test_X10_an_end_of_stream_is_no_success(
     machine: str, proxy: Proxy, connect: Callable[..., Remote], transport: str
 ) -> None:
     remote = connect(machine, orbstack_transport=transport)
     remote.drop_session()
     for stream in ("cut-out", "cut-err"):
-        # The marks of the hello pass, then the stream ends and the client says 0.
-        for length in (150, 200, 260, 400):
-            proxy.tell(f"run {stream} {length} 0")
+        # In the hello or in the output the stream ends, and the client says 0.
+        for length in (150, 400, 700, 1050):
+            proxy.tell(f"{proxy.run} {stream} {length} 0")
             with pytest.raises(OSError, match=r"."):
                 remote.run("echo text; head -c 1000 /dev/zero; head -c 1000 /dev/zero >&2")
     proxy.tell("")
@@ -174,13 +174,19 @@ def test_T8_the_next_command_works(remote: Remote) -> None:
         assert remote.out("echo on") == "on"
 
 
-def test_T9_connecting_to_a_hung_orbctl_ends(
-    machine: str, proxy: Proxy, connect: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("transport", PLACES)
+def test_T9_connecting_to_a_hung_client_ends(
+    machine: str,
+    proxy: Proxy,
+    connect: Callable[..., Remote],
+    monkeypatch: pytest.MonkeyPatch,
+    transport: str,
 ) -> None:
     monkeypatch.setattr(orbctl, "READ_TIMEOUT", 1.0)
+    monkeypatch.setattr(docker, "READ_TIMEOUT", 1.0)
     monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.0)
     monkeypatch.setattr(connector, "FRESH", 0.0)
-    for verb in ("info", "run"):
+    for verb in (proxy.info, proxy.run):
         proxy.tell(f"{verb} hang")
         began = time.monotonic()
         with pytest.raises(ConnectError, match="answer"):
