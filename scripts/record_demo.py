@@ -1,36 +1,74 @@
-"""docs/demo.svg: what `make demo` prints, recorded from a real run in a fresh clone."""
+"""docs/demo.svg: `make demo` in a fresh clone, recorded from a real run and played again and again.
+
+Every line appears when it appeared, but for long waits, which are cut. Where nothing may move, and
+where a program only draws, the end of it stands still.
+"""
 
 from __future__ import annotations
 
+import html
 import os
 import pty
 import re
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "demo.svg"
-WIDTH = 100
+COLUMNS, ROWS = 100, 24
+#: In pixels; a letter is as wide as textLength makes it, whatever font there is.
+LETTER, LINE, MARGIN, BAR = 8, 18, 14, 28
+#: Seconds: what a wait is cut to, what a line is seen at least, how long the end stands.
+LONGEST, SHORTEST, END = 1.0, 0.08, 6.0
+
+TYPED = ' class="typed"'
+Lines = Sequence[tuple[float, str]]
+
+SVG = """\
+<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \
+viewBox="0 0 {width} {height}" role="img" aria-label="make demo">
+<style>
+text {{ font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: #d0d4d9; \
+}}
+.typed {{ font-weight: bold; fill: #fff; }}
+.lines {{ transform: translateY({end}px); animation: scroll {seconds:.2f}s step-end infinite; }}
+.curtain {{ transform: translateY({below}px); animation: rise {seconds:.2f}s step-end infinite; }}
+@keyframes scroll {{ {scroll} }}
+@keyframes rise {{ {rise} }}
+@media (prefers-reduced-motion: reduce) {{ .lines, .curtain {{ animation: none; }} }}
+</style>
+<clipPath id="window"><rect y="{top}" width="{width}" height="{inside}"/></clipPath>
+<rect width="{width}" height="{height}" rx="8" fill="#1b1f24"/>
+<circle cx="18" cy="14" r="5" fill="#ff5f57"/><circle cx="36" cy="14" r="5" fill="#febc2e"/>
+<circle cx="54" cy="14" r="5" fill="#28c840"/>
+<g clip-path="url(#window)">
+<g class="lines">
+{texts}
+</g>
+<rect class="curtain" y="{top}" width="{width}" height="{inside}" fill="#1b1f24"/>
+</g>
+</svg>
+"""
 
 
-def record(folder: Path) -> str:
-    """What a terminal would show of `make demo`."""
+def record(folder: Path) -> Lines:
+    """What a terminal shows of `make demo`, line by line, with the seconds since it began."""
     reader, writer = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
+    began = time.monotonic()
     child = subprocess.Popen(
         ["make", "demo"],
         cwd=folder,
-        env=environment,
+        env={**os.environ, "COLUMNS": str(COLUMNS), "TERM": "dumb"},
         stdin=subprocess.DEVNULL,
         stdout=writer,
         stderr=writer,
     )
     os.close(writer)
-    said = b""
+    lines = [(0.0, "$ make demo")]
+    rest = b""
     while True:
         try:
             chunk = os.read(reader, 65536)
@@ -38,10 +76,71 @@ def record(folder: Path) -> str:
             break
         if not chunk:
             break
-        said += chunk
+        *whole, rest = (rest + chunk).split(b"\n")
+        lines += [(time.monotonic() - began, shown(line)) for line in whole]
     if child.wait():
-        raise SystemExit(said.decode(errors="replace"))
-    return said.decode(errors="replace").replace("\r\n", "\n")
+        raise SystemExit("\n".join(line for _, line in lines))
+    # Where the checkout lay is nobody's business, and makes the lines too long to be read.
+    return [(when, line.replace(str(folder), "~/pyinfra-orbstack")) for when, line in lines]
+
+
+def shown(line: bytes) -> str:
+    """A line without colours and what was overwritten in it."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.decode(errors="replace"))
+    return text.rstrip().rpartition("\r")[2]
+
+
+def in_time(lines: Lines) -> list[float]:
+    """When each line shall appear.
+
+    >>> in_time([(0, "a"), (0.01, "b"), (9, "c")])
+    [0.0, 0.08, 1.08]
+    """
+    times = [0.0]
+    for (before, _), (when, _) in zip(lines, lines[1:]):
+        times.append(round(times[-1] + min(max(when - before, SHORTEST), LONGEST), 2))
+    return times
+
+
+def keep_spaces(text: str) -> str:
+    """Text for XML, in which no program that draws it folds spaces.
+
+    >>> keep_spaces("a  <b>")
+    'a\xa0\xa0&lt;b&gt;'
+    """
+    return html.escape(text).replace(" ", "\xa0")
+
+
+def draw(lines: Lines) -> str:
+    """The recording as one picture that needs nothing else."""
+    times = in_time(lines)
+    seconds = times[-1] + END
+    scroll, rise, texts = [], [], []
+    for number, (when, (_, line)) in enumerate(zip(times, lines), 1):
+        if len(line) > COLUMNS:
+            line = line[: COLUMNS - 1] + "…"
+        at = f"{100 * when / seconds:.3f}%"
+        scroll.append(f"{at} {{ transform: translateY({-max(0, number - ROWS) * LINE}px) }}")
+        rise.append(f"{at} {{ transform: translateY({min(number, ROWS) * LINE}px) }}")
+        if line:
+            indent = len(line) - len(line.lstrip())
+            texts.append(
+                f'<text x="{MARGIN + indent * LETTER}" y="{BAR + MARGIN + number * LINE - 5}" '
+                f'textLength="{(len(line) - indent) * LETTER}"'
+                f"{TYPED if number == 1 else ''}>{keep_spaces(line.lstrip())}</text>"
+            )
+    return SVG.format(
+        width=2 * MARGIN + COLUMNS * LETTER,
+        height=BAR + 2 * MARGIN + ROWS * LINE,
+        top=BAR + MARGIN,
+        inside=ROWS * LINE,
+        end=-max(0, len(lines) - ROWS) * LINE,
+        below=min(len(lines), ROWS) * LINE,
+        seconds=seconds,
+        scroll=" ".join(scroll),
+        rise=" ".join(rise),
+        texts="\n".join(texts),
+    )
 
 
 def main() -> None:
@@ -50,22 +149,10 @@ def main() -> None:
         folder = Path(name) / "pyinfra-orbstack"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
         try:
-            said = record(folder)
+            lines = record(folder)
         finally:
             subprocess.run(["make", "clean"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    # Where the checkout lay is nobody's business, and makes the lines too long to be read.
-    said = said.replace(str(folder), "~/pyinfra-orbstack")
-    # A full line and its end count once.
-    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    console.print(Text("$ make demo", style="bold"))
-    for line in said.rstrip().split("\n"):
-        shown = Text.from_ansi(re.sub(r"[ \t]+$", "", line))
-        shown.truncate(WIDTH, overflow="ellipsis")
-        console.print(shown)
-    svg = console.export_svg(title="make demo", unique_id="demo")
-    # Nothing is fetched from elsewhere when it is looked at.
-    svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
-    TARGET.write_text("\n".join(line.rstrip() for line in svg.split("\n")) + "\n", encoding="utf-8")
+    TARGET.write_text(draw(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
