@@ -499,6 +499,7 @@ def machine(
     if found is not None and found["state"] in ("creating", "provisioning"):
         # If somebody is at it, `create` says so; what a crash has left does not stop it.
         found = None
+    wanted = "running" if running else "stopped"
     differences: list[str] = []
     if found is not None:
         differences = _differences(found, image, arch, isolated, isolate_network, mounts, digest)
@@ -519,26 +520,26 @@ def machine(
     if found is None:
         _because(f"machine {name} does not exist: create it from {image}")
         yield _create(name, create, script, digest)
-        runs = True
+        now = "running"
         # There is no flag for this one.
         agent = forward_ssh_agent is False and not isolated
         changes = {"forward_ssh_agent": "false"} if agent else {}
     else:
-        runs = found["state"] == "running"
+        now = found["state"]
         changes = _changes(name, settings)
         has_user = user is None or _has_user(found, user)
         if has_user is None:
             _warn(found, "user", user, "")
-        if not changes and has_user is not False and running == runs:
+        if not changes and has_user is not False and now == wanted:
             host.noop(f"machine {name} is as described")
             return
         if user is not None and has_user is False:
-            yield _set_user(name, user, runs, running)
-            runs = runs or running
+            yield _set_user(name, user, now == "running", running)
+            now = "running" if running or now == "running" else "stopped"
 
     if changes:
-        yield _reconfigure(name, changes, runs, running)
-    elif running != runs:
+        yield _reconfigure(name, changes, now != "stopped", running)
+    elif now != wanted:
         _because(f"machine {name} shall {'run' if running else 'not run'}")
         yield _run(_start(name) if running else _stop(name))
     if running and wait:
