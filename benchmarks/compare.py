@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 from benchmarks.report import CONTAINER, DATA
 from benchmarks.simulator import SIMULATOR, timed
 from pyinfra_orbstack import docker
-from tests.containers import PACK, Containers, Unavailable, engine
+from pyinfra_orbstack.orbctl import Orbctl
+from tests.containers import Containers, Unavailable, engine
 
 HERE = Path(__file__).resolve().parent
 LAYERS = HERE.parent / ".cache" / "simulator-layers"
@@ -175,8 +176,9 @@ class Bench:
         self.containers = containers
         first = self.machines[0]
         user = self.sh(first, "id -un").strip()
-        pack = [*SIMULATOR, "run", "-m", first, "-u", "root", "sh", "-c", PACK]
-        self._container = containers.run(containers.image("bench", pack, dict(os.environ), user))
+        client = Orbctl(str(self.folder / "bin" / "orbctl"))
+        image = containers.pack("bench", client, first, "sudo", "util-linux", user=user)
+        self._container = containers.run(image)
         self._shim("docker", containers.client.command)
         for contender, host in (("container", "@orbstack/docker"), ("docker", "@docker")):
             path = self.folder / f"{contender}-1.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from pyinfra_orbstack import orbctl
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, Record
+
+from .containers import Containers, Unavailable, engine
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,3 +113,21 @@ def machines(client: Orbctl, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield made
     finally:
         record.delete_all(client)
+
+
+@pytest.fixture(scope="session")
+def containers() -> Iterator[Containers]:
+    """A factory of containers, all removed at the end."""
+    with contextlib.ExitStack() as stack:
+        try:
+            made = Containers(stack.enter_context(engine()))
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        stack.callback(made.remove_all)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def small_image(containers: Containers, machines: Machines, client: Orbctl) -> str:
+    """A small Debian."""
+    return containers.pack("small", client, machines.create())

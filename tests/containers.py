@@ -15,11 +15,13 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pyinfra_orbstack import docker, process
+from pyinfra_orbstack import docker, orbctl, process
 from pyinfra_orbstack.docker import Docker, DockerError
+from pyinfra_orbstack.orbctl import Orbctl
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "podman"
@@ -33,6 +35,7 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "none"
+conmon_env_vars = ["LD_LIBRARY_PATH={libraries}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
 lock_type = "file"
 stop_timeout = 1
 conmon_path = ["{root}/usr/bin/conmon"]
@@ -46,13 +49,11 @@ exec {root}/usr/bin/podman --root {folder}/store --runroot {folder}/run --tmpdir
 --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
 """
 
-# A machine's root file system as an archive: what is used in containers, as far as the machine has
-# it, with its settings and users, and without documentation.
+# A root file system of a machine: some packages and what was changed there, without their docs.
 PACK = r"""
 cd /
-packages="base-files base-passwd bash busybox coreutils dash diffutils findutils grep hostname
-libc-bin login passwd perl-base procps sed sudo tar util-linux debianutils zsh fish ksh $(
-dpkg-query -W -f '${Package}\n' doas opendoas 2>/dev/null || true)"
+packages=$(dpkg-query -W -f '${Package}\n' "$@" base-files base-passwd bash coreutils dash \
+diffutils findutils grep hostname libc-bin login sed tar 2>/dev/null || true)
 { dpkg -L $(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts \
 --no-breaks --no-replaces --no-enhances $packages | grep '^[a-z0-9]' | sort -u)
 find /etc /home /usr/local/bin/busyboxsh /usr/lib/locale /root /var/tmp /tmp -xdev -path '*/tmp/*' \
@@ -84,10 +85,20 @@ class Containers:
         assert done.returncode == 0, done
         return done.stdout.decode()
 
-    def image(self, name: str, archive: Sequence[str], env: dict[str, str], user: str) -> str:
-        """Import the archive that a command prints."""
+    def pack(
+        self, name: str, source: Orbctl, machine: str, *packages: str, user: str = "root"
+    ) -> str:
+        """Make an image of a small Debian and these packages of a machine."""
+        return self.image(name, source, machine, PACK, *packages, user=user)
+
+    def image(
+        self, name: str, source: Orbctl, machine: str, script: str, *words: str, user: str = "root"
+    ) -> str:
+        """Import the archive that a script prints in a machine."""
         image = f"localhost/{self.prefix}-{name}:1"
         args = self.client.argv(["import", "--change", f"USER {user}", "-", image])
+        inside = orbctl.run_args(machine, ["sh", "-c", script, "sh", *words], user="root")
+        archive, env = source.argv(inside), source.environment()
         with subprocess.Popen(archive, stdout=subprocess.PIPE, env=env) as packing:
             done = subprocess.run(
                 args,
@@ -110,9 +121,13 @@ class Containers:
         self.call(*named, "--add-host", f"{name}:127.0.0.1", *options, image, *command)
         return name
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> str:
         """Remove a container."""
-        self.call("rm", "-f", name)
+        # On a busy computer podman may not wait long enough for what ran in it to end.
+        with contextlib.suppress(AssertionError):
+            return self.call("rm", "-f", name)
+        time.sleep(5)
+        return self.call("rm", "-f", name)
 
     def remove_all(self) -> None:
         """Remove what was made."""
@@ -166,7 +181,7 @@ def _podman(folder: Path) -> Path:
     """Make a docker command that keeps all it has in a folder."""
     root = _unpacked()
     libraries = next((root / "usr/lib").glob("*-linux-*"), root)
-    (folder / "containers.conf").write_text(CONFIG.format(root=root))
+    (folder / "containers.conf").write_text(CONFIG.format(root=root, libraries=libraries))
     policy = folder / ".config" / "containers" / "policy.json"
     policy.parent.mkdir(parents=True)
     shutil.copy(root / "etc/containers/policy.json", policy)

@@ -155,9 +155,11 @@ def _container(record: Mapping[str, Any]) -> Container:
 
 def error(stderr: str, status: int) -> DockerError:
     """Turn what a failed `docker` printed into one typed line."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.splitlines()]
+    # `docker run` ends with advice.
+    lines = [line for line in lines if line and not re.match("(See|Run) 'docker .*help'", line)]
     said = lines[-1] if lines else f"exit code {status}, nothing on stderr"
-    text = re.sub(r"^(Error response from daemon|Error): ", "", said)
+    text = re.sub(r"^(docker: )?((Error response from daemon|Error): )?", "", said)
     if re.search(r"no such (container|object)", text, re.IGNORECASE):
         return ContainerNotFound(text)
     return DockerError(text)

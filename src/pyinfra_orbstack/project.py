@@ -16,12 +16,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pyinfra_orbstack import orbctl
+from pyinfra_orbstack import docker, orbctl
 
 SIMULATOR = "orbctl-simulator"
 #: Below the project's folder; `.gitignore` names it.
 RECORD = Path(".orbstack", "machines")
 PREFIX = "@orbstack/"
+CONTAINERS = "@orbstack/docker"
 
 
 class Refused(Exception):
@@ -134,51 +135,96 @@ def hosts_of(inventory: Path) -> list[str]:
     return hosts
 
 
+def is_container(host: str) -> bool:
+    """Whether a host, or a pattern of hosts, means containers."""
+    return f"{host}/".startswith(f"{CONTAINERS}/")
+
+
+def is_machine(host: str) -> bool:
+    """Whether a host, or a pattern of hosts, means machines on this computer."""
+    return f"{host}/".startswith(PREFIX) and not is_container(host)
+
+
+def deploy_file(inventory: Path) -> str:
+    """The deploy of an inventory: deploy_NAME.py where there is one, else deploy.py."""
+    own = Path(f"deploy_{inventory.stem}.py")
+    return str(own) if own.is_file() else "deploy.py"
+
+
 # Verbs -----------------------------------------------------------------------------------------
 
 
 def deploy(args: argparse.Namespace) -> int:
-    """Apply deploy.py; machines on this computer are made where missing, and not asked about."""
+    """Apply a deploy; machines on this computer are made where missing, and not asked about."""
     inventory = find_inventory(args.inventory)
     hosts = hosts_of(inventory)
-    local = all(host.startswith(PREFIX) for host in hosts)
-    if not (local or args.yes or sys.stdin.isatty()):
-        raise Refused(f"{inventory} holds servers and there is nobody to ask: confirm with YES=1")
-    return pyinfra(hosts, *(["-y"] if local or args.yes else []), str(inventory), "deploy.py")
+    # Containers and servers were made by somebody else, and no deploy makes them again.
+    unasked = args.yes or all(map(is_machine, hosts))
+    if not (unasked or sys.stdin.isatty()):
+        raise Refused(
+            f"{inventory} holds more than machines of this computer, and there is nobody to ask: "
+            "confirm with YES=1"
+        )
+    return pyinfra(hosts, *(["-y"] if unasked else []), str(inventory), deploy_file(inventory))
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Show what a deploy would change; a machine that is not there or stopped stays so."""
+    """Show what a deploy would change; what is not there, or stopped, stays so."""
     inventory = find_inventory(args.inventory)
     hosts = hosts_of(inventory)
-    ready = [host for host in hosts if not host.startswith(PREFIX)]
-    named = [host[len(PREFIX) :] for host in hosts if host.startswith(PREFIX)]
-    if named:
-        use_orbctl()
-        states = {machine.name: machine.state for machine in orbctl.Orbctl().machines()}
-        for name in named:
-            if states.get(name) == "running" or set("*?[") & set(name):
-                ready.append(PREFIX + name)
-            else:
-                verb = "started" if name in states else "created"
-                print(f"{name} would be {verb}, then everything applied to it", flush=True)
+    states = local_states(hosts)
+    ready = []
+    for host in hosts:
+        state = states.get(host, "running")
+        if state == "running":
+            ready.append(host)
+        else:
+            verb = "created" if state == "missing" else "started"
+            name = host[len(PREFIX) :]
+            print(f"{name} would be {verb}, then everything applied to it", flush=True)
     if not ready:
         return 0
-    limits = [word for host in ready for word in ("--limit", host)]
-    return pyinfra(ready, "--dry", "--diff", *limits, str(inventory), "deploy.py", plan=True)
+    limits = [word for host in ready for word in ("--limit", host)] if ready != hosts else []
+    words = ("--dry", "--diff", *limits, str(inventory), deploy_file(inventory))
+    return pyinfra(ready, *words, plan=True)
+
+
+def local_states(hosts: Sequence[str]) -> dict[str, str]:
+    """States of the machines and containers that are named; "missing" is what would be created."""
+    named = [host for host in hosts if "/" in host and not set("*?[") & set(host)]
+    machines = [host for host in named if is_machine(host)]
+    containers = [host for host in named if is_container(host) and host != CONTAINERS]
+    states = dict.fromkeys(machines, "missing")
+    if machines:
+        use_orbctl()
+        states.update({PREFIX + one.name: one.state for one in orbctl.Orbctl().machines()})
+    for host in containers:
+        # Nothing creates one: pyinfra will say that there is none, and which there are.
+        with contextlib.suppress(docker.ContainerNotFound):
+            states[host] = docker.Docker().inspect(host[len(CONTAINERS) + 1 :]).state
+    return states
 
 
 def shell(args: argparse.Namespace) -> int:
-    """Open a shell in a machine."""
+    """Open a shell in a machine, or in a container: docker/NAME."""
+    login = ["sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l']
+    if args.machine.startswith("docker/"):
+        engine = docker.Docker()
+        name = args.machine.partition("/")[2]
+        try:
+            container = engine.inspect(name)
+        except docker.ContainerNotFound:
+            known = ", ".join(f"docker/{one.name}" for one in engine.containers()) or "none yet"
+            raise Refused(f"there is no container {name!r}; M can be: {known}") from None
+        words = docker.exec_args(container.id, login, tty=sys.stdin.isatty())
+        return call(engine.argv(words), engine.environment())
     use_orbctl()
     client = orbctl.Orbctl()
     names = [machine.name for machine in client.machines()]
     if args.machine not in names:
         known = ", ".join(names) or "none yet, `make deploy` makes them"
         raise Refused(f"there is no machine {args.machine!r}; M can be: {known}")
-    login = 'cd; exec "${SHELL:-/bin/sh}" -l'
-    argv = client.argv(orbctl.run_args(args.machine, ["sh", "-c", login]))
-    return call(argv, client.environment())
+    return call(client.argv(orbctl.run_args(args.machine, login)), client.environment())
 
 
 def destroy(args: argparse.Namespace) -> int:
@@ -211,7 +257,7 @@ def use_orbctl() -> None:
 
 def pyinfra(hosts: Sequence[str], *words: str, plan: bool = False) -> int:
     """Run `pyinfra` on these hosts, writing down the machines that it makes."""
-    if any(host.startswith(PREFIX) for host in hosts):
+    if any(map(is_machine, hosts)):
         use_orbctl()
     extra: Mapping[str, str] = {
         orbctl.RECORD_VARIABLE: str(RECORD.absolute()),
@@ -232,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
-    except (Refused, orbctl.OrbctlError) as problem:
+    except (Refused, orbctl.OrbctlError, docker.DockerError) as problem:
         print(problem, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""A pytest plugin: machines as fixtures, deploys applied to them and checked.
+"""A pytest plugin: machines and containers as fixtures, deploys applied to them and checked.
 
 It loads with pytest wherever the package is installed, so everything heavy is imported by the
 first fixture that needs it. The process is never monkey-patched: deploy files run in a process of
@@ -7,6 +7,7 @@ their own, functions and operations through pyinfra's API.
 
 from __future__ import annotations
 
+import abc
 import ast
 import contextlib
 import fcntl
@@ -15,6 +16,7 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +24,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, Union
 
 import pytest
 
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
     from pyinfra.api.host import Host
     from pyinfra.api.state import State
 
-    from pyinfra_orbstack import orbctl, results
+    from pyinfra_orbstack import docker, orbctl, results
 
 #: Names of groups, or their data by name.
 Groups = Union[Sequence[str], Mapping[str, Mapping[str, Any]]]
 #: A deploy file, a deploy function or an operation.
 Deploy = Union[str, "os.PathLike[str]", Callable[..., Any]]
+
+Self = TypeVar("Self", bound="Target")
 
 RUN_KEY = pytest.StashKey[str]()
 ENGINE_KEY = pytest.StashKey["Engine"]()
@@ -127,32 +131,46 @@ def orbstack_machine(orbstack_machines: MachineFactory) -> Iterator[Machine]:
         yield machine
 
 
-def unavailable(reason: str) -> NoReturn:
-    """Skip the test, or fail it where machines must be had: under CI."""
+@pytest.fixture(scope="session")
+def orbstack_containers(request: pytest.FixtureRequest) -> Iterator[ContainerFactory]:
+    """Make containers: ``with orbstack_containers("debian:13") as container: ...``.
+
+    Without ``with`` a container lives until the run ends.
+    """
+    factory = ContainerFactory(request.config.rootpath)
+    yield factory
+    factory.delete_all()
+
+
+def unavailable(reason: str, what: str = "machines") -> NoReturn:
+    """Skip the test, or fail it where machines and containers must be had: under CI."""
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
-        pytest.fail(f"no machines: {reason}", pytrace=False)
-    pytest.skip(f"no machines: {reason}")
+        pytest.fail(f"no {what}: {reason}", pytrace=False)
+    pytest.skip(f"no {what}: {reason}")
 
 
-# Machines --------------------------------------------------------------------------------------
+# Machines and containers -----------------------------------------------------------------------
 
 
-class Machine:
-    """A machine that a test may do anything to.
+class Target(abc.ABC):
+    """Where deploys are applied: what machines and containers have in common.
 
     Attributes:
-        name: Its name, also its hostname.
+        name: Its name.
         id: Its id.
         host: Its name as a host of pyinfra.
     """
 
+    #: A group that it is in.
+    kind: str
+
     def __init__(
-        self, engine: Engine, machine: orbctl.Machine, groups: Groups, data: Mapping[str, Any]
+        self, place: str, name: str, id_: str, root: Path, groups: Groups, data: Mapping[str, Any]
     ) -> None:
-        self.name = machine.name
-        self.id = machine.id
-        self.host = f"@orbstack/{machine.name}"
-        self._engine = engine
+        self.name = name
+        self.id = id_
+        self.host = f"{place}/{name}"
+        self._root = root
         self._groups: dict[str, dict[str, Any]] = (
             {name: dict(of_group) for name, of_group in groups.items()}
             if isinstance(groups, Mapping)
@@ -162,9 +180,9 @@ class Machine:
         self._connection: tuple[State, Host] | None = None
 
     def __repr__(self) -> str:
-        return f"<Machine {self.name}>"
+        return f"<{type(self).__name__} {self.name}>"
 
-    def __enter__(self) -> Machine:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(
@@ -174,6 +192,22 @@ class Machine:
         traceback: TracebackType | None,
     ) -> None:
         self.delete()
+
+    @abc.abstractmethod
+    def delete(self) -> None:
+        """Delete it."""
+
+    @abc.abstractmethod
+    def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
+        """The command line on this computer that runs a command there."""
+
+    def _environment(self) -> dict[str, str]:
+        """The environment of that command line, and of a `pyinfra` in a process of its own."""
+        from pyinfra_orbstack import orbctl
+
+        env = orbctl.Orbctl.environment()
+        env.pop("PYINFRA_ORBSTACK_PLAN", None)
+        return env
 
     # Applying deploys
 
@@ -212,7 +246,7 @@ class Machine:
     ) -> tuple[list[results.Step], bool, str]:
         from pyinfra_orbstack import process, project, results
 
-        path = self._engine.root / deploy
+        path = self._root / deploy
         if not path.is_file():
             raise FileNotFoundError(f"there is no deploy file {path}")
         with tempfile.TemporaryDirectory(prefix="pyinfra-orbstack-") as temporary:
@@ -220,7 +254,7 @@ class Machine:
             steps = folder / "steps.json"
             group_data = folder / "group_data"
             group_data.mkdir()
-            groups: dict[str, Any] = {"machine": [(self.host, self._data)]}
+            groups: dict[str, Any] = {self.kind: [(self.host, self._data)]}
             for name, data in self._groups.items():
                 groups[name] = [self.host]
                 (group_data / f"{name}.py").write_text(_assignments(data))
@@ -229,14 +263,14 @@ class Machine:
                 f"from pyinfra_orbstack.results import record\nrecord({str(steps)!r})\n"
             )
             files = [str(folder / "inventory.py"), str(folder / "record.py"), str(path)]
-            debug_log = self._engine.root / "pyinfra-debug.log"
+            debug_log = self._root / "pyinfra-debug.log"
             debug_log_was_there = debug_log.exists()
             # In the project's folder, where pyinfra finds its group_data.
             argv = project.pyinfra_argv(
-                "-y", "--chdir", str(self._engine.root), "--group-data", str(group_data), *files
+                "-y", "--chdir", str(self._root), "--group-data", str(group_data), *files
             )
             try:
-                done = process.run(argv, timeout=timeout, env=self._engine.environment())
+                done = process.run(argv, timeout=timeout, env=self._environment())
             except TimeoutError:
                 raise AssertionError(f"{deploy} took more than {timeout:g} s") from None
             finally:
@@ -293,21 +327,20 @@ class Machine:
         check: bool = True,
         timeout: float = 120,
     ) -> Ran:
-        """Run a command in the machine, past pyinfra.
+        """Run a command there, past pyinfra.
 
         Args:
             command: Text for the shell, or a list of words.
-            user: Who runs it: by default the machine's user, who may use sudo.
+            user: Who runs it: by default a machine's user, who may use sudo, or an image's.
             stdin: What it reads.
             check: Raise `AssertionError` if its exit status is not 0.
             timeout: Seconds that it may take.
         """
-        from pyinfra_orbstack import orbctl, process
+        from pyinfra_orbstack import process
 
         words = ["sh", "-c", command] if isinstance(command, str) else list(command)
-        client = self._engine.client
-        argv = client.argv(orbctl.run_args(self.name, words, user=user))
-        done = process.run(argv, stdin=stdin, timeout=timeout, env=client.environment())
+        argv = self._argv(words, user)
+        done = process.run(argv, stdin=stdin, timeout=timeout, env=self._environment())
         ran = Ran(
             done.returncode,
             done.stdout.decode("utf-8", "replace"),
@@ -320,28 +353,6 @@ class Machine:
     def read(self, path: str, *, user: str = "root") -> str:
         """Return the text of a file."""
         return self.run(["cat", "--", path], user=user).stdout
-
-    # Its life
-
-    def restart(self) -> None:
-        """Restart it and wait until it answers."""
-        self._disconnect()
-        self._engine.client.restart(self.name)
-        self._engine.wait(self.name)
-
-    def delete(self) -> None:
-        """Delete it, unless machines are kept; the end of the run tries again if that fails."""
-        from pyinfra_orbstack.orbctl import OrbctlError
-
-        self._disconnect()
-        if self._engine.keep:
-            return
-        try:
-            self._engine.client.delete(self.name, self.id)
-        except OrbctlError as problem:
-            warnings.warn(f"{self.name} was not deleted: {problem}", stacklevel=2)
-        else:
-            self._engine.record.forget(self.id)
 
     # A connection of pyinfra's
 
@@ -375,6 +386,78 @@ class Machine:
                 connection[1].disconnect()
 
 
+class Machine(Target):
+    """A machine that a test may do anything to; its name is also its hostname."""
+
+    kind = "machine"
+
+    def __init__(
+        self, engine: Engine, machine: orbctl.Machine, groups: Groups, data: Mapping[str, Any]
+    ) -> None:
+        super().__init__("@orbstack", machine.name, machine.id, engine.root, groups, data)
+        self._engine = engine
+
+    def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
+        from pyinfra_orbstack import orbctl
+
+        return self._engine.client.argv(orbctl.run_args(self.name, words, user=user))
+
+    def _environment(self) -> dict[str, str]:
+        from pyinfra_orbstack import orbctl
+
+        return {**super()._environment(), orbctl.RECORD_VARIABLE: str(self._engine.record.path)}
+
+    def restart(self) -> None:
+        """Restart it and wait until it answers."""
+        self._disconnect()
+        self._engine.client.restart(self.name)
+        self._engine.wait(self.name)
+
+    def delete(self) -> None:
+        """Delete it, unless machines are kept; the end of the run tries again if that fails."""
+        from pyinfra_orbstack.orbctl import OrbctlError
+
+        self._disconnect()
+        if self._engine.keep:
+            return
+        try:
+            self._engine.client.delete(self.name, self.id)
+        except OrbctlError as problem:
+            warnings.warn(f"{self.name} was not deleted: {problem}", stacklevel=2)
+        else:
+            self._engine.record.forget(self.id)
+
+
+class Container(Target):
+    """A container that a test may do anything to."""
+
+    kind = "container"
+
+    def __init__(
+        self,
+        client: docker.Docker,
+        container: docker.Container,
+        holder: subprocess.Popen[bytes],
+        root: Path,
+        groups: Groups,
+        data: Mapping[str, Any],
+    ) -> None:
+        place = "@orbstack/docker"
+        super().__init__(place, container.name, container.id, root, groups, data)
+        self._client = client
+        self._holder = holder
+
+    def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
+        from pyinfra_orbstack import docker
+
+        return self._client.argv(docker.exec_args(self.id, words, user=user))
+
+    def delete(self) -> None:
+        """Delete it."""
+        self._disconnect()
+        _let_go(self._holder)
+
+
 class MachineFactory:
     """Makes machines; see `orbstack_machines`."""
 
@@ -400,6 +483,83 @@ class MachineFactory:
             data: Data of the host, which come before that of groups.
         """
         return Machine(self._engine, self._engine.make(name, image, user), groups, data or {})
+
+
+#: What the first process of a container does: say so, and wait for the end of its input.
+_WAIT = "echo ready; read -r _"
+
+
+class ContainerFactory:
+    """Makes containers; see `orbstack_containers`.
+
+    A container hangs on a pipe of this process, and the engine removes it when the pipe is closed:
+    so none is left behind, even if this process is killed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        from pyinfra_orbstack import docker
+
+        self._root = root
+        self._made: list[Container] = []
+        try:
+            self._client = docker.Docker()
+            self._client.containers()
+        except docker.DockerError as problem:
+            unavailable(str(problem), "containers")
+
+    def __call__(
+        self,
+        image: str,
+        name: str = "test",
+        *,
+        groups: Groups = (),
+        data: Mapping[str, Any] | None = None,
+    ) -> Container:
+        """Make a container, in which nothing runs but a shell that waits.
+
+        Args:
+            image: Image with a shell, as in ``docker run``; it is pulled where it is missing.
+            name: What its name begins with; a random end keeps it apart from all others.
+            groups: Groups of the host, or their data by name.
+            data: Data of the host, which come before that of groups.
+        """
+        from pyinfra_orbstack import connector, docker, orbctl
+
+        name = docker.check_name(f"{name}-{secrets.token_hex(4)}")
+        image = orbctl.check_value("image", image)
+        options = ["--rm", "--interactive", "--name", name, "--entrypoint", "sh"]
+        with tempfile.TemporaryFile() as errors:
+            holder = subprocess.Popen(
+                self._client.argv(["run", *options, image, "-c", _WAIT]),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=self._client.environment(),
+                # Ctrl-C shall reach the tests alone, which close the pipe when they have ended.
+                start_new_session=True,
+            )
+            assert holder.stdout is not None
+            if holder.stdout.readline() != b"ready\n":
+                _let_go(holder)
+                errors.seek(0)
+                said = docker.error(errors.read().decode(errors="replace"), holder.returncode)
+                unavailable(f"{image}: {said}", "containers")
+        connector.list_containers.cache.clear()
+        container = self._client.inspect(name)
+        made = Container(self._client, container, holder, self._root, groups, data or {})
+        self._made.append(made)
+        return made
+
+    def delete_all(self) -> None:
+        """Delete those that are still there."""
+        for container in self._made:
+            container.delete()
+
+
+def _let_go(holder: subprocess.Popen[bytes]) -> None:
+    """Close the pipe on which a container hangs, and wait until it is gone."""
+    with holder:
+        pass
 
 
 # What makes and deletes them -------------------------------------------------------------------
@@ -443,14 +603,6 @@ class Engine:
         """Let go of the run."""
         self._alive.close()
         self._patch.undo()
-
-    def environment(self) -> dict[str, str]:
-        """For a `pyinfra` in a process of its own."""
-        from pyinfra_orbstack import orbctl
-
-        env = {**self.client.environment(), orbctl.RECORD_VARIABLE: str(self.record.path)}
-        env.pop("PYINFRA_ORBSTACK_PLAN", None)
-        return env
 
     def make(self, name: str, image: str | None, user: str | None) -> orbctl.Machine:
         """Make a machine that runs."""

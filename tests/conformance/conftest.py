@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import sys
 import time
@@ -18,7 +17,7 @@ from pyinfra_orbstack import docker, orbctl, process
 from pyinfra_orbstack.docker import Docker
 from pyinfra_orbstack.orbctl import Orbctl
 
-from ..containers import PACK, Containers, Unavailable, engine
+from ..containers import Containers
 from .catalogue import CONTAINERS_BRIEFLY, NOT_IN_CONTAINERS
 from .report import ids
 
@@ -181,27 +180,16 @@ def shared_machine(machines: Any, base: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def containers() -> Iterator[Containers]:
-    """A factory of containers, all removed at the end."""
-    with contextlib.ExitStack() as stack:
-        try:
-            made = Containers(stack.enter_context(engine()))
-        except Unavailable as reason:
-            pytest.skip(str(reason))
-        stack.callback(made.remove_all)
-        yield made
-
-
-@pytest.fixture(scope="session")
 def images(containers: Containers, client: Orbctl, shared_machine: str) -> dict[str, str]:
     """An image like the machine, and one with hardly more than a shell."""
 
-    def pack(name: str, script: str, user: str) -> str:
-        args = orbctl.run_args(shared_machine, ["sh", "-c", script], user="root")
-        return containers.image(name, client.argv(args), client.environment(), user)
-
     user = client.info(shared_machine).username
-    return {"full": pack("full", PACK, user), "busybox": pack("busybox", PACK_BUSYBOX, "root")}
+    packages = ["passwd", "perl-base", "procps", "sudo", "util-linux", "debianutils", "busybox"]
+    packages += ["zsh", "fish", "ksh", "doas", "opendoas"]
+    return {
+        "full": containers.pack("full", client, shared_machine, *packages, user=user),
+        "busybox": containers.image("busybox", client, shared_machine, PACK_BUSYBOX),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,7 @@ def test_names_cannot_collide(pytester: pytest.Pytester) -> None:
     said = pytester.runpytest_subprocess("--fixtures", "-q").stdout.str()
     ours = said.partition("pyinfra_orbstack.testing")[2].partition("fixtures defined")[0]
     assert set(re.findall(r"^(\w+)(?: \[.*\])? -- ", ours, re.MULTILINE)) == {
+        "orbstack_containers",
         "orbstack_machine",
         "orbstack_machines",
     }

@@ -12,6 +12,8 @@ import pytest
 from pyinfra_orbstack import orbctl, project
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlMissing, Record, create_args
 
+from ..containers import Containers
+
 LOCAL = """
 MACHINE = {"orbstack_image": "ubuntu"}
 _hidden = ["@orbstack/hidden"]
@@ -46,6 +48,23 @@ def test_hosts_of_an_inventory_are_read_as_pyinfra_does(tmp_path: Path) -> None:
     path = tmp_path / "inventory.py"
     path.write_text(LOCAL)
     assert project.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
+
+
+@pytest.mark.parametrize(
+    ("host", "what"),
+    [
+        ("@orbstack", (True, False)),
+        ("@orbstack/web-*", (True, False)),
+        ("@orbstack/docker-1", (True, False)),
+        ("@orbstack/docker", (False, True)),
+        ("@orbstack/docker/web-1", (False, True)),
+        ("@orbstacks/web", (False, False)),
+        ("@docker/web", (False, False)),
+        ("web.example", (False, False)),
+    ],
+)
+def test_machines_containers_and_servers(host: str, what: tuple[bool, bool]) -> None:
+    assert (project.is_machine(host), project.is_container(host)) == what
 
 
 @pytest.mark.usefixtures("folder")
@@ -106,6 +125,48 @@ def test_life_of_a_project(
         assert "has made no machine" in capfd.readouterr().out
     finally:
         record.delete_all(client)
+
+
+def test_containers_have_a_deploy_of_their_own(
+    folder: Path,
+    containers: Containers,
+    small_image: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Neither is `orbctl` looked for.
+    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/no such")
+    name = containers.run(small_image, command=["sleep", "9999"])
+    (folder / "inventories" / "app.py").write_text(f"web = ['@orbstack/docker/{name}']\n")
+    (folder / "deploy_app.py").write_text(
+        "from pyinfra.operations import files\nfiles.directory(name='Own', path='/srv/own')\n"
+    )
+    assert project.main(["plan", "app"]) == 0
+    assert "Own" in capfd.readouterr().err
+    assert project.main(["deploy", "app"]) == 1
+    assert "nobody to ask: confirm with YES=1" in capfd.readouterr().err
+    containers.call("exec", name, "test", "!", "-e", "/srv/own")
+
+    monkeypatch.setenv("YES", "1")
+    assert project.main(["deploy", "app"]) == 0
+    containers.call("exec", name, "test", "-d", "/srv/own")
+    assert project.main(["shell", f"docker/{name}"]) == 0
+
+    containers.call("stop", "-t", "1", name)
+    capfd.readouterr()
+    assert project.main(["plan", "app"]) == 0
+    assert f"docker/{name} would be started" in capfd.readouterr().out
+    assert not containers.client.inspect(name).running
+
+    assert project.main(["destroy"]) == 0
+    assert containers.client.inspect(name).id
+    containers.remove(name)
+    assert project.main(["plan", "app"]) == 1
+    assert f"there is no container '{name}'" in capfd.readouterr().err
+    assert project.main(["shell", f"docker/{name}"]) == 1
+    assert f"there is no container '{name}'; M can be: " in capfd.readouterr().err
+    assert project.main(["shell", "docker/"]) == 1
+    assert "'' cannot be a container's name" in capfd.readouterr().err
 
 
 def test_machines_of_others_are_not_destroyed(
