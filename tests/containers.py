@@ -111,9 +111,15 @@ class Containers:
         self._images.append(image)
         return image
 
-    def run(self, image: str, *options: str, command: Sequence[str] = ("sleep", "9999")) -> str:
-        """Start a container and return its name."""
-        name = f"{self.prefix}-{len(self._made) + 1}"
+    def run(
+        self,
+        image: str,
+        *options: str,
+        command: Sequence[str] = ("sleep", "9999"),
+        name: str | None = None,
+    ) -> str:
+        """Start a container and return its name, which begins with our prefix."""
+        name = f"{self.prefix}-{name or len(self._made) + 1}"
         self._made.append(name)
         # Its first process shall end when it is told to: `stop` waits for it.
         named = ("run", "-d", "--name", name, "--hostname", name, "--stop-signal", "KILL")

@@ -207,7 +207,9 @@ def test_N12_an_empty_name_reaches_nothing(client: Orbctl, proxy: Proxy) -> None
         assert proxy.calls(verb) == 0
 
 
+@pytest.mark.usefixtures("shared_machine")
 def test_N12_an_empty_inventory_name_is_the_bare_one() -> None:
+    connector.list_machines.cache.clear()
     bare = [host for host, _, _ in OrbStackConnector.make_names_data(None)]
     assert [host for host, _, _ in OrbStackConnector.make_names_data("")] == bare
 

@@ -96,6 +96,10 @@ class Project:
         """Run a target as a user would."""
         return run(self.path, "make", *args, env=env)
 
+    def use_image(self, image: str) -> None:
+        """Have its containers made of an image that this computer has."""
+        self.write("compose.yaml", "debian:bookworm-slim", image)
+
     def machines(self) -> list[str]:
         """Names of its local machines."""
         from pyinfra_orbstack.project import inventory_hosts
@@ -145,8 +149,8 @@ class Project:
             and not any(part in made or part.endswith("_cache") for part in path.parts)
         ]
 
-    def check_tests(self) -> None:
-        """Its own tests pass here: quicker than with an environment of its own."""
+    def check_tests(self, *files: str) -> None:
+        """Its own tests, or some, pass here: quicker than with an environment of its own."""
         run(
             self.path,
             sys.executable,
@@ -155,7 +159,9 @@ class Project:
             "-qx",
             "-p",
             "no:cacheprovider",
-            env={"PYTHONPATH": str(self.path / "src")},
+            *files,
+            # There must be machines and containers, so that nothing is skipped.
+            env={"PYTHONPATH": str(self.path / "src"), "CI": "true"},
         )
 
     def check_workflows(self) -> None:
@@ -184,6 +190,8 @@ class Project:
             "vendor.github-issue-config",
             ".github/ISSUE_TEMPLATE/config.yml",
         )
+        if self.has("compose.yaml"):
+            run(self.path, schema, "--builtin-schema", "vendor.compose-spec", "compose.yaml")
         run(self.path, tool("zizmor"), "--offline", "--no-progress", ".")
         for name in workflows:
             self.check_workflow(yaml.safe_load(Path(name).read_text()), name)
@@ -231,7 +239,7 @@ class Project:
         """Everything that a user, and GitHub, would run."""
         self.check_files()
         self.make("lint")
-        self.make("test")
+        self.make("test", CI="true")
         if self.answers["publish_to_pypi"]:
             self.make("release-check")
         else:

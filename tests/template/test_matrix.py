@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pyinfra_orbstack.orbctl import Orbctl, Record, create_args
+from tests.containers import Containers
 from tests.template.conftest import Render
 from tests.template.project import Project, git, run, tool
 
@@ -21,11 +22,11 @@ LONG = "a-project-whose-name-has-forty-characters"[:40]
 #: Every combination of yes and no, with and without identity; every other choice at least once.
 COMBINATIONS: list[dict[str, Any]] = [
     {"publish_to_pypi": True, "codecov": False, "license": "MIT"},
-    {"publish_to_pypi": True, "codecov": True, "license": "Apache-2.0", "project_name": LONG},
+    {"publish_to_pypi": True, "codecov": True, "license": "Apache-2.0", "project_name": LONG, "docker": True},
     {"publish_to_pypi": False, "license": "proprietary", "project_name": "x"},
     {"publish_to_pypi": True, "codecov": False, "license": "BSD-3-Clause", **FILLED},
     {"publish_to_pypi": True, "codecov": True, "image": "debian:bookworm", **FILLED},
-    {"publish_to_pypi": False, "description": "A \"quoted\" \\ 'text' {{ x }} ☃", **FILLED},
+    {"publish_to_pypi": False, "description": "A \"quoted\" \\ 'text' {{ x }} ☃", **FILLED, "docker": True},
 ]
 
 
@@ -50,8 +51,12 @@ def shared_environment(
 
 @pytest.mark.usefixtures("client", "shared_environment")
 @pytest.mark.parametrize("answers", COMBINATIONS, ids=range(1, len(COMBINATIONS) + 1))
-def test_every_combination_passes_everything(render: Render, answers: dict[str, Any]) -> None:
+def test_every_combination_passes_everything(
+    render: Render, answers: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     project = render(**answers)
+    if answers.get("docker"):
+        project.use_image(request.getfixturevalue("small_image"))
     project.commit()
     project.all_checks()
     assert git(project.path, "status", "--porcelain").split() == ["??", "uv.lock"]
@@ -122,6 +127,31 @@ def test_commands(render: Render, client: Orbctl, destroy: Callable[[Project], N
         assert client.info(name).id == stranger.id
     finally:
         client.delete(name, stranger.id)
+
+
+def test_commands_for_containers(render: Render, containers: Containers, small_image: str) -> None:
+    project = render(project_name=containers.prefix, docker=True)
+    to = {"INVENTORY": "containers"}
+    with pytest.raises(AssertionError, match="there is no container"):
+        project.make("plan", **to)
+    name = containers.run(small_image, "--user", "65534", name="web-1")
+    assert "Settings | Settings" in project.make("plan", **to)
+    with pytest.raises(AssertionError, match="nobody to ask: confirm with YES=1"):
+        project.make("deploy", **to)
+    for left in ("2", "-"):
+        said = project.make("deploy", YES="1", **to)
+        total = next(line for line in said.splitlines() if "Grand total" in line)
+        assert total.split()[3] == left, said
+    project.make("shell", M=f"docker/{name}")
+    with pytest.raises(AssertionError, match=f"M can be: .*docker/{name}"):
+        project.make("shell", M="docker/missing")
+    with pytest.raises(AssertionError, match="cannot be a container's name"):
+        project.make("shell", M="docker/$(touch hacked)")
+    containers.call("stop", "-t", "1", name)
+    assert f"docker/{name} would be started" in project.make("plan", **to)
+    assert not containers.client.inspect(name).running
+    assert "has made no machine" in project.make("destroy", YES="1")
+    assert not project.has("hacked")
 
 
 @pytest.mark.usefixtures("client")

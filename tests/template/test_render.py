@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,19 @@ def test_default_project_passes_its_own_tests(render: Render) -> None:
         "github_user": "",
         "license": "MIT",
         "image": "ubuntu:noble",
+        "docker": False,
         "publish_to_pypi": True,
         "codecov": False,
     }
     project.check_tests()
+
+
+@pytest.mark.usefixtures("client")
+def test_project_with_containers_passes_its_own_tests(render: Render, small_image: str) -> None:
+    project = render(docker=True)
+    project.check_files()
+    project.use_image(small_image)
+    project.check_tests("tests/test_containers.py", "tests/test_inventories.py")
 
 
 def test_free_text_stays_what_it_is(render: Render) -> None:
@@ -88,6 +98,9 @@ def test_what_is_not_wanted_is_not_there(render: Render) -> None:
     assert "release" not in project.text("Makefile")
     assert "pypi" not in project.text("README.md")
     assert "codecov" not in project.answers
+    for path in project.files():
+        if path.name != ".copier-answers.yml":
+            assert "docker" not in str(path) + path.read_text().lower(), path
 
 
 @pytest.mark.parametrize(
@@ -151,6 +164,24 @@ def broken_deploy(project: Project) -> None:
 def deploy_that_never_settles(project: Project) -> None:
     with (project.path / "deploy.py").open("a") as file:
         file.write("from pyinfra.operations import server\nserver.shell(commands='date')\n")
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda project: project.write("deploy_containers.py", "settings.put(", "settings.lines("),
+        lambda project: project.write("group_data/containers.py", "_sudo = False", "_sudo = True"),
+    ],
+)
+def test_its_tests_notice_a_broken_deploy_of_containers(
+    render: Render, small_image: str, fault: Callable[[Project], None]
+) -> None:
+    project = render(docker=True)
+    project.use_image(small_image)
+    fault(project)
+    with pytest.raises(AssertionError, match=r"ERROR tests/test_containers\.py"):
+        project.check_tests("tests/test_containers.py")
 
 
 @pytest.mark.template

@@ -5,8 +5,10 @@ The tags are made in a temporary repository, so that a clone without tags tests 
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,73 @@ def test_update_that_switches_answers(
     for name, words in kept.items():
         assert words in project.text(name), name
     project.check_tests()
+
+
+def without_docker(repository: Path) -> None:
+    """What a version was like that did not ask about containers."""
+    copier = repository / "copier.yml"
+    text = copier.read_text()
+    condition = r"{% if not \(docker.*?%}"
+    files = re.findall(rf"{condition}(.*){{% endif %}}", text)
+    text = re.sub(rf'  - "{condition}.*\n', "", text)
+    copier.write_text(re.sub(r"^docker:\n(  .*\n)+\n", "", text, flags=re.MULTILINE))
+    assert "docker" not in copier.read_text()
+    rendered = [path for path in (repository / "template").rglob("*") if path.is_file()]
+    for path in rendered:
+        name = str(path.relative_to(repository / "template"))
+        if any(fnmatch(name, f"{pattern}*") for pattern in files):
+            path.unlink()
+            continue
+        text = path.read_text(encoding="utf-8")
+        block = r"{%-? if docker -?%}.*?{%-? endif -?%}\n?"
+        path.write_text(re.sub(rf"\n{block}", "\n", text, flags=re.DOTALL), encoding="utf-8")
+    assert len(files) >= 5
+
+
+CONTAINERS = ["compose.yaml", "deploy_containers.py", "tests/test_containers.py"]
+
+
+@pytest.mark.parametrize("edits", [nothing, edit])
+def test_update_that_brings_the_question_about_containers(
+    render: Render,
+    repository: Path,
+    client: Orbctl,
+    small_image: str,
+    edits: Callable[[Project], dict[str, str]],
+) -> None:
+    assert client
+    git(repository, "tag", "-d", OLD)
+    without_docker(repository)
+    release(repository, OLD)
+    project = made_from(render, repository)
+    assert "docker" not in project.answers
+    kept = edits(project)
+    project.commit()
+    git(repository, "revert", "--no-edit", "HEAD")
+    git(repository, "tag", NEW)
+
+    # No is the default, and changes nothing.
+    project.update(repository)
+    assert git(project.path, "diff", "--name-only").split() == [".copier-answers.yml"]
+    assert project.answers["docker"] is False
+    assert not any(map(project.has, CONTAINERS))
+    project.commit()
+
+    project.update(repository, docker=True)
+    assert all(map(project.has, CONTAINERS))
+    assert "INVENTORY=containers" in project.text("README.md")
+    for name, words in kept.items():
+        assert words in project.text(name), name
+    project.check_files()
+    project.commit()
+    project.use_image(small_image)
+    project.check_tests("tests/test_containers.py", "tests/test_inventories.py")
+
+    git(project.path, "checkout", "-q", ".")
+    project.update(repository, docker=False)
+    assert not any(map(project.has, CONTAINERS))
+    project.commit()
+    assert git(project.path, "diff", "--name-only", "HEAD~2").split() == []
 
 
 @pytest.mark.template

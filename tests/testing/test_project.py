@@ -136,7 +136,7 @@ def test_containers_have_a_deploy_of_their_own(
 ) -> None:
     # Neither is `orbctl` looked for.
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/no such")
-    name = containers.run(small_image, command=["sleep", "9999"])
+    name = containers.run(small_image)
     (folder / "inventories" / "app.py").write_text(f"web = ['@orbstack/docker/{name}']\n")
     (folder / "deploy_app.py").write_text(
         "from pyinfra.operations import files\nfiles.directory(name='Own', path='/srv/own')\n"
