@@ -314,12 +314,13 @@ def _container_hosts(name: str) -> Iterator[tuple[str, dict[str, Any], list[str]
         called = called or [one for one in containers if one.id.startswith(name)]
         yield _container_host(name, called[0] if len(called) == 1 else None, named=True)
         return
-    chosen = [
-        one for one in containers if one.running and (not name or fnmatchcase(one.name, name))
-    ]
+    running = [one for one in containers if one.running]
+    chosen = [one for one in running if fnmatchcase(one.name, name or "*")]
     if not chosen:
+        matching = f"no running container matches {name!r}{_known(running)}"
         raise InventoryError(
-            f"no running container matches {name!r}" if name else "no container is running"
+            f"{matching if name else 'no container is running'}; "
+            "one that is stopped is started when it is named: @orbstack/docker/NAME"
         )
     for one in chosen:
         yield _container_host(one.name, one, named=False)

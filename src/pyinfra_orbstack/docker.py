@@ -73,9 +73,9 @@ class Container:
     @property
     def domain(self) -> str:
         """The name that OrbStack gives it on the Mac's network; the first, where there are more."""
-        own = self.labels.get("dev.orbstack.domains", "").split(",")[0].strip()
-        if own:
-            return own
+        for own in self.labels.get("dev.orbstack.domains", "").split(","):
+            if own.strip() and "*" not in own:
+                return own.strip()
         if self.project and self.service:
             return f"{self.service}.{self.project}.orb.local"
         return f"{self.name}.orb.local"
@@ -286,14 +286,21 @@ class ContainerTarget:
 
     def start(self) -> None:
         """Start it."""
+        if self.state == "paused":
+            raise DockerError(f"{self} is paused; this wakes it: {self._line('unpause')}")
         self.client.start(self.container.id)
 
     def start_line(self) -> str:
         """The command that starts it, to be shown to the user."""
-        return shlex.join(["docker", *self.client.command[1:], "start", self.container.name])
+        return self._line("start")
+
+    def _line(self, verb: str) -> str:
+        return shlex.join(["docker", *self.client.command[1:], verb, self.container.name])
 
     def explain(self, silence: str) -> str:
         """Why it gives no shell, in words that help."""
         if re.search(r"executable file .*not found", silence):
             return "its image has no shell (sh), with which pyinfra runs commands"
+        if re.search(r"not running|running containers", silence):
+            return "it has ended: a container runs only as long as its command"
         return silence

@@ -94,6 +94,20 @@ def test_a_named_container_is_started(
     assert hosts == [f"@orbstack/docker/{bare}"]
 
 
+def test_a_container_that_cannot_be_entered_says_why(
+    bare: str, containers: Containers, images: dict[str, str], connect: Connect
+) -> None:
+    containers.call("pause", bare)
+    with pytest.raises(ConnectError, match=f"is paused; this wakes it: docker unpause {bare}"):
+        connect(f"docker/{bare}")
+    containers.call("unpause", bare)
+    ended = containers.run(images["busybox"], command=["true"])
+    with pytest.raises(ConnectError, match="has ended: a container runs only as long as its"):
+        connect(f"docker/{ended}")
+    with pytest.raises(ConnectError, match=r"does not answer: .*nobody-here"):
+        connect(f"docker/{bare}", orbstack_user="nobody-here")
+
+
 def test_D2_no_engine(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, containers: Containers
 ) -> None:

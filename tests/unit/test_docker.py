@@ -242,6 +242,8 @@ def test_image_names(image: str, name: str | None) -> None:
         ({"com.docker.compose.project": "shop"}, "web.orb.local"),
         ({"com.docker.compose.project": "a", "com.docker.compose.service": "b"}, "b.a.orb.local"),
         ({"dev.orbstack.domains": "own.local, other.local"}, "own.local"),
+        ({"dev.orbstack.domains": "*.own.local, own.local"}, "own.local"),
+        ({"dev.orbstack.domains": "*.own.local"}, "web.orb.local"),
     ],
 )
 def test_domains(labels: dict[str, str], domain: str) -> None:
