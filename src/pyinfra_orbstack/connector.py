@@ -317,9 +317,10 @@ def _container_hosts(name: str) -> Iterator[tuple[str, dict[str, Any], list[str]
     running = [one for one in containers if one.running]
     chosen = [one for one in running if fnmatchcase(one.name, name or "*")]
     if not chosen:
-        matching = f"no running container matches {name!r}{_known(running)}"
+        if name:
+            raise InventoryError(f"no running container matches {name!r}{_known(running)}")
         raise InventoryError(
-            f"{matching if name else 'no container is running'}; "
+            "no container is running; "
             "one that is stopped is started when it is named: @orbstack/docker/NAME"
         )
     for one in chosen:

@@ -259,10 +259,11 @@ PUBLISH = ".github/workflows/publish.yml"
         spoil(CI, "- run: make lint", "- run: echo ${{ github.event.pull_request.title }}"),
         spoil(PUBLISH, "id-token: write", "id-token: sure"),
         spoil(".github/dependabot.yml", "interval: weekly", "interval: sometimes"),
+        spoil("compose.yaml", "image: ", "imag: "),
     ],
 )
 def test_faults_in_workflows_are_caught(render: Render, fault: Callable[[Project], None]) -> None:
-    project = render(codecov=True)
+    project = render(codecov=True, docker=True)
     project.check_workflows()
     fault(project)
     with pytest.raises(AssertionError):
