@@ -303,8 +303,8 @@ def in_turn(contenders: Iterable[str], number: int) -> list[str]:
     return order[turn:] + order[:turn]
 
 
-def measure(made: Bench, rounds: int, host_counts: list[int]) -> dict[str, Any]:
-    """Measure everything so many times, each round in another order."""
+def measure(made: Bench, rounds: int, host_counts: list[int]) -> Iterator[dict[str, Any]]:
+    """Measure everything so many times, each round in another order; yield all there is so far."""
     deploys: dict[str, dict[str, dict[str, list[float]]]] = {}
     commands: dict[str, list[float]] = {}
     places = {str(hosts): (hosts, made.contenders) for hosts in host_counts}
@@ -330,6 +330,15 @@ def measure(made: Bench, rounds: int, host_counts: list[int]) -> dict[str, Any]:
                             f"{taken:.2f} s",
                             flush=True,
                         )
+        yield summary(loads, deploys, commands)
+
+
+def summary(
+    loads: list[float],
+    deploys: dict[str, dict[str, dict[str, list[float]]]],
+    commands: dict[str, list[float]],
+) -> dict[str, Any]:
+    """What was measured so far, and where."""
     return {
         "date": date.today().isoformat(),
         "python": platform.python_version(),
@@ -362,8 +371,8 @@ def main() -> None:
     predecessor = options.predecessor and options.predecessor.resolve()
     most = max(host_counts)
     with bench(contenders, most, predecessor, counts, containers=options.containers) as made:
-        data = measure(made, options.rounds, host_counts)
-    options.data.write_text(json.dumps(data, indent=1) + "\n")
+        for data in measure(made, options.rounds, host_counts):
+            options.data.write_text(json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":
