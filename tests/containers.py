@@ -8,6 +8,7 @@ folder.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import os
 import platform
@@ -25,6 +26,7 @@ from pyinfra_orbstack.orbctl import Orbctl
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "podman"
+PREFIX = "pyinfra-podman-"
 
 # runc, because crun refuses hosts with cgroup v1 and v2 mixed; limits that need no rights to raise.
 CONFIG = """
@@ -162,7 +164,10 @@ def engine() -> Iterator[Docker]:
     else:
         yield client
         return
-    folder = Path(tempfile.mkdtemp(prefix="pyinfra-podman-"))
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    owner = (folder / "owner").open("w")
+    fcntl.flock(owner, fcntl.LOCK_EX)
     # Where podman remembers layers, and no option says otherwise.
     memory = Path("/var/lib/containers")
     remembered = memory.exists()
@@ -176,11 +181,26 @@ def engine() -> Iterator[Docker]:
     finally:
         os.environ.pop(docker.COMMAND_VARIABLE, None)
         shutil.rmtree(folder)
+        owner.close()
         if not remembered:
             shutil.rmtree(memory, ignore_errors=True)
         for group in glob.glob("/sys/fs/cgroup/**/libpod_parent", recursive=True):
             with contextlib.suppress(OSError):
                 os.rmdir(group)
+
+
+def _sweep() -> None:
+    """Remove what runs have left that were killed; those that go on hold a lock."""
+    for owner in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/owner"):
+        with owner.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            remove = [owner.with_name("docker"), "rm", "--all", "--force", "--time", "0"]
+            with contextlib.suppress(OSError):
+                subprocess.run(remove, check=False, capture_output=True)
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def _podman(folder: Path) -> Path:
