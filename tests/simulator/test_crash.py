@@ -167,16 +167,16 @@ def test_stop_during_run(orb: Program, made: Made, machine: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_ending_the_client_leaves_the_command(orb: Program, machine: str, number: int) -> None:
     """The harsh reading: whatever ends `orbctl run`, what it started in the machine goes on."""
-    mark = f"/tmp/mark-{int(number)}"
-    script = f"echo up; sleep 0.6; touch {mark}"
+    go_on, mark = f"/tmp/go-on-{int(number)}", f"/tmp/mark-{int(number)}"
+    script = f"echo up; until test -e {go_on}; do sleep 0.1; done; touch {mark}"
     call = orb.started("run", "-m", machine, "sh", "-c", script, start_new_session=True)
     assert call.stdout
     call.stdout.readline()
     os.killpg(call.pid, number)  # as a terminal does for ^C
     call.wait(5)
     assert orb("run", "-m", machine, "test", "-e", mark).code == 1
-    time.sleep(1)
-    assert orb("run", "-m", machine, "test", "-e", mark).code == 0
+    wait = f"touch {go_on}; until test -e {mark}; do sleep 0.1; done"
+    assert orb("run", "-m", machine, "timeout", "30", "sh", "-c", wait).code == 0
     call.communicate()
 
 
@@ -191,6 +191,7 @@ def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
         (folder / "pid").write_text(f"{other.pid} {started} shared\n")
         assert own("info", "old", "-f", "json").json["record"]["state"] == "stopped"
         assert own("stop", "old").code == 0
+        assert b"machine not running" in own("pull", "-m", "old", "/etc/hostname", "/tmp").err
         assert other.poll() is None
         other.kill()
     assert own("run", "-m", "old", "echo", "up").text == "up\n"
@@ -226,3 +227,18 @@ def test_state_folder_can_move(tmp_path: Path, orb: Program) -> None:
     program = make_program(tmp_path / "two")
     assert program("run", "-m", "mover", "sh", "-c", "cat ~/file").text == "here\n"
     assert program("delete", "-f", "mover").code == 0
+
+
+@pytest.mark.usefixtures("root_only")
+def test_machine_ends_with_its_state_folder(tmp_path: Path, orb: Program) -> None:
+    """Nobody could stop it any more: who cleans up behind a killed test run cleans up all of it."""
+    program = make_program(tmp_path / "gone")
+    assert program("create", "debian", "orphan").code == 0
+    process = program.started("run", "-m", "orphan", "sh", "-c", "echo up; sleep 60")
+    assert process.stdout
+    process.stdout.readline()
+    assert len(processes_of(tmp_path / "gone")) == 1
+    shutil.rmtree(tmp_path / "gone")
+    assert process.wait(20) == 137
+    process.communicate()
+    assert processes_of(tmp_path / "gone") == []
