@@ -72,7 +72,12 @@ class Program:
         return Answer(process.returncode, out, err)
 
     def on_terminal(
-        self, *words: str, typed: bytes = b"", stdin: Any = None, env: Mapping[str, str] = {}
+        self,
+        *words: str,
+        typed: bytes = b"",
+        prompt: bytes = b"ready",
+        stdin: Any = None,
+        env: Mapping[str, str] = {},
     ) -> Answer:
         """The program on a terminal of 40 lines and 120 columns; both its outputs are one there."""
         ours, theirs = pty.openpty()
@@ -88,7 +93,7 @@ class Program:
         os.close(theirs)
         seen, deadline = b"", time.monotonic() + 60
         while time.monotonic() < deadline:
-            if typed and b"ready" in seen:
+            if typed and prompt in seen:
                 os.write(ours, typed)
                 typed = b""
             if select.select([ours], [], [], 0.1)[0]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +89,27 @@ def own(tmp_path: Path, orb: Program) -> Iterator[Program]:
     yield program
     program("delete", "--all", "--force")
     assert processes_of(tmp_path / "state") == []
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system of a few programs of this host, with what they are linked to."""
+    root = tmp_path_factory.mktemp("rootfs")
+    needed = []
+    for name in ("sh", "cat", "id", "hostname", "ls"):
+        program = shutil.which(name)
+        assert program
+        shown = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
+        needed += [word for word in shown.split() if word.startswith("/")]
+        (root / "bin").mkdir(exist_ok=True)
+        shutil.copy2(program, root / "bin" / name)
+    for library in needed:
+        (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(library, root / library[1:])
+    for folder in ("etc", "usr/bin", "root"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "usr/bin/sudo").write_text("there")
+    (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nold:x:501:501::/:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\nwheel:x:10:old\nother:x:501:\n")
+    (root / "etc/os-release").write_text('ID=alpine\nVERSION_ID="3.22"\nPRETTY_NAME="Tiny"\n')
+    return root

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conftest import Made
+from tests.contract.conftest import ROOT, Made
 from tests.contract.program import Answer, Program
 from tests.simulator.conftest import make_program
 
@@ -244,30 +244,6 @@ def test_uptime(orb: Program, made: Made, machine: str) -> None:
     assert abs(float(orb("run", "-m", name, "date", "+%s").text) - time.time()) < 5
 
 
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system of a few programs of this host, with what they are linked to."""
-    root = tmp_path_factory.mktemp("rootfs")
-    needed = []
-    for name in ("sh", "cat", "id", "hostname", "ls"):
-        program = shutil.which(name)
-        assert program
-        shown = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
-        needed += [word for word in shown.split() if word.startswith("/")]
-        (root / "bin").mkdir(exist_ok=True)
-        shutil.copy2(program, root / "bin" / name)
-    for library in needed:
-        (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(library, root / library[1:])
-    for folder in ("etc", "usr/bin", "root"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / "usr/bin/sudo").write_text("there")
-    (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nold:x:501:501::/:/bin/sh\n")
-    (root / "etc/group").write_text("root:x:0:\nwheel:x:10:old\nother:x:501:\n")
-    (root / "etc/os-release").write_text('ID=alpine\nVERSION_ID="3.22"\nPRETTY_NAME="Tiny"\n')
-    return root
-
-
 def test_images(own: Program, rootfs: Path, tmp_path: Path) -> None:
     """A root file system by name, from a directory or a tarball."""
     archive = tmp_path / "root.tar.gz"
@@ -340,8 +316,12 @@ def nested(orb: Program, made: Made) -> tuple[str, list[str]]:
     """A machine that has the simulator, but not the right to make machines: a container."""
     if not os.path.exists("/usr/bin/python3"):
         pytest.skip("needs a Python in the base")
-    source = Path(__file__).resolve().parents[2] / "src"
-    name = made.create("--isolated", "--mount", f"{source}:/opt/simulator")
+    mounts = ["--mount", f"{ROOT / 'src'}:/opt/simulator"]
+    # What is reached in there counts, too, see scripts/reached.py.
+    measured = ROOT / ".cache" / "coverage"
+    if measured.is_dir():
+        mounts += ["--mount", f"{measured}:{measured}"]
+    name = made.create("--isolated", *mounts)
     text = (
         "import sys; sys.path.insert(0, '/opt/simulator'); "
         "from pyinfra_orbstack.simulator.__main__ import main; sys.exit(main())"
@@ -361,6 +341,12 @@ def test_refusal_where_machines_cannot_be(orb: Program, nested: tuple[str, list[
     assert shown.code == 1
     assert b"MISSING machines: this host" in shown.out
     assert orb("run", "-m", name, "-u", "root", *program, "list").text == ""
+    script = "mkdir -p /opt/own/bin /opt/own/usr/bin; touch /opt/own/bin/sh /opt/own/usr/bin/sudo"
+    assert orb("run", "-m", name, "-u", "root", "sh", "-c", script).code == 0
+    for words in (["image", "add", "void", "/opt/own"], ["create", "void", "x"]):
+        answer = orb("run", "-m", name, "-u", "root", *program, *words)
+    assert answer.code == 1
+    assert b"allows no namespaces" in answer.err
 
 
 def test_ordinary_user(orb: Program, nested: tuple[str, list[str]]) -> None:
@@ -381,6 +367,8 @@ def test_ordinary_user(orb: Program, nested: tuple[str, list[str]]) -> None:
     assert refused.code == 1
     assert refused.err.count(b"\n") == 1
     assert b"need root" in refused.err
+    without = orb("run", "-m", name, "env", "PATH=/nowhere", *program, "list")
+    assert without.err == refused.err
 
 
 def without_sudo(rootfs: Path, place: Path, installer: str) -> Path:

@@ -261,16 +261,16 @@ def parse(
         if options.has("help"):
             return rest, True
     count = len(rest)
+    if count and not command.most:
+        text = f'unknown command "{rest[0]}" for "{program} {command.name}"'
+        raise usage_error(program, command, text)
     if command.least == command.most != count:
         raise usage_error(program, command, f"accepts {command.most} arg(s), received {count}")
     if count < command.least:
         text = f"requires at least {command.least} arg(s), only received {count}"
         raise usage_error(program, command, text)
     if count > command.most:
-        if command.most == 0:
-            text = f'unknown command "{rest[0]}" for "{program} {command.name}"'
-        else:
-            text = f"accepts at most {command.most} arg(s), received {count}"
+        text = f"accepts at most {command.most} arg(s), received {count}"
         raise usage_error(program, command, text)
     return rest, False
 
