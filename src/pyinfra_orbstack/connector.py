@@ -25,7 +25,7 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         # pyinfra 3.2 loads every connector in the middle of its own import, to find `@ssh`. Where
         # this module is what imports it, ours does not exist yet, and no host can want it either.
-        if name == "OrbStackConnector":
+        if name == "OrbStackConnector":  # pragma: no cover: pyinfra 3.2
             from pyinfra.connectors.base import BaseConnector
 
             return BaseConnector
@@ -57,7 +57,7 @@ from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, Control, NotStarted, c
 
 try:
     from pyinfra.api.output import echo, format_text
-except ImportError:  # before pyinfra 3.8
+except ImportError:  # pragma: no cover: before pyinfra 3.8
     from click import echo, style as format_text  # type: ignore[assignment]  # noqa: I001
 
 # Once gevent watches a process of ours, it collects every child of this one. Where its patches are

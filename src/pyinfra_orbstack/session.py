@@ -389,7 +389,7 @@ class Control:
         except TimeoutError:
             if limit == deadline:
                 raise
-            raise NotStarted(f"it did not answer within {ANSWER_TIMEOUT:g} s") from None
+            raise NotStarted(f"the target did not answer within {ANSWER_TIMEOUT:g} s") from None
         if not data:
             raise NotStarted(self._epitaph())
         return stream, data
@@ -608,14 +608,7 @@ class Control:
         ready = Marker(begin.encode())
         stray = 0
         while ready.words is None:
-            try:
-                stream, data = self._read(limit)
-            except TimeoutError:
-                if limit is deadline:
-                    raise
-                raise NotStarted(f"the target did not answer within {ANSWER_TIMEOUT:g} s") from None
-            if not data:
-                raise NotStarted(self._epitaph())
+            stream, data = self._read_answer(limit, deadline)
             if stream == STDOUT:
                 stray += len(ready.feed(data))
             else:

@@ -22,7 +22,7 @@ from pyinfra_orbstack import orbctl
 
 try:
     from pyinfra.api.exceptions import FactProcessError
-except ImportError:  # before pyinfra 3.6, where every error of a fact ends the whole run
+except ImportError:  # pragma: no cover: before pyinfra 3.6, every error of a fact ends the run
     FactProcessError = FactError  # type: ignore[misc, assignment]
 
 T = TypeVar("T")

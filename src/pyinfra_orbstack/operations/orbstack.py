@@ -109,7 +109,7 @@ def _ask(fact: type[FactBase[T]], **arguments: Any) -> T:
     known: T | None = None
     try:
         known = host.get_fact(fact, **arguments, _sudo=False, _timeout=int(orbctl.READ_TIMEOUT))
-    except FactError as failed:  # before pyinfra 3.6, which takes these for failures of the host
+    except FactError as failed:  # pragma: no cover: before pyinfra 3.6; later it fails the host
         raise Refused(str(failed)) from None
     except PyinfraError:
         # No host is left. While operations run, pyinfra finds that out by itself after this one;

@@ -1,0 +1,150 @@
+"""What seldom happens between the connector and a machine, each once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+from pyinfra.api.exceptions import ConnectError
+
+from pyinfra_orbstack import connector
+from pyinfra_orbstack.orbctl import MachineNotFound, Orbctl
+
+from ..conformance.conftest import Proxy, Remote
+
+
+@pytest.fixture(scope="module")
+def machine(machines, client: Orbctl) -> str:  # type: ignore[no-untyped-def]
+    return str(machines.create())
+
+
+@pytest.fixture(params=["session", "spawn"])
+def remote(machine: str, request: pytest.FixtureRequest) -> Iterator[Remote]:
+    made = Remote(machine, orbstack_transport=request.param).connect()
+    made.run("rm -rf /tmp/*")
+    yield made
+    made.close()
+
+
+class Lines:
+    """What pyinfra takes for a file, since it has this."""
+
+    def readlines(self) -> list[str]:
+        return ["one\n", "two"]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "arrives"),
+    [
+        ("one", b"one\n"),
+        (b"one", b"one"),
+        (["one", "two\n", b"three"], b"one\ntwo\nthree"),
+        (io.StringIO("one\ntwo"), b"one\ntwo\n"),
+        (io.BytesIO(b"one\ntwo"), b"one\ntwo"),
+        (Lines(), b"one\ntwo\n"),
+    ],
+)
+def test_kinds_of_stdin(remote: Remote, stdin: object, arrives: bytes) -> None:
+    assert remote.out("od -An -tx1", _stdin=stdin).split() == [f"{byte:02x}" for byte in arrives]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the pyinfra command would show."""
+    lines: list[str] = []
+    monkeypatch.setattr(connector, "echo", lambda line, **_: lines.append(line))
+    return lines
+
+
+def test_output_before_a_timeout_is_shown(remote: Remote, shown: list[str]) -> None:
+    """Also what was no whole line yet."""
+    with pytest.raises(TimeoutError, match=r"did not end within 1\.5 s"):
+        remote.run("echo whole; printf half; sleep 60", _timeout=1.5)
+    assert [line.split()[-1] for line in shown] == ["whole", "half"]
+
+
+def test_commands_are_shown(remote: Remote, shown: list[str]) -> None:
+    remote.put(io.BytesIO(b"x"), "/tmp/shown", print_input=True, print_output=True)
+    remote.get("/tmp/shown", io.BytesIO(), print_input=True, print_output=True)
+    shown = [line.split("] ", 1)[-1] for line in shown]
+    assert [line[:10] for line in shown[::2]] == [">>> sh -c "] * 2
+    assert shown[1::2] == ["file uploaded: /tmp/shown", "file downloaded: /tmp/shown"]
+
+
+def test_shell_that_does_not_open_at_first(
+    remote: Remote, client: Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No command has begun: it is tried once more, and not again."""
+    proxy = Proxy(tmp_path, [client.command])
+    monkeypatch.setattr(remote.host.connector._target.client, "command", str(proxy.path))
+    remote.drop_session()
+    proxy.tell("run once exit 1 not now")
+    assert remote.out("echo on") == "on"
+    remote.drop_session()
+    proxy.tell("run exit 1 not today")
+    with pytest.raises(OSError, match="not today"):
+        remote.run("echo on")
+
+
+def test_shell_that_never_opens(
+    machine: str, client: Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was made for the connection is removed again."""
+    proxy = Proxy(tmp_path, [client.command])
+    monkeypatch.setenv("PYINFRA_ORBSTACK_ORBCTL", str(proxy.path))
+    proxy.tell("run exit 1 no shell today")
+    name = f"{machine}-more"
+    remote = Remote(name, orbstack_image="debian", orbstack_boot_timeout=1)
+    with pytest.raises(ConnectError, match=r"does not answer: .*no shell today"):
+        remote.connect()
+    with pytest.raises(MachineNotFound):
+        client.info(name)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pipe"])
+def test_upload_that_arrives_damaged(remote: Remote, kind: str) -> None:
+    """It is sent twice, where it can be read twice, and nothing is written."""
+    lie = "#!/bin/sh\ncat >/dev/null\necho 0000 -\n"
+    remote.put(io.StringIO(lie), "/usr/local/bin/sha256sum", _sudo=True)
+    remote.run("chmod 755 /usr/local/bin/sha256sum; rm -f /tmp/damaged", _sudo=True)
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    try:
+        with pytest.raises(OSError, match="arrived with another checksum"):
+            remote.put((io.BytesIO if kind == "bytes" else Pipe)(b"data"), "/tmp/damaged")
+    finally:
+        remote.run("rm /usr/local/bin/sha256sum", _sudo=True)
+    assert remote.out("ls /tmp") == ""
+
+
+def test_upload_with_nowhere_to_go(remote: Remote) -> None:
+    """The folder for temporary files has no room, nor has the home folder."""
+    home = remote.out("echo $HOME")
+    remote.run(f"chmod 500 {home}; chmod 755 /tmp", _sudo=True)
+    try:
+        with pytest.raises(OSError, match="cannot write a temporary file: "):
+            remote.put(io.BytesIO(b"x"), "/var/tmp/x")
+    finally:
+        remote.run(f"chmod 700 {home}; chmod 1777 /tmp", _sudo=True)
+    remote.put(io.BytesIO(b"x"), "/var/tmp/x")
+
+
+def test_upload_that_is_given_up_while_it_is_written(remote: Remote) -> None:
+    """Here into a pipe that nobody reads."""
+    remote.run("rm -f /tmp/fifo; mkfifo /tmp/fifo")
+    with pytest.raises(gevent.Timeout), gevent.Timeout(2):
+        remote.put(io.BytesIO(b"x"), "/tmp/fifo")
+    assert remote.out("ls /tmp") == "fifo"
+    remote.run("rm /tmp/fifo")
+
+
+def test_upload_for_a_user_that_is_not_there(remote: Remote) -> None:
+    with pytest.raises(OSError, match="invalid user"):
+        remote.put(io.BytesIO(b"x"), "/tmp/x", _su_user="nobody2", _su_password="secret")
+    assert remote.out("ls /tmp") == ""
