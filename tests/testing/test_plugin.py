@@ -199,7 +199,7 @@ def start(pytester: pytest.Pytester) -> subprocess.Popen[bytes]:
 def test_ctrl_c_leaves_nothing(pytester: pytest.Pytester) -> None:
     run = start(pytester)
     os.killpg(run.pid, signal.SIGINT)
-    assert run.wait(30) == pytest.ExitCode.INTERRUPTED
+    assert run.wait(120) == pytest.ExitCode.INTERRUPTED
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -236,5 +236,5 @@ def test_a_run_that_is_still_going_is_not_swept(pytester: pytest.Pytester, clien
         assert names(client) - before == others
     finally:
         os.killpg(run.pid, signal.SIGINT)
-        run.wait(30)
+        run.wait(120)
     assert names(client) == before

@@ -1,0 +1,162 @@
+"""What may go wrong while machines are made, used and deleted, and what users answer."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyinfra_orbstack import orbctl, project, testing
+from pyinfra_orbstack.orbctl import Orbctl, OrbctlMissing, Record
+from pyinfra_orbstack.testing import Machine, MachineFactory
+
+
+def failing(folder: Path) -> str:
+    """An `orbctl` that does nothing but fail."""
+    path = folder / "failing-orbctl"
+    path.write_text("#!/bin/sh\necho 'not today' >&2\nexit 1\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def machine(orbstack_machines: MachineFactory) -> Iterator[Machine]:
+    with orbstack_machines("troubles") as machine:
+        yield machine
+
+
+def test_a_machine_is_shown_by_its_name(machine: Machine) -> None:
+    assert repr(machine) == f"<Machine {machine.name}>"
+
+
+def test_a_machine_that_cannot_be_deleted_is_named(
+    orbstack_machines: MachineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = orbstack_machines("stays")
+    client = machine._engine.client
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "command", failing(tmp_path))
+        with pytest.warns(UserWarning, match=f"{machine.name} was not deleted: not today"):
+            machine.delete()
+    assert client.info(machine.name).id == machine.id
+    machine.delete()
+    with pytest.raises(orbctl.MachineNotFound):
+        client.info(machine.name)
+
+
+def test_what_is_half_made_is_removed(machine: Machine) -> None:
+    engine, name = machine._engine, f"half-{secrets.token_hex(4)}"
+
+    def make() -> None:
+        engine.client.clone(machine.name, name)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine._make(name, make)
+    with pytest.raises(orbctl.MachineNotFound):
+        engine.client.info(name)
+    assert name not in engine.record.machines()
+
+
+def test_a_machine_that_does_not_answer_is_waited_for(machine: Machine) -> None:
+    with pytest.raises(orbctl.MachineNotFound):
+        machine._engine.wait("no-such-machine", seconds=0.6)
+
+
+def test_records_that_cannot_be_worked_off_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "settings").write_text(f"{orbctl.COMMAND_VARIABLE}={failing(tmp_path)}\n")
+    (folder / "machines").write_text("left 01KHVDCW7HTAGRPMB823KADP9B\n")
+    testing._delete_all(folder)
+    said = capsys.readouterr().err
+    assert said == "the next run tries again to delete left: not today\n"
+    assert Record(folder / "machines").machines() == {"left": "01KHVDCW7HTAGRPMB823KADP9B"}
+
+
+# Verbs of a project ----------------------------------------------------------------------------
+
+
+def test_a_shell_begins_at_home(machine: Machine) -> None:
+    words = [sys.executable, "-m", "pyinfra_orbstack.project", "shell", machine.name]
+    done = subprocess.run(words, input="pwd; exit 3\n", capture_output=True, text=True, timeout=100)
+    assert done.returncode == 3, done.stderr
+    user = machine.run(["id", "-un"]).stdout.strip()
+    assert done.stdout.endswith(f"/home/{user}\n")
+
+
+class Terminal(io.StringIO):
+    """Somebody who types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Interrupted(Terminal):
+    """Somebody who types Ctrl-C."""
+
+    def readline(self, *_: object) -> str:
+        raise KeyboardInterrupt
+
+
+def test_destroy_asks(
+    client: Orbctl,
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("YES", raising=False)
+    name = f"asked-{secrets.token_hex(4)}"
+    client.clone(machine.name, name)
+    made = client.info(name)
+    Record(project.RECORD).add(made)
+    try:
+        for answer, status in ((Terminal("n\n"), 1), (Terminal("\n"), 1), (Interrupted(), 130)):
+            monkeypatch.setattr(sys, "stdin", answer)
+            assert project.main(["destroy"]) == status
+            assert f"Delete {name}? [y/N] " in capsys.readouterr().out
+            assert client.info(name).id == made.id
+        monkeypatch.setattr(sys, "stdin", Terminal("Yes\n"))
+        assert project.main(["destroy"]) == 0
+        assert capsys.readouterr().out.endswith(f"deleted: {name}\n")
+    finally:
+        client.delete(name, made.id)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer without any `orbctl`, but for a simulator in this environment."""
+    monkeypatch.delenv(orbctl.COMMAND_VARIABLE, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(orbctl, "KNOWN_FOLDERS", [str(tmp_path)])
+
+
+@pytest.mark.usefixtures("nowhere", "client")
+def test_the_simulator_is_named_where_it_is_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    simulator = Path(sys.executable).with_name("orbctl-simulator")
+    assert project.main(["shell", "no-such-machine"]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"no OrbStack here: {orbctl.COMMAND_VARIABLE}={simulator}\n"
+    assert "there is no machine 'no-such-machine'" in said.err
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_no_orbctl_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OrbctlMissing, match="install OrbStack"):
+        project.choose_orbctl()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(OrbctlMissing, match="orbctl-simulator not found beside"):
+        project.choose_orbctl("simulator")
