@@ -249,7 +249,7 @@ def test() -> None:
         print("no Python 3.10 or later was found: the template's tests are left out", flush=True)
     # By file, since the tests of one file share machines.
     marked = " and ".join(f"not {marker}" for marker in SLOW)
-    content = measure.tree(ROOT)
+    content = measure.tested(ROOT)
     pytest("tests", "-m", marked, "-n", "auto", "--dist", "loadfile")
     measure.note_passed(ROOT, content)
 

@@ -81,7 +81,7 @@ def coverage(checkout: Checkout) -> str:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             bare = re.search(r"pragma: no cover\s*$", line)
             need(not bare, f"{path}:{number}: a pragma without a reason")
-    return f"{percent:.1f} % of src/ (needed {measure.NEEDED:g} %, wanted {measure.WANTED:g} %)"
+    return f"{percent:.1f} % of src/ (needed {measure.NEEDED:g} %)"
 
 
 def metadata(checkout: Checkout) -> str:

@@ -60,7 +60,8 @@ class Copy:
 
     def measured(self, **found: Any) -> None:
         """Write down a result of the tests for the content as it is."""
-        result = {"tree": self.scripts.measure.tree(self.root), "passed": True, "percent": 100.0}
+        content = self.scripts.measure.tested(self.root)
+        result = {"tree": content, "passed": True, "percent": 100.0}
         path = self.root / self.scripts.measure.RESULT
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**result, "files": {}, **found}))
@@ -144,6 +145,24 @@ FAULTS: list[tuple[str, str, Callable[[Copy], None], str]] = [
         lambda copy: copy.add("src/pyinfra_orbstack/more.py", '__version__ = "2"\n'),
         "a version of its own",
     ),
+    (
+        "metadata",
+        "classifier left out",
+        lambda copy: copy.write("pyproject.toml", '    "Typing :: Typed",\n', ""),
+        "'Typing :: Typed' is missing",
+    ),
+    (
+        "metadata",
+        "another name",
+        lambda copy: copy.write("pyproject.toml", 'name = "pyinfra-orbstack"', 'name = "other"'),
+        "the name is not",
+    ),
+    (
+        "metadata",
+        "nobody to write to",
+        lambda copy: copy.write("pyproject.toml", ', email = "me@matthewturland.com"', ""),
+        "pyroma",
+    ),
     ("build", "uncommitted", plant_uncommitted, "not committed: README.md"),
     (
         "build",
@@ -170,6 +189,17 @@ FAULTS: list[tuple[str, str, Callable[[Copy], None], str]] = [
             'packages = ["src/pyinfra_orbstack"]\nexclude = ["py.typed"]',
         ),
         "the wheel lacks",
+    ),
+    (
+        "contents",
+        "file left out of the sdist",
+        lambda copy: copy.write(
+            "pyproject.toml",
+            "[tool.hatch.build.targets.wheel]",
+            '[tool.hatch.build.targets.sdist]\nexclude = ["docs"]\n\n'
+            "[tool.hatch.build.targets.wheel]",
+        ),
+        "the sdist lacks docs/",
     ),
     (
         "strict",
@@ -208,6 +238,24 @@ FAULTS: list[tuple[str, str, Callable[[Copy], None], str]] = [
         "another project",
         lambda copy: copy.write("README.md", "/pypi/v/pyinfra-orbstack", "/pypi/v/other"),
         "of another project",
+    ),
+    (
+        "badges",
+        "one left out",
+        lambda copy: copy.write("README.md", "[![License]", "[![Freedom]"),
+        "lacks the badges License",
+    ),
+    (
+        "workflows",
+        "a file that is missing",
+        lambda copy: (copy.root / ".github/workflows/weekly.yml").unlink(),
+        "weekly.yml is missing",
+    ),
+    (
+        "workflows",
+        "updates that nobody makes",
+        lambda copy: copy.write(".github/dependabot.yml", "version: 2", "version: 1"),
+        "dependabot",
     ),
     (
         "workflows",
@@ -344,7 +392,13 @@ def test_result_counts_for_the_same_content_only(copy: Copy, scripts: Any) -> No
     copy.measured()
     assert "passed before" in copy.check("tests")
     assert copy.check("coverage").startswith("100.0 %")
+    copy.add("CHANGELOG.md", "What `make release` changes was no part of the tests.\n")
+    copy.write("pyproject.toml", '\nversion = "1', '\nversion = "2')
+    assert scripts.measure.recorded(copy.root)
     copy.add("more.txt", "more\n")
+    assert scripts.measure.recorded(copy.root) is None
+    copy.measured()
+    copy.write("pyproject.toml", "\ntimeout = 300\n", "\ntimeout = 301\n")
     assert scripts.measure.recorded(copy.root) is None
 
 
