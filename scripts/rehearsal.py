@@ -83,10 +83,10 @@ def rehearse(checkout: Checkout) -> str:
         copy = clone(checkout, folder / "clone")
         with package_index(folder) as url:
             upload(copy, url)
-            install(copy, url, folder / "venv")
-            exec_in_machine(copy, folder)
+            programs = [install(copy, url, folder / "venv"), *install_with_uv(copy, url, folder)]
+            exec_in_machine(copy, folder, programs)
             render(copy, url, folder)
-    return f"{checkout.version} uploaded once, installed, used, and asked for by a project"
+    return f"{checkout.version} uploaded once, installed in three ways, used, and asked for"
 
 
 def upload(copy: Checkout, url: str) -> None:
@@ -103,8 +103,11 @@ def upload(copy: Checkout, url: str) -> None:
         raise Problem("the index took the same files twice")
 
 
-def install(copy: Checkout, url: str, venv: Path) -> None:
-    """The name is enough to get a version that works, in an environment that has nothing."""
+def install(copy: Checkout, url: str, venv: Path) -> Path:
+    """The name is enough to get a version that works, in an environment that has nothing.
+
+    Returns where its `pyinfra` is, as the other ways to install do.
+    """
     copy.run(sys.executable, "-m", "venv", venv)
     python = venv / "bin" / "python"
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
@@ -113,18 +116,66 @@ def install(copy: Checkout, url: str, venv: Path) -> None:
     ours = ("--no-deps", "--no-cache-dir", "--index-url", f"{url}/simple/")
     copy.run(*pip, *ours, f"{NAME}=={copy.version}", PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="")
     copy.run(*pip[:3], "check")
-    said = copy.run(python, "-I", "-c", SEEN).split()
-    right = [copy.version, "OrbStackConnector"]
-    need(said == right, f"the installed package says {said}, and not {right}")
+    look_at(copy, python)
     with zipfile.ZipFile(copy.wheel) as archive:
         named = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         need(named and "pytest11" in archive.read(named[0]).decode(), "the pytest plugin is lost")
+    return venv / "bin" / "pyinfra"
 
 
-def exec_in_machine(copy: Checkout, folder: Path) -> None:
-    """The installed package runs a command in a machine of the installed simulator."""
-    programs = folder / "venv" / "bin"
-    simulator = programs / "orbctl-simulator"
+def look_at(copy: Checkout, python: Path) -> None:
+    """An environment has the version just uploaded, and pyinfra finds the connector in it."""
+    said = copy.run(python, "-I", "-c", SEEN).split()
+    right = [copy.version, "OrbStackConnector"]
+    need(said == right, f"the installed package says {said}, and not {right}")
+
+
+def install_with_uv(copy: Checkout, url: str, folder: Path) -> list[Path]:
+    """The same with uv, as README says: into a project, and beside the command pyinfra."""
+    project, tools = Checkout(folder / "project"), folder / "tools"
+    environment = uv_environment(copy, url, project.root)
+    environment.update(UV_TOOL_DIR=str(tools), UV_TOOL_BIN_DIR=str(folder / "commands"))
+    project.root.mkdir()
+    project.run("uv", "init", "--quiet", "--bare", "--name", "trial", **environment)
+    project.run("uv", "add", "--quiet", NAME, **environment)
+    check_lock(copy, url, project.root)
+    project.run("uv", "tool", "install", "--quiet", "pyinfra", "--with", NAME, **environment)
+    for venv in (project.root / ".venv", tools / "pyinfra"):
+        look_at(copy, venv / "bin" / "python")
+    return [project.root / ".venv" / "bin" / "pyinfra", folder / "commands" / "pyinfra"]
+
+
+def uv_environment(copy: Checkout, url: str, root: Path) -> dict[str, str]:
+    """What lets uv, working in a folder, take ours from our index and the rest from the usual."""
+    environment = {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "UV_INDEX": " ".join([f"{url}/simple/", *filter(None, [os.environ.get("UV_INDEX")])]),
+        "UV_PYTHON": sys.executable,
+        "UV_PYTHON_DOWNLOADS": "never",
+        "UV_PROJECT_ENVIRONMENT": str(root / ".venv"),
+        "PYTHONPATH": "",
+        "VIRTUAL_ENV": "",
+    }
+    if is_pre(copy):
+        environment["UV_PRERELEASE"] = "allow"
+    return environment
+
+
+def is_pre(copy: Checkout) -> bool:
+    """Whether the version is one that installers take only when they are told to."""
+    return re.search("[a-z]", copy.version) is not None
+
+
+def check_lock(copy: Checkout, url: str, root: Path) -> None:
+    """A project is bound to the version just uploaded."""
+    lock = (root / "uv.lock").read_text()
+    mine = re.search(rf'name = "{NAME}"\nversion = "([^"]+)"\nsource = (.*)', lock)
+    need(mine and mine[1] == copy.version and url in mine[2], f"not from the index: {mine}")
+
+
+def exec_in_machine(copy: Checkout, folder: Path, programs: list[Path]) -> None:
+    """Each installed pyinfra runs a command in a machine of the installed simulator."""
+    simulator = folder / "venv" / "bin" / "orbctl-simulator"
     machine = f"rehearsal-{secrets.token_hex(3)}"
     environment = {
         "ORBCTL_SIMULATOR_HOME": str(folder / "simulator"),
@@ -134,8 +185,10 @@ def exec_in_machine(copy: Checkout, folder: Path) -> None:
     copy.run(simulator, "create", "debian", machine, **environment)
     try:
         host = f"@orbstack/{machine}"
-        said = copy.run(programs / "pyinfra", host, "exec", "--", "hostname", **environment)
-        need(re.search(rf"\] {machine}$", said, re.MULTILINE), f"no hostname in\n{said}")
+        for pyinfra in programs:
+            said = copy.run(pyinfra, host, "exec", "--", "hostname", **environment)
+            right = re.search(rf"\] {machine}$", said, re.MULTILINE)
+            need(right, f"{pyinfra}: no hostname in\n{said}")
     finally:
         copy.run(simulator, "delete", "-f", machine, **environment)
 
@@ -148,7 +201,7 @@ def render(copy: Checkout, url: str, folder: Path) -> None:
     settings.write_text("{}\n")
     os.environ["COPIER_SETTINGS_PATH"] = str(settings)
     target = folder / "myproj"
-    pre = "rc" in copy.version or "a" in copy.version or "b" in copy.version
+    pre = is_pre(copy)
     copier.run_copy(
         str(copy.root), target, defaults=True, quiet=True, unsafe=False, use_prereleases=pre
     )
@@ -157,26 +210,16 @@ def render(copy: Checkout, url: str, folder: Path) -> None:
     project = Checkout(target)
     project.git("init", "--quiet")
     project.git("add", "--all")
-    indexes = [f"{url}/simple/", *filter(None, [os.environ.get("UV_INDEX")])]
     environment = {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "UV_INDEX": " ".join(indexes),
-        "UV_PYTHON": sys.executable,
-        "UV_PYTHON_DOWNLOADS": "never",
-        "UV_PROJECT_ENVIRONMENT": str(target / ".venv"),
+        **uv_environment(copy, url, target),
         "ORBCTL_SIMULATOR_HOME": str(folder / "simulator"),
         "XDG_STATE_HOME": str(folder / "state"),
-        "PYTHONPATH": "",
         "CI": "true",
     }
     # What another make hands down would reach the project's own.
-    for name in ("MAKEFLAGS", "MAKELEVEL", "VIRTUAL_ENV", "ITEM", "VERSION"):
+    for name in ("MAKEFLAGS", "MAKELEVEL", "ITEM", "VERSION"):
         environment[name] = ""
     need(shutil.which("make"), "make is missing")
-    if pre:
-        environment["UV_PRERELEASE"] = "allow"
     project.run("make", "lint", **environment)
     project.run("make", "test", **environment)
-    lock = (target / "uv.lock").read_text()
-    mine = re.search(rf'name = "{NAME}"\nversion = "([^"]+)"\nsource = (.*)', lock)
-    need(mine and mine[1] == copy.version and url in mine[2], f"not from the index: {mine}")
+    check_lock(copy, url, target)
