@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gevent
 import pytest
+from pyinfra.api.arguments import all_argument_meta
 from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_orbstack import connector
@@ -144,6 +145,7 @@ def test_upload_that_is_given_up_while_it_is_written(remote: Remote) -> None:
     remote.run("rm /tmp/fifo")
 
 
+@pytest.mark.skipif("_su_password" not in all_argument_meta, reason="pyinfra before 3.7")
 def test_upload_for_a_user_that_is_not_there(remote: Remote) -> None:
     with pytest.raises(OSError, match="invalid user"):
         remote.put(io.BytesIO(b"x"), "/tmp/x", _su_user="nobody2", _su_password="secret")
