@@ -64,6 +64,15 @@ def ratio(times: Times, base: Times) -> float:
     return statistics.median(one / other for one, other in zip(times, base))
 
 
+def two_digits(value: float) -> str:
+    """A number that says no more than it knows.
+
+    >>> two_digits(0.0437), two_digits(3.14), two_digits(112.6)
+    ('0.044', '3.1', '113')
+    """
+    return f"{value:.2g}" if value < 99.5 else f"{value:.0f}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; all columns but the first hold numbers.
 
@@ -122,7 +131,7 @@ def command_table(data: dict[str, Any]) -> str:
     rows = []
     for name, taken in sorted(times.items(), key=lambda item: statistics.median(item[1])):
         row = [SHOWN.get(name, f"`{name}`"), f"{statistics.median(taken) * 1000:.1f}"]
-        rows.append([*row, *(f"{ratio(taken, times[other]):.2g}x" for other in bare)])
+        rows.append([*row, *(f"{two_digits(ratio(taken, times[other]))}x" for other in bare)])
     return table(head, rows)
 
 
