@@ -221,6 +221,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     )
     colours = dict(zip(SHOWN, ("#2f6fde", "#8fb4f0", "#7a7a7a", "#d98324", "#b04a4a")))
     colours.update(container=colours["session"], docker="#5a9367")
+    key: dict[str, Any] = {}
     for axis, count in zip(axes, counts):
         cases = data["deploys"][count]
         names = [name for name in SHOWN if name in cases[NOTHING]]
@@ -231,9 +232,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
             axis.barh(at, seconds, width, color=colours[name], label=SHOWN[name].strip("`"))
         axis.set_yticks(range(len(cases)), list(cases))
         axis.set_title(f"whole deploys, {hosts_word(count)}")
-        if count in ("1", CONTAINER):
-            # With many hosts some contenders are missing, and the others look the same.
-            axis.legend(frameon=False, loc="lower right")
+        key.update(dict(zip(*reversed(axis.get_legend_handles_labels()))))
     each = {name: statistics.median(times) * 1000 for name, times in data["commands"].items()}
     names = sorted(each, key=each.__getitem__)
     grey = "#bbbbbb"
@@ -247,6 +246,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlabel("milliseconds" if axis is axes[-1] else "seconds")
+    figure.legend(key.values(), key, frameon=False, loc="outside lower center", ncols=len(key))
     figure.savefig(path, metadata={"Date": None})
     # matplotlib ends lines with spaces, which no editor of this project would keep.
     lines = path.read_text(encoding="utf-8").splitlines()
