@@ -339,7 +339,8 @@ def bench() -> None:
 def conformance() -> None:
     """Run the connector's suite on what `orbctl` there is, and write down how it did."""
     setup("test")
-    pytest("tests/conformance", "--conformance-report", "docs/conformance.md")
+    report = ("--conformance-report", "docs/conformance.md")
+    pytest("tests/conformance", "-n", "auto", "--dist", "loadfile", *report)
 
 
 def faults() -> None:
