@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pyinfra_orbstack import connector, process
+from pyinfra_orbstack import connector, process, transfer
 from pyinfra_orbstack.orbctl import Orbctl
 
 from ..conformance.conftest import Guest, Remote
@@ -33,7 +33,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.extend(items)
         yield
 
-    monkeypatch.setattr(connector, "progress_spinner", spinner)
+    for module in (connector, transfer):
+        monkeypatch.setattr(module, "progress_spinner", spinner)
     return seen
 
 
