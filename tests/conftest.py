@@ -27,10 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--conformance-report")
-    if path is not None:
+    # A worker sees a part of the results alone.
+    if path is not None and not hasattr(config, "workerinput"):
         from .conformance.report import Report
 
-        config.pluginmanager.register(Report(path), "conformance-report")
+        config.pluginmanager.register(Report(path, config.getoption("--orbstack")))
 
 
 class Machines:

@@ -349,10 +349,3 @@ def proxy(
         made = Proxy(tmp_path, [client.command])
         monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(made.path))
     return made
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _where(request: pytest.FixtureRequest, simulated: bool) -> None:
-    report = request.config.pluginmanager.get_plugin("conformance-report")
-    if report is not None:
-        report.simulated = simulated

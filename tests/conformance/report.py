@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyinfra_orbstack.project import choose_orbctl, is_simulator
+
 from .catalogue import BEHAVIOURS, CANNOT, SECTIONS
 
 HEAD = """# Conformance
@@ -39,9 +41,9 @@ def ids(nodeid: str) -> list[str]:
 class Report:
     """Collects outcomes and writes the page at the end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, which: str) -> None:
         self.path = path
-        self.simulated = True
+        self.simulated = is_simulator(choose_orbctl(which))
         self.outcomes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         self.reasons: dict[tuple[str, str], str] = {}
 
