@@ -438,8 +438,9 @@ class OrbStackConnector(BaseConnector):
         client = orbctl.Orbctl()
         listed = self._just_listed(name)
         if listed is not None:
-            with contextlib.suppress(NotStarted):
-                self._open_first(MachineTarget(client, listed))
+            target = MachineTarget(client, listed)
+            with contextlib.suppress(NotStarted), progress_spinner({f"waiting for {target}"}):
+                self._open_first(target)
                 return
         machine, made = self._ensure_exists(client, name)
         try:
