@@ -198,10 +198,12 @@ def local_states(hosts: Sequence[str]) -> dict[str, str]:
     if machines:
         use_orbctl()
         states.update({PREFIX + one.name: one.state for one in orbctl.Orbctl().machines()})
-    for host in containers:
-        # Nothing creates one: pyinfra will say that there is none, and which there are.
-        with contextlib.suppress(docker.ContainerNotFound):
-            states[host] = docker.Docker().inspect(host[len(CONTAINERS) + 1 :]).state
+    if containers:
+        engine = docker.Docker()
+        for host in containers:
+            # Nothing creates one: pyinfra will say that there is none, and which there are.
+            with contextlib.suppress(docker.ContainerNotFound):
+                states[host] = engine.inspect(host[len(CONTAINERS) + 1 :]).state
     return states
 
 
