@@ -25,12 +25,12 @@ SHOWN_FROM = 4 * 1024 * 1024
 #: Exit code of a write that failed and could not be undone.
 KEPT = 75
 
-# `set -C` refuses a file that is there already, link or not; names hold
-# 128 random bits, so that is somebody else's trick.
 SUM = (
     "if command -v sha256sum >/dev/null 2>&1; then sha256sum; "
     "elif command -v cksum >/dev/null 2>&1; then cksum; else wc -c; fi"
 )
+# `set -C` refuses a file that is there already, link or not; names hold 128 random bits, so that is
+# somebody else's trick.
 UPLOAD = rf"""
 d=${{1:-${{TMPDIR:-/tmp}}}}
 [ -d "$d" ] && [ -w "$d" ] || d=$HOME

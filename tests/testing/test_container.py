@@ -93,30 +93,30 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     return pytester
 
 
-def test_a_container_without_with_lives_until_the_end(
-    suite: pytest.Pytester,
-    containers: Containers,
-    small_image: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def small_suite(
+    suite: pytest.Pytester, small_image: str, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
     monkeypatch.setenv("IMAGE", small_image)
-    suite.runpytest_subprocess().assert_outcomes(passed=1)
-    made = (suite.path / "id").read_text()
+    return suite
+
+
+def test_a_container_without_with_lives_until_the_end(
+    small_suite: pytest.Pytester, containers: Containers
+) -> None:
+    small_suite.runpytest_subprocess().assert_outcomes(passed=1)
+    made = (small_suite.path / "id").read_text()
     assert made not in {one.id for one in containers.client.containers()}
 
 
 def test_a_killed_run_leaves_no_container(
-    suite: pytest.Pytester,
-    containers: Containers,
-    small_image: str,
-    monkeypatch: pytest.MonkeyPatch,
+    small_suite: pytest.Pytester, containers: Containers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("IMAGE", small_image)
     monkeypatch.setenv("SLEEP", "60")
     run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q"], cwd=suite.path, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "pytest", "-q"], cwd=small_suite.path, stdout=subprocess.DEVNULL
     )
-    written = suite.path / "id"
+    written = small_suite.path / "id"
     deadline = time.monotonic() + 30
     while not (written.exists() and written.read_text()):
         assert time.monotonic() < deadline
