@@ -140,7 +140,7 @@ def test_server_reboot(
     watcher.start()
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.operations import server\n"
-        # It asks again only when the machine is back: in the middle of a restart its facts would fail.
+        # In the middle of the restart the facts that it asks for would fail.
         "server.reboot(name='reboot', delay=5, interval=1, reboot_timeout=30, _sudo=True)\n"
         "server.shell(name='after', commands=['echo back again'])\n"
     )
