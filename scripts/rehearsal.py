@@ -153,6 +153,8 @@ def uv_environment(copy: Checkout, url: str, root: Path) -> dict[str, str]:
         "UV_PYTHON": sys.executable,
         "UV_PYTHON_DOWNLOADS": "never",
         "UV_PROJECT_ENVIRONMENT": str(root / ".venv"),
+        # uv leaves its locks there.
+        "TMPDIR": str(root.parent),
         "PYTHONPATH": "",
         "VIRTUAL_ENV": "",
     }
