@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pyinfra_orbstack.orbctl import Orbctl
-from tests.template.conftest import Render
-from tests.template.project import Project
+from tests.template.conftest import ROOT, Render
+from tests.template.project import Project, run, tool
 
 ODD = 'It\'s "5 \\ 7" {{ project_name }} {% raw %} ünïcode ☃ # no: comment'
 FILLED = {
@@ -49,6 +49,17 @@ def test_project_with_containers_passes_its_own_tests(render: Render, small_imag
     project.check_files()
     project.use_image(small_image)
     project.check_tests("tests/test_containers.py", "tests/test_inventories.py")
+
+
+@pytest.mark.template
+@pytest.mark.usefixtures("client")
+def test_library_comes_from_a_checkout(render: Render) -> None:
+    project = render()
+    run(project.path, tool("uv"), "add", "--quiet", "--group", "test", "--editable", str(ROOT))
+    project.make("test", CI="true")
+    code = "import pyinfra_orbstack as it; print(it.__file__)"
+    said = run(project.path, tool("uv"), "run", "--quiet", "python", "-c", code)
+    assert said == f"{ROOT}/src/pyinfra_orbstack/__init__.py\n"
 
 
 def test_free_text_stays_what_it_is(render: Render) -> None:
