@@ -199,6 +199,11 @@ class Marker:
         self._held = data[at:]
         return data[:at]
 
+    def release(self) -> bytes:
+        """Return what was held back because the mark could have begun with it."""
+        held, self._held = self._held, b""
+        return b"" if held.startswith(self.mark) else held
+
 
 def _overlap(data: bytes, mark: bytes) -> int:
     """How many bytes at the end of ``data`` could be the beginning of ``mark``."""
@@ -228,6 +233,19 @@ class Section:
 
 #: Called with `STDOUT` or `STDERR` and a piece of what the command printed there.
 Sink = Callable[[int, bytes], None]
+
+
+@contextlib.contextmanager
+def _releasing(sections: dict[int, Section], sink: Sink) -> Iterator[None]:
+    """At a timeout no mark is on its way: what looks like its beginning is the command's own."""
+    try:
+        yield
+    except TimeoutError:
+        for stream, section in sections.items():
+            held = section.end.release()
+            if held:
+                sink(stream, held)
+        raise
 
 
 def _token() -> str:
@@ -514,7 +532,7 @@ class Control:
         begin, end = _token(), _token()
         section = Section(begin.encode(), end.encode())
         words = (path, self.workdir or "", begin, end)
-        with self._ending_on_failure():
+        with self._ending_on_failure(), _releasing({STDOUT: section}, sink):
             self._start("sh", "-c", _TERMINAL, "sh", *words, tty=True)
             assert self._child is not None
             while section.end.words is None:
@@ -577,22 +595,8 @@ class Control:
                     child.write(pieces[0])
             else:
                 feeder = gevent.spawn(feed, child, _chain(pieces, stdin))
-            while any(section.end.words is None for section in sections.values()):
-                stream, data = self._read(deadline)
-                if not data and sections[stream].end.words is None:
-                    raise Lost(
-                        "the connection ended while the command ran: "
-                        "whether it ran to its end is unknown, so it is not repeated"
-                    )
-                section = sections[stream]
-                begun = section.begin.words
-                body = section.feed(data)
-                if begun is None and section.begin.words is not None and stream == STDOUT:
-                    self._remember(b" ".join(section.begin.words), "group")
-                if section.stray > MOST_STRAY:
-                    raise Lost(f"more than {MOST_STRAY} bytes came before the command's output")
-                if body:
-                    sink(stream, body)
+            with _releasing(sections, sink):
+                self._read_sections(sections, sink, deadline)
         finally:
             if feeder is not None:
                 feeder.kill()
@@ -601,6 +605,26 @@ class Control:
         if len(words) != 1 or not words[0].isdigit():
             raise Lost("the control shell gave no exit status")
         return int(words[0])
+
+    def _read_sections(
+        self, sections: dict[int, Section], sink: Sink, deadline: float | None
+    ) -> None:
+        while any(section.end.words is None for section in sections.values()):
+            stream, data = self._read(deadline)
+            if not data and sections[stream].end.words is None:
+                raise Lost(
+                    "the connection ended while the command ran: "
+                    "whether it ran to its end is unknown, so it is not repeated"
+                )
+            section = sections[stream]
+            begun = section.begin.words
+            body = section.feed(data)
+            if begun is None and section.begin.words is not None and stream == STDOUT:
+                self._remember(b" ".join(section.begin.words), "group")
+            if section.stray > MOST_STRAY:
+                raise Lost(f"more than {MOST_STRAY} bytes came before the command's output")
+            if body:
+                sink(stream, body)
 
     def _await_ready(self, begin: str, deadline: float | None) -> None:
         answer = time.monotonic() + ANSWER_TIMEOUT

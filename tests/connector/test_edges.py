@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from pyinfra.api.arguments import all_argument_meta
 from pyinfra.api.exceptions import ConnectError
 
-from pyinfra_orbstack import connector
+from pyinfra_orbstack import connector, session
 from pyinfra_orbstack.orbctl import MachineNotFound, Orbctl
 
 from ..conformance.conftest import Proxy, Remote
@@ -60,10 +61,15 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def test_output_before_a_timeout_is_shown(remote: Remote, shown: list[str]) -> None:
-    """Also what was no whole line yet."""
+@pytest.mark.parametrize("pty", [False, True], ids=["pipes", "terminal"])
+def test_output_before_a_timeout_is_shown(
+    remote: Remote, shown: list[str], pty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what was no whole line yet, and what the end mark could begin with."""
+    marks = (f"f{number:031x}" for number in itertools.count())
+    monkeypatch.setattr(session, "_token", lambda: next(marks))
     with pytest.raises(TimeoutError, match=r"did not end within 1\.5 s"):
-        remote.run("echo whole; printf half; sleep 60", _timeout=1.5)
+        remote.run("echo whole; printf half; sleep 60", _timeout=1.5, _get_pty=pty)
     assert [line.split()[-1] for line in shown] == ["whole", "half"]
 
 

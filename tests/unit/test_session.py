@@ -111,6 +111,7 @@ def test_nothing_is_held_back_but_what_may_be_a_mark(data: bytes, places: list[i
     else:
         assert data.startswith(passed)
         assert mark.startswith(data[len(passed) :])
+        assert passed + marker.release() == data
 
 
 @settings(max_examples=40, deadline=None)
