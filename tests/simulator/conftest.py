@@ -42,13 +42,6 @@ def mounts_of(home: Path) -> list[str]:
     return [line for line in mounts if str(home) in line or "upperdir=upper" in line]
 
 
-@pytest.fixture
-def root_only() -> None:
-    """For tests that look into the state folder, or need the host's own rights."""
-    if os.geteuid():
-        pytest.skip("needs root")
-
-
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("simulator state") / "home, of: all"

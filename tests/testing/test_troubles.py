@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,9 @@ def test_destroy_asks(
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A computer without any `orbctl`, but for a simulator in this environment."""
     monkeypatch.delenv(orbctl.COMMAND_VARIABLE, raising=False)
+    sudo = shutil.which("sudo")
+    if sudo:  # the simulator needs it for an ordinary user
+        (tmp_path / "sudo").symlink_to(sudo)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(orbctl, "KNOWN_FOLDERS", [str(tmp_path)])
 
