@@ -15,6 +15,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
@@ -412,6 +413,17 @@ def clean() -> None:
             shutil.rmtree(cache)
 
 
+@contextlib.contextmanager
+def temporary_files() -> Iterator[None]:
+    """Have a folder for those of all programs, since pytest, uv and others leave some behind."""
+    folder = tempfile.mkdtemp(prefix="orb-")
+    os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        remove(Path(folder))
+
+
 def remove(folder: Path) -> None:
     """Delete a folder; what the simulator made in it for an ordinary user belongs to root."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -433,7 +445,8 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in TARGETS:
         raise SystemExit(f"usage: python3 scripts/dev.py {'|'.join(TARGETS)}")
     try:
-        TARGETS[sys.argv[1]]()
+        with temporary_files():
+            TARGETS[sys.argv[1]]()
     except Stop as stop:
         raise SystemExit(str(stop)) from None
     except KeyboardInterrupt:

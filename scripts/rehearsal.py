@@ -78,14 +78,17 @@ def clone(checkout: Checkout, folder: Path) -> Checkout:
 
 def rehearse(checkout: Checkout) -> str:
     """Do all that follows a release; raise `Problem` where something goes wrong."""
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
-        folder = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix="rehearsal-"))
+    try:
         copy = clone(checkout, folder / "clone")
         with package_index(folder) as url:
             upload(copy, url)
             programs = [install(copy, url, folder / "venv"), *install_with_uv(copy, url, folder)]
             exec_in_machine(copy, folder, programs)
             render(copy, url, folder)
+    finally:
+        # What the simulator made in it for an ordinary user is root's: `dev.py` deletes that.
+        shutil.rmtree(folder, ignore_errors=True)
     return f"{checkout.version} uploaded once, installed in three ways, used, and asked for"
 
 
@@ -153,8 +156,6 @@ def uv_environment(copy: Checkout, url: str, root: Path) -> dict[str, str]:
         "UV_PYTHON": sys.executable,
         "UV_PYTHON_DOWNLOADS": "never",
         "UV_PROJECT_ENVIRONMENT": str(root / ".venv"),
-        # uv leaves its locks there.
-        "TMPDIR": str(root.parent),
         "PYTHONPATH": "",
         "VIRTUAL_ENV": "",
     }

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,16 +80,6 @@ def unavailable(reason: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nothing_stays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the simulator makes for an ordinary user is root's: pytest could not delete it."""
-    yield
-    if sys.platform == "linux" and os.geteuid() and shutil.which("sudo"):
-        folder = str(tmp_path_factory.getbasetemp())
-        argv = ["sudo", "-n", "find", folder, "-mindepth", "1", "-delete"]
-        subprocess.run(argv, stderr=subprocess.DEVNULL, check=False)
 
 
 @pytest.fixture

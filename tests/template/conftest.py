@@ -40,8 +40,6 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     # Fetching an interpreter would need more of the network than the package index.
     patch.setenv("UV_PYTHON", sys.executable)
     patch.setenv("UV_PYTHON_DOWNLOADS", "never")
-    # uv leaves its locks there.
-    patch.setenv("TMPDIR", str(folder))
     yield
     patch.undo()
 
