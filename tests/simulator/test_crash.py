@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -81,22 +82,33 @@ def test_killed_delete(own: Program, tmp_path: Path) -> None:
         own("delete", "-f", "doomed")
 
 
+def states(*command: str) -> set[str]:
+    """In which states the processes of a command are, `T` being stopped."""
+    line = "".join(f"{word}\0" for word in command).encode()
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes() == line:
+                found.add((folder / "stat").read_text().rpartition(") ")[2][0])
+    return found
+
+
 def test_killed_clone_lets_its_source_go_on(own: Program) -> None:
     """The source stands still while it is copied, and not for ever."""
     assert own("create", "debian", "source").code == 0
     assert own("clone", "source", "quiet") == (0, b"", b"")
     assert own("run", "-m", "source", "sh", "-c", "head -c 500M /dev/zero >~/big").code == 0
-    sleeping = own.started("run", "-m", "source", "sleep", "60")
-    states = ["run", "-m", "source", "sh", "-c", "ps -o stat= -C sleep"]
-    while own(*states).code:
-        pass
+    command = ("sleep", f"60.{time.time_ns()}")
+    sleeping = own.started("run", "-m", "source", *command)
+    while not states(*command):
+        assert sleeping.poll() is None
     process = own.started("clone", "source", "copy")
-    while "T" not in own(*states).text:
+    while "T" not in states(*command):
         assert process.poll() is None
     process.kill()
     process.communicate()
     time.sleep(0.3)
-    assert "T" not in own(*states).text
+    assert "T" not in states(*command)
     assert own("stop", "source").code == 0
     sleeping.communicate(timeout=10)
 
