@@ -9,6 +9,11 @@ PYTHON := $(shell for python in $(CANDIDATES); do \
 
 export ORBCTL FAULT_SEED ITEM VERSION
 
+# One that is named is the one that counts; else a newer one may be taken, for copier.
+ifneq ($(origin PYTHON),file)
+export EXACTLY = 1
+endif
+
 .NOTPARALLEL:
 .PHONY: help demo test template compat bench conformance faults contract lint coverage docs release-test release-check release clean
 

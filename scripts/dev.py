@@ -31,6 +31,8 @@ PYTHON = VENV / "bin" / "python"
 CACHE = ROOT / ".cache"
 STAMP = VENV / "installed.json"
 
+#: Whether somebody has named a Python, as in `make test PYTHON=python3.9`.
+EXACTLY = bool(os.environ.get("EXACTLY"))
 #: copier needs the first; nothing is known of versions after the second.
 OLDEST_FOR_COPIER, NEWEST = (3, 10), (3, 14)
 BREW = ("/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin")
@@ -136,9 +138,9 @@ def create_venv(for_copier: bool) -> None:
     # The real one, should this be running from a virtual environment, maybe this very `.venv`.
     python = getattr(sys, "_base_executable", None) or sys.executable
     uv = shutil.which("uv")
-    if not usable(python):
+    if not usable(python) and not EXACTLY:
         python = next(filter(usable, newer_pythons()), python)
-    if not usable(python) and uv:
+    if not usable(python) and uv and not EXACTLY:
         quietly(uv, "venv", "--quiet", "--clear", "--seed", "--python", ">=3.10,<3.15", VENV)
         return
     if not usable(python) and for_copier:
@@ -195,7 +197,8 @@ def setup(*groups: str, for_copier: bool = False) -> None:
     """Make `.venv` and install the package with these dependency groups, unless that is done."""
     project = (ROOT / "pyproject.toml").read_bytes()
     installed: dict[str, Any] = {}
-    if not (for_copier and not usable(PYTHON)) and version(PYTHON) and has(PYTHON, "pip"):
+    right = version(PYTHON) == sys.version_info[:2] if EXACTLY else version(PYTHON)
+    if not (for_copier and not usable(PYTHON)) and right and has(PYTHON, "pip"):
         installed = json.loads(STAMP.read_text()) if STAMP.exists() else {}
     else:
         print("setting up .venv", flush=True)
