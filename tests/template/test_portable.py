@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -95,3 +96,36 @@ def test_makefile_and_script_know_the_same_targets() -> None:
     ).stderr
     assert set(usage.split()[-1].split("|")) == listed
     assert listed <= set(re.search(r"^\.PHONY: (.*)", text, re.MULTILINE)[1].split())  # type: ignore[index]
+
+
+def make(target: str, *words: str, path: Path) -> str:
+    """What make starts; a Python on that path prints it."""
+    (path / "python3").write_text('#!/bin/sh\necho "${EXACTLY:-any}" "$@"\n')
+    (path / "python3").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("EXACTLY", None)
+    argv = ["make", "--silent", "-C", str(ROOT), target, *words]
+    return subprocess.run(argv, env=environment, capture_output=True, text=True).stdout
+
+
+def test_make_knows_whether_a_python_was_named(tmp_path: Path) -> None:
+    assert "any scripts/dev.py test\n" in make("test", path=tmp_path)
+    assert "1 scripts/dev.py test\n" in make("test", f"PYTHON={tmp_path}/python3", path=tmp_path)
+
+
+@pytest.mark.parametrize("exactly", ["", "1"], ids=["any", "exactly"])
+def test_python_that_is_named_is_taken(exactly: str, tmp_path: Path) -> None:
+    """Else the oldest gives way to one that copier runs on."""
+    begin = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import dev; "
+
+    def run(python: str, code: str) -> str:
+        environment = {**os.environ, "EXACTLY": exactly}
+        return subprocess.check_output([python, "-c", begin + code], env=environment, text=True)
+
+    oldest = run(sys.executable, "print(dev.find_python('3.9'))").strip()
+    if not oldest:
+        pytest.skip("no Python 3.9 here")
+    venv = tmp_path / "venv"
+    run(oldest, f"dev.VENV = dev.Path({str(venv)!r}); dev.create_venv(False)")
+    taken = run(sys.executable, f"print(dev.version({str(venv / 'bin' / 'python')!r}))")
+    assert (taken == "(3, 9)\n") is bool(exactly)
