@@ -21,7 +21,7 @@ from pathlib import Path
 SIMULATOR = [
     sys.executable,
     "-c",
-    "import sys; from pyinfra_orbstack.simulator.__main__ import main; sys.exit(main())",
+    "import sys; from orbctl_simulator.__main__ import main; sys.exit(main())",
 ]
 
 

@@ -35,7 +35,9 @@ SETTINGS = """\
 parallel = true
 concurrency = greenlet, thread
 data_file = {folder}/data
-source = {root}/src/pyinfra_orbstack
+source =
+    {root}/src/orbctl_simulator
+    {root}/src/pyinfra_orbstack
 disable_warnings = no-data-collected, module-not-imported, no-sysmon
 """
 #: Read by every Python of this environment at its start; does nothing once the file in it is gone.
@@ -126,7 +128,7 @@ def add_lines(folder: Path) -> None:
     """Hand to coverage.py what the simulator's processes have noted."""
     from coverage import CoverageData
 
-    source = folder.parent.parent / "src" / "pyinfra_orbstack" / "simulator"
+    source = folder.parent.parent / "src" / "orbctl_simulator"
     reached: dict[str, set[int]] = {}
     for line in (folder / "lines").read_text().splitlines():
         for name, numbers in json.loads(line).items():

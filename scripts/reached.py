@@ -19,9 +19,9 @@ from types import FrameType
 from typing import Any, Callable
 
 FOLDER = os.path.dirname(__file__)
-SIMULATOR = "pyinfra_orbstack.simulator"
+SIMULATOR = "orbctl_simulator"
 #: In the path of each of its files, wherever it is seen from.
-PLACE = "/pyinfra_orbstack/simulator/"
+PLACE = "/orbctl_simulator/"
 
 
 def command_line() -> list[str]:

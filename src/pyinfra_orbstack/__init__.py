@@ -5,7 +5,7 @@ from `pyinfra_orbstack.facts.orbstack` and `pyinfra_orbstack.operations.orbstack
 """
 
 # Nothing of pyinfra is imported here: pyinfra 3.2 loads every connector while its own API is
-# half imported, and the simulator wants to start in milliseconds.
+# half imported.
 from __future__ import annotations
 
 __all__ = ["__version__"]

@@ -323,7 +323,7 @@ def test_the_entry_point_and_the_package_import_little() -> None:
         "import sys, pyinfra_orbstack.connector as c\n"
         "bad = [m for m in sys.modules if m.startswith(('pyinfra.operations', 'pyinfra.facts',"
         " 'pyinfra_cli', 'pyinfra_orbstack.facts', 'pyinfra_orbstack.operations',"
-        " 'pyinfra_orbstack.simulator'))]\n"
+        " 'orbctl_simulator'))]\n"
         "import pyinfra_orbstack; print(bad, pyinfra_orbstack.__version__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

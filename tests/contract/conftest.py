@@ -72,7 +72,7 @@ def orb(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Program:
     env["ORBCTL_SIMULATOR_CACHE"] = os.environ.get(
         "ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers")
     )
-    program = Program([sys.executable, "-m", "pyinfra_orbstack.simulator"], env)
+    program = Program([sys.executable, "-m", "orbctl_simulator"], env)
     trial = program("doctor")
     if trial.code != 0:
         reason = f"no machines on this host: {trial.out.decode()}{trial.err.decode()}"

@@ -336,7 +336,7 @@ def test_sudo_of_a_deploy_does_not_reach_orbctl(
     """OrbStack is the user's; root has none."""
     sudo = tmp_path / "sudo"
     # With it the simulator becomes root, where it is not.
-    own = '"-n true" | *pyinfra_orbstack.simulator*'
+    own = '"-n true" | *orbctl_simulator*'
     real = f'case "$*" in {own}) exec {shutil.which("sudo")} "$@";; esac'
     sudo.write_text(f"#!/bin/sh\n{real}\nexit 66\n")
     sudo.chmod(0o755)

@@ -175,8 +175,8 @@ FAULTS: list[tuple[str, str, Callable[[Copy], None], str]] = [
         "template in the wheel",
         lambda copy: copy.write(
             "pyproject.toml",
-            'packages = ["src/pyinfra_orbstack"]',
-            'packages = ["src/pyinfra_orbstack", "template"]',
+            'packages = ["src/orbctl_simulator", "src/pyinfra_orbstack"]',
+            'packages = ["src/orbctl_simulator", "src/pyinfra_orbstack", "template"]',
         ),
         "not in src/",
     ),
@@ -185,8 +185,8 @@ FAULTS: list[tuple[str, str, Callable[[Copy], None], str]] = [
         "file left out",
         lambda copy: copy.write(
             "pyproject.toml",
-            'packages = ["src/pyinfra_orbstack"]',
-            'packages = ["src/pyinfra_orbstack"]\nexclude = ["py.typed"]',
+            'packages = ["src/orbctl_simulator", "src/pyinfra_orbstack"]',
+            'packages = ["src/orbctl_simulator", "src/pyinfra_orbstack"]\nexclude = ["py.typed"]',
         ),
         "the wheel lacks",
     ),

@@ -20,7 +20,7 @@ def make_program(home: Path, **env: str) -> Program:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
     cache = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
     env = {"ORBCTL_SIMULATOR_HOME": str(home), "ORBCTL_SIMULATOR_CACHE": cache, **env}
-    return Program([sys.executable, "-m", "pyinfra_orbstack.simulator"], {**kept, **env})
+    return Program([sys.executable, "-m", "orbctl_simulator"], {**kept, **env})
 
 
 def processes_of(home: Path) -> list[str]:

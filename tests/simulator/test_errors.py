@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_orbstack.simulator import boot, files, show, state
+from orbctl_simulator import boot, files, show, state
 from tests.contract.conftest import Made
 from tests.contract.program import Answer, Program
 from tests.simulator.conftest import make_program
 
-MODULE = "pyinfra_orbstack.simulator"
+MODULE = "orbctl_simulator"
 
 
 def refused(answer: Answer, *said: str, code: int = 1) -> None:

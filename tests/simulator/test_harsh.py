@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_orbstack.simulator.enter import NO_MACHINE
+from orbctl_simulator.enter import NO_MACHINE
 from tests.contract.program import Program
 from tests.simulator.conftest import make_program
 
@@ -165,7 +165,7 @@ def test_password(own: Program) -> None:
 def test_orb(own: Program, tmp_path: Path) -> None:
     """Section 2: under the name `orb`, what is no subcommand is a command for Linux."""
     program = tmp_path / "orb"
-    text = "import sys; from pyinfra_orbstack.simulator.__main__ import main; sys.exit(main())"
+    text = "import sys; from orbctl_simulator.__main__ import main; sys.exit(main())"
     program.write_text(f"#!{sys.executable}\n{text}\n")
     program.chmod(0o755)
     orb = Program([str(program)], own.env)

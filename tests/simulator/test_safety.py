@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_orbstack.simulator.linux import KEPT_CAPABILITIES
+from orbctl_simulator.linux import KEPT_CAPABILITIES
 from tests.contract.conftest import Made
 from tests.contract.program import Answer, Program
 from tests.simulator.conftest import make_program, mounts_of

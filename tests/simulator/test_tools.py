@@ -324,7 +324,7 @@ def nested(orb: Program, made: Made) -> tuple[str, list[str]]:
     name = made.create("--isolated", *mounts)
     text = (
         "import sys; sys.path.insert(0, '/opt/simulator'); "
-        "from pyinfra_orbstack.simulator.__main__ import main; sys.exit(main())"
+        "from orbctl_simulator.__main__ import main; sys.exit(main())"
     )
     assert orb("run", "-m", name, "-u", "root", "chmod", "755", "/opt").code == 0
     return name, ["/usr/bin/python3", "-I", "-S", "-B", "-c", text]

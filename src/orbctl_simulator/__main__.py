@@ -8,10 +8,10 @@ import sys
 from .cli import dispatch, program_name
 from .state import Failure, end_with_sudo, home
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = (
     f"import sys; sys.path.insert(0, {_ROOT!r}); sys.argv[0] = sys.argv.pop(1); "
-    "from pyinfra_orbstack.simulator.__main__ import main; sys.exit(main())"
+    "from orbctl_simulator.__main__ import main; sys.exit(main())"
 )
 
 

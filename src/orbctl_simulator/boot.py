@@ -10,10 +10,10 @@ from .config import wake
 from .linux import CLONE_NEWPID, CLONE_NEWTIME, unshare
 from .state import Failure, Machine, cache, home, rpc, start_time, write_file
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = (
     f"import sys; sys.path.insert(0, {_ROOT!r}); "
-    "from pyinfra_orbstack.simulator.init import main; main()"
+    "from orbctl_simulator.init import main; main()"
 )
 
 
