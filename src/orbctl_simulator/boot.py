@@ -12,8 +12,7 @@ from .state import Failure, Machine, cache, home, rpc, start_time, write_file
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = (
-    f"import sys; sys.path.insert(0, {_ROOT!r}); "
-    "from orbctl_simulator.init import main; main()"
+    f"import sys; sys.path.insert(0, {_ROOT!r}); from orbctl_simulator.init import main; main()"
 )
 
 

@@ -1,23 +1,24 @@
-"""What moving a file takes: shell scripts for the target, checksums, and the local end.
-
-The connector puts them together; nothing here runs anything.
-"""
+"""Moving files: uploads and downloads over a `Runner`, with checksums at both ends."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import posixpath
 import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from io import TextIOBase
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.progress import progress_spinner
 
-from pyinfra_orbstack.process import CHUNK
+from pyinfra_orbstack.process import CHUNK, STDERR
+
+if TYPE_CHECKING:
+    from pyinfra_orbstack.runner import Runner
 
 #: Bytes from which on a transfer is shown.
 SHOWN_FROM = 4 * 1024 * 1024
@@ -86,19 +87,147 @@ def fed(text: str, new: str) -> str:
     return _FED.format(text=text, new=StringCommand(QuoteString(new)).get_raw_value())
 
 
-class Temporary:
-    """The temporary files of one upload: new content and, while it is written, the old one."""
+#: Adds to a command what pyinfra's global arguments ask for: sudo, su, a shell, a directory.
+Wrap = Callable[[StringCommand], StringCommand]
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder if not folder or folder.startswith("/") else f"./{folder}"
-        self.name = f"pyinfra-orbstack-{secrets.token_hex(16)}"
-        self.cwd = ""
-        self.target = ""
-        self.begun = False
-        self.clean = False
 
-    def path(self, kind: str) -> str:
-        return f"{self.folder}/{self.name}.{kind}"
+class Upload:
+    """One upload: a temporary file in the target, checked there, then written to its place.
+
+    The old content is kept beside it while it is written. Whatever interrupts, leaving the context
+    removes the temporary files and puts a half-written file back.
+
+    Args:
+        runner: Runs commands in the target.
+        folder: Where temporary files go; "" for the target's own choice.
+        timeout: Seconds for sending the content.
+    """
+
+    def __init__(self, runner: Runner, folder: str, timeout: float | None = None) -> None:
+        self._runner = runner
+        self._timeout = timeout
+        self._folder = folder if not folder or folder.startswith("/") else f"./{folder}"
+        self._name = f"pyinfra-orbstack-{secrets.token_hex(16)}"
+        self._cwd = ""
+        self._target = ""
+        self._begun = False
+        self._clean = False
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._begun and not self._clean:
+            with contextlib.suppress(OSError):
+                self._sweep()
+
+    def _path(self, kind: str) -> str:
+        return f"{self._folder}/{self._name}.{kind}"
+
+    def put(
+        self,
+        filename_or_io: Any,
+        target: str,
+        wrap: Wrap,
+        *,
+        by_user: str = "",
+        show: Callable[[StringCommand], object] = lambda command: None,
+    ) -> None:
+        """Write a local file, or what an IO object holds, to ``target``.
+
+        Args:
+            filename_or_io: The source.
+            target: The path in the target.
+            wrap: Makes the writing command that of whoever may write there.
+            by_user: Whom the temporary file is given to, where the command's stdin is taken.
+            show: Called with the writing command before it runs.
+        """
+        try:
+            new = self._send(filename_or_io, target)
+        except ChecksumMismatch:
+            new = self._send(filename_or_io, target, again=True)
+        if by_user:
+            # su reads its password from stdin, so the file is opened by its name instead.
+            self._runner.as_root("chown", by_user, new)
+        self._target = posixpath.join(self._cwd, target)
+        command = wrap(script(WRITE, target, self._path("old"), new if by_user else ""))
+        show(command)
+        text = str(command.get_raw_value())
+        status, output = self._runner.run_lines(text if by_user else fed(text, new))
+        if by_user and status != KEPT:
+            self._runner.as_root("rm", "-f", new)
+        self._clean = True
+        if status != 0:
+            raise OSError(f"cannot write {target}: {output.stderr or output.output}")
+
+    def _send(self, filename_or_io: Any, target: str, again: bool = False) -> str:
+        title = f"uploading {target}"
+        with reading(filename_or_io, again=again) as source, shown(title) as count:
+            return self.stage(map(count, source))
+
+    def stage(self, source: Iterator[bytes]) -> str:
+        """Write a private temporary file in the target, check it, and return its path."""
+        self._begun = True
+        digest = Digest()
+        status, output = self._runner.run_lines(
+            script(UPLOAD, self._folder, self._name).get_raw_value(),
+            stdin=map(digest.update, source),
+            timeout=self._timeout,
+        )
+        if status != 0:
+            raise OSError(f"cannot write a temporary file: {output.stderr or output.output}")
+        self._folder, self._cwd, *sums = output.stdout_lines or ["", ""]
+        if not digest.matches(" ".join(sums).split()):
+            raise ChecksumMismatch("the file arrived with another checksum")
+        return self._path("new")
+
+    def _sweep(self) -> None:
+        """Remove what an interrupted transfer left, and put a half-written file back."""
+        words = script(SWEEP_NEW, self._folder, self._name).get_raw_value()
+        self._runner.run_apart(words, timeout=15)
+        if self._target:
+            self._runner.as_root("sh", "-c", SWEEP_OLD, "sh", self._target, self._path("old"))
+
+
+class Download:
+    """One attempt to read a file of the target into a local temporary one.
+
+    Args:
+        source: The path in the target.
+        wrap: Makes the reading command that of whoever may read there.
+    """
+
+    def __init__(self, source: str, wrap: Wrap) -> None:
+        self._source = source
+        self._mark = secrets.token_hex(8)
+        self.command = wrap(script(READ, source, self._mark))
+        self._digest = Digest()
+        self._errors = bytearray()
+
+    def fetch(self, runner: Runner, into: IO[bytes], timeout: float | None) -> bool:
+        """Read it into a local file, and return whether all of it has arrived.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with shown(f"downloading {self._source}") as count:
+
+            def sink(stream: int, data: bytes) -> None:
+                if stream == STDERR:
+                    self._errors.extend(data)
+                else:
+                    self._digest.update(count(data))
+                    into.write(data)
+
+            status = runner.run(self.command.get_raw_value(), sink, timeout=timeout)
+        said = self._errors.decode("utf-8", "replace").splitlines()
+        if status != 0:
+            reason = " ".join(line for line in said if self._mark not in line)
+            raise OSError(f"cannot read {self._source}: {reason}")
+        # su's prompt may stand before it, without a newline.
+        mark = self._mark
+        sent = next((line.partition(mark)[2].split() for line in said if mark in line), [])
+        return self._digest.matches(sent)
 
 
 class Digest:

@@ -104,7 +104,7 @@ class Remote:
 
     def drop_session(self) -> None:
         """Lose the open session, so that the next command needs a new one."""
-        control = self.host.connector._control
+        control = self.host.connector._runner._control
         if control is not None:
             control.close()
 

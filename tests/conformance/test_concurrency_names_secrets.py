@@ -18,7 +18,7 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all, disconnect_all
 from pyinfra.api.exceptions import ConnectError, InventoryError
 
-from pyinfra_orbstack import connector, orbctl
+from pyinfra_orbstack import inventory, orbctl
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
@@ -140,7 +140,7 @@ def test_C7_a_slow_host_stalls_nobody(
 
 @pytest.fixture(autouse=True)
 def _fresh_listing() -> None:
-    connector.list_machines.cache.clear()
+    inventory.list_machines.cache.clear()
 
 
 @pytest.mark.smoke
@@ -210,7 +210,7 @@ def test_N12_an_empty_name_reaches_nothing(client: Orbctl, proxy: Proxy) -> None
 
 @pytest.mark.usefixtures("shared_machine")
 def test_N12_an_empty_inventory_name_is_the_bare_one() -> None:
-    connector.list_machines.cache.clear()
+    inventory.list_machines.cache.clear()
     bare = [host for host, _, _ in OrbStackConnector.make_names_data(None)]
     assert [host for host, _, _ in OrbStackConnector.make_names_data("")] == bare
 

@@ -16,7 +16,7 @@ import gevent
 import pytest
 from pyinfra.api.exceptions import ConnectError
 
-from pyinfra_orbstack import connector, docker, orbctl
+from pyinfra_orbstack import connector, docker, inventory, orbctl
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
@@ -29,7 +29,7 @@ Connect = Callable[..., Remote]
 
 @pytest.fixture(autouse=True)
 def _fresh_listing() -> None:
-    connector.list_containers.cache.clear()
+    inventory.list_containers.cache.clear()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pyinfra.api.exceptions import ConnectError
 
-from pyinfra_orbstack import connector, docker, orbctl, session
+from pyinfra_orbstack import docker, inventory, orbctl, session
 
 from .conftest import PASSWORD, PLACES, TRANSPORTS, WAYS, Guest, Proxy, Remote, way
 
@@ -185,7 +185,7 @@ def test_T9_connecting_to_a_hung_client_ends(
     monkeypatch.setattr(orbctl, "READ_TIMEOUT", 1.0)
     monkeypatch.setattr(docker, "READ_TIMEOUT", 1.0)
     monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.0)
-    monkeypatch.setattr(connector, "FRESH", 0.0)
+    monkeypatch.setattr(inventory, "FRESH", 0.0)
     for verb in (proxy.info, proxy.run):
         proxy.tell(f"{verb} hang")
         began = time.monotonic()

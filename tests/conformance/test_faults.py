@@ -16,7 +16,7 @@ import gevent
 import pytest
 from pyinfra.api.exceptions import ConnectError, InventoryError
 
-from pyinfra_orbstack import connector, docker, orbctl, session, transfer
+from pyinfra_orbstack import docker, inventory, orbctl, session, transfer
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
@@ -33,14 +33,14 @@ def pyinfra(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(autouse=True)
 def _fresh_listing() -> None:
-    connector.list_machines.cache.clear()
-    connector.list_containers.cache.clear()
+    inventory.list_machines.cache.clear()
+    inventory.list_containers.cache.clear()
 
 
 @pytest.fixture
 def asked_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that the listing said is believed."""
-    monkeypatch.setattr(connector, "FRESH", 0.0)
+    monkeypatch.setattr(inventory, "FRESH", 0.0)
 
 
 @pytest.fixture
@@ -546,11 +546,11 @@ def test_D23_seeded_faults(
         remote = remotes[dice.random() < 0.05]
         stdin = b"x" * dice.choice([0, 0, 10, 5000])
         if dice.random() < faults:
-            if remote is remotes[0] and remote.host.connector._control is not None:
+            if remote is remotes[0] and remote.host.connector._runner._control is not None:
                 if dice.random() < 0.5:
                     remote.drop_session()
                 else:
-                    child = remote.host.connector._control._child
+                    child = remote.host.connector._runner._control._child
                     if child is not None:
                         child.fault = dice.choice(["stdin", "stdout", "stderr"])
                         child.left = dice.randrange(600)

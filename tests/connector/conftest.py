@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_orbstack import connector
+from pyinfra_orbstack import inventory
 from pyinfra_orbstack.orbctl import Orbctl
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
@@ -19,7 +19,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(autouse=True)
 def _fresh_listing() -> None:
-    connector.list_machines.cache.clear()
+    inventory.list_machines.cache.clear()
 
 
 @pytest.fixture(scope="session")

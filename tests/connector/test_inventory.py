@@ -13,8 +13,9 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 
-from pyinfra_orbstack import connector, orbctl
+from pyinfra_orbstack import orbctl
 from pyinfra_orbstack.connector import OrbStackConnector
+from pyinfra_orbstack.inventory import list_machines
 from pyinfra_orbstack.orbctl import Orbctl, Record
 
 from .conftest import Run
@@ -102,7 +103,7 @@ def test_what_happened_since_the_listing(machines: Any, client: Orbctl) -> None:
     name = machines.create()
 
     def listed(**data: Any) -> Host:
-        connector.list_machines.cache.clear()
+        list_machines.cache.clear()
         inventory = Inventory(([(f"@orbstack/{name}", data)], {}))
         State(inventory, Config())
         return inventory.get_host(f"@orbstack/{name}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pyinfra_orbstack import connector, process, transfer
+from pyinfra_orbstack import process, provision, transfer
 from pyinfra_orbstack.orbctl import Orbctl
 
 from ..conformance.conftest import Guest, Remote
@@ -33,7 +33,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.extend(items)
         yield
 
-    for module in (connector, transfer):
+    for module in (provision, transfer):
         monkeypatch.setattr(module, "progress_spinner", spinner)
     return seen
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pyinfra.api.exceptions import InventoryError
 
-from pyinfra_orbstack import connector, docker
+from pyinfra_orbstack import docker, inventory
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.docker import Container, ContainerNotFound, Docker, DockerError
 
@@ -68,9 +68,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
             monkeypatch.delenv(docker.COMMAND_VARIABLE, raising=False)
         return tmp_path / "calls"
 
-    connector.list_containers.cache.clear()
+    inventory.list_containers.cache.clear()
     yield make
-    connector.list_containers.cache.clear()
+    inventory.list_containers.cache.clear()
 
 
 @pytest.fixture

@@ -1,0 +1,171 @@
+"""What a host is: a machine or a container, and the command that reaches it."""
+
+from __future__ import annotations
+
+import abc
+import re
+import shlex
+
+from typing_extensions import override
+
+from pyinfra_orbstack import docker, orbctl
+
+
+class Target(abc.ABC):
+    """Where commands run; all that goes through it knows no difference."""
+
+    #: Whether it takes a while to answer after it was started.
+    boots: bool
+
+    @abc.abstractmethod
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
+        """The local command line that runs ``words`` in the target."""
+
+    @abc.abstractmethod
+    def environment(self) -> dict[str, str]:
+        """The environment of that command line."""
+
+    @property
+    @abc.abstractmethod
+    def state(self) -> str:
+        """Its state when it was looked at last; ``running`` when commands can run."""
+
+    @abc.abstractmethod
+    def refresh(self) -> None:
+        """Look again, and see that it is the one we connected to.
+
+        Raises:
+            OSError: It is gone, or was replaced by another one.
+        """
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Start it."""
+
+    @abc.abstractmethod
+    def start_line(self) -> str:
+        """The command that starts it, to be shown to the user."""
+
+    @abc.abstractmethod
+    def explain(self, silence: str) -> str:
+        """Why it gives no shell, in words that help."""
+
+
+class MachineTarget(Target):
+    """A machine."""
+
+    boots = True
+
+    def __init__(self, client: orbctl.Orbctl, machine: orbctl.Machine) -> None:
+        self.client = client
+        self.machine = machine
+
+    def __str__(self) -> str:
+        return f"machine {self.machine.name!r}"
+
+    @override
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
+        """The local command line that runs ``words`` in the machine."""
+        # Whether there is a terminal `orbctl` sees by itself.
+        return self.client.argv(orbctl.run_args(self.machine.name, words, user=user))
+
+    @override
+    def environment(self) -> dict[str, str]:
+        """The environment of that command line."""
+        return self.client.environment()
+
+    @property
+    @override
+    def state(self) -> str:
+        """Its state when it was looked at last."""
+        return self.machine.state
+
+    @override
+    def refresh(self) -> None:
+        """Look again, and see that it is the one we connected to."""
+        try:
+            now = self.client.info(self.machine.name)
+        except orbctl.OrbctlError as broken:
+            raise OSError(str(broken)) from None
+        if now.id != self.machine.id:
+            raise OSError(
+                f"machine {now.name!r} was replaced by another one of that name since pyinfra "
+                "connected to it: run pyinfra again"
+            )
+        self.machine = now
+
+    @override
+    def start(self) -> None:
+        """Start it."""
+        self.client.start(self.machine.name)
+
+    @override
+    def start_line(self) -> str:
+        """The command that starts it, to be shown to the user."""
+        return orbctl.shell_line(["start", self.machine.name])
+
+    @override
+    def explain(self, silence: str) -> str:
+        """Why it gives no shell."""
+        return silence
+
+
+class ContainerTarget(Target):
+    """A container.
+
+    It is reached by its id, so that another one of the same name is never taken for it.
+    """
+
+    boots = False
+
+    def __init__(self, client: docker.Docker, container: docker.Container) -> None:
+        self.client = client
+        self.container = container
+
+    def __str__(self) -> str:
+        return f"container {self.container.name!r}"
+
+    @override
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
+        """The local command line that runs ``words`` in the container."""
+        return self.client.argv(docker.exec_args(self.container.id, words, user=user, tty=tty))
+
+    @override
+    def environment(self) -> dict[str, str]:
+        """The environment of that command line."""
+        return self.client.environment()
+
+    @property
+    @override
+    def state(self) -> str:
+        """Its state when it was looked at last."""
+        return self.container.state
+
+    @override
+    def refresh(self) -> None:
+        """Look again."""
+        self.container = self.client.inspect(self.container.id)
+
+    @override
+    def start(self) -> None:
+        """Start it."""
+        if self.state == "paused":
+            raise docker.DockerError(f"{self} is paused; this wakes it: {self._line('unpause')}")
+        self.client.start(self.container.id)
+
+    @override
+    def start_line(self) -> str:
+        """The command that starts it, to be shown to the user."""
+        return self._line("start")
+
+    def _line(self, verb: str) -> str:
+        return shlex.join(["docker", *self.client.command[1:], verb, self.container.name])
+
+    @override
+    def explain(self, silence: str) -> str:
+        """Why it gives no shell, in words that help."""
+        if re.search(r"executable file .*not found", silence):
+            return "its image has no shell (sh), with which pyinfra runs commands"
+        if re.search(r"not running|running containers", silence):
+            return "it has ended: a container runs only as long as its command"
+        return silence
