@@ -6,9 +6,14 @@ and lets a machine's files be touched only from inside its own root.
 
 from __future__ import annotations
 
+import _frozen_importlib as _imp
 import ctypes
 import os
+import struct
+import sys
+from errno import ENOSYS
 
+_BUILT_IN = (_imp.BuiltinImporter, _imp.FrozenImporter)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 CLONE_NEWTIME = 0x00000080
@@ -28,9 +33,21 @@ MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
-_TIOCSCTTY = 0x540E
+_KEYCTL = {"x86_64": 250}  # the others share one number
+_OPEN_TREE, _MOVE_MOUNT, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 428, 429, 4, -100
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 2, 4
+_PR_SET_SECCOMP, _PR_CAPBSET_DROP = 22, 24
 _SIGCHLD, _SIG_DFL, _SIG_IGN = 17, ctypes.c_void_p(0), ctypes.c_void_p(1)
+
+# A filter's steps, and what it may answer.
+_LOAD, _JUMP, _AND, _RETURN = 0x20, 0x15, 0x54, 0x06
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050001
+# The system calls about keys (add_key, request_key, keyctl) in each architecture of a processor.
+_KEY_CALLS = {
+    "x86_64": {0xC000003E: (248, 249, 250), 0x40000003: (286, 287, 288)},
+    "aarch64": {0xC00000B7: (217, 218, 219), 0x40000028: (309, 310, 311)},
+    "riscv64": {0xC00000F3: (217, 218, 219), 0x400000F3: (217, 218, 219)},
+}
 
 # What a deploy needs of root's rights, by their numbers: chown, dac_override, fowner, fsetid,
 # kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, audit_write, setfcap.
@@ -130,8 +147,82 @@ def end_with_parent() -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(9), 0, 0, 0), "prctl")
 
 
-def set_controlling_terminal(fd: int) -> None:
-    _check(_libc.ioctl(fd, ctypes.c_ulong(_TIOCSCTTY), 0), "controlling terminal")
+def copy_of_mount(path: str) -> int:
+    """The mount that `path` is in, from there on and without what is mounted below it, as a file.
+
+    It can be entered as a directory, or be put somewhere once its source is out of sight.
+    """
+    number, here, flags = map(ctypes.c_long, (_OPEN_TREE, _AT_FDCWD, 1 | os.O_CLOEXEC))
+    fd: int = _libc.syscall(number, here, _path(path), flags)
+    _check(fd, f"mount {path}")
+    return fd
+
+
+def put_mount(fd: int, target: str) -> None:
+    number, here, flags = map(ctypes.c_long, (_MOVE_MOUNT, _AT_FDCWD, _MOVE_MOUNT_F_EMPTY_PATH))
+    result = _libc.syscall(number, ctypes.c_long(fd), b"", here, _path(target), flags)
+    _check(result, "mount")
+
+
+def hide_from_others() -> None:
+    """Let nobody without the host's own rights look into this process, by /proc or by ptrace.
+
+    Its memory, environment and files are closed to them, until it becomes another program.
+    """
+    _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0), "prctl")
+
+
+def import_nothing_more() -> None:
+    """Have no module but those that are there: from now on its files are a machine's."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder in _BUILT_IN]
+
+
+def become(uid: int, gid: int, groups: list[int]) -> None:
+    """Be another user, as hidden as before, and end with whom one ended before."""
+    signal = ctypes.c_int()
+    _check(_libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(signal), 0, 0, 0), "prctl")
+    os.setgroups(groups)
+    os.setgid(gid)
+    os.setuid(uid)
+    hide_from_others()  # which a host's settings may have undone now
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.value), 0, 0, 0), "prctl")
+
+
+def leave_keys() -> None:
+    """Have no key of the caller's session any more."""
+    number = ctypes.c_long(_KEYCTL.get(os.uname().machine, 219))
+    result = _libc.syscall(number, ctypes.c_long(1), None)
+    if result == -1 and ctypes.get_errno() == ENOSYS:
+        return  # pragma: no cover: a kernel without keys
+    _check(result, "keyctl")
+
+
+def refuse_keys() -> None:
+    """Make the system calls about keys fail, in this process and all that it starts.
+
+    Kernel keyrings know users and not machines: root of a machine has those of the host's root.
+    """
+    steps = b"".join(
+        _refusals(arch, numbers) for arch, numbers in _KEY_CALLS[os.uname().machine].items()
+    )
+    steps += _step(_RETURN, _ALLOW)
+    program = ctypes.create_string_buffer(steps)
+    told = struct.pack("@HP", len(steps) // 8, ctypes.addressof(program))
+    _check(_libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(2), told, 0, 0), "seccomp")
+
+
+def _refusals(arch: int, numbers: tuple[int, ...]) -> bytes:
+    """A part of a filter for system calls: what it says about processes of one architecture."""
+    count = len(numbers)
+    steps = _step(_LOAD, 4) + _step(_JUMP, arch, no=count + 4) + _step(_LOAD, 0)
+    steps += _step(_AND, 0xBFFFFFFF)  # x86-64 has a second name for each number
+    for place, number in enumerate(numbers):
+        steps += _step(_JUMP, number, yes=count - place)
+    return steps + _step(_RETURN, _ALLOW) + _step(_RETURN, _REFUSE)
+
+
+def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, yes, no, value)
 
 
 def close_all_but(*kept: int) -> None:

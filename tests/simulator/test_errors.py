@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orbctl_simulator import boot, files, show, state
+from orbctl_simulator import archives, boot, show, state
 from tests.contract.conftest import Made
 from tests.contract.program import Answer, Program
 from tests.simulator.conftest import make_program
@@ -262,9 +262,10 @@ def test_copies_of_a_damaged_machine(own: Program, tmp_path: Path) -> None:
         for folder in (tmp_path / "state" / "machines").iterdir()
         if "name=one\n" in (folder / "machine").read_text()
     )
-    (folder / "upper").rename(folder / "lost")
+    (folder / ".files" / "upper").rename(folder / "lost")
     refused(own("clone", "one", "three"), "clone 'one': cannot copy")
-    refused(own("export", "one", str(tmp_path / "one.tar.zst")), "export 'one': tar failed")
+    refused(own("export", "one", str(tmp_path / "one.tar.zst")), "export 'one': ", "no such file")
+    assert not (tmp_path / "one.tar.zst").exists()
     assert own("list", "-q").lines == ["one", "two"]
 
 
@@ -277,14 +278,16 @@ def packed(path: Path, *members: str) -> str:
             head = tarfile.TarInfo(name)
             head.size = len(text)
             archive.addfile(head, io.BytesIO(text))
-    content.seek(0)
-    files._write_zstd(content, str(path))
+    with open(path, "wb") as file:
+        stream = archives.ZstdWriter(file)
+        stream.write(content.getvalue())
+        stream.finish()
     return str(path)
 
 
 def test_archives_that_are_no_machine(own: Program, tmp_path: Path) -> None:
     refused(own("import", packed(tmp_path / "a", "other")), "no machine that the simulator")
-    refused(own("import", packed(tmp_path / "b", "machine")), "import", "tar failed")
+    refused(own("import", packed(tmp_path / "b", "machine")), "import", "no files of a machine")
     if shutil.which("zstd"):
         (tmp_path / "c").write_bytes(b"garbage" * 99)
         refused(own("import", str(tmp_path / "c")), "no zstd file")
