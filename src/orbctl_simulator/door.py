@@ -15,6 +15,7 @@ from errno import ENOEXEC
 
 from .account import Account
 from .linux import (
+    NoArguments,
     close_all_but,
     copy_of_mount,
     drop_capabilities,
@@ -29,6 +30,7 @@ from .state import Failure, Machine, is_same_process, rpc, shown, why
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 # All signals but the two that are the C library's own.
@@ -87,6 +89,7 @@ class Door:
         mounted, so nothing of the host's can be written, or be waited for.
         """
         close_all_but(self._root, *self._spaces, *kept)
+        self._no_arguments = NoArguments()
         hide_from_others()
         leave_keys()
         import_nothing_more()
@@ -130,6 +133,78 @@ class Door:
             os._exit(told(inside))
         return pid
 
+    def be_seen(self, work: Callable[[], int], *files: int) -> int:
+        """Do it in one of the machine's own processes, which has nothing but these files."""
+        self._no_arguments.__enter__()
+        for fd in (0, 1, 2):
+            os.close(fd)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = work()
+            finally:
+                os._exit(code)
+        for fd in files:
+            os.close(fd)
+        return exit_code(os.waitpid(pid, 0)[1])
+
+    def carry_out(
+        self,
+        account: Account,
+        words: list[str],
+        env: dict[str, str],
+        shell: bool = False,
+        terminal: str = "",
+    ) -> int:
+        """Run a command as `account`, whom this process, which is inside, has become.
+
+        Its exit code. The messages are those of the login shell that runs it in OrbStack.
+        """
+        pid = self._start(account, words, env, shell, terminal)
+        for fd in (0, 1, 2):
+            os.close(fd)  # whoever waits for an end of output waits for the command alone
+        return exit_code(os.waitpid(pid, 0)[1])
+
+    def _start(
+        self, account: Account, words: list[str], env: dict[str, str], shell: bool, terminal: str
+    ) -> int:
+        login = "-" + os.path.basename(account.shell)
+        if not words:
+            return self._spawn(account.shell, [login], env, terminal)
+        if shell:
+            return self._spawn(account.shell, [login, "-c", " ".join(words)], env, terminal)
+        code, reason = 127, "command not found"
+        for folder in [""] if "/" in words[0] else env["PATH"].split(":"):
+            path = os.path.join(folder, words[0])
+            try:
+                if stat.S_ISDIR(os.stat(path).st_mode) and folder:
+                    continue
+                return self._spawn(path, words, env, terminal)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if "/" in words[0]:
+                    reason = why(error)
+            except PermissionError as error:
+                code, reason = 126, why(error)
+            except OSError as error:
+                if error.errno == ENOEXEC:  # a script that names no interpreter is a shell's
+                    return self._spawn("/bin/sh", ["/bin/sh", path, *words[1:]], env, terminal)
+                code, reason = 126, why(error)
+        raise Failure(f"{login}: line 1: {words[0]}: {reason}", code)
+
+    def _spawn(self, path: str, words: list[str], env: dict[str, str], terminal: str) -> int:
+        """Start a program in a session of its own: no signal or terminal of the caller reaches it.
+
+        It must not inherit that Python ignores SIGPIPE, or what `nohup` ignored.
+        """
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
+        if terminal:  # opened by a session that has none it becomes that session's own
+            actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+        how: dict[str, Any] = {"setsid": True, "setsigmask": [], "setsigdef": _SIGNALS}
+        with self._no_arguments:
+            return os.posix_spawn(path, words, env, file_actions=actions, **how)
+
 
 def told(work: Callable[[], int | None]) -> int:
     """Do it where nothing may be left to Python's own ways of ending; the exit code."""
@@ -155,60 +230,6 @@ def complain(text: str) -> None:
         os.write(2, (text + "\n").encode(errors="surrogateescape"))
     except OSError:
         pass
-
-
-def carry_out(
-    account: Account, words: list[str], env: dict[str, str], shell: bool = False, terminal: str = ""
-) -> int:
-    """Run a command as `account`, who this process has become; the exit code.
-
-    The messages are those of the login shell that runs it in OrbStack.
-    """
-    pid = _start(account, words, env, shell, terminal)
-    for fd in (0, 1, 2):
-        os.close(fd)  # whoever waits for an end of output waits for the command alone
-    return exit_code(os.waitpid(pid, 0)[1])
-
-
-def _start(
-    account: Account, words: list[str], env: dict[str, str], shell: bool, terminal: str
-) -> int:
-    login = "-" + os.path.basename(account.shell)
-    if not words:
-        return _spawn(account.shell, [login], env, terminal)
-    if shell:
-        return _spawn(account.shell, [login, "-c", " ".join(words)], env, terminal)
-    code, reason = 127, "command not found"
-    for folder in [""] if "/" in words[0] else env["PATH"].split(":"):
-        path = os.path.join(folder, words[0])
-        try:
-            if stat.S_ISDIR(os.stat(path).st_mode) and folder:
-                continue
-            return _spawn(path, words, env, terminal)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if "/" in words[0]:
-                reason = why(error)
-        except PermissionError as error:
-            code, reason = 126, why(error)
-        except OSError as error:
-            if error.errno == ENOEXEC:  # a script that names no interpreter is a shell's
-                return _spawn("/bin/sh", ["/bin/sh", path, *words[1:]], env, terminal)
-            code, reason = 126, why(error)
-    raise Failure(f"{login}: line 1: {words[0]}: {reason}", code)
-
-
-def _spawn(path: str, words: list[str], env: dict[str, str], terminal: str) -> int:
-    """Start a program in a session of its own, which no signal or terminal of the caller reaches.
-
-    It must not inherit that Python ignores SIGPIPE, or what `nohup` ignored.
-    """
-    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
-    if terminal:  # opened by a session that has none it becomes that session's own
-        actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
-        actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
-    return os.posix_spawn(
-        path, words, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_SIGNALS
-    )
 
 
 def exit_code(status: int) -> int:

@@ -6,7 +6,7 @@ import os
 import stat
 
 from .account import Account
-from .door import Door, carry_out, told
+from .door import Door, told
 from .packages import wait_for_packages
 from .state import Failure, Machine, find, rpc, why
 
@@ -58,8 +58,8 @@ def running(machine: Machine, hold: float = 0) -> Door:
 class _Command:
     """What is to be run, and how it is begun once this process is inside."""
 
-    def __init__(self, machine: Machine, options: Options, words: list[str]) -> None:
-        self._user = options.text("user") or machine.user
+    def __init__(self, door: Door, machine: Machine, options: Options, words: list[str]) -> None:
+        self._door, self._user = door, options.text("user") or machine.user
         self._words, self._shell = words, options.on("shell")
         if options.on("path"):
             self._words = words[:1] + [_translate(word) for word in words[1:]]
@@ -78,14 +78,14 @@ class _Command:
         account.become()
         _enter_directory(self._workdir, self._here, account.home)
         os.umask(0o022)
-        return carry_out(account, self._words, env, self._shell, terminal)
+        return self._door.carry_out(account, self._words, env, self._shell, terminal)
 
 
 def run(options: Options, words: list[str]) -> int:
     machine = select(options.text("machine"))
     wait_for_packages(machine.base)
     door = running(machine, options.call.hold)
-    command = _Command(machine, options, words)
+    command = _Command(door, machine, options, words)
     kinds = [_kind(fd) for fd in (0, 1, 2)]
     for fd, kind in enumerate(kinds):
         if kind == "null":

@@ -7,7 +7,7 @@ import os
 
 from .account import Account
 from .boot import Boot
-from .door import Door, carry_out, exit_code
+from .door import Door, exit_code
 from .images import inside
 from .packages import wait_for_packages
 from .state import FILES, Failure, Lock, Machine, cache, say
@@ -122,7 +122,7 @@ def _install(machine: Machine, script: str, log: str) -> int:
     def work() -> int:
         root = Account("root")
         env = {**root.environment(), **proxies}
-        return carry_out(root, ["/bin/sh", "-c", script], env)
+        return door.carry_out(root, ["/bin/sh", "-c", script], env)
 
     pid = door.fork(work, streams={0: null, 1: writer, 2: writer})
     os.close(writer)

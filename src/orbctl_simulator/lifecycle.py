@@ -243,7 +243,7 @@ class Pause:
             return _signal_all(SIGCONT)
 
         door = Door(self._machine)
-        self._pid = door.fork(lambda: _among_them(hold, waits, stopped), waits, stopped)
+        self._pid = door.fork(lambda: door.be_seen(hold, waits, stopped), waits, stopped)
         os.close(waits)
         os.close(stopped)
         with open(ready, "rb") as file:
@@ -256,23 +256,7 @@ class Pause:
             os.close(self._go_on)
             if os.waitpid(self._pid, 0)[1] != 0:  # it was ended, by one who was not stopped
                 door = Door(self._machine)
-                os.waitpid(door.fork(lambda: _among_them(lambda: _signal_all(SIGCONT))), 0)
-
-
-def _among_them(work: Callable[[], int], *files: int) -> int:
-    """Do it where the machine's processes are, as one of them that holds nothing of the host's."""
-    for fd in (0, 1, 2):
-        os.close(fd)
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    for fd in files:
-        os.close(fd)
-    return int(os.waitpid(pid, 0)[1] != 0)
+                os.waitpid(door.fork(lambda: door.be_seen(lambda: _signal_all(SIGCONT))), 0)
 
 
 def _signal_all(number: int) -> int:

@@ -172,6 +172,26 @@ def hide_from_others() -> None:
     _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0), "prctl")
 
 
+class NoArguments:
+    """While it lasts, this process shows no command line, which anybody can read in /proc.
+
+    A program that it starts shares its memory until it is itself.
+    """
+
+    def __init__(self) -> None:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        self._memory = (ctypes.c_char * (end - start)).from_address(start)
+        self._words = self._memory.raw
+
+    def __enter__(self) -> None:
+        self._memory.raw = bytes(len(self._words))
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.raw = self._words
+
+
 def import_nothing_more() -> None:
     """Have no module but those that are there: from now on its files are a machine's."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder in _BUILT_IN]
