@@ -287,7 +287,7 @@ def rename(options: Options, words: list[str]) -> int:
 def _rename_inside(machine: Machine, name: str) -> None:
     def work() -> None:
         sethostname(name)
-        set_hostname(name)
+        set_hostname(name)  # or say why not: what a deploy has made of these files is its own
 
     os.waitpid(Door(machine).fork(work, bare=True, all_rights=True), 0)
 
