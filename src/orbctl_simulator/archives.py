@@ -48,7 +48,7 @@ def limit_memory() -> None:
     from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit, setrlimit
 
     hard = getrlimit(RLIMIT_AS)[1]
-    most = 2 << 30
+    most = 1 << 30
     setrlimit(RLIMIT_AS, (most if hard == RLIM_INFINITY else min(most, hard), hard))
 
 

@@ -161,7 +161,10 @@ def _shared(machine: Machine) -> list[str]:
         source = os.path.realpath(os.path.expanduser(source))
         if not os.path.exists(source):
             raise Failure(f"mount {entry}: no such file or directory")
-        pairs += [source, os.path.normpath(target) if target else source]
+        target = os.path.normpath("/" + (target or source).lstrip("/"))
+        if target == "/":
+            raise Failure(f"mount {entry}: nothing can be mounted on a machine's root")
+        pairs += [source, target]
     for entry in machine.many("shares"):
         pairs += [os.path.realpath(entry), f"/mnt/mac{os.path.realpath(entry)}"]
     return pairs

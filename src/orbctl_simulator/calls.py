@@ -245,6 +245,8 @@ def _checked(told: str) -> list[dict[str, Any]]:
     for rule in rules:
         if not isinstance(rule, dict) or not rule.keys() <= _KEYS:
             raise Failure(f"ORBCTL_SIMULATOR_FAULTS: a rule's keys are {sorted(_KEYS)}: {rule}")
+        if not isinstance(rule.get("hold", 0), (int, float)):
+            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: hold is a number of seconds: {rule}")
         if rule.get("list", "null") not in _LISTS:
             raise Failure(f"ORBCTL_SIMULATOR_FAULTS: list is one of {_LISTS}: {rule}")
     return list(rules)

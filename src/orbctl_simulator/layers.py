@@ -127,7 +127,7 @@ def _install(machine: Machine, script: str, log: str) -> int:
     pid = door.fork(work, streams={0: null, 1: writer, 2: writer})
     os.close(writer)
     os.close(null)
-    with open(reader, "rb", buffering=0) as output, open(log, "wb") as file:
+    with open(reader, "rb", buffering=0) as output, open(log, "wb", buffering=0) as file:
         while data := output.read(1 << 16):
             file.write(data)
             if file.tell() > _MOST_LOG:

@@ -231,3 +231,87 @@ def test_no_mount_in_the_hosts_namespace(orb: Program, machine: str, home: Path)
 def test_state_folder_is_private(orb: Program, machine: str, home: Path) -> None:
     assert stat.S_IMODE((home / "machines").stat().st_mode) == 0o700
     assert {entry.name for entry in home.parent.iterdir()} == {home.name}
+
+
+# What is mounted -------------------------------------------------------------------------------
+
+
+def tree_of(folder: Path) -> list[tuple[str, int, int, int, int]]:
+    """Every name below a directory, with what a write would change."""
+    seen = []
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        status = path.lstat()
+        seen.append((str(path), status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "target", ["/etc", "/opt", "/home", "/usr/local/bin", "/root", "/etc/sudoers.d", "/"]
+)
+def test_setting_up_writes_nothing_of_the_host(own: Program, tmp_path: Path, target: str) -> None:
+    """Users, sudo, names, resolver, password and home are the machine's, whatever is mounted."""
+    shared = tmp_path / "shared"
+    (shared / "passwd").parent.mkdir()
+    for name in ("passwd", "shadow", "group", "hosts", "hostname", "resolv.conf"):
+        (shared / name).write_text("root:x:0:0::/root:/bin/sh\n")
+    before = tree_of(shared)
+    flags = ("--isolated", "--mount", f"{shared}:{target}", "--set-password")
+    made = own("create", *flags, "debian", "m", stdin=b"secret\n")
+    if target == "/":
+        assert made.code == 1
+        assert own("list", "-q").text == ""
+        return
+    assert made.code == 0, made
+    assert as_root(own, "m", f"cat {target}/passwd").text.startswith("root:")
+    for words in (["restart", "m"], ["rename", "m", "n"], ["stop", "n"], ["start", "n"]):
+        assert own(*words).code == 0
+    assert tree_of(shared) == before
+    assert own("config", "set", "machine.n.mounts", "").code == 0
+    assert own("restart", "n").code == 0
+    assert own("run", "-m", "n", "sudo", "hostname").text == "n\n"
+    assert as_root(own, "n", "cut -d: -f2 /etc/shadow | grep -c ^[$]").text == "2\n"
+
+
+def test_one_file_that_is_mounted(own: Program, tmp_path: Path) -> None:
+    """It is not written either, and a share of several parts is put together, or refused."""
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "hosts").write_text("original")
+    mounts = ("--mount", f"{tmp_path}/hosts:/etc/hosts")
+    assert own("create", "--isolated", *mounts, "debian", "m").code == 0
+    assert own("rename", "m", "n").code == 0
+    assert (tmp_path / "hosts").read_text() == "original"
+    mounts = ("--mount", f"{tmp_path}/outer:/x", "--mount", f"{tmp_path}/inner:/x/y")
+    refused = own("create", "--isolated", *mounts, "debian", "o")
+    assert refused.code == 1
+    assert f"mount {tmp_path}/inner on /x/y: " in refused.err.decode()
+    assert list((tmp_path / "outer").iterdir()) == []
+    (tmp_path / "outer" / "y").mkdir()
+    (tmp_path / "inner" / "file").write_text("x")
+    assert own("create", "--isolated", *mounts, "debian", "o").code == 0
+    assert as_root(own, "o", "cat /x/y/file").text == "x"
+
+
+@pytest.mark.parametrize("link", ["..{}", "{}", "/proc/1/root{}"])
+def test_links_where_something_is_mounted(own: Program, tmp_path: Path, link: str) -> None:
+    """A start follows them in the machine alone: before, `..` led from its root to the host's."""
+    outside = tmp_path / "outside"
+    for folder in ("shared", "outside"):
+        (tmp_path / folder).mkdir()
+    assert own("create", "--isolated", "debian", "m").code == 0
+    script = f"ln -s {link.format(outside)} /there; rm -rf /opt; ln -s /there /opt"
+    assert as_root(own, "m", script).code == 0
+    assert own("config", "set", "machine.m.mounts", f"{tmp_path}/shared:/there/deep/er").code == 0
+    own("restart", "m", timeout=20)
+    assert list(outside.iterdir()) == []
+    assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_devices_of_what_is_mounted(own: Program, tmp_path: Path) -> None:
+    """They do not open; what is read-only on the host stays so."""
+    (tmp_path / "shared").mkdir()
+    flags = ("--isolated", "--mount", f"{tmp_path}/shared:/s", "--mount", "/proc/sys:/t")
+    assert own("create", *flags, "debian", "m").code == 0
+    shown = as_root(own, "m", "grep -E ' /(s|t) ' /proc/mounts").lines
+    assert all("nodev" in line for line in shown)
+    assert len(shown) == 2
