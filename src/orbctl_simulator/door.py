@@ -22,7 +22,7 @@ from .linux import (
     hide_from_others,
     import_nothing_more,
     leave_keys,
-    refuse_keys,
+    refuse_calls,
     setns,
 )
 from .state import Failure, Machine, is_same_process, rpc, shown, why
@@ -104,7 +104,7 @@ class Door:
             os.fchdir(alone)
             os.close(alone)
         os.chroot(".")
-        refuse_keys()
+        refuse_calls()
         if not all_rights:
             drop_capabilities()
 

@@ -44,7 +44,7 @@ from .linux import (
     mount,
     pivot_root,
     put_mount,
-    refuse_keys,
+    refuse_calls,
     sethostname,
     unshare,
 )
@@ -60,6 +60,7 @@ def main() -> None:
     status, secret = map(int, sys.argv[2:4])
     how, base, *hidden = sys.argv[4:8]
     shares = list(zip(sys.argv[8::2], sys.argv[9::2]))
+    os.setsid()  # no signal of the machine's to its own session is one to our parent
     close_all_but(status, secret)
     hide_from_others()
     leave_keys()
@@ -118,10 +119,9 @@ def _build(
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-    refuse_keys()
+    refuse_calls()
     _set_password(fields["user"], secret)
     _share(shares, sources)
-    os.setsid()
     let_kernel_reap()
     drop_capabilities()
 

@@ -11,7 +11,7 @@ import ctypes
 import os
 import struct
 import sys
-from errno import ENOSYS
+from errno import ENOSYS, EPERM
 
 _BUILT_IN = (_imp.BuiltinImporter, _imp.FrozenImporter)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -20,6 +20,7 @@ CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
 MS_RDONLY = 1
@@ -39,15 +40,26 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 2, 4
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 22, 24
 _SIGCHLD, _SIG_DFL, _SIG_IGN = 17, ctypes.c_void_p(0), ctypes.c_void_p(1)
 
-# A filter's steps, and what it may answer.
-_LOAD, _JUMP, _AND, _RETURN = 0x20, 0x15, 0x54, 0x06
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050001
-# The system calls about keys (add_key, request_key, keyctl) in each architecture of a processor.
-_KEY_CALLS = {
-    "x86_64": {0xC000003E: (248, 249, 250), 0x40000003: (286, 287, 288)},
-    "aarch64": {0xC00000B7: (217, 218, 219), 0x40000028: (309, 310, 311)},
-    "riscv64": {0xC00000F3: (217, 218, 219), 0x400000F3: (217, 218, 219)},
+# System calls by their numbers in each architecture that a processor runs: about keys, three of
+# them; clone3; clone and unshare, whose first argument is made of flags.
+_CALLS = {
+    "x86_64": {
+        0xC000003E: ((248, 249, 250), 435, (56, 272)),
+        0x40000003: ((286, 287, 288), 435, (120, 310)),
+    },
+    "aarch64": {
+        0xC00000B7: ((217, 218, 219), 435, (220, 97)),
+        0x40000028: ((309, 310, 311), 435, (120, 337)),
+    },
+    "riscv64": {
+        0xC00000F3: ((217, 218, 219), 435, (220, 97)),
+        0x400000F3: ((217, 218, 219), 435, (220, 97)),
+    },
 }
+# A filter's steps: load from what is known of a call, compare, test a bit, answer.
+_LOAD, _EQUAL, _SET, _AND, _ANSWER = 0x20, 0x15, 0x45, 0x54, 0x06
+_NUMBER, _ARCH, _FLAGS = 0, 4, 16
+_ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050000 | EPERM, 0x00050000 | ENOSYS
 
 # What a deploy needs of root's rights, by their numbers: chown, dac_override, fowner, fsetid,
 # kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, audit_write, setfcap.
@@ -217,28 +229,32 @@ def leave_keys() -> None:
     _check(result, "keyctl")
 
 
-def refuse_keys() -> None:
-    """Make the system calls about keys fail, in this process and all that it starts.
+def refuse_calls() -> None:
+    """Make some system calls fail, in this process and all that it starts.
 
-    Kernel keyrings know users and not machines: root of a machine has those of the host's root.
+    Those about keys: keyrings know users and not machines, so root of a machine has those of the
+    host's root. And a new user namespace: in one, root of a machine has the rights again that it
+    must not have, and mounts the host's control groups.
     """
-    steps = b"".join(
-        _refusals(arch, numbers) for arch, numbers in _KEY_CALLS[os.uname().machine].items()
-    )
-    steps += _step(_RETURN, _ALLOW)
+    steps = b"".join(_filter(arch, *calls) for arch, calls in _CALLS[os.uname().machine].items())
+    steps += _step(_ANSWER, _ALLOW)
     program = ctypes.create_string_buffer(steps)
     told = struct.pack("@HP", len(steps) // 8, ctypes.addressof(program))
     _check(_libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(2), told, 0, 0), "seccomp")
 
 
-def _refusals(arch: int, numbers: tuple[int, ...]) -> bytes:
-    """A part of a filter for system calls: what it says about processes of one architecture."""
-    count = len(numbers)
-    steps = _step(_LOAD, 4) + _step(_JUMP, arch, no=count + 4) + _step(_LOAD, 0)
-    steps += _step(_AND, 0xBFFFFFFF)  # x86-64 has a second name for each number
-    for place, number in enumerate(numbers):
-        steps += _step(_JUMP, number, yes=count - place)
-    return steps + _step(_RETURN, _ALLOW) + _step(_RETURN, _REFUSE)
+def _filter(arch: int, keys: tuple[int, ...], clone3: int, flagged: tuple[int, ...]) -> bytes:
+    """What a filter says about processes of one architecture; jumps are counted from the next."""
+    ends = {"flags": 0, "refuse": 3, "unknown": 4}  # behind the first answer
+    asked = [*((number, "refuse") for number in keys), (clone3, "unknown")]
+    asked += [(number, "flags") for number in flagged]
+    steps = _step(_LOAD, _NUMBER) + _step(_AND, 0xBFFFFFFF)  # x86-64 has two names for each
+    for place, (number, end) in enumerate(asked):
+        steps += _step(_EQUAL, number, yes=len(asked) - place + ends[end])
+    steps += _step(_ANSWER, _ALLOW)
+    steps += _step(_LOAD, _FLAGS) + _step(_SET, CLONE_NEWUSER, yes=1) + _step(_ANSWER, _ALLOW)
+    steps += _step(_ANSWER, _REFUSE) + _step(_ANSWER, _UNKNOWN)
+    return _step(_LOAD, _ARCH) + _step(_EQUAL, arch, no=len(steps) // 8) + steps
 
 
 def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:

@@ -107,3 +107,25 @@ if any(libc.syscall(438, handle, fd, 0) != -1 for fd in range(9)):
     got.append("pidfd_getfd")
 print(got)
 """
+
+#: Get rights in a user namespace, by each of the calls that make one.
+NAMESPACES = r"""
+import ctypes, os, struct
+libc, got = ctypes.CDLL(None, use_errno=True), []
+numbers = {"x86_64": (56, 272)}.get(os.uname().machine, (220, 97))
+user = 0x10000000
+arguments = struct.pack("8Q", user, 0, 0, 0, 17, 0, 0, 0)
+calls = [("clone", numbers[0], user | 17, 0, 0, 0, 0), ("unshare", numbers[1], user)]
+calls.append(("clone3", 435, arguments, len(arguments)))
+if os.uname().machine == "x86_64":
+    calls.append(("x32 unshare", numbers[1] | 1 << 30, user))
+    calls.append(("x32 clone", numbers[0] | 1 << 30, user | 17, 0, 0, 0, 0))
+for name, *words in calls:
+    pid = os.fork()
+    if pid == 0:
+        child = libc.syscall(*map(lambda w: ctypes.c_long(w) if isinstance(w, int) else w, words))
+        os._exit(child != -1)
+    if os.waitpid(pid, 0)[1]:
+        got.append(name)
+print(got)
+"""

@@ -127,6 +127,16 @@ def test_rights_that_are_gone(orb: Program, machine: str, script: str) -> None:
     assert as_root(orb, machine, script).code != 0
 
 
+def test_no_user_namespaces(orb: Program, machine: str) -> None:
+    """In one, the machine's root would have all rights again, and mount the control groups."""
+    assert python_in(orb, machine, attackers.NAMESPACES) == "[]\n"
+    script = "unshare -UrmC sh -c 'mount -t cgroup2 none /mnt'"
+    for user in ("root", "nobody"):
+        assert orb("run", "-m", machine, "-u", user, "sh", "-c", script).code != 0
+    threads = "import threading; t = threading.Thread(target=print, args=('ran',)); t.start()"
+    assert python_in(orb, machine, threads) == "ran\n"
+
+
 def test_private_files_are_hidden(orb: Program, machine: str, home: Path) -> None:
     """The host's ``/root`` and ``/home``, and the state folder, are not in sight."""
     user = orb("run", "-m", machine, "id", "-un").text.strip()
