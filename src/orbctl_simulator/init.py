@@ -52,7 +52,6 @@ from .state import read_fields
 
 _DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
 _LINKS = (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))
-_READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
 _MASKED = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "mtrr")
 
 
@@ -188,9 +187,10 @@ def _mount_kernel_views() -> None:
     for path in ("/proc", "/sys", "/dev"):
         os.makedirs(path, mode=0o755, exist_ok=True)
     mount("proc", "/proc", "proc", safe)
-    for path in _READ_ONLY:
-        if os.path.exists(path):
-            bind_read_only(path)
+    for name in os.listdir("/proc"):
+        # What is not about processes is the host's own, settings as well as modes and owners.
+        if not (name.isdigit() or name in _MASKED or os.path.islink(f"/proc/{name}")):
+            bind_read_only(f"/proc/{name}")
     mount("sysfs", "/sys", "sysfs", safe | MS_RDONLY)
     mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=1m")
     for name, minor in _DEVICES:

@@ -84,6 +84,16 @@ def test_other_switches_are_read_only(orb: Program, machine: str, path: str) -> 
     assert re.search(rf"^\S+ {path} \S+ ro,", mounts, re.MULTILINE)
 
 
+def test_files_of_the_kernel(orb: Program, machine: str) -> None:
+    """Their modes and owners are the host's, too, as a `chmod -R` of too much would find out."""
+    script = (
+        "cd /proc; for f in [a-z]*; do test -L $f && continue; "
+        "chmod 444 $f 2>/dev/null && test ! -c $f && echo $f; "
+        "chown 0 $f 2>/dev/null && test ! -c $f && echo $f; done; true"
+    )
+    assert as_root(orb, machine, script).text == ""
+
+
 def test_capabilities(orb: Program, machine: str) -> None:
     """Module, time, boot, raw I/O, mknod, net-admin and swap rights have left the bounding set."""
     kept = sum(1 << number for number in KEPT_CAPABILITIES)
