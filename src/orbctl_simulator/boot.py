@@ -31,7 +31,7 @@ class Boot:
     """
 
     def __init__(self, machine: Machine, create: bool = False, password: str = "") -> None:
-        self.machine = machine
+        self.machine, self.pid, self._started = machine, 0, ""
         self._own_uptime = os.environ.get("ORBCTL_SIMULATOR_UPTIME") == "own"
         arguments = ["create" if create else "start", machine.base, home(), cache()]
         arguments += _shared(machine)
@@ -87,9 +87,8 @@ class Boot:
         os._exit(0)
 
     def _wait(self, status: int) -> None:
-        """Until it is up. Its pid is written down as soon as it is known, whatever comes then."""
+        """Until it is up. Only then its pid is written down, and commands find a way in."""
         told, deadline = b"", time.monotonic() + _SECONDS
-        answers: dict[str, str] = {}
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([status], [], [], left)[0]:
@@ -97,16 +96,16 @@ class Boot:
             data = os.read(status, 4096)
             told += data
             lines = told.decode(errors="surrogateescape").split("\n")[:-1]
-            answers.update(line.partition(" ")[::2] for line in lines)
-            if "pid" in answers and not hasattr(self, "pid"):
+            answers = dict(line.partition(" ")[::2] for line in lines)
+            if "pid" in answers and not self.pid:
                 self.pid = int(answers["pid"])
-                clock = "own" if self._own_uptime else "shared"
-                known = f"{self.pid} {start_time(f'/proc/{self.pid}')} {clock}\n"
-                write_file(self.machine.file("pid"), known)
+                self._started = start_time(f"/proc/{self.pid}")
             if not data:
                 break
         if "error" in answers or "ok" not in answers:
             raise Failure(answers.get("error") or "setup: machine crashed on startup")
+        clock = "own" if self._own_uptime else "shared"
+        write_file(self.machine.file("pid"), f"{self.pid} {self._started} {clock}\n")
 
     def commit(self) -> None:
         try:
@@ -124,7 +123,8 @@ class Boot:
             os.close(self._control)
             os.waitpid(self._parent, 0)
             self._parent = 0
-            halt(self.machine)  # should its parent have been killed
+            if self.pid and _is_there(self.pid, self._started):  # its parent was killed
+                os.kill(self.pid, 9)
 
     def __enter__(self) -> Boot:
         return self

@@ -49,6 +49,8 @@ class Door:
             kinds = ["uts", "ipc", "mnt", "pid"] + ["time"] * (clock == "own")
             self._spaces = [self._open(f"ns/{kind}") for kind in kinds]
             self._root = self._open("root", os.O_RDONLY | os.O_DIRECTORY)
+            if os.path.samestat(os.fstat(self._spaces[2]), os.stat("/proc/self/ns/mnt")):
+                raise ProcessLookupError  # whatever it is, it would be the host that is entered
         except (OSError, ValueError):
             raise rpc(f"machine not running: '{machine.name}'") from None
 
