@@ -103,17 +103,12 @@ def _build(
     else:
         guest.refresh(fields["name"], resolver)
     os.umask(0)
-    _mount_kernel_views()
-    _mount_limits(fields)
-    _make_devices()
-    for path, mode in (("/tmp", "1777"), ("/run", "755")):
-        os.makedirs(path, exist_ok=True)
-        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
-    os.mkdir("/run/lock", 0o1777)
+    _mount_devices()
+    _mount_temporary(hidden)
+    _mount_sys(fields)
     os.umask(0o022)
-    for path in hidden:
-        if os.path.isdir(path):
-            mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=000")
+    _make_places(shares, sources)
+    _mount_proc()
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -182,25 +177,11 @@ def _mount_overlay(base: str) -> None:
     os.close(fd)
 
 
-def _mount_kernel_views() -> None:
-    safe = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    for path in ("/proc", "/sys", "/dev"):
-        os.makedirs(path, mode=0o755, exist_ok=True)
-    mount("proc", "/proc", "proc", safe)
-    for name in os.listdir("/proc"):
-        # What is not about processes is the host's own, settings as well as modes and owners.
-        if not (name.isdigit() or name in _MASKED or os.path.islink(f"/proc/{name}")):
-            bind_read_only(f"/proc/{name}")
-    mount("sysfs", "/sys", "sysfs", safe | MS_RDONLY)
+def _mount_devices() -> None:
+    os.makedirs("/dev", mode=0o755, exist_ok=True)
     mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=1m")
     for name, minor in _DEVICES:
         os.mknod(f"/dev/{name}", 0o20666, os.makedev(1, minor))
-    for name in _MASKED:
-        if os.path.exists(f"/proc/{name}"):
-            mount("/dev/null", f"/proc/{name}", None, MS_BIND)
-
-
-def _make_devices() -> None:
     os.mknod("/dev/tty", 0o20666, os.makedev(5, 0))
     for name, path in _LINKS:
         os.symlink(f"/proc/self/fd{path}", f"/dev/{name}")
@@ -213,11 +194,25 @@ def _make_devices() -> None:
     os.symlink("pts/ptmx", "/dev/ptmx")
 
 
-def _mount_limits(fields: dict[str, str]) -> None:
+def _mount_temporary(hidden: list[str]) -> None:
+    """Its own ``/tmp`` and ``/run``, and nothing in place of the simulator's own directories."""
+    for path, mode in (("/tmp", "1777"), ("/run", "755")):
+        os.makedirs(path, exist_ok=True)
+        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
+    os.mkdir("/run/lock", 0o1777)
+    for path in hidden:
+        if os.path.isdir(path):
+            mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=000")
+
+
+def _mount_sys(fields: dict[str, str]) -> None:
     """Show limits where a deploy would look for them, in place of the host's control groups."""
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    os.makedirs("/sys", mode=0o755, exist_ok=True)
+    mount("sysfs", "/sys", "sysfs", flags | MS_RDONLY)
     if not os.path.isdir("/sys/fs/cgroup"):
         return  # pragma: no cover: a kernel without control groups
-    mount("tmpfs", "/sys/fs/cgroup", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755")
+    mount("tmpfs", "/sys/fs/cgroup", "tmpfs", flags, "mode=755")
     cpus, memory = float(fields.get("cpu") or 0), int(fields.get("memory_mib") or 0)
     for name, value in (
         ("cpu.max", f"{int(cpus * 100000)} 100000" if cpus else "max 100000"),
@@ -225,13 +220,28 @@ def _mount_limits(fields: dict[str, str]) -> None:
     ):
         with open(f"/sys/fs/cgroup/{name}", "w") as file:
             file.write(value + "\n")
-    mount(None, "/sys/fs/cgroup", None, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        os.chmod(f"/sys/fs/cgroup/{name}", 0o644)
+    mount(None, "/sys/fs/cgroup", None, MS_REMOUNT | MS_RDONLY | flags)
 
 
-def _share(shares: list[tuple[str, str]], sources: list[tuple[int, bool]]) -> None:
-    """Mount what the host shares. Where it goes is made before any of it is there."""
-    known: list[tuple[str, str, int]] = []
-    for (source, target), (fd, is_folder) in zip(shares, sources):
+def _mount_proc() -> None:
+    os.makedirs("/proc", mode=0o755, exist_ok=True)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for name in os.listdir("/proc"):
+        path = f"/proc/{name}"
+        if name in _MASKED:
+            mount("/dev/null", path, None, MS_BIND)
+        # What is not about processes is the host's own, settings as well as modes and owners.
+        elif not (name.isdigit() or os.path.islink(path)):
+            bind_read_only(path)
+
+
+def _make_places(shares: list[tuple[str, str]], sources: list[tuple[int, bool]]) -> None:
+    """Make the places of what the host shares, before any of it is there.
+
+    And before there is a ``/proc``, by which a link would lead into one that is open.
+    """
+    for (source, target), (_, is_folder) in zip(shares, sources):
         try:
             if is_folder:
                 os.makedirs(target, exist_ok=True)
@@ -240,8 +250,10 @@ def _share(shares: list[tuple[str, str]], sources: list[tuple[int, bool]]) -> No
                 os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o644))
         except OSError as error:
             raise OSError(f"mount {source} on {target}: {error.strerror}") from None
-        known.append((source, target, fd))
-    for source, target, fd in known:
+
+
+def _share(shares: list[tuple[str, str]], sources: list[tuple[int, bool]]) -> None:
+    for (source, target), (fd, _) in zip(shares, sources):
         try:
             put_mount(fd, target)
             flags = os.fstatvfs(fd).f_flag & (MS_RDONLY | MS_NOSUID | MS_NOEXEC) | MS_NODEV

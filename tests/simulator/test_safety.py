@@ -327,6 +327,20 @@ def test_links_where_something_is_mounted(own: Program, tmp_path: Path, link: st
     assert list((tmp_path / "shared").iterdir()) == []
 
 
+def test_links_to_what_a_start_has_open(own: Program, tmp_path: Path) -> None:
+    """They lead into nothing that is shared: its places are made before there is a ``/proc``."""
+    (tmp_path / "shared").mkdir()
+    assert own("create", "--isolated", "debian", "m").code == 0
+    numbers = range(3, 13)
+    links = "; ".join(f"ln -s /proc/self/fd/{number} /to{number}" for number in numbers)
+    assert as_root(own, "m", links).code == 0
+    for number in numbers:
+        mounts = f"{tmp_path}/shared:/to{number}/place/deeper"
+        assert own("config", "set", "machine.m.mounts", mounts).code == 0
+        own("restart", "m", timeout=20)
+        assert list((tmp_path / "shared").iterdir()) == []
+
+
 def test_devices_of_what_is_mounted(own: Program, tmp_path: Path) -> None:
     """They do not open; what is read-only on the host stays so."""
     (tmp_path / "shared").mkdir()
