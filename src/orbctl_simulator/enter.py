@@ -94,8 +94,12 @@ def run(options: Options, words: list[str]) -> int:
                 kinds[fd] = "file"  # its own is broken, and the host's is not to be had
             else:
                 os.dup2(null, fd)
+    if kinds[:2] == ["terminal", "terminal"]:
+        from .terminal import with_terminal  # these take longer to load than most commands take
+
+        return with_terminal(door, machine, command, options.call)
     if options.call.watches or {"terminal", "file"} & {*kinds}:
-        from .relay import relay  # which takes longer to load than most commands take
+        from .relay import relay
 
         return relay(door, machine, command, options.call, kinds)
 

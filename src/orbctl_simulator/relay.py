@@ -7,19 +7,12 @@ call log or a fault has to see what passes.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import select
-import signal
-import struct
-import termios
 import time
-import tty
 
-from .boot import halt
 from .door import exit_code
-from .state import Failure, rpc
+from .state import Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,11 +22,10 @@ if TYPE_CHECKING:
     from .door import Door
     from .state import Machine
 
-_TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 _CHUNK = 4096  # what a pipe that select calls writable is sure to take
 
 
-class _Stream:
+class Stream:
     """One direction: bytes read from `source`, not yet written to `target`."""
 
     def __init__(self, source: int, target: int, limit: int | None = None) -> None:
@@ -74,11 +66,9 @@ class _Stream:
 def relay(
     door: Door, machine: Machine, command: Callable[[str], int], call: Call, kinds: list[str]
 ) -> int:
-    """Run a command with pipes or a terminal of its own where it cannot have the caller's."""
+    """Run a command with pipes of its own where it cannot have the caller's streams."""
     limits = call.limits
-    if kinds[:2] == ["terminal", "terminal"]:
-        return _with_pty(door, machine, command, call)
-    streams: list[_Stream] = []
+    streams: list[Stream] = []
     ends: dict[int, int] = {}
     between = [fd for fd in (0, 1, 2) if kinds[fd] in ("terminal", "file") or fd in limits]
     if 0 not in between and call.logs:
@@ -91,52 +81,19 @@ def relay(
             continue
         reader, writer = os.pipe()
         if fd == 0:
-            stream, ends[fd] = _Stream(0, writer, limits.get(0)), reader
+            stream, ends[fd] = Stream(0, writer, limits.get(0)), reader
             stream.is_input, stream.seen = True, call.stdin_seen
         else:
-            stream, ends[fd] = _Stream(reader, fd, limits.get(fd)), writer
+            stream, ends[fd] = Stream(reader, fd, limits.get(fd)), writer
             stream.closes = True
         streams.append(stream)
     pid = door.fork(lambda: command(""), streams=ends)
     for end in {*ends.values()}:
         os.close(end)
-    return _pump(streams, pid, machine, call)
+    return pump(streams, pid, machine, call)
 
 
-def _with_pty(door: Door, machine: Machine, command: Callable[[str], int], call: Call) -> int:
-    master = door.open_device("dev/pts/ptmx", (5, 2))
-    if master < 0:
-        raise rpc("run: the machine has no terminals: its /dev/pts is broken")
-    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-    number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, b"\0" * 4))[0]
-    _copy_size(master)
-
-    def wired() -> int:
-        terminal = f"/dev/pts/{number}"
-        slave = os.open(terminal, os.O_RDWR | os.O_NOCTTY)
-        for fd in (0, 1, 2):
-            os.dup2(slave, fd)
-        os.close(slave)
-        return command(terminal)
-
-    signal.signal(signal.SIGWINCH, lambda *_: _copy_size(master))
-    pid = door.fork(wired)
-    keys, screen = _Stream(0, master, call.limits.get(0)), _Stream(master, 1, call.limits.get(1))
-    keys.is_input = True
-    before = termios.tcgetattr(0)
-    tty.setraw(0, termios.TCSANOW)
-    try:
-        return _pump([keys, screen], pid, machine, call)
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
-
-
-def _copy_size(master: int) -> None:
-    size = fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8)
-    fcntl.ioctl(master, termios.TIOCSWINSZ, size)
-
-
-def _pump(streams: list[_Stream], pid: int, machine: Machine, call: Call) -> int:
+def pump(streams: list[Stream], pid: int, machine: Machine, call: Call) -> int:
     """Pass bytes until the command has ended and all that it had written is through."""
     ended = os.pidfd_open(pid)
     stop_at = None if call.stop_after is None else time.monotonic() + call.stop_after
@@ -151,8 +108,7 @@ def _pump(streams: list[_Stream], pid: int, machine: Machine, call: Call) -> int
         ready, free, _ = select.select(watched, writers, [], 0 if over and not writers else pause)
         if stop_at is not None and time.monotonic() >= stop_at:
             stop_at = None
-            with contextlib.suppress(Failure):
-                halt(machine)
+            _halt(machine)
         if over and not ready and not free:
             break
         over = over or ended in ready
@@ -166,7 +122,16 @@ def _pump(streams: list[_Stream], pid: int, machine: Machine, call: Call) -> int
     return exit_code(os.waitpid(pid, 0)[1])
 
 
-def _close_input(stream: _Stream, streams: list[_Stream]) -> None:
+def _halt(machine: Machine) -> None:
+    from .boot import halt  # which only a test needs here
+
+    try:  # noqa: SIM105 contextlib is slow to load
+        halt(machine)
+    except Failure:
+        pass
+
+
+def _close_input(stream: Stream, streams: list[Stream]) -> None:
     """End of file goes on, both ways; a terminal's other direction needs its descriptor still."""
     if all(stream.target != other.source for other in streams):
         os.close(stream.target)
