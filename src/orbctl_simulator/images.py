@@ -158,7 +158,8 @@ def _add(image: Image, source: str) -> None:
         remove(new)
         rootfs = os.path.join(new, FILES)
         try:
-            os.makedirs(rootfs, mode=0o700)
+            os.mkdir(new, 0o700)  # whatever setuid programs there are in it
+            os.mkdir(rootfs, 0o700)
             left = _copied(source, rootfs)
             if not _has_shell(rootfs):
                 raise Failure(f"{source} is no root file system")

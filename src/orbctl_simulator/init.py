@@ -229,11 +229,11 @@ def _mount_proc() -> None:
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name in os.listdir("/proc"):
         path = f"/proc/{name}"
-        if name in _MASKED:
-            mount("/dev/null", path, None, MS_BIND)
         # What is not about processes is the host's own, settings as well as modes and owners.
+        if name in _MASKED:
+            bind_read_only("/dev/null", path, 0)
         elif not (name.isdigit() or os.path.islink(path)):
-            bind_read_only(path)
+            bind_read_only(path, path)
 
 
 def _make_places(shares: list[tuple[str, str]], sources: list[tuple[int, bool]]) -> None:

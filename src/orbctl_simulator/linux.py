@@ -96,9 +96,9 @@ def mount(
     )
 
 
-def bind_read_only(path: str) -> None:
-    mount(path, path, None, MS_BIND)
-    flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+def bind_read_only(source: str, path: str, devices: int = MS_NODEV) -> None:
+    mount(source, path, None, MS_BIND)
+    flags = MS_RDONLY | MS_NOSUID | MS_NOEXEC | devices
     mount(None, path, None, MS_BIND | MS_REMOUNT | flags)
 
 

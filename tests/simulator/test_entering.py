@@ -27,14 +27,6 @@ from tests.simulator.test_safety import as_root, pid_of
 SECRET = "CANARY-of-the-caller"
 
 
-@pytest.fixture
-def victim(orb: Program, made: Made, machine: str) -> str:
-    """A running machine whose files a test may spoil."""
-    name = made.clone(machine)
-    assert orb("start", name).code == 0
-    return name
-
-
 @contextlib.contextmanager
 def watched(orb: Program, machine: str) -> Iterator[list[str]]:
     """Root of the machine looks into every process that appears; what it saw, at the end."""

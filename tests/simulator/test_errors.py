@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -18,9 +17,7 @@ import pytest
 from orbctl_simulator import archives, boot, show, state
 from tests.contract.conftest import Made
 from tests.contract.program import Answer, Program
-from tests.simulator.conftest import make_program
-
-MODULE = "orbctl_simulator"
+from tests.simulator.conftest import Elsewhere
 
 
 def refused(answer: Answer, *said: str, code: int = 1) -> None:
@@ -332,26 +329,6 @@ def test_folder_without_a_record_is_swept(own: Program, tmp_path: Path) -> None:
 
 
 # Hosts that are not as they should be ----------------------------------------------------------
-
-
-class Elsewhere:
-    """The simulator in a mount namespace of its own, prepared by a script."""
-
-    def __init__(self, place: Path, cache: str) -> None:
-        self.place, self.cache = place, cache
-        (place / "state").mkdir()
-
-    def __call__(self, script: str) -> Answer:
-        """Run a script; in it `orb` is the simulator, whose state folder is ``state``."""
-        program = make_program(self.place / "state", ORBCTL_SIMULATOR_CACHE=self.cache)
-        head = f'set -e; cd "{self.place}"; orb() {{ "{sys.executable}" -m {MODULE} "$@"; }}; '
-        words = ["unshare", "-m", "--propagation", "private", "sh", "-c", head + script]
-        return Program(words, program.env)()
-
-
-@pytest.fixture
-def elsewhere(orb: Program, root_only: None, tmp_path: Path) -> Elsewhere:
-    return Elsewhere(tmp_path, orb.env["ORBCTL_SIMULATOR_CACHE"])
 
 
 def test_file_systems_that_cannot_hold_machines(

@@ -18,10 +18,7 @@ import pytest
 
 from orbctl_simulator import packages
 from tests.contract.program import Program
-from tests.simulator.conftest import make_program, processes_of
-from tests.simulator.test_errors import Elsewhere, elsewhere
-
-__all__ = ["elsewhere"]
+from tests.simulator.conftest import Elsewhere, make_program, processes_of
 
 VERBS = {
     "start": (["start", "m"], "starting"),

@@ -7,50 +7,20 @@ import os
 import resource
 import stat
 import subprocess
-import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orbctl_simulator import archives, things, trees
 from orbctl_simulator.state import Failure
-from tests.contract.program import Answer, Program
-from tests.simulator.test_entering import victim
-
-__all__ = ["victim"]
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Iterator[Path]:
-    """A directory of the host's that nothing may reach."""
-    folder = tmp_path / "outside"
-    folder.mkdir()
-    for name in ("passwd", "cron.d/job", "var/log/canary", "var/cache/canary"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("original")
-    before = listing(folder)
-    yield folder
-    assert listing(folder) == before
-
-
-def listing(folder: Path) -> list[tuple[str, int, int, bytes]]:
-    """All that there is to be seen of a tree."""
-    seen = []
-    for path in sorted(folder.rglob("*")):
-        status = path.lstat()
-        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-        seen.append((str(path), status.st_mode, status.st_uid, content))
-    return seen
+from tests.contract.program import Program
+from tests.simulator.conftest import script_in
 
 
 def few_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-
-
-def script_in(orb: Program, machine: str, script: str, user: str = "root") -> Answer:
-    return orb("run", "-m", machine, "-u", user, "sh", "-c", script)
 
 
 # The walkers -----------------------------------------------------------------------------------
@@ -360,167 +330,3 @@ def test_push_changes_no_share(own: Program, tmp_path: Path) -> None:
         own("push", "-m", "m", *words)
     own("push", "-m", "m", f"{tmp_path}/tree/share/file", f"{shared}/file")
     assert list(shared.iterdir()) == []
-
-
-# Archives --------------------------------------------------------------------------------------
-
-Member = tuple[str, bytes, str, dict[str, str]]
-
-
-def archive_of(path: Path, *members: Member, plain: bool = False) -> str:
-    """An archive of names, types, what they lead to, and marks, as an attacker writes it."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, kind, target, headers in members:
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname, member.mode = kind, target, 0o4755
-            member.pax_headers = headers
-            data = target.encode() if kind == tarfile.REGTYPE else b""
-            member.size = len(data)
-            if kind in (tarfile.BLKTYPE, tarfile.CHRTYPE):
-                member.devmajor, member.devminor = 254, 77
-            archive.addfile(member, io.BytesIO(data))
-    with open(path, "wb") as file:
-        if plain:
-            file.write(content.getvalue())
-            return str(path)
-        stream = archives.ZstdWriter(file)
-        stream.write(content.getvalue())
-        stream.finish()
-    return str(path)
-
-
-RECORD = "name=m\nuser=root\ndistro=debian\nversion=bookworm\narch=amd64\nvariant=default\n"
-HEAD: Member = ("machine", tarfile.REGTYPE, RECORD, {})
-UPPER: Member = ("upper", tarfile.DIRTYPE, "", {})
-
-
-@pytest.mark.usefixtures("root_only")
-@pytest.mark.parametrize(
-    "members",
-    [
-        [("upper", tarfile.SYMTYPE, "OUT", {})],
-        [("upper", tarfile.SYMTYPE, "OUT", {}), ("upper/evil", tarfile.REGTYPE, "evil", {})],
-        [UPPER, ("upper/l", tarfile.SYMTYPE, "OUT", {}), ("upper/l/evil", tarfile.REGTYPE, "", {})],
-        [UPPER, ("upper/../../evil", tarfile.REGTYPE, "evil", {})],
-        [UPPER, ("upper/hard", tarfile.LNKTYPE, "../../../../../../../../OUT/passwd", {})],
-        [
-            UPPER,
-            ("upper/l", tarfile.SYMTYPE, "OUT", {}),
-            ("upper/h", tarfile.LNKTYPE, "upper/l/passwd", {}),
-        ],
-        [UPPER, ("upper/h", tarfile.LNKTYPE, "machine", {})],
-        [("upper", tarfile.REGTYPE, "x", {})],
-        [("upper", tarfile.FIFOTYPE, "", {})],
-        [],
-    ],
-)
-def test_import_that_leads_out(
-    own: Program, tmp_path: Path, outside: Path, members: list[Member]
-) -> None:
-    """It is refused in one line, or what leads out is left out; and nothing is left behind."""
-    made = [HEAD, *((n, k, t.replace("OUT", str(outside)), h) for n, k, t, h in members)]
-    answer = own("import", archive_of(tmp_path / "a", *made))
-    assert b"Traceback" not in answer.err
-    if answer.code == 0:
-        assert own("delete", "-f", "m").code == 0
-    assert own("list", "-q").text == ""
-    assert list((tmp_path / "state" / "machines").iterdir()) == []
-
-
-@pytest.mark.usefixtures("root_only")
-def test_import_of_what_a_layer_may_not_be(own: Program, tmp_path: Path) -> None:
-    """No device, no mark that leads elsewhere in the base, and the host's own files stay hidden."""
-    private = [name for name in ("/root", "/home") if os.listdir(name)]
-    redirect = {"SCHILY.xattr.trusted.overlay.redirect": private[0] if private else "/root"}
-    path = archive_of(
-        tmp_path / "a",
-        HEAD,
-        UPPER,
-        ("upper/leak", tarfile.DIRTYPE, "", redirect),
-        ("upper/disk", tarfile.BLKTYPE, "", {}),
-        ("upper/opt/suid", tarfile.REGTYPE, "#!/bin/sh\n", {}),
-    )
-    assert own("import", path).code == 0
-    assert script_in(own, "m", "ls -A /leak /root /home").lines == [
-        "/home:",
-        "",
-        "/leak:",
-        "",
-        "/root:",
-    ]
-    assert script_in(own, "m", "test -e /disk").code == 1
-    assert script_in(own, "m", "stat -c %a /opt/suid").text == "4755\n"
-
-
-@pytest.mark.usefixtures("root_only")
-def test_export_and_import_keep_what_there_is(own: Program, tmp_path: Path) -> None:
-    """Hard links, holes, pipes, modes, marks, deletions and odd names."""
-    assert own("create", "debian", "one").code == 0
-    script = (
-        "cd /opt; echo x >a; ln a b; truncate -s 1T holes; mkfifo -m 640 p; chown 42:43 a;"
-        " printf x | dd of=holes seek=9 bs=1M conv=notrunc status=none; chmod 4750 a;"
-        " rm -rf /usr/games /srv /etc/issue; mkdir /srv; touch -d @123.5 a;"
-        " printf x >\"$(printf '\\377\\n')\""
-    )
-    assert script_in(own, "one", script).code == 0
-    path = str(tmp_path / "one.tar.zst")
-    assert own("export", "one", path) == Answer(0, b"", b"")
-    assert os.path.getsize(path) < 50 << 20
-    assert own("import", "-n", "two", path) == Answer(0, b"", b"")
-    look = (
-        "cd /opt; stat -c '%n %F %a %u %g %h %s %Y' * | sort; test -e /usr/games || echo gone;"
-        " test -e /etc/issue || echo gone; ls -A /srv; ls | od -c; dd if=holes skip=9 bs=1M count=1"
-        " status=none | head -c 1; du -k holes"
-    )
-    shown = [script_in(own, name, look).out for name in ("one", "two")]
-    assert shown[0] == shown[1]
-    assert b"a regular file 4750 42 43 2 2 123" in shown[0]
-
-
-@pytest.mark.usefixtures("root_only")
-def test_image_that_leads_out(own: Program, rootfs: Path, tmp_path: Path, outside: Path) -> None:
-    """What an image's links lead to is looked for in the image."""
-    image = tmp_path / "image"
-    subprocess.run(["cp", "-a", rootfs, image], check=True)
-    os.mknod(image / "disk", stat.S_IFBLK | 0o666, os.makedev(254, 77))
-    (image / "usr/bin/sudo").unlink()
-    (image / "usr/bin/sudo").symlink_to("/opt/sudo")
-    (image / "opt").mkdir()
-    (image / "opt/sudo").write_text("there")
-    (tmp_path / "link").symlink_to(image)
-    added = own("image", "add", "void", str(tmp_path / "link"))
-    assert added.code == 0
-    assert b"left out" in added.err
-    assert own("create", "void", "x") == Answer(0, b"", b"")
-    assert own("run", "-m", "x", "-u", "root", "sh", "-c", "test -e /disk").code == 1
-    assert own("delete", "-f", "x").code == 0
-    assert own("image", "remove", "void").code == 0
-    assert (image / "bin/sh").exists()
-    members: list[list[Member]] = [
-        [("bin/sh", tarfile.REGTYPE, "", {}), ("../evil", tarfile.REGTYPE, "", {})],
-        [("bin", tarfile.SYMTYPE, str(outside), {}), ("bin/sh", tarfile.REGTYPE, "evil", {})],
-        [("bin", tarfile.SYMTYPE, str(outside), {}), (".", tarfile.SYMTYPE, "/", {})],
-        [("bin/sh", tarfile.LNKTYPE, f"../../../../../..{outside}/passwd", {})],
-        [("bin", tarfile.SYMTYPE, "/bin", {})],
-    ]
-    for number, entries in enumerate(members):
-        path = archive_of(tmp_path / f"{number}.tar", *entries, plain=True)
-        answer = own("image", "add", "void", path)
-        assert answer.code == 1, entries
-        assert answer.err.count(b"\n") == 1
-    assert own("image", "list").text == ""
-
-
-def test_archive_that_says_it_is_huge(own: Program, tmp_path: Path) -> None:
-    """A header that claims more than there is does not take the memory of the host."""
-    header = tarfile.TarInfo("x")
-    header.type, header.size = tarfile.XHDTYPE, 1 << 40
-    path = tmp_path / "huge.tar"
-    with open(path, "wb") as file:
-        file.write(header.tobuf(tarfile.GNU_FORMAT))
-        file.truncate(1 << 38)
-    answer = own("image", "add", "void", str(path), timeout=60)
-    assert answer.code == 1
-    assert answer.err.count(b"\n") == 1
-    assert own("image", "list").text == ""
