@@ -89,9 +89,11 @@ class Boot:
     def _wait(self, status: int) -> None:
         """Until it is up. Only then its pid is written down, and commands find a way in."""
         told, deadline = b"", time.monotonic() + _SECONDS
+        ready = select.poll()
+        ready.register(status, select.POLLIN)
         while True:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([status], [], [], left)[0]:
+            if left <= 0 or not ready.poll(left * 1000):
                 raise Failure(f"setup: machine didn't start in {_SECONDS}s")
             data = os.read(status, 4096)
             told += data

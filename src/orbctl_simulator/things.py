@@ -211,10 +211,12 @@ class Writer:
         kind = _kind(parent, name)
         if self._use.exact or kind == stat.S_IFLNK:
             _make_way(parent, name)
-        elif kind not in (0, stat.S_IFREG):
+            kind = 0
+        if kind not in (0, stat.S_IFREG):
             raise OSError(EEXIST, "what is there is no regular file")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = os.open(name, flags, 0o666, dir_fd=parent)
+        # Not with O_CREAT what is there: in /tmp it may not be opened so.
+        flags = os.O_WRONLY | os.O_NOFOLLOW | (0 if kind else os.O_CREAT | os.O_EXCL)
+        fd = os.open(name, flags | os.O_NONBLOCK, 0o666, dir_fd=parent)
         try:
             os.ftruncate(fd, 0)
             if thing.content is not None:
