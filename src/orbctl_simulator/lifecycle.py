@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import sys
 import time
 from signal import SIGCONT, SIGSTOP
@@ -246,17 +247,34 @@ class Pause:
         self._pid = door.fork(lambda: door.be_seen(hold, waits, stopped), waits, stopped)
         os.close(waits)
         os.close(stopped)
-        with open(ready, "rb") as file:
-            if file.read() != b"!":
-                self.__exit__()
-                raise Failure("its processes do not stand still")
+        still = _is_ready(ready) and os.read(ready, 1) == b"!"
+        os.close(ready)
+        if not still:
+            self.__exit__()
+            raise Failure("its processes do not stand still")
 
     def __exit__(self, *_: object) -> None:
         if self._pid:
             os.close(self._go_on)
-            if os.waitpid(self._pid, 0)[1] != 0:  # it was ended, by one who was not stopped
+            if not _has_done(self._pid):
                 door = Door(self._machine)
-                os.waitpid(door.fork(lambda: door.be_seen(lambda: _signal_all(SIGCONT))), 0)
+                _has_done(door.fork(lambda: door.be_seen(lambda: _signal_all(SIGCONT))))
+
+
+def _is_ready(fd: int) -> bool:
+    """Whether something comes of it soon: a machine's root can stop what it sees."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(5000))
+
+
+def _has_done(pid: int) -> bool:
+    """Whether a child has ended as it should; it is not waited for for ever."""
+    ended = os.pidfd_open(pid)
+    if not _is_ready(ended):
+        os.kill(pid, 9)
+    os.close(ended)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _signal_all(number: int) -> int:

@@ -129,3 +129,17 @@ for name, *words in calls:
         got.append(name)
 print(got)
 """
+
+#: Send a signal to each of the host's Pythons that appears, as soon as it does.
+STRIKE = r"""
+import os
+known = {*os.listdir("/proc")}
+print("ready", flush=True)
+while True:
+    for pid in {*os.listdir("/proc")} - known:
+        try:
+            if "python" in open(f"/proc/{pid}/comm").read():
+                os.kill(int(pid), NUMBER)
+        except (OSError, ValueError):
+            pass
+"""

@@ -324,6 +324,27 @@ def test_start_that_hangs(own: Program, rootfs: Path, tmp_path: Path, number: in
     assert not list((tmp_path / "state" / "machines").iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_machine_that_does_not_stand_still(
+    orb: Program, made: Made, victim: str, number: int
+) -> None:
+    """Its root ends, or stops, what is to stop it for a copy: that never hangs, and it goes on."""
+    script = attackers.STRIKE.replace("NUMBER", str(int(number)))
+    words = ("run", "-m", victim, "-u", "root", "/usr/bin/python3", "-c", script)
+    striker = orb.started(*words)
+    assert striker.stdout
+    assert striker.stdout.readline() == b"ready\n"
+    name = made.name()
+    answer = orb("clone", victim, name, timeout=60)
+    if answer.code == 0:
+        made.own(name)
+    else:
+        assert answer.err.endswith(b"its processes do not stand still\n")
+    assert orb("stop", victim, timeout=60).code == 0
+    striker.communicate(timeout=30)
+    assert orb("run", "-m", victim, "echo", "goes on").text == "goes on\n"
+
+
 def _soon(reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not reached():
