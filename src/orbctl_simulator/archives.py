@@ -43,6 +43,10 @@ _DAMAGED = (tarfile.TarError, EOFError, MemoryError, RecursionError, ValueError,
 _KINDS = {kind: number for number, kind in _TYPES.items()}
 
 
+class Damaged(Failure):
+    """It is no archive, or ends too early, or says what cannot be."""
+
+
 def limit_memory() -> None:
     """Let what an archive says of itself take some memory at most."""
     from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit, setrlimit
@@ -67,7 +71,7 @@ def reading(stream: Stream, compressed: bool = False) -> tarfile.TarFile:
             )
         return tarfile.open(fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape")
     except (tarfile.TarError, EOFError):
-        raise Failure("it is no archive") from None
+        raise Damaged("it is no archive") from None
 
 
 class Packer:
@@ -162,12 +166,12 @@ class StoredContent:
         parts: list[tuple[int, int]] = getattr(member, "sparse", None) or [(0, member.size)]
         for start, length in parts:
             if start < 0 or length < 0 or start + length > member.size:
-                raise Failure(f"{shown(member.name)}: it is damaged")
+                raise Damaged(f"{shown(member.name)}: it is damaged")
             os.lseek(target, start, os.SEEK_SET)
             while length:
                 data = stream.read(min(length, _BLOCK))
                 if not data:
-                    raise Failure("it is cut short")
+                    raise Damaged("it is cut short")
                 length -= len(data)
                 while data:
                     data = data[os.write(target, data) :]
@@ -203,7 +207,7 @@ def members(archive: tarfile.TarFile) -> Iterator[Thing]:
                 thing.content = StoredContent(archive, member)
             yield thing
     except _DAMAGED as error:
-        raise Failure(f"it is damaged, or cut short: {type(error).__name__}") from None
+        raise Damaged(f"it is damaged, or cut short: {type(error).__name__}") from None
 
 
 def _parts(name: str) -> Parts:

@@ -11,6 +11,7 @@ import tarfile
 from . import images
 from .account import Account
 from .archives import (
+    Damaged,
     Packer,
     Plain,
     StoredContent,
@@ -113,7 +114,7 @@ def _as_caller(work: Callable[[], None]) -> None:
     try:
         with Caller():
             work()
-    except (tarfile.TarError, BrokenPipeError):
+    except (BrokenPipeError, Damaged):
         pass  # the other side has said why
     except Failure as failure:
         raise failure if str(failure).startswith("[") else rpc(str(failure)) from None

@@ -15,7 +15,7 @@ import pytest
 
 from orbctl_simulator import archives, things, trees
 from orbctl_simulator.state import Failure
-from tests.contract.program import Program
+from tests.contract.program import Answer, Program
 from tests.simulator.conftest import script_in
 
 
@@ -308,7 +308,10 @@ def test_pull_of_what_cannot_be_read(orb: Program, victim: str, tmp_path: Path) 
     assert script_in(orb, victim, script, "user").code == 0
     answer = orb("pull", "-m", victim, "pipe", str(tmp_path), timeout=20)
     assert answer.code == 1
-    assert b"no regular file" in answer.err
+    said = b"[-32098] pipe: it is no regular file, nor a directory\n"
+    assert answer.err == said
+    answer = orb("pull", "-m", victim, "nothing", str(tmp_path))
+    assert answer == Answer(1, b"", b"[-32098] nothing: no such file or directory\n")
     answer = orb("pull", "-m", victim, "secret", str(tmp_path))
     assert answer.code == 1
     assert b"permission denied" in answer.err
