@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 
 from .account import Account
 from .boot import Boot
 from .door import Door, exit_code
 from .images import inside
 from .packages import wait_for_packages
-from .state import FILES, Failure, Lock, Machine, cache, say
+from .state import FILES, Failure, Lock, Machine, cache, say, shown
 from .sweeping import LOCK, NEW
 from .things import LAYER, OPAQUE, copy
 from .trees import Descent, folder, remove
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO
 
 # How to install sudo, by the program that does it, and the file that tells the packages' state.
 _INSTALLERS = {
@@ -78,18 +83,21 @@ def _key(image: str, state: str) -> str:
 def _build(base: str, image: str, program: str, place: str) -> None:
     """Install sudo in a machine that is never committed, and keep what that changed."""
     say(f"{base} has no sudo: installing it once, with {program}, into {place}")
-    building, log = place + NEW, place + ".log"
+    building = place + NEW
     remove(building)
     machine = Machine(building, {"name": "layer", "user": "root", "image": image})
     try:
         lay_out(machine)
         wait_for_packages(base)
         with Boot(machine):
-            code = _install(machine, _INSTALLERS[program][1], log)
+            code = _install(machine, _INSTALLERS[program][1])
         if code != 0:
+            log = place + ".log"
+            os.replace(machine.file("log"), log)
             with open(log, errors="replace") as file:
                 lines = [line.strip() for line in file if line.strip()] or ["no output"]
-            raise Failure(f"sudo could not be installed in {base}: {lines[-1]} (all of it: {log})")
+            last = shown(lines[-1])
+            raise Failure(f"sudo could not be installed in {base}: {last} (all of it: {log})")
         with folder(machine.upper) as layer:
             for path in _CLUTTER:
                 _remove_below(layer, path)
@@ -99,7 +107,6 @@ def _build(base: str, image: str, program: str, place: str) -> None:
             if name != FILES:
                 remove(os.path.join(building, name))
         os.rename(building, place)
-        os.unlink(log)
     finally:
         remove(building)
 
@@ -112,7 +119,7 @@ def _remove_below(root: int, path: str) -> None:
         remove(name, descent.to(folders))
 
 
-def _install(machine: Machine, script: str, log: str) -> int:
+def _install(machine: Machine, script: str) -> int:
     """Its output comes through a pipe: a machine gets no file of the host's."""
     proxies = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
     door = Door(machine)
@@ -127,13 +134,29 @@ def _install(machine: Machine, script: str, log: str) -> int:
     pid = door.fork(work, streams={0: null, 1: writer, 2: writer})
     os.close(writer)
     os.close(null)
-    with open(reader, "rb", buffering=0) as output, open(log, "wb", buffering=0) as file:
-        while data := output.read(1 << 16):
-            file.write(data)
-            if file.tell() > _MOST_LOG:
-                file.seek(0)
-                file.truncate()
+    with open(machine.file("log"), "wb", buffering=0) as log:
+        _write_log(reader, pid, log)
+    os.close(reader)
     return exit_code(os.waitpid(pid, 0)[1])
+
+
+def _write_log(reader: int, pid: int, log: IO[bytes]) -> None:
+    """What comes until a process has ended, whatever it leaves running; not more than so much."""
+    ended, poll = os.pidfd_open(pid), select.poll()
+    for fd in (reader, ended):
+        poll.register(fd, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        data = os.read(reader, 1 << 16) if reader in ready else b""
+        log.write(data)
+        if log.tell() > _MOST_LOG:
+            log.seek(0)
+            log.truncate()
+        if not data and reader in ready:
+            poll.unregister(reader)
+        if not data and ended in ready:
+            break
+    os.close(ended)
 
 
 def lay_out(machine: Machine) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies
 from orbctl_simulator import archives, things, trees
 from orbctl_simulator.state import Failure
 from tests.contract.program import Answer, Program
-from tests.simulator.conftest import script_in
+from tests.simulator.conftest import processes_of, script_in
 
 Member = tuple[str, bytes, str, dict[str, str]]
 
@@ -167,6 +167,26 @@ def test_image_that_leads_out(own: Program, rootfs: Path, tmp_path: Path, outsid
         assert answer.code == 1, entries
         assert answer.err.count(b"\n") == 1
     assert own("image", "list").text == ""
+
+
+@pytest.mark.usefixtures("root_only")
+def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> None:
+    """What an image's package manager leaves running, and says without end, holds nothing up."""
+    image = tmp_path / "image"
+    subprocess.run(["cp", "-a", rootfs, image], check=True)
+    (image / "usr/bin/sudo").unlink()
+    (image / "lib/apk/db").mkdir(parents=True)
+    (image / "lib/apk/db/installed").touch()
+    (image / "sbin").mkdir()
+    script = "(while :; do :; done) & while :; do echo; done | head -c 3000000; echo >/usr/bin/sudo"
+    (image / "sbin/apk").write_text(f"#!/bin/sh\n{script}\n")
+    (image / "sbin/apk").chmod(0o755)
+    (image / "bin/head").write_bytes(Path("/usr/bin/head").read_bytes())
+    (image / "bin/head").chmod(0o755)
+    assert own("image", "add", "void", str(image)).code == 0
+    cache = {"ORBCTL_SIMULATOR_CACHE": str(tmp_path / "cache")}
+    assert own("create", "void", "x", env=cache, timeout=60).code == 0
+    assert len(processes_of(tmp_path / "cache")) == 1  # the machine's, which hides the cache
 
 
 def test_archive_that_says_it_is_huge(own: Program, tmp_path: Path) -> None:

@@ -186,15 +186,15 @@ def test_layer_is_interrupted(own: Program, rootfs: Path, tmp_path: Path, number
     program = make_program(tmp_path / "state", **cache)
     assert program("image", "add", "void", str(base)).code == 0
     call = program.started("create", "void", "m")
-    log = tmp_path / "cache"
     deadline = time.monotonic() + 30
-    while not any(file.stat().st_size for file in log.glob("*.log")):
+    while not any(log.stat().st_size for log in (tmp_path / "cache").glob("*.new/log")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     call.send_signal(number)
     call.communicate(timeout=30)
     left_nothing(program, tmp_path)
     assert processes_of(tmp_path / "cache") == []
+    assert not list((tmp_path / "cache").glob("*.log"))
 
 
 # The package manager of the host ---------------------------------------------------------------
