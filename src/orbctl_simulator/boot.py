@@ -27,7 +27,8 @@ class Boot:
     """A started machine that still dies with us, or with this block; `commit` lets it live on.
 
     Between us and its first process stands one more, the first one's parent: it ends the machine
-    as soon as we have ended, however that came about and whatever the machine is doing.
+    as soon as we have ended, however that came about and whatever the machine is doing. Until it
+    has done so it holds the machine's lock, so that nobody takes the machine for ended before.
     """
 
     def __init__(self, machine: Machine, create: bool = False, password: str = "") -> None:
@@ -41,7 +42,7 @@ class Boot:
         self._parent = os.fork()
         if self._parent == 0:
             try:
-                close_all_but(control, report, secret)
+                close_all_but(control, report, secret, machine.lock_fd)
                 self._be_parent(control, report, secret, arguments)
             except PermissionError as error:
                 text = f"error this host, or the container it is, allows no namespaces ({error})\n"
@@ -78,7 +79,7 @@ class Boot:
                 os.set_inheritable(fd, True)
             command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self.machine.id]
             os.execve(sys.executable, [*command, str(report), str(secret), *arguments], {})
-        close_all_but(control, report)
+        close_all_but(control, report, self.machine.lock_fd)
         os.write(report, f"pid {pid}\n".encode())
         os.close(report)
         if os.read(control, 1) != b"!":

@@ -169,7 +169,8 @@ class Draft:
             self.machine = Machine(path, {"name": name, **fields})
             os.makedirs(path, mode=0o700)
             self._lock = self.machine.lock()
-            self._lock.__enter__()
+            self.machine.lock_fd = self._lock.__enter__().fd
+            self.machine.show_transition("creating")
             self.machine.save()
         self._hold = hold
 

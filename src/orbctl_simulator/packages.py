@@ -13,7 +13,7 @@ import time
 
 from .state import Failure, say
 
-_SECONDS = 120
+_SECONDS = 60
 # Locked by fcntl: dpkg and apt, and rpm with all that is built on it.
 _RECORDS = (
     *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),

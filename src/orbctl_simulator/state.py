@@ -125,23 +125,23 @@ class Lock:
 
     def __init__(self, path: str, wait: bool = True) -> None:
         self._path, self._how = path, LOCK_EX | (0 if wait else LOCK_NB)
-        self._fd = -1
+        self.fd = -1
         self.held = False
 
     def __enter__(self) -> Lock:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            flock(self._fd, self._how)
+            flock(self.fd, self._how)
             self.held = True
         except BlockingIOError:
             pass
         except BaseException:
-            os.close(self._fd)
+            os.close(self.fd)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
         self.held = False
 
 
@@ -170,10 +170,11 @@ class Transition:
                 self._lock.__enter__()
         except FileNotFoundError:
             raise machine.missing() from None
+        machine.lock_fd = self._lock.fd
         try:
             machine.reload()
             if self._shown:
-                write_file(machine.file("doing"), f"{self._state} {_this_process()}\n")
+                machine.show_transition(self._state)
                 time.sleep(self._hold)
         except BaseException:
             self.__exit__()
@@ -193,10 +194,6 @@ class Transition:
             except FileNotFoundError:
                 pass  # the machine is deleted
         self._lock.__exit__()
-
-
-def _this_process() -> str:
-    return f"{os.getpid()} {start_time('/proc/self')}"
 
 
 def everything() -> Lock:
@@ -236,6 +233,7 @@ class Machine:
 
     def __init__(self, path: str, fields: dict[str, str]) -> None:
         self.path, self.fields = path, fields
+        self.lock_fd = -1  # of its lock, while this process holds it
 
     @property
     def id(self) -> str:
@@ -270,8 +268,14 @@ class Machine:
 
     def transition(self) -> str:
         """The state that it is going through, or nothing."""
-        if not self.finished:
-            return "creating"
+        return "creating" if not self.finished else self.shown_transition()
+
+    def show_transition(self, state: str) -> None:
+        """Let others see it for as long as this process lives."""
+        text = f"{state} {os.getpid()} {start_time('/proc/self')}\n"
+        write_file(self.file("doing"), text)
+
+    def shown_transition(self) -> str:
         try:
             with open(self.file("doing")) as file:
                 state, pid, started = file.read().split()

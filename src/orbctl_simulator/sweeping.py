@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from .state import Lock, Machine, cache, everything, home, machines, read_fields
 
@@ -58,15 +59,24 @@ def _names_in(folder: str) -> list[str]:
 
 
 def _sweep_unfinished(machine: Machine) -> None:
+    """Unless it is being made. What ends it with its maker may be at it still, for a moment."""
+    died = os.path.exists(machine.file("doing")) and not machine.shown_transition()
+    deadline = time.monotonic() + (5 if died else 0)
     try:
-        with machine.lock(wait=False) as lock:
-            if lock.held and "made" not in read_fields(machine.file("machine")):
-                from .boot import halt
-
-                halt(machine)
-                discard(machine)
+        while not _removed(machine) and time.monotonic() < deadline:
+            time.sleep(0.01)
     except FileNotFoundError:
         pass
+
+
+def _removed(machine: Machine) -> bool:
+    with machine.lock(wait=False) as lock:
+        if lock.held and "made" not in read_fields(machine.file("machine")):
+            from .boot import halt
+
+            halt(machine)
+            discard(machine)
+        return lock.held
 
 
 def _sweep_new(path: str) -> None:

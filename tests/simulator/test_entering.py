@@ -319,9 +319,23 @@ def test_start_that_hangs(own: Program, rootfs: Path, tmp_path: Path, number: in
     assert refused.err.decode() == said
     call.send_signal(number)
     call.communicate(timeout=20)
-    _soon(lambda: not processes_of(tmp_path / "state"))
     assert own("list", "-q").text == ""
+    assert processes_of(tmp_path / "state") == []
     assert not list((tmp_path / "state" / "machines").iterdir())
+
+
+@pytest.mark.usefixtures("root_only")
+def test_delete_after_a_start_that_was_killed(own: Program, tmp_path: Path) -> None:
+    """When `delete` returns, nothing of the machine is left, however late its end was."""
+    for number in range(8):
+        assert own("create", "debian", "m").code == 0
+        assert own("stop", "m").code == 0
+        call = own.started("start", "m")
+        time.sleep(0.03 * number)
+        call.kill()
+        call.communicate()
+        assert own("delete", "-f", "m").code == 0
+        assert processes_of(tmp_path / "state") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
