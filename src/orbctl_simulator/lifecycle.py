@@ -187,6 +187,7 @@ class Draft:
         if kind is not None:
             halt(self.machine)
             discard(self.machine)
+        self.machine.hide_transition()
         self._lock.__exit__()
 
     def finish(self) -> None:

@@ -189,10 +189,7 @@ class Transition:
 
     def __exit__(self, *_: object) -> None:
         if self._shown:
-            try:  # noqa: SIM105 contextlib is slow to load
-                os.unlink(self._machine.file("doing"))
-            except FileNotFoundError:
-                pass  # the machine is deleted
+            self._machine.hide_transition()
         self._lock.__exit__()
 
 
@@ -274,6 +271,12 @@ class Machine:
         """Let others see it for as long as this process lives."""
         text = f"{state} {os.getpid()} {start_time('/proc/self')}\n"
         write_file(self.file("doing"), text)
+
+    def hide_transition(self) -> None:
+        try:  # noqa: SIM105 contextlib is slow to load
+            os.unlink(self.file("doing"))
+        except FileNotFoundError:
+            pass  # the machine is deleted
 
     def shown_transition(self) -> str:
         try:
