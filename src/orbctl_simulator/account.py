@@ -26,20 +26,20 @@ def read_plain(path: str) -> bytes:
         fd = os.open(path, _FLAGS)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise rpc(f"{path}: it is no regular file")
+                raise rpc(f"{path}: not a regular file")
             data = b""
             while len(data) <= _MOST:
                 more = os.read(fd, 1 << 16)
                 if not more:
                     return data
                 data += more
-            raise rpc(f"{path}: it is larger than {_MOST >> 20} MiB")
+            raise rpc(f"{path}: larger than {_MOST >> 20} MiB")
         finally:
             os.close(fd)
     except FileNotFoundError:
         raise
     except OSError as error:
-        reason = "it is a link" if error.errno == ELOOP else why(error).lower()
+        reason = "a symbolic link" if error.errno == ELOOP else why(error).lower()
         raise rpc(f"{path}: {reason}") from None
 
 

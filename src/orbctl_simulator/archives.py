@@ -71,7 +71,7 @@ def reading(stream: Stream, compressed: bool = False) -> tarfile.TarFile:
             )
         return tarfile.open(fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape")
     except (tarfile.TarError, EOFError):
-        raise Damaged("it is no archive") from None
+        raise Damaged("not an archive") from None
 
 
 class Packer:
@@ -166,7 +166,7 @@ class StoredContent:
         parts: list[tuple[int, int]] = getattr(member, "sparse", None) or [(0, member.size)]
         for start, length in parts:
             if start < 0 or length < 0 or start + length > member.size:
-                raise Damaged(f"{shown(member.name)}: it is damaged")
+                raise Damaged(f"{shown(member.name)}: damaged")
             os.lseek(target, start, os.SEEK_SET)
             while length:
                 data = stream.read(min(length, _BLOCK))
@@ -180,7 +180,7 @@ class StoredContent:
     def read(self, most: int) -> bytes:
         """All of it, if it is not more than that."""
         if self._member.size > most or self._stream is None:
-            raise Failure(f"{shown(self._member.name)}: it is too large")
+            raise Failure(f"{shown(self._member.name)}: too large")
         data = b""
         while len(data) < self._member.size:
             more = self._stream.read(self._member.size - len(data))
@@ -207,13 +207,13 @@ def members(archive: tarfile.TarFile) -> Iterator[Thing]:
                 thing.content = StoredContent(archive, member)
             yield thing
     except _DAMAGED as error:
-        raise Damaged(f"it is damaged, or cut short: {type(error).__name__}") from None
+        raise Damaged(f"damaged or truncated: {type(error).__name__}") from None
 
 
 def _parts(name: str) -> Parts:
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if ".." in parts:
-        raise Failure(f"{shown(name)}: it leads out of the archive")
+        raise Failure(f"{shown(name)}: points outside the archive")
     return parts
 
 

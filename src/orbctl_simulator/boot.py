@@ -166,7 +166,7 @@ def _shared(machine: Machine) -> list[str]:
             raise Failure(f"mount {entry}: no such file or directory")
         target = os.path.normpath("/" + (target or source).lstrip("/"))
         if target == "/":
-            raise Failure(f"mount {entry}: nothing can be mounted on a machine's root")
+            raise Failure(f"mount {entry}: cannot mount over the root directory")
         pairs += [source, target]
     for entry in machine.many("shares"):
         pairs += [os.path.realpath(entry), f"/mnt/mac{os.path.realpath(entry)}"]

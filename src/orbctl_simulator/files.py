@@ -144,7 +144,7 @@ def _places(sources: list[str], target: str) -> list[tuple[str, Parts]]:
     if not os.path.isdir(top or "."):
         raise rpc(f"{target}: no such file or directory")
     if os.path.islink(target):
-        raise rpc(f"{target}: it is a link: name what it leads to")
+        raise rpc(f"{target}: a symbolic link; name its target instead")
     return [(top or ".", (name,))]
 
 
@@ -157,7 +157,7 @@ def _pack(stream: IO[bytes], sources: list[str]) -> None:
                 status = os.fstat(fd)
                 kind, traits = stat.S_IFMT(status.st_mode), traits_of(status)
                 if kind not in (stat.S_IFDIR, stat.S_IFREG):
-                    raise rpc(f"{source}: it is no regular file, nor a directory")
+                    raise rpc(f"{source}: not a regular file or directory")
                 top = Thing((), kind, traits)
                 if kind == stat.S_IFREG:
                     top.content = FileContent(fd, (os.path.basename(source),))
@@ -167,7 +167,7 @@ def _pack(stream: IO[bytes], sources: list[str]) -> None:
             finally:
                 os.close(fd)
     for parts in sorted(packer.left):
-        complain(f"left out: {name_of(parts)}: it is no regular file, directory or link")
+        complain(f"left out: {name_of(parts)}: not a regular file, directory or symbolic link")
 
 
 def _unpack(stream: IO[bytes], places: list[tuple[str, Parts]]) -> None:
@@ -281,5 +281,5 @@ def _fill(machine: Machine, things: Iterator[Thing]) -> None:
                     if len(thing.parts) > 1 or thing.kind == stat.S_IFDIR:
                         writer.put(_moved(thing, ()))
             if not whole:
-                raise Failure("it holds no files of a machine")
+                raise Failure("contains no files of a machine")
             writer.finish()

@@ -24,7 +24,7 @@ def _write(path: str, lines: list[str], mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(EINVAL, "it is no regular file", path)
+            raise OSError(EINVAL, "not a regular file", path)
         os.ftruncate(fd, 0)
         file.writelines(line + "\n" for line in lines)
 

@@ -167,7 +167,7 @@ def _add(image: Image, source: str) -> None:
         finally:
             remove(new)
     if left:
-        say(f"left out, as a machine has devices of its own: {len(left)} files of {source}")
+        say(f"left out {len(left)} device files of {source}: machines have their own")
 
 
 def _copied(source: str, rootfs: str) -> set[Parts]:

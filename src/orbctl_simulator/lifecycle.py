@@ -131,7 +131,7 @@ def _ask_password() -> str:
     else:
         password = sys.stdin.readline().rstrip("\n")
     if len(password) > 512:
-        raise Failure("a password of more than 512 characters")
+        raise Failure("the password is longer than 512 characters")
     return password
 
 
@@ -253,7 +253,7 @@ class Pause:
         os.close(ready)
         if not still:
             self.__exit__()
-            raise Failure("its processes do not stand still")
+            raise Failure("its processes could not be paused")
 
     def __exit__(self, *_: object) -> None:
         if self._pid:

@@ -35,7 +35,7 @@ def wait_for_packages(base: str) -> None:
         if time.monotonic() - begun > _SECONDS:
             raise Failure(
                 f"this host's package manager still holds {lock}, and machines would see its files"
-                " change: try again when it has ended"
+                " change: try again when it has finished"
             )
         time.sleep(0.1)
         lock = _held()

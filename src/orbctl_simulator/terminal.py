@@ -26,7 +26,7 @@ _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 def with_terminal(door: Door, machine: Machine, command: Callable[[str], int], call: Call) -> int:
     master = door.open_device("dev/pts/ptmx", (5, 2))
     if master < 0:
-        raise rpc("run: the machine has no terminals: its /dev/pts is broken")
+        raise rpc("run: no terminal can be opened: /dev/pts/ptmx is missing in the machine")
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, b"\0" * 4))[0]
     _copy_size(master)

@@ -213,7 +213,7 @@ class Writer:
             _make_way(parent, name)
             kind = 0
         if kind not in (0, stat.S_IFREG):
-            raise OSError(EEXIST, "what is there is no regular file")
+            raise OSError(EEXIST, "exists and is not a regular file")
         # Not with O_CREAT what is there: in /tmp it may not be opened so.
         flags = os.O_WRONLY | os.O_NOFOLLOW | (0 if kind else os.O_CREAT | os.O_EXCL)
         fd = os.open(name, flags | os.O_NONBLOCK, 0o666, dir_fd=parent)

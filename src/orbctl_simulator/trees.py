@@ -47,7 +47,7 @@ class Found:
 
 
 def changed(parts: Sequence[str]) -> Failure:
-    return Failure(f"{shown('/'.join(parts))}: it changed while it was read")
+    return Failure(f"{shown('/'.join(parts))}: changed while it was read")
 
 
 def denied(parts: Sequence[str], error: OSError) -> Failure:
@@ -133,7 +133,9 @@ def walk(root: int, strict: bool = True, without: int = -1) -> Iterator[Found]:
                     continue
                 status = os.stat(name, dir_fd=here, follow_symlinks=False)
                 if avoided is not None and os.path.samestat(status, avoided):
-                    raise Failure(f"{shown('/'.join([*path, name]))}: the copy would hold itself")
+                    raise Failure(
+                        f"{shown('/'.join([*path, name]))}: the copy would contain itself"
+                    )
                 yield Found((*path, name), here, status)
                 if stat.S_ISDIR(status.st_mode) and status.st_dev == device:
                     inner = descent.to([*path, name])

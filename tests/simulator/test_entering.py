@@ -92,12 +92,12 @@ def spoil(orb: Program, machine: str, home: Path, script: str) -> None:
 
 
 TRAPS = {
-    "mkfifo {}": "it is no regular file",
-    "ln -s /dev/zero {}": "it is a link",
-    "ln -s {}.old {}": "it is a link",
-    "ln -s /proc/self/environ {}": "it is a link",
-    "mkdir {}": "it is no regular file",
-    "truncate -s 1T {}": "it is larger than 4 MiB",
+    "mkfifo {}": "not a regular file",
+    "ln -s /dev/zero {}": "a symbolic link",
+    "ln -s {}.old {}": "a symbolic link",
+    "ln -s /proc/self/environ {}": "a symbolic link",
+    "mkdir {}": "not a regular file",
+    "truncate -s 1T {}": "larger than 4 MiB",
 }
 
 
@@ -353,7 +353,7 @@ def test_machine_that_does_not_stand_still(
     if answer.code == 0:
         made.own(name)
     else:
-        assert answer.err.endswith(b"its processes do not stand still\n")
+        assert answer.err.endswith(b"its processes could not be paused\n")
     assert orb("stop", victim, timeout=60).code == 0
     striker.communicate(timeout=30)
     assert orb("run", "-m", victim, "echo", "goes on").text == "goes on\n"

@@ -191,7 +191,7 @@ def test_copy_keeps_what_there_is(tmp_path: Path) -> None:
 
 def test_copy_into_itself(tmp_path: Path) -> None:
     (tmp_path / "source" / "inner").mkdir(parents=True)
-    with pytest.raises(Failure, match="inner: the copy would hold itself"):
+    with pytest.raises(Failure, match="inner: the copy would contain itself"):
         copied(tmp_path / "source", tmp_path / "source" / "inner")
 
 
@@ -274,7 +274,7 @@ def test_pull_of_one_name_twice(orb: Program, victim: str, tmp_path: Path, outsi
     (tmp_path / "target/one/f").symlink_to(outside / "passwd")
     refused = orb("pull", "-m", victim, "f", f"{tmp_path}/target/one/f")
     assert refused.code == 1
-    assert b"it is a link" in refused.err
+    assert b"a symbolic link" in refused.err
 
 
 def test_what_a_pull_brings(orb: Program, victim: str, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_what_a_pull_brings(orb: Program, victim: str, tmp_path: Path) -> None:
     assert script_in(orb, victim, script, "user").code == 0
     answer = orb("pull", "-m", victim, "out", str(tmp_path))
     assert answer.code == 0
-    assert answer.err == b"left out: p: it is no regular file, directory or link\n"
+    assert answer.err == b"left out: p: not a regular file, directory or symbolic link\n"
     out = tmp_path / "out"
     assert (out / "a").stat().st_ino == (out / "b").stat().st_ino == (out / "c/d").stat().st_ino
     assert (out / "holes").stat().st_size == 1 << 40
@@ -308,7 +308,7 @@ def test_pull_of_what_cannot_be_read(orb: Program, victim: str, tmp_path: Path) 
     assert script_in(orb, victim, script, "user").code == 0
     answer = orb("pull", "-m", victim, "pipe", str(tmp_path), timeout=20)
     assert answer.code == 1
-    said = b"[-32098] pipe: it is no regular file, nor a directory\n"
+    said = b"[-32098] pipe: not a regular file or directory\n"
     assert answer.err == said
     answer = orb("pull", "-m", victim, "nothing", str(tmp_path))
     assert answer == Answer(1, b"", b"[-32098] nothing: no such file or directory\n")
