@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from .cli import dispatch, program_name
-from .state import Failure, end_with_sudo, home
+from .cli import ELSEWHERE, Call, Options, find_command, help_all, help_for, parse
+from .state import Failure, end_with_sudo, home, shown, why
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = (
@@ -54,21 +54,55 @@ def _may_sudo() -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
+def dispatch(program: str, words: list[str], call: Call) -> int:
+    """Carry out one command line; what it prints and returns is the program's answer."""
+    options = Options(program, call)
+    if program == "orb" and (not words or words[0] not in ("help", "--help", "-h")):
+        known = bool(words) and (find_command(words[0]) or words[0] in ELSEWHERE)
+        words = words if known else ["run", *words]
+    if not words or words[0] in ("--help", "-h") or words == ["help"]:
+        sys.stdout.write(help_all(program))
+        return 0
+    word, *rest = words
+    if word == "help":
+        word, rest = rest[0], ["--help"]
+    command = find_command(word)
+    if command is None:
+        if word in ELSEWHERE:
+            raise Failure(f"{program}: {word} is no part of the simulator: it needs OrbStack")
+        kind = "unknown flag: " if word.startswith("--") else "unknown shorthand flag: "
+        shown = word if word.startswith("--") else f"'{word[1:2]}' in {word}"
+        text = kind + shown if word.startswith("-") else f'unknown command "{word}" for "{program}"'
+        raise Failure(f"Error: {text}\nRun '{program} --help' for usage.")
+    rest, wants_help = parse(program, command, rest, options)
+    if wants_help and command.name != "config":  # which has commands of its own to show
+        sys.stdout.write(help_for(program, command))
+        return 0
+    module, function = command.does.split(":")
+    handler = getattr(__import__(f"{__package__}.{module}", fromlist=[function]), function)
+    result: int = handler(options, rest)
+    return result
+
+
+def program_name(path: str) -> str:
+    name = os.path.basename(path)
+    return "orbctl-simulator" if name in ("__main__.py", "-c") else name
+
+
 def main() -> int:
     _open_streams()
     os.umask(0o022)  # the caller's own would reach into the machines
     program, words = program_name(sys.argv[0]), sys.argv[1:]
-    call = None
     try:
         if os.geteuid() != 0:
             return _through_sudo(program, words)
         end_with_sudo()
         if any(os.environ.get(f"ORBCTL_SIMULATOR_{name}") for name in ("LOG", "FAULTS", "BANNER")):
-            from .calls import Call
+            from .calls import SpoiledCall
 
-            call = Call([program, *words])
-            return call.carry_out(lambda: dispatch(program, words, call))
-        code = dispatch(program, words, call)
+            spoiled = SpoiledCall([program, *words])
+            return spoiled.carry_out(lambda: dispatch(program, words, spoiled))
+        code = dispatch(program, words, Call())
         sys.stdout.flush()
         return code
     except Failure as failure:
@@ -77,6 +111,9 @@ def main() -> int:
         return failure.code
     except BrokenPipeError:
         os._exit(141)
+    except OSError as error:  # a full disk, or a right that this root does not have
+        sys.stderr.write(f"{program}: {shown(error.filename or words[0])}: {why(error).lower()}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

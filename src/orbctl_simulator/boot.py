@@ -3,81 +3,151 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 
 from .config import wake
-from .linux import CLONE_NEWPID, CLONE_NEWTIME, unshare
-from .state import Failure, Machine, cache, home, rpc, start_time, write_file
+from .linux import CLONE_NEWPID, CLONE_NEWTIME, close_all_but, unshare
+from .packages import wait_for_packages
+from .state import FILES, Failure, Machine, Transition, cache, home, rpc, start_time, write_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = (
     f"import sys; sys.path.insert(0, {_ROOT!r}); from orbctl_simulator.init import main; main()"
 )
+_SECONDS = 30  # in which a machine is to be up, as OrbStack's message has it
 
 
 class Boot:
-    """A started machine that still dies with us; `commit` lets it live on."""
+    """A started machine that still dies with us, or with this block; `commit` lets it live on.
 
-    def __init__(self, machine: Machine, create: bool = False) -> None:
-        self.machine = machine
+    Between us and its first process stands one more, the first one's parent: it ends the machine
+    as soon as we have ended, however that came about and whatever the machine is doing. Until it
+    has done so it holds the machine's lock, so that nobody takes the machine for ended before.
+    """
+
+    def __init__(self, machine: Machine, create: bool = False, password: str = "") -> None:
+        self.machine, self.pid, self._started = machine, 0, ""
         self._own_uptime = os.environ.get("ORBCTL_SIMULATOR_UPTIME") == "own"
-        paths = [home(), cache(), *_shared(machine)]
+        arguments = ["create" if create else "start", machine.base, home(), cache()]
+        arguments += _shared(machine)
+        secret = _readable(password)
         control, self._control = os.pipe()
         status, report = os.pipe()
-        child = os.fork()
-        if child == 0:
+        self._parent = os.fork()
+        if self._parent == 0:
             try:
-                self._become_init(control, report, ["create" if create else "start", *paths])
+                close_all_but(control, report, secret, machine.lock_fd)
+                self._be_parent(control, report, secret, arguments)
             except PermissionError as error:
                 text = f"error this host, or the container it is, allows no namespaces ({error})\n"
                 os.write(report, text.encode(errors="surrogateescape"))
             except BaseException as error:
                 os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
             os._exit(1)
-        os.close(control)
-        os.close(report)
-        os.waitpid(child, 0)
-        with open(status, errors="surrogateescape") as file:
-            answers = dict(line.rstrip("\n").partition(" ")[::2] for line in file)
-        if "error" in answers or "ok" not in answers:
-            os.close(self._control)
-            raise Failure(answers.get("error") or "setup: machine crashed on startup")
-        self.pid = int(answers["pid"])
-        clock = "own" if self._own_uptime else "shared"
-        write_file(machine.file("pid"), f"{self.pid} {start_time(f'/proc/{self.pid}')} {clock}\n")
+        for fd in (control, report, secret):
+            os.close(fd)
+        try:
+            self._wait(status)
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            os.close(status)
         note(machine, f"started, pid {self.pid}")
 
-    def _become_init(self, control: int, report: int, arguments: list[str]) -> None:
-        """Fork into a new process namespace, and let the fork become `init`."""
+    def _be_parent(self, control: int, report: int, secret: int, arguments: list[str]) -> None:
+        """Fork into a new process namespace, let the fork become `init`, and watch over it."""
         os.setsid()
-        os.chdir(self.machine.path)
+        os.chdir(self.machine.file(FILES))
         unshare(CLONE_NEWPID)
         if self._own_uptime:
             unshare(CLONE_NEWTIME)
             with open("/proc/self/timens_offsets", "w") as file:
                 file.write(f"boottime -{int(time.clock_gettime(time.CLOCK_BOOTTIME))} 0\n")
-        pid = os.fork()
-        if pid:
-            os.write(report, f"pid {pid}\n".encode())
-            os._exit(0)
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        os.set_inheritable(control, True)
-        os.set_inheritable(report, True)
-        command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self.machine.id]
-        command += [str(control), str(report), *arguments]
-        os.execve(sys.executable, command, {})
+        pid = os.fork()
+        if pid == 0:
+            for fd in (report, secret):
+                os.set_inheritable(fd, True)
+            command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self.machine.id]
+            os.execve(sys.executable, [*command, str(report), str(secret), *arguments], {})
+        close_all_but(control, report, self.machine.lock_fd)
+        os.write(report, f"pid {pid}\n".encode())
+        os.close(report)
+        if os.read(control, 1) != b"!":
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+        os._exit(0)
+
+    def _wait(self, status: int) -> None:
+        """Until it is up. Only then its pid is written down, and commands find a way in."""
+        told, deadline = b"", time.monotonic() + _SECONDS
+        ready = select.poll()
+        ready.register(status, select.POLLIN)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not ready.poll(left * 1000):
+                raise Failure(f"setup: machine didn't start in {_SECONDS}s")
+            data = os.read(status, 4096)
+            told += data
+            lines = told.decode(errors="surrogateescape").split("\n")[:-1]
+            answers = dict(line.partition(" ")[::2] for line in lines)
+            if "pid" in answers and not self.pid:
+                self.pid = int(answers["pid"])
+                self._started = start_time(f"/proc/{self.pid}")
+            if not data:
+                break
+        if "error" in answers or "ok" not in answers:
+            raise Failure(answers.get("error") or "setup: machine crashed on startup")
+        clock = "own" if self._own_uptime else "shared"
+        write_file(self.machine.file("pid"), f"{self.pid} {self._started} {clock}\n")
 
     def commit(self) -> None:
-        os.write(self._control, b"!")
+        try:
+            os.write(self._control, b"!")
+        except BrokenPipeError:
+            self.abandon()
+            raise Failure("setup: machine crashed on startup") from None
         os.close(self._control)
+        os.waitpid(self._parent, 0)
+        self._parent = 0
 
     def abandon(self) -> None:
         """End it and all its processes."""
-        os.close(self._control)
-        halt(self.machine)
+        if self._parent:
+            os.close(self._control)
+            os.waitpid(self._parent, 0)
+            self._parent = 0
+            if self.pid and _is_there(self.pid, self._started):  # its parent was killed
+                os.kill(self.pid, 9)
+
+    def __enter__(self) -> Boot:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.abandon()
+
+
+def _readable(secret: str) -> int:
+    """A file that a secret can be read from, once, and by nobody who does not have it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(writer, "wb") as file:
+        file.write(secret.encode(errors="surrogateescape"))
+    return reader
 
 
 def note(machine: Machine, text: str) -> None:
@@ -94,28 +164,33 @@ def _shared(machine: Machine) -> list[str]:
         source = os.path.realpath(os.path.expanduser(source))
         if not os.path.exists(source):
             raise Failure(f"mount {entry}: no such file or directory")
-        pairs += [source, os.path.normpath(target) if target else source]
+        target = os.path.normpath("/" + (target or source).lstrip("/"))
+        if target == "/":
+            raise Failure(f"mount {entry}: cannot mount over the root directory")
+        pairs += [source, target]
     for entry in machine.many("shares"):
         pairs += [os.path.realpath(entry), f"/mnt/mac{os.path.realpath(entry)}"]
     return pairs
 
 
-def start(machine: Machine) -> None:
-    """Start it unless it runs; safe against another process that does the same."""
-    if machine.finished and machine.process():
+def start(machine: Machine, verb: str = "", hold: float = 0) -> None:
+    """Start it unless it runs; with a `verb` of a command, not while it is on its way elsewhere."""
+    if machine.finished and machine.state == "running":
         return
-    with machine.lock():
-        if machine.reload().process() is None:
+    with Transition(machine, "starting", verb, hold=hold):
+        if machine.process() is None:
             try:
-                Boot(machine).commit()
+                wait_for_packages(machine.base)
+                with Boot(machine) as boot:
+                    boot.commit()
                 wake()
             except Failure as failure:
                 raise rpc(f"start '{machine.name}': {failure}") from None
 
 
-def stop(machine: Machine) -> None:
-    with machine.lock():
-        halt(machine.reload())
+def stop(machine: Machine, hold: float = 0) -> None:
+    with Transition(machine, "stopping", "stop", hold=hold):
+        halt(machine)
 
 
 def halt(machine: Machine) -> None:

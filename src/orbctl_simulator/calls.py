@@ -10,7 +10,7 @@ import sys
 import time
 from hashlib import sha256
 
-from .cli import find_command
+from .cli import Call, find_command
 from .config import wake
 from .state import Caller, Failure, Lock, home, say, write_file
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _KEYS = {
     *("match", "nth", "exit", "stdout", "stderr", "delay", "hang", "silent", "stop", "list"),
-    *("cut", "cut_stderr", "cut_stdin"),
+    *("cut", "cut_stderr", "cut_stdin", "hold"),
 }
 _LISTS = ("null", "garbage", "truncated", "empty", "duplicate")
 _GARBAGE = "\x1b[31mpanic:\x1b[0m <html>502 Bad Gateway</html>\n"
@@ -36,8 +36,10 @@ class _Ended(BaseException):
     """A signal that ends us, after what is to be written down is written down."""
 
 
-class Call:
-    """What the handler of a command has to know: what to note, what to spoil."""
+class SpoiledCall(Call):
+    """A call whose streams are noted, or that goes wrong as a rule says."""
+
+    watches = True
 
     def __init__(self, argv: list[str]) -> None:
         self.argv, self.words = argv, argv[1:]
@@ -51,14 +53,6 @@ class Call:
         """After how many bytes the streams of a `run` are cut."""
         names = {0: "cut_stdin", 1: "cut", 2: "cut_stderr"}
         return {fd: self.rule[name] for fd, name in names.items() if name in self.rule}
-
-    @property
-    def cut_exit(self) -> int:
-        return int(self.rule.get("exit", 1))
-
-    @property
-    def stop_after(self) -> float | None:
-        return float(self.rule.get("delay", 0.1)) if self.rule.get("stop") else None
 
     def stdin_seen(self, data: bytes) -> None:
         self._stdin.update(data)
@@ -85,6 +79,9 @@ class Call:
     def _spoiled(self, work: Callable[[], int]) -> int:
         self.rule = _next_rule(self.words)
         rule = self.rule
+        self.hold = float(rule.get("hold", 0))
+        self.cut_exit = int(rule.get("exit", 1))
+        self.stop_after = float(rule.get("delay", 0.1)) if rule.get("stop") else None
         stream, _, where = os.environ.get("ORBCTL_SIMULATOR_BANNER", "").partition(":")
         if where != "after":
             _print(stream, _BANNER)
@@ -248,6 +245,8 @@ def _checked(told: str) -> list[dict[str, Any]]:
     for rule in rules:
         if not isinstance(rule, dict) or not rule.keys() <= _KEYS:
             raise Failure(f"ORBCTL_SIMULATOR_FAULTS: a rule's keys are {sorted(_KEYS)}: {rule}")
+        if not isinstance(rule.get("hold", 0), (int, float)):
+            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: hold is a number of seconds: {rule}")
         if rule.get("list", "null") not in _LISTS:
             raise Failure(f"ORBCTL_SIMULATOR_FAULTS: list is one of {_LISTS}: {rule}")
     return list(rules)

@@ -6,14 +6,30 @@ anywhere but behind the command of `run`, ``--flag=value``, bundled letters, ``-
 
 from __future__ import annotations
 
-import os
-import sys
-
 from .state import Failure, profile
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .calls import Call
+
+class Call:
+    """What the handler of a command has to know of the call: nothing, unless a test spoils it."""
+
+    #: Whether what passes through the call is to be seen, so that it cannot just be handed over.
+    watches = False
+    #: Whether stdin is to be noted, byte by byte.
+    logs = False
+    #: For how many seconds more a machine is to stay in the state that the call brings it through.
+    hold = 0.0
+    #: When the machine is to stop while a command runs in it.
+    stop_after: float | None = None
+    #: With which code to end when a stream was cut.
+    cut_exit = 1
+
+    @property
+    def limits(self) -> dict[int, int]:
+        """After how many bytes the streams of a `run` are cut."""
+        return {}
+
+    def stdin_seen(self, data: bytes) -> None:
+        """Note what came from stdin."""
 
 
 class Flag:
@@ -49,7 +65,7 @@ class Command:
 class Options:
     """The flags of one call, and what else its handler may want to know about the call."""
 
-    def __init__(self, program: str, call: Call | None = None) -> None:
+    def __init__(self, program: str, call: Call) -> None:
         self.program, self.call = program, call
         self._values: dict[str, list[str]] = {}
 
@@ -365,38 +381,3 @@ def help_all(program: str) -> str:
             f'Use "{program} [command] --help" for more information about a command.\n',
         ]
     )
-
-
-def dispatch(program: str, words: list[str], call: Call | None) -> int:
-    """Carry out one command line; what it prints and returns is the program's answer."""
-    options = Options(program, call)
-    if program == "orb" and (not words or words[0] not in ("help", "--help", "-h")):
-        known = bool(words) and (find_command(words[0]) or words[0] in ELSEWHERE)
-        words = words if known else ["run", *words]
-    if not words or words[0] in ("--help", "-h") or words == ["help"]:
-        sys.stdout.write(help_all(program))
-        return 0
-    word, *rest = words
-    if word == "help":
-        word, rest = rest[0], ["--help"]
-    command = find_command(word)
-    if command is None:
-        if word in ELSEWHERE:
-            raise Failure(f"{program}: {word} is no part of the simulator: it needs OrbStack")
-        kind = "unknown flag: " if word.startswith("--") else "unknown shorthand flag: "
-        shown = word if word.startswith("--") else f"'{word[1:2]}' in {word}"
-        text = kind + shown if word.startswith("-") else f'unknown command "{word}" for "{program}"'
-        raise Failure(f"Error: {text}\nRun '{program} --help' for usage.")
-    rest, wants_help = parse(program, command, rest, options)
-    if wants_help and command.name != "config":  # which has commands of its own to show
-        sys.stdout.write(help_for(program, command))
-        return 0
-    module, function = command.does.split(":")
-    handler = getattr(__import__(f"{__package__}.{module}", fromlist=[function]), function)
-    result: int = handler(options, rest)
-    return result
-
-
-def program_name(path: str) -> str:
-    name = os.path.basename(path)
-    return "orbctl-simulator" if name in ("__main__.py", "-c") else name

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 
-from . import images
+from . import images, layers
 from .boot import Boot
-from .state import Failure, Lock, Machine, cache, home
+from .state import FILES, Failure, Lock, Machine, cache, home
+from .trees import remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,16 +19,15 @@ _PRIVATE = ("/proc", "/sys", "/dev", "/run", "/tmp", "/home", "/root", "/boot", 
 
 def doctor(options: Options, _: list[str]) -> int:
     problem = _try_machine()
-    missing = [name for name in ("cp", "tar") if not shutil.which(name)]
     unseen = _unseen_mounts()
     own_time = os.path.exists("/proc/self/ns/time")
-    release, arch = images.release("/")[2], images.host_arch()
+    release, arch = images.release()[2], images.host_arch()
     free = shutil.disk_usage(home()).free >> 20
     findings = [
         ("ok" if not problem else "MISSING", f"machines: {problem or 'made one, and ended it'}"),
         ("ok", f"base: {release}, {arch}, kernel {os.uname().release}"),
         _sudo(),
-        ("ok" if not missing else "MISSING", f"programs: {', '.join(missing) or 'cp, tar'}"),
+        _programs(),
         ("ok" if free > 500 else "note", f"state folder: {home()}, {free} MiB free"),
         ("ok" if own_time else "note", f"time namespaces: {'there' if own_time else 'none'}"),
     ]
@@ -45,22 +45,29 @@ def _try_machine() -> str:
     place = os.path.join(home(), "trial")
     machine = Machine(place, {"name": "trial", "user": "root"})
     with Lock(place + ".lock"):
-        shutil.rmtree(place, ignore_errors=True)
+        remove(place)
         try:
-            images.lay_out(machine, "/")
+            layers.lay_out(machine)
             Boot(machine).abandon()
             return ""
         except (Failure, OSError) as error:
             return str(error)
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            remove(place)
+
+
+def _programs() -> tuple[str, str]:
+    if shutil.which("zstd"):
+        return "ok", "programs: zstd"
+    return "note", "programs: no zstd, so archives that it compressed cannot be read"
 
 
 def _sudo() -> tuple[str, str]:
     if os.path.exists("/usr/bin/sudo"):
         return "ok", "sudo: in the base"
     try:
-        ready = any(name.startswith("sudo-") for name in os.listdir(cache()))
+        names = [name for name in os.listdir(cache()) if name.startswith("sudo-")]
+        ready = any(os.path.isdir(os.path.join(cache(), name, FILES)) for name in names)
     except FileNotFoundError:
         ready = False
     if ready:

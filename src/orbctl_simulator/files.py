@@ -5,28 +5,38 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
-import subprocess
+import stat
 import tarfile
 
 from . import images
-from .enter import Account, Door, select, why
+from .account import Account
+from .archives import (
+    Damaged,
+    Packer,
+    Plain,
+    StoredContent,
+    ZstdWriter,
+    limit_memory,
+    members,
+    reading,
+    writing,
+)
+from .door import Door, complain, exit_code
+from .enter import select
 from .lifecycle import Draft, Pause
-from .state import Caller, Failure, Machine, find, home, rpc
+from .state import Caller, Failure, Machine, Transition, find, rpc, why
+from .things import FILES, LAYER, FileContent, Thing, Writer, name_of, things_in, traits_of
+from .trees import Parts, folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import IO
 
     from .cli import Options
 
-# Names of users are looked up nowhere: inside a machine that would load its libraries into us.
-tarfile.pwd = tarfile.grp = None  # type: ignore[attr-defined]
-
-_TAR = ("tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse")
-_ZSTD_HEAD = b"\x28\xb5\x2f\xfd\x00\x38"  # magic number, no options, a window of 128 KiB
-_BLOCK = 1 << 17
+_NO_MACHINE = "it is no machine that the simulator exported"
+_MOST_RECORD = 1 << 20
 
 
 def push(options: Options, words: list[str]) -> int:
@@ -37,23 +47,24 @@ def push(options: Options, words: list[str]) -> int:
     """
     machine, door = _shared_machine(options, "push")
     sources, target = (words[:-1], words[-1]) if len(words) > 1 else (words, "")
-    _check_sources(sources)
+    points = door.mount_points()
     reader, writer = os.pipe()
 
     def work() -> None:
-        os.close(writer)
-        account = Account(machine.user)
-        account.become()
-        os.chdir(account.home)
+        account = _as_default_user(machine)
         place = os.path.join(account.home, target)
-        hidden = not _is_on_root(place)
-        with os.fdopen(reader, "rb") as stream:
-            _unpack(stream, _targets(sources, place) if not hidden else None)
+        with open(reader, "rb") as stream:
+            if _is_hidden(place, points):
+                _read_all(stream)
+            else:
+                _unpack(stream, _places(sources, place))
 
-    pid = door.fork(work)
-    os.close(reader)
-    _as_caller(lambda: _pack(writer, sources))
-    return 0 if os.waitpid(pid, 0)[1] == 0 else 1
+    def pack() -> None:
+        with open(writer, "wb") as stream:
+            _pack(stream, sources)
+
+    _as_caller(lambda: _check_sources(sources))
+    return _both(door, work, reader, pack)
 
 
 def pull(options: Options, words: list[str]) -> int:
@@ -62,22 +73,27 @@ def pull(options: Options, words: list[str]) -> int:
     reader, writer = os.pipe()
 
     def work() -> None:
-        os.close(reader)
-        account = Account(machine.user)
-        account.become()
-        os.chdir(account.home)
-        _check_sources([source if _is_on_root(source) else f"{source}/" for source in sources])
-        _pack(writer, sources)
-
-    pid = door.fork(work)
-    os.close(writer)
+        _as_default_user(machine)
+        _check_sources(sources)
+        with open(writer, "wb") as stream:
+            _pack(stream, sources)
 
     def unpack() -> None:
-        with os.fdopen(reader, "rb") as stream:
-            _unpack(stream, _targets(sources, target))
+        with open(reader, "rb") as stream:
+            _unpack(stream, _places(sources, target))
 
-    _as_caller(unpack)
-    return 0 if os.waitpid(pid, 0)[1] == 0 else 1
+    return _both(door, work, writer, unpack)
+
+
+def _both(door: Door, theirs: Callable[[], None], end: int, ours: Callable[[], None]) -> int:
+    """One half of a copy inside the machine, which has one end of a pipe, and one half here."""
+    pid = door.fork(theirs, end, bare=True)
+    os.close(end)
+    try:
+        _as_caller(ours)
+    finally:
+        status = os.waitpid(pid, 0)[1]
+    return exit_code(status)
 
 
 def _shared_machine(options: Options, verb: str) -> tuple[Machine, Door]:
@@ -87,12 +103,21 @@ def _shared_machine(options: Options, verb: str) -> tuple[Machine, Door]:
     return machine, Door(machine)
 
 
+def _as_default_user(machine: Machine) -> Account:
+    account = Account(machine.user)
+    account.become()
+    os.chdir(account.home)
+    return account
+
+
 def _as_caller(work: Callable[[], None]) -> None:
     try:
         with Caller():
             work()
-    except (tarfile.TarError, BrokenPipeError):
+    except (BrokenPipeError, Damaged):
         pass  # the other side has said why
+    except Failure as failure:
+        raise failure if str(failure).startswith("[") else rpc(str(failure)) from None
     except OSError as error:
         raise rpc(f"{error.filename}: {why(error).lower()}") from None
 
@@ -103,181 +128,158 @@ def _check_sources(sources: list[str]) -> None:
             raise rpc(f"{source.rstrip('/')}: no such file or directory")
 
 
-def _is_on_root(path: str) -> bool:
-    while not os.path.isdir(path):
-        path = os.path.dirname(path) or "."
-    return os.stat(path).st_dev == os.stat("/").st_dev
+def _is_hidden(path: str, points: list[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(real == point or real.startswith(point + "/") for point in points)
 
 
-def _targets(sources: list[str], target: str) -> list[str]:
-    """Where each source goes, by the rules of `cp`."""
+def _places(sources: list[str], target: str) -> list[tuple[str, Parts]]:
+    """Where each source goes, by the rules of `cp`: a directory, and the names below it."""
     if os.path.isdir(target or "."):
-        return [
-            target if source.endswith("/.") or source == "." else _join(target, source)
-            for source in sources
-        ]
+        names = [os.path.basename(source.rstrip("/")) for source in sources]
+        return [(target or ".", () if name in ("", ".", "..") else (name,)) for name in names]
     if len(sources) > 1 or target.endswith("/") or sources[0].endswith("/."):
         raise rpc(f"{target}: no such directory")
-    if not os.path.isdir(os.path.dirname(target) or "."):
+    top, name = os.path.split(target)
+    if not os.path.isdir(top or "."):
         raise rpc(f"{target}: no such file or directory")
-    return [target]
+    if os.path.islink(target):
+        raise rpc(f"{target}: a symbolic link; name its target instead")
+    return [(top or ".", (name,))]
 
 
-def _join(target: str, source: str) -> str:
-    return os.path.join(target, os.path.basename(source.rstrip("/")))
-
-
-def _pack(writer: int, sources: list[str]) -> None:
-    with os.fdopen(writer, "wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+def _pack(stream: IO[bytes], sources: list[str]) -> None:
+    with contextlib.closing(writing(stream)) as archive:
+        packer = Packer(archive, FILES)
         for number, source in enumerate(sources):
-            archive.add(os.path.realpath(source), str(number))
+            fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            try:
+                status = os.fstat(fd)
+                kind, traits = stat.S_IFMT(status.st_mode), traits_of(status)
+                if kind not in (stat.S_IFDIR, stat.S_IFREG):
+                    raise rpc(f"{source}: not a regular file or directory")
+                top = Thing((), kind, traits)
+                if kind == stat.S_IFREG:
+                    top.content = FileContent(fd, (os.path.basename(source),))
+                packer.put(str(number), top)
+                for thing in things_in(fd) if kind == stat.S_IFDIR else ():
+                    packer.put(str(number), thing)
+            finally:
+                os.close(fd)
+    for parts in sorted(packer.left):
+        complain(f"left out: {name_of(parts)}: not a regular file, directory or symbolic link")
 
 
-def _unpack(stream: IO[bytes], targets: list[str] | None) -> None:
-    """Put each source in its place, or, where the copy is lost, only read it to its end."""
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in archive:
-            if targets is None:
-                continue
-            number, _, inner = member.name.partition("/")
-            path = os.path.join(targets[int(number)], inner) if inner else targets[int(number)]
-            content = archive.extractfile(member) if member.isfile() else None
-            if member.isdir():
-                os.makedirs(path, exist_ok=True)
-            elif member.issym():
-                if os.path.lexists(path):
-                    os.unlink(path)
-                os.symlink(member.linkname, path)
-            elif content is not None:
-                with open(path, "wb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
+def _unpack(stream: IO[bytes], places: list[tuple[str, Parts]]) -> None:
+    """Put each source in its place."""
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for top, _ in places:
+            fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, fd)
+            writers.append(stack.enter_context(contextlib.closing(Writer(fd, FILES))))
+        for thing in members(reading(stream)):
+            number = int(thing.parts[0])
+            writers[number].put(_moved(thing, places[number][1]))
+
+
+def _moved(thing: Thing, above: Parts) -> Thing:
+    """The same thing, below other names in place of its first one."""
+    thing.parts = above + thing.parts[1:]
+    if thing.first is not None:
+        thing.first = above + thing.first[1:]
+    return thing
+
+
+def _read_all(stream: IO[bytes]) -> None:
+    while stream.read(1 << 16):
+        pass
 
 
 def export(options: Options, words: list[str]) -> int:
     """What the machine has written, as a ``.tar.zst`` that `import` takes where its base is."""
-    machine = find(words[0])
-    path = os.path.abspath(words[1])
-    with machine.lock(), Pause(machine.reload()):
-        command = [*_TAR, "-C", machine.path, "-cf", "-", "machine", "upper"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
-            assert tar.stdout is not None
-            stream = tar.stdout
-            _as_caller(lambda: _write_zstd(stream, path))
-        if tar.returncode != 0:
-            raise rpc(f"export '{machine.name}': tar failed")
+    machine, path = find(words[0]), os.path.abspath(words[1])
+    try:
+        with Transition(machine, "exporting", "export", shown=False), Pause(machine):
+            with Caller():
+                file = open(path, "wb")  # noqa: SIM115
+            try:
+                with file:
+                    _write_machine(machine, file)
+            except BaseException:
+                if os.path.isfile(path) and not os.path.islink(path):
+                    os.unlink(path)
+                raise
+    except OSError as error:
+        raise rpc(f"export '{machine.name}': {error.filename}: {why(error).lower()}") from None
+    except Failure as failure:
+        if str(failure).startswith("["):
+            raise
+        raise rpc(f"export '{machine.name}': {failure}") from None
     return 0
+
+
+def _write_machine(machine: Machine, file: IO[bytes]) -> None:
+    packed = ZstdWriter(file)
+    with contextlib.closing(writing(packed)) as archive, folder(machine.upper) as layer:
+        text = "".join(f"{key}={value}\n" for key, value in machine.fields.items())
+        data = text.encode(errors="surrogateescape")
+        head = tarfile.TarInfo("machine")
+        head.size, head.mode = len(data), 0o600
+        archive.addfile(head, io.BytesIO(data))
+        packer = Packer(archive, LAYER)
+        packer.put("upper", Thing((), stat.S_IFDIR, traits_of(os.fstat(layer), layer)))
+        for thing in things_in(layer):
+            packer.put("upper", thing)
+    packed.finish()
 
 
 def import_(options: Options, words: list[str]) -> int:
     path = words[0]
     try:
-        fields = _recorded(path)
-        for key in ("made", "mounts", "shares"):  # it may be somebody else's machine
-            fields.pop(key, None)
-        name = options.text("name") or fields["name"]
-        image = fields.get("image", "")
-        base = os.path.join(home(), "images", image, "rootfs") if image else "/"
-        if "/" in image or not os.path.isdir(base):
-            raise Failure(f"its image is not here: {image}")
-        draft = Draft(name, {**fields, "name": name})
-        with draft as machine:
-            images.lay_out(machine, base)
-            shutil.rmtree(machine.file("upper"))
-            _extract(path, machine.path)
-            draft.finish()
+        limit_memory()
+        with Plain(path) as plain:
+            stream = io.BufferedReader(plain, 1 << 17)
+            things = members(reading(stream))
+            fields = _recorded(things)
+            fields["name"] = options.text("name") or fields["name"]
+            draft = Draft(fields["name"], fields, options.call.hold)
+            with draft as machine:
+                _fill(machine, things)
+                _read_all(stream)
+                draft.finish()
     except Failure as failure:
         raise rpc(f"import '{path}': {failure}") from None
     return 0
 
 
-def _recorded(path: str) -> dict[str, str]:
-    """The machine's record, which is the archive's first member."""
-    with io.BufferedReader(_Plain(path)) as plain:
-        try:
-            with tarfile.open(fileobj=plain, mode="r|") as archive:
-                member = archive.next()
-                content = archive.extractfile(member) if member else None
-                if member is None or member.name != "machine" or content is None:
-                    raise tarfile.ReadError
-                text = content.read().decode(errors="surrogateescape")
-        except tarfile.TarError:
-            raise Failure("it is no machine that the simulator exported") from None
-    return dict(line.partition("=")[::2] for line in text.split("\n") if line)
+def _recorded(things: Iterator[Thing]) -> dict[str, str]:
+    """The machine's record, which is the archive's first member; without what is this host's."""
+    thing = next(things, None)
+    if thing is None or thing.parts != ("machine",) or not isinstance(thing.content, StoredContent):
+        raise Failure(_NO_MACHINE)
+    text = thing.content.read(_MOST_RECORD).decode(errors="surrogateescape")
+    fields = dict(line.partition("=")[::2] for line in text.split("\n") if line)
+    for key in ("made", "mounts", "shares"):  # it may be somebody else's machine
+        fields.pop(key, None)
+    if not {"name", "user"} <= fields.keys():
+        raise Failure(_NO_MACHINE)
+    image = fields.setdefault("image", "")
+    if image and image not in images.listed():
+        raise Failure(f"its image is not here: {image}")
+    return fields
 
 
-def _extract(path: str, folder: str) -> None:
-    command = [*_TAR, "-C", folder, "-xpf", "-", "upper"]
-    with io.BufferedReader(_Plain(path), _BLOCK) as plain:
-        tar = subprocess.Popen(command, stdin=subprocess.PIPE)
-        assert tar.stdin is not None
-        with contextlib.suppress(BrokenPipeError), tar.stdin as pipe:
-            shutil.copyfileobj(plain, pipe, _BLOCK)
-        tar.wait()
-    if tar.returncode != 0:
-        raise Failure("tar failed")
-
-
-def _write_zstd(stream: IO[bytes], path: str) -> None:
-    """Write a zstd frame of raw blocks: any zstd reads it, and no library is needed for it."""
-    with open(path, "wb") as file:
-        file.write(_ZSTD_HEAD)
-        while True:
-            block = stream.read(_BLOCK)
-            file.write((len(block) << 3 | (not block)).to_bytes(3, "little") + block)
-            if not block:
-                return
-
-
-class _Plain(io.RawIOBase):
-    """The content of a ``.zst``: our own raw blocks, or whatever the host's `zstd` can read."""
-
-    def __init__(self, path: str) -> None:
-        self._tool: subprocess.Popen[bytes] | None = None
-        self._left, self._over = 0, False  # of the block that is being read; whether it is the last
-        try:
-            with Caller():
-                self._file: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise Failure(error.strerror or "cannot be read") from None
-        if self._file.read(len(_ZSTD_HEAD)) == _ZSTD_HEAD:
-            return
-        if not shutil.which("zstd"):
-            raise Failure("reading it takes the program zstd, which is not here")
-        self._file.seek(0)
-        self._tool = subprocess.Popen(
-            ["zstd", "-q", "-d", "-c"],
-            stdin=self._file,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self._file.close()
-        assert self._tool.stdout is not None
-        self._file = self._tool.stdout
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if self._tool is not None:
-            data = self._file.read(len(buffer))
-            if not data and self._tool.wait() != 0:
-                raise Failure("it is no zstd file, or cut short")
-        else:
-            if not self._left and not self._over:
-                head = self._file.read(3)
-                number = int.from_bytes(head, "little")
-                self._left, self._over = number >> 3, bool(number & 1)
-                if len(head) < 3 or number & 6:
-                    raise Failure("it is cut short, or damaged")
-            data = self._file.read(min(len(buffer), self._left))
-            if self._left and not data:
-                raise Failure("it is cut short")
-            self._left -= len(data)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        if self._tool is not None:
-            self._tool.wait()
-        super().close()
+def _fill(machine: Machine, things: Iterator[Thing]) -> None:
+    with folder(machine.upper) as layer:
+        writer = Writer(layer, LAYER)
+        with contextlib.closing(writer):
+            whole = False
+            for thing in things:
+                if thing.parts[:1] == ("upper",) and (thing.first or ("upper",))[0] == "upper":
+                    whole = whole or (len(thing.parts) == 1 and thing.kind == stat.S_IFDIR)
+                    if len(thing.parts) > 1 or thing.kind == stat.S_IFDIR:
+                        writer.put(_moved(thing, ()))
+            if not whole:
+                raise Failure("contains no files of a machine")
+            writer.finish()

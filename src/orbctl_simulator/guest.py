@@ -1,12 +1,17 @@
 """What makes a root file system a machine of OrbStack's: its user, sudo, hostname and resolver.
 
-Everything here runs inside the machine's own root, so that no symbolic link in it, absolute or
-not, can lead to a file of the host.
+Everything here runs inside the machine's own root, with nothing mounted in it: no symbolic link,
+absolute or not, leads to a file of the host, and what is shared with the machine is not written.
 """
 
 from __future__ import annotations
 
 import os
+import stat
+from errno import EINVAL
+
+from .account import read_lines, read_plain
+from .state import Failure
 
 USER_ID = 501
 ORBSTACK_GROUP_ID = 67278
@@ -14,26 +19,21 @@ _RESOLVER = "/opt/orbstack-guest/etc/resolv.conf"
 _NO_MAC = "#!/bin/sh\necho 'dial: no such file or directory' >&2\nexit 1\n"
 
 
-def _read(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().splitlines()
-    except FileNotFoundError:
-        return []
-
-
 def _write(path: str, lines: list[str], mode: int) -> None:
     """In place: a base's own mode and owner stay, `mode` is for a file that was not there."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(EINVAL, "not a regular file", path)
+        os.ftruncate(fd, 0)
         file.writelines(line + "\n" for line in lines)
 
 
 def set_hostname(name: str) -> None:
     """Write the name down as `sudo` wants it: it complains when it cannot resolve it."""
-    before = _read("/etc/hostname")
+    before = read_lines("/etc/hostname")
     old = before[0].strip() if before else ""
-    hosts = _read("/etc/hosts")
+    hosts = read_lines("/etc/hosts")
     own = f"127.0.1.1\t{name}"
     if old == name and own in hosts:
         return
@@ -42,14 +42,26 @@ def set_hostname(name: str) -> None:
     _write("/etc/hosts", [line for line in hosts if line not in (own, stale)] + [own], 0o644)
 
 
-def set_resolver(content: str) -> None:
-    """Follow the host's resolver at every start, as a laptop's changes with its network."""
+def refresh(name: str, resolver: str) -> None:
+    """What changes from start to start: the name, and the host's resolver, as on a laptop.
+
+    A machine starts without it where a deploy has made something else of these files.
+    """
+    for write, text in ((_set_resolver, resolver), (set_hostname, name)):
+        try:  # noqa: SIM105 contextlib takes as long to load as the rest of a start
+            write(text)
+        except (OSError, Failure):
+            pass
+
+
+def _set_resolver(content: str) -> None:
     os.makedirs(os.path.dirname(_RESOLVER), exist_ok=True)
     _write(_RESOLVER, content.splitlines(), 0o644)
 
 
-def prepare(name: str, user: str) -> None:
+def prepare(name: str, user: str, resolver: str) -> None:
     """What a new machine gets once; a deploy may change all of it, and it stays changed."""
+    _set_resolver(resolver)
     fresh = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     _write("/etc/hosts", [*fresh, "127.0.0.1\thost.orb.internal"], 0o644)
     if os.path.lexists("/etc/resolv.conf"):
@@ -66,11 +78,11 @@ def prepare(name: str, user: str) -> None:
 def _add_user(user: str) -> None:
     shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
     home = f"/home/{user}"
-    old = {f[0] for f in map(_split, _read("/etc/passwd")) if _clashes(f, user, USER_ID)}
+    old = {f[0] for f in map(_split, read_lines("/etc/passwd")) if _clashes(f, user, USER_ID)}
     _replace("/etc/passwd", old, f"{user}:x:{USER_ID}:{USER_ID}::{home}:{shell}", 0o644)
     _replace("/etc/shadow", old, f"{user}:*:19000:0:99999:7:::", 0o640)
 
-    groups = _read("/etc/group")
+    groups = read_lines("/etc/group")
     admins = next((g for g in ("sudo", "wheel") if any(_split(x)[0] == g for x in groups)), "sudo")
     stale = {
         f[0]
@@ -107,7 +119,7 @@ def _clashes(fields: list[str], name: str, number: int) -> bool:
 
 
 def _replace(path: str, names: set[str], entry: str, mode: int) -> None:
-    kept = [line for line in _read(path) if _split(line)[0] not in names | {_split(entry)[0]}]
+    kept = [line for line in read_lines(path) if _split(line)[0] not in names | {_split(entry)[0]}]
     _write(path, [*kept, entry], mode)
 
 
@@ -127,7 +139,7 @@ def _copy_skeleton(source: str, target: str) -> None:
         elif os.path.isdir(theirs):
             _copy_skeleton(theirs, ours)
         else:
-            with open(theirs, "rb") as file, open(ours, "wb") as copy:
-                copy.write(file.read())
+            with open(ours, "xb") as copy:
+                copy.write(read_plain(theirs))
             os.chmod(ours, os.stat(theirs).st_mode & 0o777)
         os.lchown(ours, USER_ID, USER_ID)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 
-from .boot import Boot
-from .enter import Account, Door, execute, exit_code
-from .state import Failure, Lock, Machine, cache, everything, home, machines, say
+from .state import FILES, Failure, Lock, everything, home, machines, say
+from .sweeping import LOCK, NEW
+from .trees import folder, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .cli import Options
+    from .trees import Parts
 
 # The names that OrbStack knows, its default version first; numbers read back as codenames.
 DISTROS: dict[str, dict[str, str]] = {
@@ -38,27 +40,6 @@ DISTROS: dict[str, dict[str, str]] = {
     "void": {"current": ""},
 }
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-# How to install sudo, by the program that does it, and the file that tells the packages' state.
-_INSTALLERS = (
-    (
-        "apt-get",
-        "var/lib/dpkg/status",
-        "export DEBIAN_FRONTEND=noninteractive; set -- install -y -q --no-install-recommends sudo;"
-        ' apt-get "$@" || { apt-get update -q && apt-get "$@"; }',
-    ),
-    ("dnf", "var/lib/rpm", "dnf install -y sudo"),
-    ("yum", "var/lib/rpm", "yum install -y sudo"),
-    ("zypper", "var/lib/rpm", "zypper -n install sudo"),
-    ("apk", "lib/apk/db/installed", "apk add sudo"),
-    ("pacman", "var/lib/pacman/local", "pacman -Sy --noconfirm sudo"),
-    ("xbps-install", "var/db/xbps", "xbps-install -Sy sudo"),
-)
-_CLUTTER = (
-    *("etc/hostname", "etc/hosts", "opt/orbstack-guest", "tmp", "run", "root", "home"),
-    *("var/cache", "var/log", "var/tmp", "var/lib/apt/lists"),
-    *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info"),
-)
 
 
 def host_arch() -> str:
@@ -95,7 +76,7 @@ class Image:
 
     @property
     def rootfs(self) -> str:
-        return os.path.join(home(), "images", self.key, "rootfs")
+        return os.path.join(_folder(), self.key, FILES)
 
     @property
     def base(self) -> str:
@@ -106,7 +87,7 @@ class Image:
         return self.base != "/" or (self.arch == host_arch() and self._is_host())
 
     def _is_host(self) -> bool:
-        distro, version, _ = release("/")
+        distro, version, _ = release()
         known = DISTROS.get(distro, {})
         return distro == self.distro and _codename(known, version) == self.version
 
@@ -119,11 +100,10 @@ def _codename(known: dict[str, str], version: str) -> str:
     return next(numbered, version)
 
 
-def release(root: str) -> tuple[str, str, str]:
-    """Distribution, version and name of a root file system."""
+def release() -> tuple[str, str, str]:
+    """Distribution, version and name of this host."""
     fields: dict[str, str] = {}
-    for name in ("etc/os-release", "usr/lib/os-release"):
-        path = os.path.join(root, name)
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
         if os.path.isfile(path):
             with open(path, encoding="utf-8", errors="replace") as file:
                 pairs = (line.strip().partition("=") for line in file)
@@ -132,102 +112,6 @@ def release(root: str) -> tuple[str, str, str]:
     distro = {"almalinux": "alma", "ol": "oracle"}.get(fields.get("ID", ""), fields.get("ID", ""))
     version = fields.get("VERSION_CODENAME") or fields.get("VERSION_ID", "")
     return distro, version, fields.get("PRETTY_NAME", "this host")
-
-
-def seed(base: str) -> str | None:
-    """A directory with what `base` lacks for a deploy, or nothing when it lacks nothing.
-
-    It is copied into each new machine, not stacked under it: the kernel refuses a layer that
-    lies inside another one, and below the host's root everything does.
-    """
-    if os.path.exists(os.path.join(base, "usr/bin/sudo")):
-        return None
-    for installer in _INSTALLERS:
-        if any(os.path.exists(os.path.join(base, f, installer[0])) for f in ("usr/bin", "sbin")):
-            break
-    else:
-        raise Failure(f"{base} has no sudo, and no package manager that is known here")
-    program, database, script = installer
-    layer = os.path.join(cache(), _key(base, database))
-    if not os.path.isdir(layer):
-        os.makedirs(cache(), mode=0o700, exist_ok=True)
-        with Lock(layer + ".lock"):
-            if not os.path.isdir(layer):
-                _build_layer(base, program, script, layer)
-    return layer
-
-
-def _key(base: str, database: str) -> str:
-    from hashlib import sha256
-
-    state = os.stat(os.path.join(base, database))
-    image = os.path.basename(os.path.dirname(base))  # whichever state folder it lies in
-    told = f"1 {image} {database} {state.st_size} {state.st_mtime_ns}"
-    return "sudo-" + sha256(os.fsencode(told)).hexdigest()[:16]
-
-
-def _build_layer(base: str, program: str, script: str, layer: str) -> None:
-    """Install sudo in a machine that is never committed, and keep what that changed."""
-    say(f"{base} has no sudo: installing it once, with {program}, into {layer}")
-    place = layer + ".build"
-    shutil.rmtree(place, ignore_errors=True)
-    machine = Machine(place, {"name": "layer", "user": "root"})
-    lay_out(machine, base)
-    log = os.path.join(place, "log")
-    boot = Boot(machine)
-    try:
-        if _install(machine, script, log) != 0:
-            with open(log, errors="replace") as file:
-                lines = [line.strip() for line in file if line.strip()] or ["no output"]
-            raise Failure(f"sudo could not be installed in {base}: {lines[-1]} (all of it: {log})")
-    finally:
-        boot.abandon()
-    upper = machine.file("upper")
-    for name in _CLUTTER:
-        path = os.path.join(upper, name)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
-    os.rename(upper, layer)
-    shutil.rmtree(place, ignore_errors=True)
-
-
-def _install(machine: Machine, script: str, log: str) -> int:
-    proxies = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-
-    def work() -> None:
-        os.setsid()
-        root = Account("root")
-        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        execute(root, ["/bin/sh", "-c", script], {**root.environment(), **proxies}, False)
-
-    pid = Door(machine).fork(work)
-    os.close(output)
-    return exit_code(os.waitpid(pid, 0)[1])
-
-
-def lay_out(machine: Machine, base: str) -> None:
-    """The directories of a machine, with the host's private ones hidden by opaque ones."""
-    os.makedirs(machine.path, mode=0o700, exist_ok=True)
-    machine.save()
-    for name in ("upper", "work", "root"):
-        os.mkdir(machine.file(name), 0o755)
-    os.symlink(base, machine.file("base"))
-    if base == "/":
-        for name, mode in (("root", 0o700), ("home", 0o755)):
-            path = os.path.join(machine.file("upper"), name)
-            os.mkdir(path, mode)
-            try:
-                os.setxattr(path, "trusted.overlay.opaque", b"y")
-            except OSError as error:
-                raise Failure(
-                    f"this host cannot hide its {name} in {machine.path} ({error.strerror}): put"
-                    " ORBCTL_SIMULATOR_HOME on ext4, xfs, btrfs or a tmpfs"
-                ) from None
 
 
 def image(options: Options, words: list[str]) -> int:
@@ -241,47 +125,107 @@ def image(options: Options, words: list[str]) -> int:
             print(f"{distro}:{version}  {arch}")
         return 0
     chosen = Image(rest[0], options.text("arch"), new=True)
-    with everything():
-        if verb == "add":
-            _add(chosen, rest[1])
-        else:
-            _remove(chosen)
+    if verb == "add":
+        _add(chosen, rest[1])
+    else:
+        _remove(chosen)
     return 0
 
 
 def listed() -> list[str]:
     try:
-        names = os.listdir(os.path.join(home(), "images"))
+        names = os.listdir(_folder())
     except FileNotFoundError:
         return []
-    return [name for name in names if not name.endswith(".new")]
+    return [
+        name
+        for name in names
+        if not name.endswith(NEW) and os.path.isdir(os.path.join(_folder(), name, FILES))
+    ]
+
+
+def _folder() -> str:
+    return os.path.join(home(), "images")
 
 
 def _add(image: Image, source: str) -> None:
-    place = os.path.dirname(image.rootfs)
-    new = place + ".new"
-    shutil.rmtree(new, ignore_errors=True)
-    if os.path.exists(place):
-        raise Failure(f"image {image} is there already")
-    os.makedirs(new, mode=0o700)
-    rootfs = os.path.join(new, "rootfs")
-    if os.path.isdir(source):
-        command = ["cp", "-a", "--reflink=auto", "-T", "--", source, rootfs]
-    else:
-        os.mkdir(rootfs, 0o755)
-        command = ["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", rootfs]
-        command += ["-xpf", os.path.abspath(source)]
-    done = os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)[1] == 0
-    if not done or not os.path.lexists(os.path.join(rootfs, "bin/sh")):
-        shutil.rmtree(new, ignore_errors=True)
-        raise Failure(f"{source} is no root file system" if done else f"cannot read {source}")
-    os.rename(new, place)
+    place = os.path.join(_folder(), image.key)
+    new = os.path.join(_folder(), image.key + NEW)
+    os.makedirs(_folder(), mode=0o700, exist_ok=True)
+    with Lock(new + LOCK):
+        if os.path.lexists(place):
+            raise Failure(f"image {image} is there already")
+        remove(new)
+        rootfs = os.path.join(new, FILES)
+        try:
+            os.mkdir(new, 0o700)  # whatever setuid programs there are in it
+            os.mkdir(rootfs, 0o700)
+            left = _copied(source, rootfs)
+            if not _has_shell(rootfs):
+                raise Failure(f"{source} is no root file system")
+            os.rename(new, place)
+        finally:
+            remove(new)
+    if left:
+        say(f"left out {len(left)} device files of {source}: machines have their own")
+
+
+def _copied(source: str, rootfs: str) -> set[Parts]:
+    """Put a directory's or an archive's content there; what has no place in an image."""
+    from . import archives, things
+
+    with folder(rootfs) as target:
+        if os.path.isdir(source):
+            fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                return things.copy(fd, target, things.IMAGE)
+            finally:
+                os.close(fd)
+        archives.limit_memory()
+        writer = things.Writer(target, things.IMAGE)
+        try:
+            with archives.Plain(source, compressed=False) as plain:
+                for thing in archives.members(archives.reading(plain, compressed=True)):
+                    writer.put(thing)
+            writer.finish()
+        except Failure as failure:
+            raise Failure(f"cannot read {source}: {failure}") from None
+        finally:
+            writer.close()
+        return writer.left
+
+
+def _has_shell(rootfs: str) -> bool:
+    return inside(rootfs, lambda: "yes" if os.path.lexists("/bin/sh") else "") == "yes"
+
+
+def inside(rootfs: str, look: Callable[[], str]) -> str:
+    """What a look at a root file system shows where no link in it leads out of it."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chroot(rootfs)
+            os.chdir("/")
+            os.write(writer, look().encode(errors="surrogateescape"))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8", errors="surrogateescape") as file:
+        seen = file.read()
+    os.waitpid(pid, 0)
+    return seen
 
 
 def _remove(image: Image) -> None:
-    users = [machine.name for machine in machines() if machine.fields.get("image") == image.key]
-    if users:
-        raise Failure(f"image {image} is in use by {', '.join(users)}")
+    gone = os.path.join(_folder(), image.key + NEW)  # half removed is as half made
     if not os.path.isdir(image.rootfs):
         raise Failure(f"image {image} is not there")
-    shutil.rmtree(os.path.dirname(image.rootfs))
+    with Lock(gone + LOCK):
+        remove(gone)
+        with everything():  # under it machines get their records
+            users = [m.name for m in machines() if m.fields.get("image") == image.key]
+            if users:
+                raise Failure(f"image {image} is in use by {', '.join(users)}")
+            os.rename(os.path.dirname(image.rootfs), gone)
+        remove(gone)

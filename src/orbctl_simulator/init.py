@@ -2,8 +2,12 @@
 
 It is a program of its own, started with an empty environment, so that nothing of its creator's
 memory, pipes, secrets or working directory lives on in the machine. Until its creator says
-that all is written down, it dies with it; after that `stop` ends it, or the host, or it ends itself
-when its files are gone: nobody could stop it any more.
+that all is written down, its parent ends it with its creator; after that `stop` ends it, or the
+host, or it ends itself when its files are gone: nobody could stop it any more.
+
+The order of steps is what keeps the machine's files and the host's apart: the host's root is out
+of reach before any of the machine's files is looked at, those are set up before anything is
+mounted in them, and what the host shares is mounted last, and never written.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import sys
 import time
 
 from . import guest
+from .account import Account
 from .linux import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -29,11 +34,17 @@ from .linux import (
     MS_REMOUNT,
     bind_read_only,
     close_all_but,
+    copy_of_mount,
     detach,
     drop_capabilities,
+    hide_from_others,
+    import_nothing_more,
+    leave_keys,
     let_kernel_reap,
     mount,
     pivot_root,
+    put_mount,
+    refuse_calls,
     sethostname,
     unshare,
 )
@@ -41,78 +52,103 @@ from .state import read_fields
 
 _DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
 _LINKS = (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))
-_READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
 _MASKED = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "mtrr")
 
 
 def main() -> None:
-    _, control, status, how, *paths = sys.argv[1:]
-    close_all_but(int(control), int(status))
-    # Of all its files this one is never replaced, and whoever opens it by /proc gains nothing.
-    lock = os.open("lock", os.O_RDONLY | os.O_CREAT, 0o600)
-    hidden, shares = paths[:2], list(zip(paths[2::2], paths[3::2]))
+    status, secret = map(int, sys.argv[2:4])
+    how, base, *hidden = sys.argv[4:8]
+    shares = list(zip(sys.argv[8::2], sys.argv[9::2]))
+    os.setsid()  # no signal of the machine's to its own session is one to our parent
+    close_all_but(status, secret)
+    hide_from_others()
+    leave_keys()
+    import_nothing_more()
+    # Of all its files this one is never replaced, and nobody in the machine gets at it.
+    lock = os.open("../lock", os.O_RDONLY | os.O_CREAT, 0o600)
     try:
-        _build(read_fields("machine"), how == "create", hidden, shares)
+        _build(read_fields("../machine"), how == "create", base, hidden, shares, secret)
     except Exception as error:
         # Text only, and no traceback: the files it would quote are no longer in sight.
-        os.write(int(status), f"error {error}\n".encode(errors="surrogateescape"))
+        os.write(status, f"error {error}\n".encode(errors="surrogateescape"))
         os._exit(1)
-    os.write(int(status), b"ok\n")
-    os.close(int(status))
-    if os.read(int(control), 1) != b"!":
-        os._exit(1)
-    os.close(int(control))
+    os.write(status, b"ok\n")
+    os.close(status)
     while os.fstat(lock).st_nlink:
         time.sleep(2)
 
 
 def _build(
-    fields: dict[str, str], fresh: bool, hidden: list[str], shares: list[tuple[str, str]]
+    fields: dict[str, str],
+    fresh: bool,
+    base: str,
+    hidden: list[str],
+    shares: list[tuple[str, str]],
+    secret: int,
 ) -> None:
     unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     resolver = _host_resolver()
-    sources = [os.open(source, os.O_PATH) for source, _ in shares]
-    old_root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-
-    _mount_overlay()
+    sources = [(copy_of_mount(source), os.path.isdir(source)) for source, _ in shares]
+    _mount_overlay(base)
     os.chdir("root")
     pivot_root()
-    os.chdir("/")
-
-    os.umask(0)
-    _mount_kernel_views()
-    _mount_limits(fields)
-    _make_devices()
-    for path, mode in (("/tmp", "1777"), ("/run", "755")):
-        os.makedirs(path, exist_ok=True)
-        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
-    os.mkdir("/run/lock", 0o1777)
-    for path in hidden:
-        if os.path.isdir(path):
-            mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=000")
-    os.umask(0o022)
-    for (source, target), fd in zip(shares, sources):
-        _share(fd, target, os.path.isdir(f"/proc/self/fd/{fd}"), source)
-        os.close(fd)
-
-    os.fchdir(old_root)
-    os.close(old_root)
+    # Before a single path is followed: from the machine's root, `..` would lead to the host's.
     detach(".")
     os.chdir("/")
+
+    sethostname(fields["name"])
+    if fresh:
+        guest.prepare(fields["name"], fields["user"], resolver)
+    else:
+        guest.refresh(fields["name"], resolver)
+    os.umask(0)
+    _mount_devices()
+    _mount_temporary(hidden)
+    _mount_sys(fields)
+    os.umask(0o022)
+    _make_places(shares, sources)
+    _mount_proc()
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-
-    sethostname(fields["name"])
-    guest.set_resolver(resolver)
-    if fresh:
-        guest.prepare(fields["name"], fields["user"])
-    guest.set_hostname(fields["name"])
-    os.setsid()
+    refuse_calls()
+    _set_password(fields["user"], secret)
+    _share(shares, sources)
     let_kernel_reap()
     drop_capabilities()
+
+
+def _set_password(user: str, secret: int) -> None:
+    """With the machine's own program, while nothing that it could write is the host's."""
+    password = os.read(secret, 1 << 16)
+    os.close(secret)
+    if not password:
+        return
+    reader, writer = os.pipe()
+    for name in (user, "root"):
+        os.write(writer, name.encode() + b":" + password + b"\n")
+    os.close(writer)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(reader, 0)
+            close_all_but()
+            drop_capabilities()
+            root = Account("root")
+            env = root.environment()
+            root.become()
+            for folder in env["PATH"].split(":"):
+                try:  # noqa: SIM105 contextlib is slow to load
+                    os.execve(f"{folder}/chpasswd", ["chpasswd"], env)
+                except OSError:
+                    pass
+        finally:
+            os._exit(127)
+    os.close(reader)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise OSError("cannot set the password")
 
 
 def _host_resolver() -> str:
@@ -123,40 +159,29 @@ def _host_resolver() -> str:
         return ""
 
 
-def _mount_overlay() -> None:
-    """Mount it by relative paths: the state folder's own may hold what options cannot."""
-    options = "lowerdir=base,upperdir=upper,workdir=work"
-    safe = ",index=off,redirect_dir=off,metacopy=off"
+def _mount_overlay(base: str) -> None:
+    """Mount it without naming the state folder: its path may hold what options cannot.
+
+    No layer may lead to another place of its base by a mark, as of the host's private files.
+    """
+    fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    options = f"lowerdir=/proc/self/fd/{fd},upperdir=upper,workdir=work"
+    safe = ",index=off,redirect_dir=nofollow,metacopy=off"
     try:
         mount("overlay", "root", "overlay", MS_NODEV, options + safe)
-    except OSError:
-        try:
-            mount("overlay", "root", "overlay", MS_NODEV, options)
-        except OSError as error:
-            raise OSError(
-                f"this host cannot make an overlay in {os.getcwd()} ({error.strerror}): put"
-                " ORBCTL_SIMULATOR_HOME on ext4, xfs, btrfs or a tmpfs, or see the `doctor` command"
-            ) from None
+    except OSError as error:
+        raise OSError(
+            f"this host cannot make an overlay in {os.getcwd()} ({error.strerror}): put"
+            " ORBCTL_SIMULATOR_HOME on ext4, xfs, btrfs or a tmpfs, or see the `doctor` command"
+        ) from None
+    os.close(fd)
 
 
-def _mount_kernel_views() -> None:
-    safe = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    for path in ("/proc", "/sys", "/dev"):
-        os.makedirs(path, mode=0o755, exist_ok=True)
-    mount("proc", "/proc", "proc", safe)
-    for path in _READ_ONLY:
-        if os.path.exists(path):
-            bind_read_only(path)
-    mount("sysfs", "/sys", "sysfs", safe | MS_RDONLY)
+def _mount_devices() -> None:
+    os.makedirs("/dev", mode=0o755, exist_ok=True)
     mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=1m")
     for name, minor in _DEVICES:
         os.mknod(f"/dev/{name}", 0o20666, os.makedev(1, minor))
-    for name in _MASKED:
-        if os.path.exists(f"/proc/{name}"):
-            mount("/dev/null", f"/proc/{name}", None, MS_BIND)
-
-
-def _make_devices() -> None:
     os.mknod("/dev/tty", 0o20666, os.makedev(5, 0))
     for name, path in _LINKS:
         os.symlink(f"/proc/self/fd{path}", f"/dev/{name}")
@@ -169,11 +194,25 @@ def _make_devices() -> None:
     os.symlink("pts/ptmx", "/dev/ptmx")
 
 
-def _mount_limits(fields: dict[str, str]) -> None:
+def _mount_temporary(hidden: list[str]) -> None:
+    """Its own ``/tmp`` and ``/run``, and nothing in place of the simulator's own directories."""
+    for path, mode in (("/tmp", "1777"), ("/run", "755")):
+        os.makedirs(path, exist_ok=True)
+        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
+    os.mkdir("/run/lock", 0o1777)
+    for path in hidden:
+        if os.path.isdir(path):
+            mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=000")
+
+
+def _mount_sys(fields: dict[str, str]) -> None:
     """Show limits where a deploy would look for them, in place of the host's control groups."""
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    os.makedirs("/sys", mode=0o755, exist_ok=True)
+    mount("sysfs", "/sys", "sysfs", flags | MS_RDONLY)
     if not os.path.isdir("/sys/fs/cgroup"):
         return  # pragma: no cover: a kernel without control groups
-    mount("tmpfs", "/sys/fs/cgroup", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755")
+    mount("tmpfs", "/sys/fs/cgroup", "tmpfs", flags, "mode=755")
     cpus, memory = float(fields.get("cpu") or 0), int(fields.get("memory_mib") or 0)
     for name, value in (
         ("cpu.max", f"{int(cpus * 100000)} 100000" if cpus else "max 100000"),
@@ -181,16 +220,45 @@ def _mount_limits(fields: dict[str, str]) -> None:
     ):
         with open(f"/sys/fs/cgroup/{name}", "w") as file:
             file.write(value + "\n")
-    mount(None, "/sys/fs/cgroup", None, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        os.chmod(f"/sys/fs/cgroup/{name}", 0o644)
+    mount(None, "/sys/fs/cgroup", None, MS_REMOUNT | MS_RDONLY | flags)
 
 
-def _share(fd: int, target: str, folder: bool, source: str) -> None:
-    try:
-        if folder:
-            os.makedirs(target, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            open(target, "a").close()
-        mount(f"/proc/self/fd/{fd}", target, None, MS_BIND)
-    except OSError as error:
-        raise OSError(f"mount {source} on {target}: {error.strerror}") from None
+def _mount_proc() -> None:
+    os.makedirs("/proc", mode=0o755, exist_ok=True)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for name in os.listdir("/proc"):
+        path = f"/proc/{name}"
+        # What is not about processes is the host's own, settings as well as modes and owners.
+        if name in _MASKED:
+            bind_read_only("/dev/null", path, 0)
+        elif not (name.isdigit() or os.path.islink(path)):
+            bind_read_only(path, path)
+
+
+def _make_places(shares: list[tuple[str, str]], sources: list[tuple[int, bool]]) -> None:
+    """Make the places of what the host shares, before any of it is there.
+
+    And before there is a ``/proc``, by which a link would lead into one that is open.
+    """
+    for (source, target), (_, is_folder) in zip(shares, sources):
+        try:
+            if is_folder:
+                os.makedirs(target, exist_ok=True)
+            else:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o644))
+        except OSError as error:
+            raise OSError(f"mount {source} on {target}: {error.strerror}") from None
+
+
+def _share(shares: list[tuple[str, str]], sources: list[tuple[int, bool]]) -> None:
+    for (source, target), (fd, _) in zip(shares, sources):
+        try:
+            put_mount(fd, target)
+            flags = os.fstatvfs(fd).f_flag & (MS_RDONLY | MS_NOSUID | MS_NOEXEC) | MS_NODEV
+            mount(None, f"/proc/self/fd/{fd}", None, MS_BIND | MS_REMOUNT | flags)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(f"mount {source} on {target}: {reason}") from None
+        os.close(fd)

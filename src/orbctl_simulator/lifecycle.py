@@ -5,30 +5,37 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
+import select
 import sys
+import time
 from signal import SIGCONT, SIGSTOP
 
-from . import images
+from . import images, layers
 from .boot import Boot, halt, start, stop
 from .config import power_off, take_resumed, wake
-from .enter import Account, Door, execute
+from .door import Door
+from .guest import set_hostname
+from .linux import sethostname
+from .packages import wait_for_packages
 from .state import (
     Failure,
     Machine,
+    Transition,
     everything,
     find,
     find_all,
     home,
     machines,
     new_id,
-    read_fields,
     rpc,
     say,
 )
+from .sweeping import discard, sweep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .cli import Options
 
 _PANIC = """\
@@ -50,9 +57,7 @@ def create(options: Options, words: list[str]) -> int:
         if options.on("isolate-network"):
             say("--isolate-network is only written down: machines share this host's network")
         password = _ask_password() if options.on("set-password") else ""
-        machine = make(name, fields, image.base)
-        if password:
-            _set_password(machine, password)
+        make(name, fields, password, options.call.hold)
     except Failure as failure:
         if str(failure).startswith("["):
             raise
@@ -110,7 +115,10 @@ def _caller() -> str:
     """The user who calls, as on a Mac; root is nobody's login there."""
     from pwd import getpwuid
 
-    name = os.environ.get("SUDO_USER") or getpwuid(os.getuid()).pw_name
+    try:
+        name = os.environ.get("SUDO_USER") or getpwuid(os.getuid()).pw_name
+    except KeyError:  # an account that the host has no entry for
+        name = "root"
     return "user" if name == "root" else name
 
 
@@ -119,22 +127,12 @@ def _ask_password() -> str:
     if sys.stdin.isatty():
         from getpass import getpass
 
-        return getpass("Password: ")
-    return sys.stdin.readline().rstrip("\n")
-
-
-def _set_password(machine: Machine, password: str) -> None:
-    reader, writer = os.pipe()
-    os.write(writer, f"{machine.user}:{password}\nroot:{password}\n".encode())
-    os.close(writer)
-
-    def work() -> None:
-        root = Account("root")
-        os.dup2(reader, 0)
-        execute(root, ["chpasswd"], root.environment(), False)
-
-    if os.waitpid(Door(machine).fork(work), 0)[1] != 0:
-        raise Failure("cannot set the password")
+        password = getpass("Password: ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if len(password) > 512:
+        raise Failure("the password is longer than 512 characters")
+    return password
 
 
 def check_name(name: str) -> None:
@@ -150,7 +148,7 @@ def _explain_base(options: Options, image: images.Image) -> None:
     strict = options.on("strict-images") or os.environ.get("ORBCTL_SIMULATOR_STRICT_IMAGES") == "1"
     if strict:
         raise Failure(f"image not found: {image} (see `image add`)")
-    say(f"{image} is not here: using {images.release('/')[2]}, {images.host_arch()}, this host")
+    say(f"{image} is not here: using {images.release()[2]}, {images.host_arch()}, this host")
 
 
 class Draft:
@@ -160,7 +158,7 @@ class Draft:
     machine whose lock is free knows that its maker has died.
     """
 
-    def __init__(self, name: str, fields: dict[str, str]) -> None:
+    def __init__(self, name: str, fields: dict[str, str], hold: float = 0) -> None:
         wake()
         check_name(name)
         sweep()
@@ -171,48 +169,59 @@ class Draft:
             self.machine = Machine(path, {"name": name, **fields})
             os.makedirs(path, mode=0o700)
             self._lock = self.machine.lock()
-            self._lock.__enter__()
+            self.machine.lock_fd = self._lock.__enter__().fd
+            self.machine.show_transition("creating")
             self.machine.save()
+        self._hold = hold
 
     def __enter__(self) -> Machine:
+        try:
+            time.sleep(self._hold)
+            layers.lay_out(self.machine)
+        except BaseException:
+            self.__exit__(BaseException)
+            raise
         return self.machine
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             halt(self.machine)
             discard(self.machine)
+        self.machine.hide_transition()
         self._lock.__exit__()
 
     def finish(self) -> None:
+        layers.hide_private(self.machine)
         self.machine.fields["made"] = "yes"
         self.machine.save()
 
 
-def make(name: str, fields: dict[str, str], base: str) -> Machine:
-    draft = Draft(name, fields)
+def make(name: str, fields: dict[str, str], password: str = "", hold: float = 0) -> None:
+    draft = Draft(name, fields, hold)
     with draft as machine:
-        layer = images.seed(base)
-        images.lay_out(machine, base)
+        wait_for_packages(machine.base)
+        layer = layers.seed(machine.base, machine.fields["image"])
         if layer:
-            copy_tree(layer, machine.file("upper"))
-        boot = Boot(machine, create=True)
-        draft.finish()
-        boot.commit()
-    return machine
+            layers.fill(machine, layer)
+        layers.hide_private(machine)
+        with Boot(machine, create=True, password=password) as boot:
+            draft.finish()
+            boot.commit()
 
 
 def clone(options: Options, words: list[str]) -> int:
     """Copy what the machine has written, with its processes stopped meanwhile."""
     source, name = find(words[0]), words[1]
     try:
-        with source.lock():
-            fields = {key: value for key, value in source.reload().fields.items() if key != "made"}
-            draft = Draft(name, {**fields, "name": name})
+        with Transition(source, "cloning", "clone", shown=False):
+            fields = {key: value for key, value in source.fields.items() if key != "made"}
+            draft = Draft(name, {**fields, "name": name}, options.call.hold)
             with draft as machine, Pause(source):
-                images.lay_out(machine, os.readlink(source.file("base")))
-                copy_tree(source.file("upper"), machine.file("upper"))
+                layers.fill(machine, source.upper)
                 draft.finish()
     except Failure as failure:
+        if str(failure).startswith("["):
+            raise
         raise rpc(f"clone '{source.name}': {failure}") from None
     return 0
 
@@ -229,34 +238,58 @@ class Pause:
         waits, self._go_on = os.pipe()
         ready, stopped = os.pipe()
 
-        def work() -> None:
-            os.setsid()
-            os.close(self._go_on)
-            with contextlib.suppress(ProcessLookupError):  # nothing runs in it
-                os.kill(-1, SIGSTOP)
+        def hold() -> int:
+            _signal_all(SIGSTOP)
+            os.write(stopped, b"!")
             os.close(stopped)
             os.read(waits, 1)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, SIGCONT)
+            return _signal_all(SIGCONT)
 
-        self._pid = Door(self._machine).fork(work)
+        door = Door(self._machine)
+        self._pid = door.fork(lambda: door.be_seen(hold, waits, stopped), waits, stopped)
         os.close(waits)
         os.close(stopped)
-        os.read(ready, 1)
+        still = _is_ready(ready) and os.read(ready, 1) == b"!"
         os.close(ready)
+        if not still:
+            self.__exit__()
+            raise Failure("its processes could not be paused")
 
     def __exit__(self, *_: object) -> None:
         if self._pid:
             os.close(self._go_on)
-            os.waitpid(self._pid, 0)
+            if not _has_done(self._pid):
+                door = Door(self._machine)
+                _has_done(door.fork(lambda: door.be_seen(lambda: _signal_all(SIGCONT))))
+
+
+def _is_ready(fd: int) -> bool:
+    """Whether something comes of it soon: a machine's root can stop what it sees."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(5000))
+
+
+def _has_done(pid: int) -> bool:
+    """Whether a child has ended as it should; it is not waited for for ever."""
+    ended = os.pidfd_open(pid)
+    if not _is_ready(ended):
+        os.kill(pid, 9)
+    os.close(ended)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _signal_all(number: int) -> int:
+    with contextlib.suppress(ProcessLookupError):  # nothing runs in it
+        os.kill(-1, number)
+    return 0
 
 
 def rename(options: Options, words: list[str]) -> int:
     machine, name = find(words[0]), words[1]
     try:
         check_name(name)
-        with machine.lock():
-            machine.reload()
+        with Transition(machine, "renaming", "rename", shown=False):
             with everything():
                 if any(other.name == name for other in machines()):
                     raise Failure(f"machine already exists: '{name}'")
@@ -265,53 +298,18 @@ def rename(options: Options, words: list[str]) -> int:
             if machine.process():
                 _rename_inside(machine, name)
     except Failure as failure:
+        if str(failure).startswith("["):
+            raise
         raise rpc(f"rename '{words[0]}': {failure}") from None
     return 0
 
 
 def _rename_inside(machine: Machine, name: str) -> None:
-    from .guest import set_hostname
-    from .linux import sethostname
-
     def work() -> None:
         sethostname(name)
-        set_hostname(name)
+        set_hostname(name)  # or say why not: what a deploy has made of these files is its own
 
-    os.waitpid(Door(machine).fork(work, all_rights=True), 0)
-
-
-def copy_tree(source: str, target: str) -> None:
-    """Copy everything of a layer, with its owners, links, marks and whiteouts."""
-    command = ["cp", "-a", "--reflink=auto", "-T", "--", source, target]
-    if os.waitpid(os.posix_spawnp("cp", command, os.environ), 0)[1] != 0:
-        raise Failure(f"cannot copy {source}")
-
-
-def discard(machine: Machine) -> None:
-    """Out of sight in one step, then out of the way."""
-    trash = os.path.join(home(), "trash")
-    os.makedirs(trash, mode=0o700, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(machine.path, os.path.join(trash, machine.id))
-    shutil.rmtree(os.path.join(trash, machine.id), ignore_errors=True)
-
-
-def sweep() -> None:
-    """Remove what a killed simulator left half made or half removed."""
-    for machine in machines():
-        if machine.finished:
-            continue
-        with contextlib.suppress(FileNotFoundError), machine.lock(wait=False) as lock:
-            if lock.held and "made" not in read_fields(machine.file("machine")):
-                halt(machine)
-                discard(machine)
-    folder, trash = os.path.join(home(), "machines"), os.path.join(home(), "trash")
-    for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        if not os.path.exists(os.path.join(folder, name, "machine")):
-            with everything():  # under it a machine gets its directory and its record
-                if not os.path.exists(os.path.join(folder, name, "machine")):
-                    discard(Machine(os.path.join(folder, name), {}))
-    shutil.rmtree(trash, ignore_errors=True)
+    os.waitpid(Door(machine).fork(work, bare=True, all_rights=True), 0)
 
 
 def _chosen(options: Options, names: list[str]) -> list[Machine]:
@@ -323,20 +321,17 @@ def start_(options: Options, names: list[str]) -> int:
     wake()
     sweep()
     resumed = [] if names or options.on("all") else take_resumed()
-    for machine in _chosen(options, names) + resumed:
-        start(machine)
-    return 0
+    hold = options.call.hold
+    return each(_chosen(options, names) + resumed, lambda m: start(m, "start", hold))
 
 
 def stop_(options: Options, names: list[str]) -> int:
     """Without a name it is OrbStack that stops: every machine with it."""
+    hold = options.call.hold
     if names or options.on("all"):
-        for machine in _chosen(options, names):
-            stop(machine)
-        return 0
+        return each(_chosen(options, names), lambda m: stop(m, hold))
     ended = [machine for machine in machines() if machine.state == "running"]
-    for machine in ended:
-        stop(machine)
+    each(ended, lambda m: stop(m, hold))
     power_off(ended)
     return 0
 
@@ -345,26 +340,45 @@ def restart(options: Options, names: list[str]) -> int:
     wake()
     if not names and not options.on("all"):
         return stop_(options, names) or start_(options, names)
-    for machine in _chosen(options, names):
-        stop(machine)
-        start(machine)
+    hold = options.call.hold
+
+    def again(machine: Machine) -> None:
+        stop(machine, hold)
+        start(machine, "start", hold)
+
+    return each(_chosen(options, names), again)
+
+
+def each(chosen: list[Machine], act: Callable[[Machine], None]) -> int:
+    """Do it to every one of them, also when it cannot be done to one before; all reasons in one."""
+    failures = []
+    for machine in chosen:
+        try:
+            act(machine)
+        except Failure as failure:
+            failures.append(str(failure))
+    if failures:
+        raise Failure("\n".join(failures))
     return 0
 
 
 def delete(options: Options, names: list[str]) -> int:
     if not names and not options.on("all"):
         raise Failure("requires at least 1 arg(s), only received 0")
+    sweep()
     chosen = _chosen(options, names)
     if any(machine.id in names for machine in chosen):
         say(_PANIC)
         return 2
     if chosen and not options.on("force") and not _confirmed(chosen):
         raise Failure("aborted")
-    for machine in chosen:
-        with machine.lock():
-            halt(machine.reload())
+
+    def end(machine: Machine) -> None:
+        with Transition(machine, "deleting", "delete", hold=options.call.hold):
+            halt(machine)
             discard(machine)
-    return 0
+
+    return each(chosen, end)
 
 
 def _confirmed(chosen: list[Machine]) -> bool:

@@ -6,15 +6,21 @@ and lets a machine's files be touched only from inside its own root.
 
 from __future__ import annotations
 
+import _frozen_importlib as _imp
 import ctypes
 import os
+import struct
+import sys
+from errno import ENOSYS, EPERM
 
+_BUILT_IN = (_imp.BuiltinImporter, _imp.FrozenImporter)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
 MS_RDONLY = 1
@@ -28,9 +34,32 @@ MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
-_TIOCSCTTY = 0x540E
+_KEYCTL = {"x86_64": 250}  # the others share one number
+_OPEN_TREE, _MOVE_MOUNT, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 428, 429, 4, -100
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 2, 4
+_PR_SET_SECCOMP, _PR_CAPBSET_DROP = 22, 24
 _SIGCHLD, _SIG_DFL, _SIG_IGN = 17, ctypes.c_void_p(0), ctypes.c_void_p(1)
+
+# System calls by their numbers in each architecture that a processor runs: about keys, three of
+# them; clone3; clone and unshare, whose first argument is made of flags.
+_CALLS = {
+    "x86_64": {
+        0xC000003E: ((248, 249, 250), 435, (56, 272)),
+        0x40000003: ((286, 287, 288), 435, (120, 310)),
+    },
+    "aarch64": {
+        0xC00000B7: ((217, 218, 219), 435, (220, 97)),
+        0x40000028: ((309, 310, 311), 435, (120, 337)),
+    },
+    "riscv64": {
+        0xC00000F3: ((217, 218, 219), 435, (220, 97)),
+        0x400000F3: ((217, 218, 219), 435, (220, 97)),
+    },
+}
+# A filter's steps: load from what is known of a call, compare, test a bit, answer.
+_LOAD, _EQUAL, _SET, _AND, _ANSWER = 0x20, 0x15, 0x45, 0x54, 0x06
+_NUMBER, _ARCH, _FLAGS = 0, 4, 16
+_ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050000 | EPERM, 0x00050000 | ENOSYS
 
 # What a deploy needs of root's rights, by their numbers: chown, dac_override, fowner, fsetid,
 # kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, audit_write, setfcap.
@@ -67,9 +96,9 @@ def mount(
     )
 
 
-def bind_read_only(path: str) -> None:
-    mount(path, path, None, MS_BIND)
-    flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+def bind_read_only(source: str, path: str, devices: int = MS_NODEV) -> None:
+    mount(source, path, None, MS_BIND)
+    flags = MS_RDONLY | MS_NOSUID | MS_NOEXEC | devices
     mount(None, path, None, MS_BIND | MS_REMOUNT | flags)
 
 
@@ -130,8 +159,106 @@ def end_with_parent() -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(9), 0, 0, 0), "prctl")
 
 
-def set_controlling_terminal(fd: int) -> None:
-    _check(_libc.ioctl(fd, ctypes.c_ulong(_TIOCSCTTY), 0), "controlling terminal")
+def copy_of_mount(path: str) -> int:
+    """The mount that `path` is in, from there on and without what is mounted below it, as a file.
+
+    It can be entered as a directory, or be put somewhere once its source is out of sight.
+    """
+    number, here, flags = map(ctypes.c_long, (_OPEN_TREE, _AT_FDCWD, 1 | os.O_CLOEXEC))
+    fd: int = _libc.syscall(number, here, _path(path), flags)
+    _check(fd, f"mount {path}")
+    return fd
+
+
+def put_mount(fd: int, target: str) -> None:
+    number, here, flags = map(ctypes.c_long, (_MOVE_MOUNT, _AT_FDCWD, _MOVE_MOUNT_F_EMPTY_PATH))
+    result = _libc.syscall(number, ctypes.c_long(fd), b"", here, _path(target), flags)
+    _check(result, "mount")
+
+
+def hide_from_others() -> None:
+    """Let nobody without the host's own rights look into this process, by /proc or by ptrace.
+
+    Its memory, environment and files are closed to them, until it becomes another program.
+    """
+    _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0), "prctl")
+
+
+class NoArguments:
+    """While it lasts, this process shows no command line, which anybody can read in /proc.
+
+    A program that it starts shares its memory until it is itself.
+    """
+
+    def __init__(self) -> None:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        self._memory = (ctypes.c_char * (end - start)).from_address(start)
+        self._words = self._memory.raw
+
+    def __enter__(self) -> None:
+        self._memory.raw = bytes(len(self._words))
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.raw = self._words
+
+
+def import_nothing_more() -> None:
+    """Have no module but those that are there: from now on its files are a machine's."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder in _BUILT_IN]
+
+
+def become(uid: int, gid: int, groups: list[int]) -> None:
+    """Be another user, as hidden as before, and end with whom one ended before."""
+    signal = ctypes.c_int()
+    _check(_libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(signal), 0, 0, 0), "prctl")
+    os.setgroups(groups)
+    os.setgid(gid)
+    os.setuid(uid)
+    hide_from_others()  # which a host's settings may have undone now
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.value), 0, 0, 0), "prctl")
+
+
+def leave_keys() -> None:
+    """Have no key of the caller's session any more."""
+    number = ctypes.c_long(_KEYCTL.get(os.uname().machine, 219))
+    result = _libc.syscall(number, ctypes.c_long(1), None)
+    if result == -1 and ctypes.get_errno() == ENOSYS:
+        return  # pragma: no cover: a kernel without keys
+    _check(result, "keyctl")
+
+
+def refuse_calls() -> None:
+    """Make some system calls fail, in this process and all that it starts.
+
+    Those about keys: keyrings know users and not machines, so root of a machine has those of the
+    host's root. And a new user namespace: in one, root of a machine has the rights again that it
+    must not have, and mounts the host's control groups.
+    """
+    steps = b"".join(_filter(arch, *calls) for arch, calls in _CALLS[os.uname().machine].items())
+    steps += _step(_ANSWER, _ALLOW)
+    program = ctypes.create_string_buffer(steps)
+    told = struct.pack("@HP", len(steps) // 8, ctypes.addressof(program))
+    _check(_libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(2), told, 0, 0), "seccomp")
+
+
+def _filter(arch: int, keys: tuple[int, ...], clone3: int, flagged: tuple[int, ...]) -> bytes:
+    """What a filter says about processes of one architecture; jumps are counted from the next."""
+    ends = {"flags": 0, "refuse": 3, "unknown": 4}  # behind the first answer
+    asked = [*((number, "refuse") for number in keys), (clone3, "unknown")]
+    asked += [(number, "flags") for number in flagged]
+    steps = _step(_LOAD, _NUMBER) + _step(_AND, 0xBFFFFFFF)  # x86-64 has two names for each
+    for place, (number, end) in enumerate(asked):
+        steps += _step(_EQUAL, number, yes=len(asked) - place + ends[end])
+    steps += _step(_ANSWER, _ALLOW)
+    steps += _step(_LOAD, _FLAGS) + _step(_SET, CLONE_NEWUSER, yes=1) + _step(_ANSWER, _ALLOW)
+    steps += _step(_ANSWER, _REFUSE) + _step(_ANSWER, _UNKNOWN)
+    return _step(_LOAD, _ARCH) + _step(_EQUAL, arch, no=len(steps) // 8) + steps
+
+
+def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, yes, no, value)
 
 
 def close_all_but(*kept: int) -> None:

@@ -7,8 +7,9 @@ import os
 import sys
 
 from .config import is_stopped, wake
-from .lifecycle import sweep
 from .state import Failure, Machine, find, machines, profile, say
+from .sweeping import sweep
+from .trees import disk_usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,14 +53,7 @@ def addresses(machine: Machine) -> tuple[str, str]:
 
 def disk_size(machine: Machine) -> int:
     """What the machine has written; its base belongs to all."""
-    total = 0
-    for folder, _, files in os.walk(machine.file("upper")):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except OSError:
-                continue  # a running machine removes files
-    return total
+    return disk_usage(machine.upper)
 
 
 def _wants_json(options: Options) -> bool:
@@ -110,6 +104,9 @@ def info(options: Options, words: list[str]) -> int:
     wake()
     as_json = _wants_json(options)
     machine = find(words[0])
+    if not machine.finished:
+        sweep()  # whoever makes it may have died
+        machine = find(words[0])
     told: dict[str, object] = {"record": record(machine), "disk_size": disk_size(machine)}
     ip4, ip6 = addresses(machine)
     if machine.state == "running":

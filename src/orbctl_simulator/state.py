@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+from fcntl import LOCK_EX, LOCK_NB, flock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+#: The files of machines, images and layers lie in directories of this name, which tools such as
+#: pytest pass over: whoever walks into one meets links that others made.
+FILES = ".files"
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -29,6 +32,15 @@ class Failure(Exception):
 
 def rpc(text: str) -> Failure:
     return Failure(f"[-32098] {text}")
+
+
+def why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def shown(name: object) -> str:
+    """A name that somebody else gave to a file, fit for a line on a terminal."""
+    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in str(name))
 
 
 def profile() -> str:
@@ -111,23 +123,74 @@ def _parent_of(pid: int) -> int:
 class Lock:
     """An advisory lock that its holder's death releases."""
 
-    def __init__(self, path: str, shared: bool = False, wait: bool = True) -> None:
-        self._path, self._how = path, (LOCK_SH if shared else LOCK_EX) | (0 if wait else LOCK_NB)
-        self._fd = -1
+    def __init__(self, path: str, wait: bool = True) -> None:
+        self._path, self._how = path, LOCK_EX | (0 if wait else LOCK_NB)
+        self.fd = -1
         self.held = False
 
     def __enter__(self) -> Lock:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            flock(self._fd, self._how)
+            flock(self.fd, self._how)
             self.held = True
         except BlockingIOError:
             pass
+        except BaseException:
+            os.close(self.fd)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
         self.held = False
+
+
+class Transition:
+    """A machine's lock, and, while it is held, the state that other processes see.
+
+    Who finds a machine on its way is refused, as by OrbStack; who finds it only locked, as while
+    it is copied, waits. The state counts for as long as the process that wrote it lives.
+    """
+
+    def __init__(
+        self, machine: Machine, state: str, verb: str = "", shown: bool = True, hold: float = 0
+    ) -> None:
+        self._machine, self._state, self._verb = machine, state, verb
+        self._shown, self._hold = shown, hold
+        self._lock = machine.lock(wait=not verb)
+
+    def __enter__(self) -> Machine:
+        machine = self._machine
+        try:
+            self._lock.__enter__()
+            while not self._lock.held:
+                self._lock.__exit__()
+                self._refuse()
+                time.sleep(0.005)
+                self._lock.__enter__()
+        except FileNotFoundError:
+            raise machine.missing() from None
+        machine.lock_fd = self._lock.fd
+        try:
+            machine.reload()
+            if self._shown:
+                machine.show_transition(self._state)
+                time.sleep(self._hold)
+        except BaseException:
+            self.__exit__()
+            raise
+        return machine
+
+    def _refuse(self) -> None:
+        now = self._machine.reread().transition()
+        if now:
+            name = self._machine.name
+            raise rpc(f"{self._verb} '{name}': invalid transition from {now} to {self._state}")
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            self._machine.hide_transition()
+        self._lock.__exit__()
 
 
 def everything() -> Lock:
@@ -167,6 +230,7 @@ class Machine:
 
     def __init__(self, path: str, fields: dict[str, str]) -> None:
         self.path, self.fields = path, fields
+        self.lock_fd = -1  # of its lock, while this process holds it
 
     @property
     def id(self) -> str:
@@ -181,14 +245,46 @@ class Machine:
         return self.fields["user"]
 
     @property
+    def base(self) -> str:
+        """The directory that it is a layer over."""
+        image = self.fields.get("image", "")
+        return os.path.join(home(), "images", image, FILES) if image else "/"
+
+    @property
+    def upper(self) -> str:
+        """Where what it has written lies."""
+        return self.file(f"{FILES}/upper")
+
+    @property
     def finished(self) -> bool:
         return self.fields.get("made") == "yes"
 
     @property
     def state(self) -> str:
-        if not self.finished:
-            return "creating"
-        return "stopped" if self.process() is None else "running"
+        return self.transition() or ("stopped" if self.process() is None else "running")
+
+    def transition(self) -> str:
+        """The state that it is going through, or nothing."""
+        return "creating" if not self.finished else self.shown_transition()
+
+    def show_transition(self, state: str) -> None:
+        """Let others see it for as long as this process lives."""
+        text = f"{state} {os.getpid()} {start_time('/proc/self')}\n"
+        write_file(self.file("doing"), text)
+
+    def hide_transition(self) -> None:
+        try:  # noqa: SIM105 contextlib is slow to load
+            os.unlink(self.file("doing"))
+        except FileNotFoundError:
+            pass  # the machine is deleted
+
+    def shown_transition(self) -> str:
+        try:
+            with open(self.file("doing")) as file:
+                state, pid, started = file.read().split()
+            return state if start_time(f"/proc/{pid}") == started else ""
+        except (OSError, ValueError):
+            return ""
 
     def on(self, field: str) -> bool:
         return self.fields.get(field) == "true"
@@ -206,16 +302,22 @@ class Machine:
     def save(self) -> None:
         write_fields(self.file("machine"), self.fields)
 
-    def reload(self) -> Machine:
-        """The machine as it is now that its lock is ours; it may have gone while we waited."""
+    def reread(self) -> Machine:
+        """The machine as it is now; it may have gone, or have got another name."""
         try:
-            fields = read_fields(self.file("machine"))
+            self.fields.update(read_fields(self.file("machine")))
         except FileNotFoundError:
-            fields = {}
-        self.fields.update(fields)
-        if not fields or not self.finished:
-            raise rpc(f"machine not found: '{self.name}'")
+            raise self.missing() from None
         return self
+
+    def reload(self) -> Machine:
+        """The machine as it is now that its lock is ours."""
+        if not self.reread().finished:
+            raise self.missing()  # whoever made it has died
+        return self
+
+    def missing(self) -> Failure:
+        return rpc(f"machine not found: '{self.name}'")
 
     def process(self) -> int | None:
         """Its pid 1, if that still is its own: pids are used again, and hosts reboot."""

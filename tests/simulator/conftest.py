@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import ROOT, Made
-from tests.contract.program import Program
+from tests.contract.program import Answer, Program
 
 
 def make_program(home: Path, **env: str) -> Program:
@@ -106,3 +106,60 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "etc/group").write_text("root:x:0:\nwheel:x:10:old\nother:x:501:\n")
     (root / "etc/os-release").write_text('ID=alpine\nVERSION_ID="3.22"\nPRETTY_NAME="Tiny"\n')
     return root
+
+
+@pytest.fixture
+def victim(orb: Program, made: Made, machine: str) -> str:
+    """A running machine whose files a test may spoil."""
+    name = made.clone(machine)
+    assert orb("start", name).code == 0
+    return name
+
+
+def script_in(orb: Program, machine: str, script: str, user: str = "root") -> Answer:
+    return orb("run", "-m", machine, "-u", user, "sh", "-c", script)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Path]:
+    """A directory of the host's that nothing may reach."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    for name in ("passwd", "cron.d/job", "var/log/canary", "var/cache/canary"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("original")
+    before = listing(folder)
+    yield folder
+    assert listing(folder) == before
+
+
+def listing(folder: Path) -> list[tuple[str, int, int, bytes]]:
+    """All that there is to be seen of a tree."""
+    seen = []
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        seen.append((str(path), status.st_mode, status.st_uid, content))
+    return seen
+
+
+class Elsewhere:
+    """The simulator in a mount namespace of its own, prepared by a script."""
+
+    def __init__(self, place: Path, cache: str) -> None:
+        self.place, self.cache = place, cache
+        (place / "state").mkdir()
+
+    def __call__(self, script: str) -> Answer:
+        """Run a script; in it `orb` is the simulator, whose state folder is ``state``."""
+        program = make_program(self.place / "state", ORBCTL_SIMULATOR_CACHE=self.cache)
+        head = (
+            f'set -e; cd "{self.place}"; orb() {{ "{sys.executable}" -m orbctl_simulator "$@"; }}; '
+        )
+        words = ["unshare", "-m", "--propagation", "private", "sh", "-c", head + script]
+        return Program(words, program.env)()
+
+
+@pytest.fixture
+def elsewhere(orb: Program, root_only: None, tmp_path: Path) -> Elsewhere:
+    return Elsewhere(tmp_path, orb.env["ORBCTL_SIMULATOR_CACHE"])

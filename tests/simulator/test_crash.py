@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -207,6 +208,27 @@ def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
         assert other.poll() is None
         other.kill()
     assert own("run", "-m", "old", "echo", "up").text == "up\n"
+
+
+@pytest.mark.usefixtures("root_only")
+def test_host_is_never_entered(own: Program, tmp_path: Path) -> None:
+    """A process that bears a machine's id, but has the host's files, is no way into a machine."""
+    assert own("create", "debian", "m").code == 0
+    assert own("stop", "m").code == 0
+    (folder,) = (tmp_path / "state" / "machines").iterdir()
+    mark = tmp_path / "mark"
+    with subprocess.Popen([sys.executable, "-c", "input()", folder.name], stdin=-1) as other:
+        started = Path(f"/proc/{other.pid}/stat").read_text().rpartition(") ")[2].split()[19]
+        (folder / "pid").write_text(f"{other.pid} {started} shared\n")
+        for words in (
+            ["run", "-m", "m", "-u", "root", "touch", str(mark)],
+            ["pull", "-m", "m", "x"],
+        ):
+            answer = own(*words)
+            assert answer.code == 1
+            assert b"machine not running: 'm'" in answer.err
+        other.kill()
+    assert not mark.exists()
 
 
 def test_umask_of_the_caller(own: Program) -> None:

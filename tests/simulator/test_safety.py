@@ -6,17 +6,32 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orbctl_simulator.linux import KEPT_CAPABILITIES
 from tests.contract.conftest import Made
 from tests.contract.program import Answer, Program
+from tests.simulator import attackers
 from tests.simulator.conftest import make_program, mounts_of
 
 
 def as_root(orb: Program, machine: str, script: str) -> Answer:
     return orb("run", "-m", machine, "-u", "root", "sh", "-c", script)
+
+
+def python_in(orb: Program, machine: str, script: str, **options: Any) -> str:
+    """What a program of root's printed, which is written in the machine's Python."""
+    if not os.path.exists("/usr/bin/python3"):
+        pytest.skip("needs a Python in the base")
+    words = ("run", "-m", machine, "-u", "root", "-w", "/", "/usr/bin/python3", "-c", script)
+    return orb(*words, **options).text
+
+
+def pid_of(orb: Program, machine: str, home: Path) -> int:
+    ident = orb("info", machine, "-f", "json").json["record"]["id"]
+    return int((home / "machines" / ident / "pid").read_text().split()[0])
 
 
 def test_devices(orb: Program, machine: str) -> None:
@@ -69,6 +84,16 @@ def test_other_switches_are_read_only(orb: Program, machine: str, path: str) -> 
     assert re.search(rf"^\S+ {path} \S+ ro,", mounts, re.MULTILINE)
 
 
+def test_files_of_the_kernel(orb: Program, machine: str) -> None:
+    """Their modes and owners are the host's, too, as a `chmod -R` of too much would find out."""
+    script = (
+        "cd /proc; for f in [a-z]*; do test -L $f && continue; "
+        "chmod 444 $f 2>/dev/null && echo $f; chown 0 $f 2>/dev/null && echo $f; done; "
+        "for f in kcore keys; do test ! -e $f || cat $f || exit 1; done"
+    )
+    assert as_root(orb, machine, script).text == ""
+
+
 def test_capabilities(orb: Program, machine: str) -> None:
     """Module, time, boot, raw I/O, mknod, net-admin and swap rights have left the bounding set."""
     kept = sum(1 << number for number in KEPT_CAPABILITIES)
@@ -110,6 +135,16 @@ def test_sudo_gives_no_more(orb: Program, machine: str) -> None:
 )
 def test_rights_that_are_gone(orb: Program, machine: str, script: str) -> None:
     assert as_root(orb, machine, script).code != 0
+
+
+def test_no_user_namespaces(orb: Program, machine: str) -> None:
+    """In one, the machine's root would have all rights again, and mount the control groups."""
+    assert python_in(orb, machine, attackers.NAMESPACES) == "[]\n"
+    script = "unshare -UrmC sh -c 'mount -t cgroup2 none /mnt'"
+    for user in ("root", "nobody"):
+        assert orb("run", "-m", machine, "-u", user, "sh", "-c", script).code != 0
+    threads = "import threading; t = threading.Thread(target=print, args=('ran',)); t.start()"
+    assert python_in(orb, machine, threads) == "ran\n"
 
 
 def test_private_files_are_hidden(orb: Program, machine: str, home: Path) -> None:
@@ -184,19 +219,19 @@ def test_processes_are_its_own(orb: Program, machine: str) -> None:
     assert as_root(orb, machine, "kill -9 1; sleep 0.1; echo alive").text == "alive\n"
 
 
-def test_pid_1_holds_nothing_of_the_callers(orb: Program, made: Made) -> None:
+def test_pid_1_holds_nothing_of_the_callers(orb: Program, made: Made, home: Path) -> None:
     """No pipe, no working directory, no variable of whoever created the machine.
 
-    It has one file of its own, by which it sees that its state folder is there, and nothing in it.
+    It has one file of its own, by which it sees that its state folder is there.
     """
     name = made.create()
-    shown = as_root(orb, name, "ls -l /proc/1/fd | tail -n +2; readlink /proc/1/cwd").text
-    held = set(re.findall(r" -> (.+)", shown)) - {"/dev/null"}
-    assert [path.rpartition("/")[2] for path in held] == ["lock"]
-    look = "for fd in /proc/1/fd/*; do test ! -s $fd && ! ls $fd/..; done"
-    assert as_root(orb, name, look).code == 0
-    assert shown.splitlines()[-1] == "/"
-    assert as_root(orb, name, "wc -c </proc/1/environ").text.strip() == "0"
+    assert python_in(orb, name, attackers.PID_1) == "[]\n"
+    if os.geteuid() == 0:
+        pid = pid_of(orb, name, home)
+        held = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()} - {"/dev/null"}
+        assert [path.rpartition("/")[2] for path in held] == ["lock"]
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        assert Path(f"/proc/{pid}/environ").read_bytes() == b""
 
 
 def test_create_does_not_hold_pipes(made: Made) -> None:
@@ -216,3 +251,101 @@ def test_no_mount_in_the_hosts_namespace(orb: Program, machine: str, home: Path)
 def test_state_folder_is_private(orb: Program, machine: str, home: Path) -> None:
     assert stat.S_IMODE((home / "machines").stat().st_mode) == 0o700
     assert {entry.name for entry in home.parent.iterdir()} == {home.name}
+
+
+# What is mounted -------------------------------------------------------------------------------
+
+
+def tree_of(folder: Path) -> list[tuple[str, int, int, int, int]]:
+    """Every name below a directory, with what a write would change."""
+    seen = []
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        status = path.lstat()
+        seen.append((str(path), status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "target", ["/etc", "/opt", "/home", "/usr/local/bin", "/root", "/etc/sudoers.d", "/"]
+)
+def test_setting_up_writes_nothing_of_the_host(own: Program, tmp_path: Path, target: str) -> None:
+    """Users, sudo, names, resolver, password and home are the machine's, whatever is mounted."""
+    shared = tmp_path / "shared"
+    (shared / "passwd").parent.mkdir()
+    for name in ("passwd", "shadow", "group", "hosts", "hostname", "resolv.conf"):
+        (shared / name).write_text("root:x:0:0::/root:/bin/sh\n")
+    before = tree_of(shared)
+    flags = ("--isolated", "--mount", f"{shared}:{target}", "--set-password")
+    made = own("create", *flags, "debian", "m", stdin=b"secret\n")
+    if target == "/":
+        assert made.code == 1
+        assert own("list", "-q").text == ""
+        return
+    assert made.code == 0, made
+    assert as_root(own, "m", f"cat {target}/passwd").text.startswith("root:")
+    for words in (["restart", "m"], ["rename", "m", "n"], ["stop", "n"], ["start", "n"]):
+        assert own(*words).code == 0
+    assert tree_of(shared) == before
+    assert own("config", "set", "machine.n.mounts", "").code == 0
+    assert own("restart", "n").code == 0
+    assert own("run", "-m", "n", "sudo", "hostname").text == "n\n"
+    assert as_root(own, "n", "cut -d: -f2 /etc/shadow | grep -c ^[$]").text == "2\n"
+
+
+def test_one_file_that_is_mounted(own: Program, tmp_path: Path) -> None:
+    """It is not written either, and a share of several parts is put together, or refused."""
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "hosts").write_text("original")
+    mounts = ("--mount", f"{tmp_path}/hosts:/etc/hosts")
+    assert own("create", "--isolated", *mounts, "debian", "m").code == 0
+    assert own("rename", "m", "n").code == 0
+    assert (tmp_path / "hosts").read_text() == "original"
+    mounts = ("--mount", f"{tmp_path}/outer:/x", "--mount", f"{tmp_path}/inner:/x/y")
+    refused = own("create", "--isolated", *mounts, "debian", "o")
+    assert refused.code == 1
+    assert f"mount {tmp_path}/inner on /x/y: " in refused.err.decode()
+    assert list((tmp_path / "outer").iterdir()) == []
+    (tmp_path / "outer" / "y").mkdir()
+    (tmp_path / "inner" / "file").write_text("x")
+    assert own("create", "--isolated", *mounts, "debian", "o").code == 0
+    assert as_root(own, "o", "cat /x/y/file").text == "x"
+
+
+@pytest.mark.parametrize("link", ["..{}", "{}", "/proc/1/root{}"])
+def test_links_where_something_is_mounted(own: Program, tmp_path: Path, link: str) -> None:
+    """A start follows them in the machine alone: before, `..` led from its root to the host's."""
+    outside = tmp_path / "outside"
+    for folder in ("shared", "outside"):
+        (tmp_path / folder).mkdir()
+    assert own("create", "--isolated", "debian", "m").code == 0
+    script = f"ln -s {link.format(outside)} /there; rm -rf /opt; ln -s /there /opt"
+    assert as_root(own, "m", script).code == 0
+    assert own("config", "set", "machine.m.mounts", f"{tmp_path}/shared:/there/deep/er").code == 0
+    own("restart", "m", timeout=20)
+    assert list(outside.iterdir()) == []
+    assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_links_to_what_a_start_has_open(own: Program, tmp_path: Path) -> None:
+    """They lead into nothing that is shared: its places are made before there is a ``/proc``."""
+    (tmp_path / "shared").mkdir()
+    assert own("create", "--isolated", "debian", "m").code == 0
+    numbers = range(3, 13)
+    links = "; ".join(f"ln -s /proc/self/fd/{number} /to{number}" for number in numbers)
+    assert as_root(own, "m", links).code == 0
+    for number in numbers:
+        mounts = f"{tmp_path}/shared:/to{number}/place/deeper"
+        assert own("config", "set", "machine.m.mounts", mounts).code == 0
+        own("restart", "m", timeout=20)
+        assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_devices_of_what_is_mounted(own: Program, tmp_path: Path) -> None:
+    """They do not open; what is read-only on the host stays so."""
+    (tmp_path / "shared").mkdir()
+    flags = ("--isolated", "--mount", f"{tmp_path}/shared:/s", "--mount", "/proc/sys:/t")
+    assert own("create", *flags, "debian", "m").code == 0
+    shown = as_root(own, "m", "grep -E ' /(s|t) ' /proc/mounts").lines
+    assert all("nodev" in line for line in shown)
+    assert len(shown) == 2

@@ -1,0 +1,87 @@
+"""Removing what a killed simulator left half made, half removed or half built."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from .state import Lock, Machine, cache, everything, home, machines, read_fields
+
+# What is in the making bears one of these behind its name, and its lock another one behind that.
+NEW, LOCK = ".new", ".lock"
+
+
+def discard(machine: Machine) -> None:
+    """Out of sight in one step, then out of the way."""
+    from .trees import remove
+
+    trash = os.path.join(home(), "trash")
+    while os.path.exists(machine.path):
+        os.makedirs(trash, mode=0o700, exist_ok=True)
+        try:
+            os.rename(machine.path, os.path.join(trash, machine.id))
+        except FileNotFoundError:
+            continue  # another process sweeps
+    remove(os.path.join(trash, machine.id))
+    try:  # noqa: SIM105 contextlib is slow to load
+        os.rmdir(trash)
+    except OSError:
+        pass
+
+
+def sweep() -> None:
+    """What is heavy to load is loaded when there is something to be removed."""
+    for machine in machines():
+        if not machine.finished:
+            _sweep_unfinished(machine)
+    folder = os.path.join(home(), "machines")
+    for name in _names_in(folder):
+        if not os.path.exists(os.path.join(folder, name, "machine")):
+            with everything():  # under it a machine gets its directory and its record
+                if not os.path.exists(os.path.join(folder, name, "machine")):
+                    discard(Machine(os.path.join(folder, name), {}))
+    for place in (os.path.join(home(), "images"), cache()):
+        for name in _names_in(place):
+            if name.endswith(NEW):
+                _sweep_new(os.path.join(place, name))
+    trash = os.path.join(home(), "trash")
+    if os.path.exists(trash):
+        from .trees import remove
+
+        remove(trash)
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def _sweep_unfinished(machine: Machine) -> None:
+    """Unless it is being made. What ends it with its maker may be at it still, for a moment."""
+    died = os.path.exists(machine.file("doing")) and not machine.shown_transition()
+    deadline = time.monotonic() + (5 if died else 0)
+    try:
+        while not _removed(machine) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    except FileNotFoundError:
+        pass
+
+
+def _removed(machine: Machine) -> bool:
+    with machine.lock(wait=False) as lock:
+        if lock.held and "made" not in read_fields(machine.file("machine")):
+            from .boot import halt
+
+            halt(machine)
+            discard(machine)
+        return lock.held
+
+
+def _sweep_new(path: str) -> None:
+    with Lock(path + LOCK, wait=False) as lock:
+        if lock.held:
+            from .trees import remove
+
+            remove(path)
