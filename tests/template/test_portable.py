@@ -129,7 +129,7 @@ def test_make_knows_whether_a_python_was_named(tmp_path: Path) -> None:
     assert "1 scripts/dev.py test\n" in make(ROOT, "test", named, path=tmp_path)
 
 
-# Values are data -----------------------------------------------------------------------------------
+# Values are data --------------------------------------------------------------------------------
 
 
 class Makefile(NamedTuple):
@@ -175,8 +175,8 @@ def test_no_value_is_run(makefile: Makefile, odd: str) -> None:
     names = {*makefile.variables, "CURDIR", "ANYTHING"}
     for target in makefile.targets:
         # Without these two the programs are never started.
-        for given in (names - {"PYTHON", "UV"}, names, {"SHELL"}):
-            words = [f"{name}={odd}" for name in sorted(given)]
+        for some in (names - {"PYTHON", "UV"}, names, {"SHELL"}):
+            words = [f"{name}={odd}" for name in sorted(some)]
             make(makefile.folder, target, *words, path=makefile.path)
             assert not (makefile.folder / "pwned").exists(), f"make {target} {words}"
         make(makefile.folder, target, path=makefile.path, **dict.fromkeys(names, odd))
