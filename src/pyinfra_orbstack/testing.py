@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, Union
 
 import pytest
 
+from pyinfra_orbstack.endings import Endings
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -44,6 +46,7 @@ Self = TypeVar("Self", bound="Target")
 
 RUN_KEY = pytest.StashKey[str]()
 ENGINE_KEY = pytest.StashKey["Engine"]()
+ENDINGS_KEY = pytest.StashKey[Endings]()
 
 
 class Ran(NamedTuple):
@@ -74,9 +77,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a name, which all workers of pytest-xdist share."""
+    """Give the run a name, which all workers of pytest-xdist share, and see that it can end."""
+    endings = config.stash[ENDINGS_KEY] = Endings()
+    endings.begin()
+    config.pluginmanager.register(_CtrlC(endings))
     worker = getattr(config, "workerinput", {})
     config.stash[RUN_KEY] = worker.get("orbstack_run") or secrets.token_hex(4)
+
+
+class _CtrlC:
+    """Sees that nothing disturbs what is put in order after Ctrl-C."""
+
+    def __init__(self, endings: Endings) -> None:
+        self._endings = endings
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        self._endings.over = True
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -98,6 +115,8 @@ def pytest_terminal_summary(
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Delete whatever the run has made and not deleted, once all workers have ended."""
+    endings = config.stash[ENDINGS_KEY]
+    endings.over = True
     engine = config.stash.get(ENGINE_KEY, None)
     if engine is not None:
         engine.close()
@@ -105,6 +124,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if not kept and not hasattr(config, "workerinput"):
         for folder in _folders(config.stash[RUN_KEY]):
             _delete_all(folder)
+    endings.end()
 
 
 # Fixtures --------------------------------------------------------------------------------------
