@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from benchmarks.report import CONTAINER, DATA
 from benchmarks.simulator import SIMULATOR, timed
 from pyinfra_orbstack import docker
+from pyinfra_orbstack.endings import Endings
 from pyinfra_orbstack.orbctl import Orbctl
 from tests.containers import Containers, Unavailable, engine
 
@@ -376,4 +377,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    Endings().begin()
     main()
