@@ -96,6 +96,26 @@ class _CtrlC:
         self._endings.over = True
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Look for no tests in the machines of a simulator, whose files are a whole system's."""
+    # One that is named on the command line is not ignored itself, but what is in it can be.
+    return True if any(map(_has_machines, (collection_path, collection_path.parent))) else None
+
+
+def _has_machines(folder: Path) -> bool:
+    named = os.environ.get("ORBCTL_SIMULATOR_HOME")
+    if named and os.path.realpath(named) == os.path.realpath(folder):
+        return True
+    try:
+        machines = os.listdir(folder / "machines")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    # Each has its id for a name.
+    return bool(machines) and all(len(name) == 26 and name.isupper() for name in machines)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of pytest-xdist the name of the run."""

@@ -68,6 +68,31 @@ def test_names_cannot_collide(pytester: pytest.Pytester) -> None:
     }
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_no_tests_are_looked_for_in_machines(
+    pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    if not is_simulator(client.command):
+        pytest.skip("only a simulator has machines in a folder")
+    pytester.makepyfile("def test(): pass")
+    home = pytester.path / "simulator"
+    monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(home))
+    client.create(create_args("planted", "ubuntu"))
+    try:
+        script = "echo 'assert 0, \"collected\"' | sudo tee /test_planted.py /srv/test_planted.py"
+        client.call("run", "-m", "planted", "sh", "-c", script)
+        planted = list(home.rglob("test_planted.py"))
+        assert os.geteuid() or planted
+        if not named:
+            monkeypatch.delenv("ORBCTL_SIMULATOR_HOME")
+        for words in ([], ["."], ["simulator"]):
+            ended = pytester.runpytest_subprocess(*words)
+            ended.assert_outcomes(passed=0 if words == ["simulator"] else 1)
+    finally:
+        monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(home))
+        client.delete("planted", client.info("planted").id)
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_machines_that_were_not_deleted_go_at_the_end(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TWO_TESTS)
