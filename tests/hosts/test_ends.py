@@ -57,6 +57,14 @@ def test_a_run_that_is_ended_leaves_nothing(
     assert checkout.left() == []
 
 
+def test_what_ci_runs_ends_its_target(checkout: Checkout) -> None:
+    running = checkout.ci()
+    running.terminate()
+    assert running.wait(120) == 130
+    assert "KeyboardInterrupt" in checkout.log.read_text()
+    assert checkout.left() == []
+
+
 @pytest.mark.parametrize("seconds", [0.5, 2])
 def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
     checkout: Checkout, seconds: float
