@@ -12,6 +12,7 @@ import fcntl
 import glob
 import os
 import platform
+import resource
 import secrets
 import shlex
 import shutil
@@ -35,7 +36,7 @@ LONGEST_RUNROOT = 50
 CONFIG = """
 [containers]
 netns = "host"
-default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+default_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]
 [engine]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
@@ -225,11 +226,19 @@ def sweep(*folders: Path) -> list[str]:
     return problems
 
 
+def at_most(wanted: int, what: str) -> int:
+    """So much of something as needs no rights to have."""
+    hard = resource.getrlimit(getattr(resource, f"RLIMIT_{what}"))[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+
+
 def _podman(folder: Path) -> Path:
     """Make a docker command that keeps all it has in a folder."""
     root = _unpacked()
     libraries = next((root / "usr/lib").glob("*-linux-*"), root)
-    (folder / "containers.conf").write_text(CONFIG.format(root=root, libraries=libraries))
+    limits = {"files": at_most(1024, "NOFILE"), "processes": at_most(4096, "NPROC")}
+    text = CONFIG.format(root=root, libraries=libraries, **limits)
+    (folder / "containers.conf").write_text(text)
     policy = folder / ".config" / "containers" / "policy.json"
     policy.parent.mkdir(parents=True)
     shutil.copy(root / "etc/containers/policy.json", policy)

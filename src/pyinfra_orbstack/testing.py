@@ -496,7 +496,7 @@ class ContainerFactory:
             groups: Groups of the host, or their data by name.
             data: Data of the host, which come before that of groups.
         """
-        from pyinfra_orbstack import connector, docker, orbctl, runs
+        from pyinfra_orbstack import docker, orbctl, runs
 
         groups = runs.check_groups(groups)
         name = docker.check_name(f"{name}-{secrets.token_hex(4)}")
@@ -518,7 +518,6 @@ class ContainerFactory:
                 errors.seek(0)
                 said = docker.error(errors.read().decode(errors="replace"), holder.returncode)
                 unavailable(f"{image}: {said}", "containers")
-        connector.list_containers.cache.clear()
         container = self._client.inspect(name)
         made = Container(self._client, container, holder, self._root, groups, data or {})
         self._made.append(made)

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyinfra import host
+from pyinfra.operations import server
 
-from pyinfra_orbstack import results
+from pyinfra_orbstack import connector, results
 from pyinfra_orbstack.runs import Groups, Run, check_groups
 from pyinfra_orbstack.testing import ContainerFactory, Machine, MachineFactory
 
@@ -98,6 +100,15 @@ def test_a_function_has_what_a_file_has(run: Run, machine: Machine) -> None:
     assert of_file["env"] == "y bash"
     assert {"machine", "web", "Web", "größe", "orbstack_running"} <= set(of_file["groups"])
     assert "other" not in of_file["groups"]
+
+
+def test_a_machine_is_known_that_is_younger_than_a_listing(
+    orbstack_machines: MachineFactory, machine: Machine
+) -> None:
+    connector.list_machines()
+    with orbstack_machines("young") as young:
+        (step,) = young.apply(lambda: server.shell(name=host.data.vm_id, commands="true")).steps
+        assert step.name == young.id
 
 
 def test_what_is_imported_or_not_listed_is_no_data(run: Run) -> None:

@@ -59,7 +59,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 
     def make(script: str, *, named: bool = True) -> Path:
         path = tmp_path / "docker"
-        path.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n{script}\n')
+        path.write_text(f'#!/bin/sh\necho "$@" >>"{tmp_path}/calls"\n{script}\n')
         path.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         if named:
