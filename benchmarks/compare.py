@@ -280,7 +280,11 @@ class Bench:
 def bench(*args: Any, containers: bool) -> Iterator[Bench]:
     """A `Bench`, ready, and gone afterwards."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        # pyinfra's @local can put no file where a space is in its path, or in that of its copy.
+        place = "/tmp" if " " in tempfile.gettempdir() else None
+        made_for_it = tempfile.TemporaryDirectory(prefix="bench-", dir=place)
+        folder = Path(stack.enter_context(made_for_it))
+        os.environ["TMPDIR"] = str(folder)
         os.environ["ORBCTL_SIMULATOR_HOME"] = str(folder / "simulator")
         os.environ.setdefault("ORBCTL_SIMULATOR_CACHE", str(LAYERS))
         made = Bench(folder, *args)

@@ -261,7 +261,7 @@ def test() -> None:
 def hosts() -> None:
     """Run the tests of how runs end, and some of all others as they would run on other hosts."""
     setup("test", "coverage")
-    pytest("tests/hosts", "-m", "hosts")
+    pytest("tests/hosts", "-m", "hosts", "-n", "auto")
 
 
 def template() -> None:
