@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import secrets
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -293,6 +297,33 @@ def test_a_plan_shows_no_content_of_files(
         assert "Token" in said
         assert "secret" not in said
         assert project.main(["deploy", "some"]) == 0
+
+
+# How a verb is ended ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_a_verb_ends_pyinfra(folder: Path, machines: Machines, number: int) -> None:
+    """It is told, so that it can put things in order, and waited for."""
+    name = machines.create()
+    (folder / "inventories" / "some.py").write_text(f"web = ['@orbstack/{name}']\n")
+    (folder / "deploy.py").write_text(
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "def end(number, frame):\n    Path('ended').write_text(str(int(number)))\n    os._exit(9)\n"
+        f"signal.signal({int(number)}, end)\nPath('begun').touch()\ntime.sleep(60)\n"
+    )
+    argv = [sys.executable, "-m", "pyinfra_orbstack.project", "deploy", "some"]
+    with subprocess.Popen(argv) as verb:
+        while not (folder / "begun").exists():
+            assert verb.poll() is None
+            time.sleep(0.05)
+        verb.send_signal(number)
+        assert verb.wait(60) == 9
+    assert (folder / "ended").read_text() == str(int(number))
+
+
+def test_a_program_that_is_killed_has_the_status_that_shells_give_it() -> None:
+    assert project.call(["sh", "-c", "kill -9 $$"], dict(os.environ)) == 128 + 9
 
 
 # Which machines are destroyed ------------------------------------------------------------------
