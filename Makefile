@@ -2,26 +2,32 @@
 # which needs Python 3.9 and nothing else, and sets up `.venv` when a target asks for it.
 # Another Python: make test PYTHON=python3.13
 
-CANDIDATES = python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9
+# What the command line gives is data: make is to expand nothing in it, whatever its name is.
+$(foreach it.is,$(.VARIABLES),$(if $(findstring $$,$(it.is)),,\
+  $(if $(filter command,$(origin $(it.is))),\
+    $(eval override $(it.is) := $$(value $(it.is)))$(eval export $(it.is)))))
+export ORBCTL FAULT_SEED ITEM VERSION PYTHON EXACTLY
+
+override CANDIDATES = python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9
+# One that is named is the one that counts; else a newer one may be taken, for copier.
+ifeq ($(origin PYTHON),override)
+override EXACTLY := 1
+else
+override EXACTLY :=
 PYTHON := $(shell for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
-
-export ORBCTL FAULT_SEED ITEM VERSION
-
-# One that is named is the one that counts; else a newer one may be taken, for copier.
-ifneq ($(origin PYTHON),file)
-export EXACTLY = 1
 endif
 
 .NOTPARALLEL:
-.PHONY: help demo test template compat bench conformance faults contract lint coverage docs release-test release-check release clean
+.PHONY: help demo test hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: ## render the template into ./demo and deploy it to a machine, twice
 test: ## run the test suite (under ten minutes)
+hosts: ## test how runs end, and what differs between hosts (under five minutes)
 template: ## test every combination of the template's answers (under fifteen minutes)
 compat: ## test each supported Python with its pyinfra (under ten minutes)
 bench: ## compare deploys with other connectors, for docs/performance.md (about an hour)
@@ -36,5 +42,6 @@ release-check: ## check all that a release needs (ITEM=NAME: one item of it)
 release: ## make a version ready to be pushed (VERSION=1.2.3)
 clean: ## delete everything these targets made, machines included
 
-demo test template compat bench conformance faults contract lint coverage docs release-test release-check release clean:
-	@$(if $(PYTHON),"$(PYTHON)" scripts/dev.py $@,echo "needs Python 3.9 or later on PATH" >&2; exit 1)
+demo test hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean:
+	@test -n "$$PYTHON" || { echo "needs Python 3.9 or later on PATH" >&2; exit 1; }; \
+	exec "$$PYTHON" scripts/dev.py $@

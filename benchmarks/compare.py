@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from benchmarks.report import CONTAINER, DATA
 from benchmarks.simulator import SIMULATOR, timed
 from pyinfra_orbstack import docker
+from pyinfra_orbstack.endings import Endings
 from pyinfra_orbstack.orbctl import Orbctl
 from tests.containers import Containers, Unavailable, engine
 
@@ -279,7 +280,11 @@ class Bench:
 def bench(*args: Any, containers: bool) -> Iterator[Bench]:
     """A `Bench`, ready, and gone afterwards."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        # pyinfra's @local can put no file where a space is in its path, or in that of its copy.
+        place = "/tmp" if " " in tempfile.gettempdir() else None
+        made_for_it = tempfile.TemporaryDirectory(prefix="bench-", dir=place)
+        folder = Path(stack.enter_context(made_for_it))
+        os.environ["TMPDIR"] = str(folder)
         os.environ["ORBCTL_SIMULATOR_HOME"] = str(folder / "simulator")
         os.environ.setdefault("ORBCTL_SIMULATOR_CACHE", str(LAYERS))
         made = Bench(folder, *args)
@@ -376,4 +381,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    Endings().begin()
     main()

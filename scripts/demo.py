@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import copier
+import ending
 
 from pyinfra_orbstack import project, testing
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, OrbctlError, Record
@@ -59,14 +60,13 @@ def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
 def deploy(environment: dict[str, str]) -> tuple[int, int]:
     """Apply the project's deploy; return how many operations did and did not change something."""
     argv = project.pyinfra_argv("-y", "inventories/local.py", "deploy.py")
-    child = subprocess.Popen(
-        argv, cwd=DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
     total = ""
-    assert child.stdout is not None
-    for line in child.stdout:
-        print(f"    {line}", end="", flush=True)
-        total = line if "Grand total" in line else total
+    with ending.child(
+        argv, cwd=DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        for line in child.stdout or ():
+            print(f"    {line}", end="", flush=True)
+            total = line if "Grand total" in line else total
     # pyinfra's own table: hosts, success (with changes), error, no change.
     counts = [0 if word == "-" else int(word) for word in re.findall(r"\s(\d+|-)(?=\s|$)", total)]
     if child.wait() or len(counts) != 4 or counts[2]:
@@ -132,6 +132,7 @@ def clean() -> None:
 
 
 if __name__ == "__main__":
+    ending.listen()
     try:
         clean() if "--clean" in sys.argv[1:] else demo()
     except (Refused, OrbctlError) as problem:

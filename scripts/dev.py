@@ -7,10 +7,12 @@ it; a newer Python for copier is looked for where people keep theirs.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import ssl
 import subprocess
@@ -23,12 +25,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import ending
 import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 CACHE = ROOT / ".cache"
+#: A file for each run: where its temporary files are. The run holds a lock on it.
+RUNS = CACHE / "runs"
 STAMP = VENV / "installed.json"
 
 #: Whether somebody has named a Python, as in `make test PYTHON=python3.9`.
@@ -49,7 +54,7 @@ FEWEST_PAIRS = 3
 SMOKE = ("conformance", "connector", "facts", "machines", "operations")
 
 #: Markers of the tests that have a target of their own.
-SLOW = ("docs", "release", "template")
+SLOW = ("docs", "hosts", "release", "template")
 #: What tools leave behind in a checkout.
 LEFTOVERS = ["build", "demo", "dist", "site", ".cache", ".venv", ".coverage", ".hypothesis"]
 LEFTOVERS += [".mypy_cache", ".pytest_cache", ".ruff_cache"]
@@ -62,12 +67,7 @@ class Stop(Exception):
 def run(*argv: object, env: Mapping[str, str] | None = None) -> None:
     """Run a command in the checkout; its own output says what went wrong."""
     words = [str(word) for word in argv]
-    child = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **(env or {})})
-    status = None
-    while status is None:
-        # Ctrl-C reaches the command too, and it has machines to delete before it ends.
-        with contextlib.suppress(KeyboardInterrupt):
-            status = child.wait()
+    status = ending.call(words, cwd=ROOT, env={**os.environ, **(env or {})})
     if status:
         raise SystemExit(status if status > 0 else 128 - status)
 
@@ -258,6 +258,12 @@ def test() -> None:
     measure.note_passed(ROOT, content)
 
 
+def hosts() -> None:
+    """Run the tests of how runs end, and some of all others as they would run on other hosts."""
+    setup("test", "coverage")
+    pytest("tests/hosts", "-m", "hosts", "-n", "auto")
+
+
 def template() -> None:
     """Run the slow tests of the template."""
     setup("test", "template", for_copier=True)
@@ -279,8 +285,11 @@ def compat() -> None:
             name, error, output = done.result()
             print(f"\n{name}\n{output}", flush=True)
             failed += [f"{name}: {error}"] if error else []
+    except KeyboardInterrupt:
+        ending.hand_on()
+        raise
     finally:
-        # Ctrl-C reaches the tests that run, too; they have machines to delete before they end.
+        # The tests that run have machines to delete before they end.
         pool.shutdown(cancel_futures=True)
     if failed:
         raise Stop("\n".join(failed))
@@ -308,7 +317,7 @@ def smoke(interpreter: str, python: str, pyinfra: str) -> tuple[str, str, str]:
     folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
     # A container's commands take the same way as a machine's, but need an engine.
     words = [venv / "bin" / "python", "-m", "pytest", "-m", "smoke", "-k", "not container"]
-    done = subprocess.run(
+    with ending.child(
         [str(word) for word in [*words, "-p", "no:cacheprovider", *folders]],
         cwd=ROOT,
         # Without machines the tests would be skipped, and that proves nothing here.
@@ -318,9 +327,10 @@ def smoke(interpreter: str, python: str, pyinfra: str) -> tuple[str, str, str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    error = f"the tests ended with exit code {done.returncode}" if done.returncode else ""
-    return name, error, done.stdout
+    ) as tests:
+        output = tests.communicate()[0]
+    error = f"the tests ended with exit code {tests.returncode}" if tests.returncode else ""
+    return name, error, output
 
 
 def bench() -> None:
@@ -402,9 +412,15 @@ def release() -> None:
 
 def clean() -> None:
     """Delete what the other targets made."""
+    others = [path for path in RUNS.glob("*") if path.name not in own and not sweep(path)]
+    if others:
+        raise Stop(f"a run goes on, or left something: see {', '.join(map(str, others))}")
     if any(CACHE.glob("demo/machines")) or any(CACHE.glob("state/**/machines")):
         setup("test")
         run(PYTHON, "scripts/demo.py", "--clean", env=environment())
+    if any(CACHE.glob("*/machines")) and not end_leftovers(CACHE):
+        raise Stop(f"there are machines in {CACHE} that could not be deleted")
+    measure.unhook(ROOT)
     for name in LEFTOVERS:
         path = ROOT / name
         if path.is_dir() and not path.is_symlink():
@@ -416,15 +432,76 @@ def clean() -> None:
             shutil.rmtree(cache)
 
 
+# Temporary files -------------------------------------------------------------------------------
+
+#: Names of the files in RUNS that are this process's.
+own: set[str] = set()
+
+
 @contextlib.contextmanager
 def temporary_files() -> Iterator[None]:
-    """Have a folder for those of all programs, since pytest, uv and others leave some behind."""
-    folder = tempfile.mkdtemp(prefix="orb-")
-    os.environ["TMPDIR"] = folder
-    try:
-        yield
-    finally:
-        remove(Path(folder))
+    """Have a folder for those of all programs, since pytest, uv and others leave some behind.
+
+    What a run has left that was killed is removed first.
+    """
+    others = [path for path in RUNS.glob("*") if not sweep(path)]
+    if not others:
+        measure.unhook(ROOT)
+    folder = Path(tempfile.gettempdir(), f"orb-{secrets.token_hex(4)}")
+    RUNS.mkdir(parents=True, exist_ok=True)
+    note = RUNS / folder.name
+    with note.open("w") as file:
+        # Whatever this process starts goes on with the lock, if this process alone is killed.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        own.add(note.name)
+        ending.INHERITED.append(file.fileno())
+        file.write(str(folder))
+        file.flush()
+        folder.mkdir(mode=0o700)
+        os.environ["TMPDIR"] = str(folder)
+        try:
+            yield
+        finally:
+            if discard(folder):
+                note.unlink(missing_ok=True)
+            own.discard(note.name)
+            ending.INHERITED.remove(file.fileno())
+
+
+def sweep(note: Path) -> bool:
+    """Remove what a run has left that was killed; False if it goes on, or something stays."""
+    with contextlib.suppress(BlockingIOError, FileNotFoundError), note.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder = Path(file.read())
+        # Half a note of a run that was killed before it had made anything.
+        if re.fullmatch(r"orb-\w+", folder.name) and folder.exists():
+            print(f"removing what a killed run left in {folder}", flush=True)
+            if not discard(folder):
+                return False
+        note.unlink()
+    return not note.exists()
+
+
+def discard(folder: Path) -> bool:
+    """Delete a folder of temporary files, and first the machines and containers in it."""
+    used = folder.exists() and any(path.is_dir() for path in folder.iterdir())
+    if used and not end_leftovers(folder):
+        print(f"{folder} stays; `make clean` tries again", file=sys.stderr)
+        return False
+    remove(folder)
+    return not folder.exists()
+
+
+def end_leftovers(folder: Path) -> bool:
+    """Put an end to machines, containers and mounts in a folder; False if something stays."""
+    if not PYTHON.exists():
+        setup()
+    argv = [str(PYTHON), "-m", "scripts.leftovers", str(folder)]
+    env = {**os.environ, **environment()}
+    # What is ended is not the place for its own temporary files.
+    env.pop("TMPDIR", None)
+    # In a session of its own, where nothing disturbs it.
+    return not subprocess.run(argv, cwd=ROOT, env=env, start_new_session=True).returncode
 
 
 def remove(folder: Path) -> None:
@@ -437,7 +514,7 @@ def remove(folder: Path) -> None:
 TARGETS = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(demo, test, template, compat, bench, conformance, faults, contract),
+        *(demo, test, hosts, template, compat, bench, conformance, faults, contract),
         *(lint, coverage, docs, release_test, release_check, release, clean),
     )
 }
@@ -447,6 +524,8 @@ def main() -> None:
     """Run the target that the Makefile names."""
     if len(sys.argv) != 2 or sys.argv[1] not in TARGETS:
         raise SystemExit(f"usage: python3 scripts/dev.py {'|'.join(TARGETS)}")
+    ending.listen()
+    ending.watch_make()
     try:
         with temporary_files():
             TARGETS[sys.argv[1]]()

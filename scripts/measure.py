@@ -20,15 +20,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ending
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(".cache", "coverage")
 RESULT = CACHE / "result.json"
 #: What `make test` leaves: the content for which it passed.
 PASSED = Path(".cache", "tests-passed")
+#: What is measured does this; it lies in CACHE while that goes on.
+PROGRAM = "reached.py"
 #: Percent of the lines of src/.
 NEEDED = 99.0
 #: These tests are other targets' own, and run what is measured here a second time.
-LEFT_OUT = ("docs", "release", "template")
+LEFT_OUT = ("docs", "hosts", "release", "template")
 
 SETTINGS = """\
 [run]
@@ -112,16 +116,29 @@ def hooked(root: Path) -> Iterator[None]:
     (folder / "settings").write_text(SETTINGS.format(folder=folder, root=root))
     (folder / "lines").touch()
     (folder / "lines").chmod(0o666)  # for processes of other users
-    program = folder / "reached.py"
-    shutil.copyfile(Path(__file__).with_name("reached.py"), program)
+    program = folder / PROGRAM
+    shutil.copyfile(Path(__file__).with_name(PROGRAM), program)
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
     hook = Path(sysconfig.get_path("purelib"), f"measure-{name}.pth")
+    # First, so that it is found again whatever happens.
+    (folder / "hook").write_text(str(hook))
     hook.write_text(HOOK.format(str(program)))
     try:
         yield
     finally:
-        hook.unlink()
-        program.unlink()
+        unhook(root)
+
+
+def unhook(root: Path) -> None:
+    """Measure nothing any more; also what was to be measured by a run that was killed."""
+    folder = root / CACHE
+    (folder / PROGRAM).unlink(missing_ok=True)
+    place = folder / "hook"
+    if place.exists():
+        hook = Path(place.read_text())
+        if hook.suffix == ".pth" and hook.name.startswith("measure-"):
+            hook.unlink(missing_ok=True)
+        place.unlink()
 
 
 def add_lines(folder: Path) -> None:
@@ -141,6 +158,7 @@ def add_lines(folder: Path) -> None:
 def measure(root: Path, *places: str) -> dict[str, Any]:
     """Run the tests, or those in some places; write down how they ended and what they reached."""
     folder = root / CACHE
+    unhook(root)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     content = tested(root)
@@ -152,12 +170,7 @@ def measure(root: Path, *places: str) -> dict[str, Any]:
     paths = [str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with hooked(root):
-        child = subprocess.Popen(tests, cwd=root, env=environment)
-        try:
-            failed = child.wait()
-        except KeyboardInterrupt:
-            child.wait()  # it was interrupted, too, and has machines to delete
-            raise
+        failed = ending.call(tests, cwd=root, env=environment)
     add_lines(folder)
     coverage = [sys.executable, "-m", "coverage"]
     options = [f"--rcfile={folder / 'settings'}"]
@@ -193,6 +206,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> int:
     """Measure, unless that was done, and show it; only some tests, where their places are named."""
+    ending.listen()
     places = sys.argv[1:]
     result = measure(ROOT, *places) if places else recorded(ROOT) or measure(ROOT)
     show(result)
@@ -202,4 +216,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -9,6 +9,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import ending
 from release_check import REPOSITORY, UNRELEASED, VERSION, changes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,7 @@ def main() -> int:
     try:
         write(version)
         check = [sys.executable, "scripts/release_check.py", "--releasing"]
-        done = subprocess.run(check, cwd=ROOT, env={**os.environ, "ITEM": ""}).returncode == 0
+        done = ending.call(check, cwd=ROOT, env={**os.environ, "ITEM": ""}) == 0
     finally:
         if not done:
             output("git", "checkout", "HEAD", "--", *FILES)
@@ -85,4 +86,5 @@ Committed, and nothing was pushed. What follows, once the pull request's checks 
 
 
 if __name__ == "__main__":
+    ending.listen()
     sys.exit(main())

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ending
 import measure
 import yaml
 from checkout import BIN, NAME, ROOT, Checkout, Problem, need, read_metadata
@@ -371,4 +372,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    ending.listen()
     sys.exit(main())

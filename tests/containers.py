@@ -12,7 +12,9 @@ import fcntl
 import glob
 import os
 import platform
+import resource
 import secrets
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,13 +28,15 @@ from pyinfra_orbstack.orbctl import Orbctl
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "podman"
-PREFIX = "pyinfra-podman-"
+PREFIX = "podman-"
+#: So long may the path of what podman needs while it runs be, and no longer.
+LONGEST_RUNROOT = 50
 
 # runc, because crun refuses hosts with cgroup v1 and v2 mixed; limits that need no rights to raise.
 CONFIG = """
 [containers]
 netns = "host"
-default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+default_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]
 [engine]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
@@ -47,7 +51,7 @@ runc = ["{root}/usr/sbin/runc"]
 WRAPPER = """#!/bin/sh
 export HOME={folder} TMPDIR={folder} LD_LIBRARY_PATH={libraries}
 export CONTAINERS_CONF={folder}/containers.conf
-exec {root}/usr/bin/podman --root {folder}/store --runroot {folder}/run --tmpdir {folder}/tmp \\
+exec {root}/usr/bin/podman --root {folder}/store --runroot {folder}/r --tmpdir {folder}/tmp \\
 --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
 """
 
@@ -164,8 +168,8 @@ def engine() -> Iterator[Docker]:
     else:
         yield client
         return
-    _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    sweep(*places())
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=places()[0]))
     owner = (folder / "owner").open("w")
     fcntl.flock(owner, fcntl.LOCK_EX)
     # Where podman remembers layers, and no option says otherwise.
@@ -189,30 +193,59 @@ def engine() -> Iterator[Docker]:
                 os.rmdir(group)
 
 
-def _sweep() -> None:
-    """Remove what runs have left that were killed; those that go on hold a lock."""
-    for owner in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/owner"):
+def places() -> list[Path]:
+    """Where folders of engines are made, and where others may be."""
+    folder = Path(tempfile.gettempdir())
+    fits = len(str(folder / f"{PREFIX}12345678" / "r")) <= LONGEST_RUNROOT
+    return [folder] if fits else [Path("/tmp"), folder]
+
+
+def sweep(*folders: Path) -> list[str]:
+    """Remove what runs have left that were killed; those that go on hold a lock.
+
+    Returns:
+        What went wrong.
+    """
+    problems = []
+    for owner in (owner for folder in folders for owner in folder.glob(f"{PREFIX}*/owner")):
         with owner.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            remove = [owner.with_name("docker"), "rm", "--all", "--force", "--time", "0"]
-            with contextlib.suppress(OSError):
-                subprocess.run(remove, check=False, capture_output=True)
+            remove = [str(owner.with_name("docker")), "rm", "--all", "--force", "--time", "0"]
+            try:
+                done = subprocess.run(remove, check=False, capture_output=True, text=True)
+            except OSError:  # killed before there was any
+                pass
+            else:
+                if done.returncode:
+                    problems.append(f"containers in {owner.parent}: {done.stderr.strip()}")
+                    continue
             shutil.rmtree(owner.parent, ignore_errors=True)
+    return problems
+
+
+def at_most(wanted: int, what: str) -> int:
+    """So much of something as needs no rights to have."""
+    hard = resource.getrlimit(getattr(resource, f"RLIMIT_{what}"))[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def _podman(folder: Path) -> Path:
     """Make a docker command that keeps all it has in a folder."""
     root = _unpacked()
     libraries = next((root / "usr/lib").glob("*-linux-*"), root)
-    (folder / "containers.conf").write_text(CONFIG.format(root=root, libraries=libraries))
+    limits = {"files": at_most(1024, "NOFILE"), "processes": at_most(4096, "NPROC")}
+    text = CONFIG.format(root=root, libraries=libraries, **limits)
+    (folder / "containers.conf").write_text(text)
     policy = folder / ".config" / "containers" / "policy.json"
     policy.parent.mkdir(parents=True)
     shutil.copy(root / "etc/containers/policy.json", policy)
     command = folder / "docker"
-    command.write_text(WRAPPER.format(root=root, folder=folder, libraries=libraries))
+    paths = {"root": root, "folder": folder, "libraries": libraries}
+    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    command.write_text(WRAPPER.format(**quoted))
     command.chmod(0o755)
     return command
 

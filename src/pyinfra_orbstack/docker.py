@@ -72,13 +72,21 @@ class Container:
 
     @property
     def domain(self) -> str:
-        """The name that OrbStack gives it on the Mac's network; the first, where there are more."""
+        """The name that OrbStack gives it on the Mac's network; the first, where there are more.
+
+        A service's name belongs to the container that serves it: neither to one that a single
+        command runs in, nor to the second of several.
+        """
         for own in self.labels.get("dev.orbstack.domains", "").split(","):
             if own.strip() and "*" not in own:
                 return own.strip()
-        if self.project and self.service:
-            return f"{self.service}.{self.project}.orb.local"
-        return f"{self.name}.orb.local"
+        name = self.name
+        one_off = self.labels.get("com.docker.compose.oneoff", "").lower() == "true"
+        first = self.labels.get("com.docker.compose.container-number", "1") == "1"
+        if self.project and self.service and first and not one_off:
+            name = f"{self.service}.{self.project}"
+        # Names of hosts have no underscores.
+        return f"{name.replace('_', '-')}.orb.local"
 
     @property
     def image_name(self) -> str | None:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from types import FrameType
 
 from pyinfra_orbstack import docker, orbctl
 
@@ -88,27 +93,56 @@ def pyinfra_argv(*words: str) -> list[str]:
 def call(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run a program in this terminal and return its exit status.
 
-    Ctrl-C reaches it too, and it has things to put in order before it ends.
+    Ctrl-C reaches it too, and what ends this process is handed on; it has things to put in order
+    before it ends.
     """
     child = subprocess.Popen(argv, env=env)
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):
-            return child.wait()
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # Inventories -----------------------------------------------------------------------------------
 
 
 def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the hosts in an inventory file, read as pyinfra reads it."""
+    """Names of the hosts in an inventory file, read as pyinfra reads it.
+
+    Raises:
+        Refused: It cannot be executed.
+    """
     names: dict[str, None] = {}
-    for key, group in runpy.run_path(os.fspath(path)).items():
+    try:
+        values = runpy.run_path(os.fspath(path))
+    except Exception as broken:
+        raise Refused(_where(os.fspath(path), broken)) from None
+    for key, group in values.items():
         if key.startswith("_") or not isinstance(group, (list, tuple)):
             continue
-        hosts = group[0] if isinstance(group, tuple) else group
+        hosts = group[0] if isinstance(group, tuple) and group else group
         for host in hosts if isinstance(hosts, (list, tuple)) else ():
-            names[host[0] if isinstance(host, tuple) else host] = None
+            names[host[0] if isinstance(host, tuple) and host else host] = None
     return [name for name in names if isinstance(name, str)]
+
+
+def _where(path: str, broken: Exception) -> str:
+    """What is wrong with a file, and in which line, in one line."""
+    if isinstance(broken, SyntaxError):
+        path, line, text = broken.filename or path, broken.lineno, broken.msg
+    else:
+        frames = traceback.extract_tb(broken.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
+        text = f"{type(broken).__name__}: {broken}"
+    return " ".join(f"{path}{f':{line}' if line else ''}: {text}".split())
 
 
 def find_inventory(name: str) -> Path:
@@ -118,6 +152,8 @@ def find_inventory(name: str) -> Path:
         Refused: There is none of that name.
     """
     known = sorted(path.stem for path in Path("inventories").glob("*.py"))
+    if not known:
+        raise Refused(f"there is no inventory in {Path('inventories').absolute()}")
     if name not in known:
         raise Refused(f"there is no inventory {name!r}; INVENTORY can be: {', '.join(known)}")
     return Path("inventories", f"{name}.py")
@@ -173,38 +209,94 @@ def plan(args: argparse.Namespace) -> int:
     inventory = find_inventory(args.inventory)
     hosts = hosts_of(inventory)
     states = local_states(hosts)
-    ready = []
-    for host in hosts:
-        state = states.get(host, "running")
-        if state == "running":
-            ready.append(host)
-        else:
-            verb = "created" if state == "missing" else "started"
-            name = host[len(PREFIX) :]
-            print(f"{name} would be {verb}, then everything applied to it", flush=True)
+    waiting = [host for host, state in states.items() if state != "running"]
+    joined, status = announce(inventory, waiting) if waiting else ([], 0)
+    ready = [host for host in states if host not in waiting or host in joined]
     if not ready:
-        return 0
-    limits = [word for host in ready for word in ("--limit", host)] if ready != hosts else []
-    words = ("--dry", "--diff", *limits, str(inventory), deploy_file(inventory))
-    return pyinfra(ready, *words, plan=True)
+        return status
+    limit = limits(ready) if ready != hosts else []
+    # Without --diff, which would show the content of files, secrets included.
+    words = ("--dry", *limit, str(inventory), deploy_file(inventory))
+    return pyinfra(ready, *words, plan=True) or status
+
+
+def limits(hosts: Sequence[str]) -> list[str]:
+    """Arguments of `pyinfra` for these hosts alone."""
+    return [word for host in hosts for word in ("--limit", host)]
 
 
 def local_states(hosts: Sequence[str]) -> dict[str, str]:
-    """States of the machines and containers that are named; "missing" is what would be created."""
-    named = [host for host in hosts if "/" in host and not set("*?[") & set(host)]
-    machines = [host for host in named if is_machine(host)]
-    containers = [host for host in named if is_container(host) and host != CONTAINERS]
-    states = dict.fromkeys(machines, "missing")
-    if machines:
+    """States of hosts, patterns resolved: "missing" where there is no such machine or container.
+
+    What runs elsewhere counts as "running", and so does a name that means nothing here: pyinfra
+    will find out.
+    """
+    machines, containers = {}, {}
+    if any(map(is_machine, hosts)):
         use_orbctl()
-        states.update({PREFIX + one.name: one.state for one in orbctl.Orbctl().machines()})
-    if containers:
-        engine = docker.Docker()
-        for host in containers:
-            # Nothing creates one: pyinfra will say that there is none, and which there are.
-            with contextlib.suppress(docker.ContainerNotFound):
-                states[host] = engine.inspect(host[len(CONTAINERS) + 1 :]).state
+        machines = {PREFIX + one.name: one.state for one in orbctl.Orbctl().machines()}
+    if any(map(is_container, hosts)):
+        there = docker.Docker().containers()
+        containers = {f"{CONTAINERS}/{one.name}": one.state for one in there}
+        # A container may be named by the beginning of its id.
+        containers.update(
+            (host, one.state)
+            for host in filter(is_container, hosts)
+            for one in there
+            if host not in containers and one.id.startswith(host[len(CONTAINERS) + 1 :] or "-")
+        )
+    states: dict[str, str] = {}
+    for host in hosts:
+        known = containers if is_container(host) else machines
+        if not is_machine(host) and not is_container(host):
+            states[host] = "running"
+        elif host in (PREFIX[:-1], CONTAINERS) or set("*?[") & set(host):
+            pattern = host if set("*?[") & set(host) else f"{host}/*"
+            # Of machines a pattern means those that are stopped, too.
+            every = is_machine(host) and pattern == host
+            found = {name: state for name, state in known.items() if fnmatchcase(name, pattern)}
+            found = {name: state for name, state in found.items() if every or state == "running"}
+            states.update(found or {host: "running"})
+        else:
+            states[host] = known.get(host, "missing")
     return states
+
+
+def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], int]:
+    """Say what a deploy would do first with hosts that are not ready for it.
+
+    The connector says so: it gets their data from pyinfra, checks what a machine would be made
+    from, and may neither create nor start one now.
+
+    Returns:
+        Those that are ready after all, and 1 if there is one that a deploy could not get ready.
+    """
+    argv = pyinfra_argv("-y", *limits(hosts), str(inventory), "exec", "--", "true")
+    done = subprocess.run(
+        argv,
+        env=environment(plan=True),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    ready, status = [], 0
+    for host in hosts:
+        said = re.findall(rf"^ *\[{re.escape(host)}\] *(.*)$", done.stderr, re.MULTILINE)
+        if not said:  # there was no connecting at all
+            print(done.stderr.strip(), file=sys.stderr)
+            return [], 1
+        name = host[len(PREFIX) :]
+        verb = re.search(r"may not be (created|started) now", said[-1])
+        if "Connected" in said:
+            ready.append(host)
+        elif verb:
+            print(f"{name} would be {verb[1]}, then everything applied to it", flush=True)
+        else:
+            print(f"{name}: {said[-1]}", file=sys.stderr, flush=True)
+            status = 1
+    return ready, status
 
 
 def shell(args: argparse.Namespace) -> int:
@@ -230,23 +322,70 @@ def shell(args: argparse.Namespace) -> int:
 
 
 def destroy(args: argparse.Namespace) -> int:
-    """Delete the machines that this project made, by name and id, after asking."""
+    """Delete the machines that this project made, for one inventory or all, after asking."""
+    inventory = None if args.inventory is None else find_inventory(args.inventory)
+    wanted = machines_of(inventory) if inventory else None
+    if wanted == []:
+        raise Refused(f"{inventory} names no machine of this computer: there is none to delete")
     record = orbctl.Record(RECORD)
-    names = []
-    if record.machines():
+    recorded = {machine_id: name for name, machine_id in record.machines().items()}
+    machines: list[orbctl.Machine] = []
+    if recorded:
         use_orbctl()
-        names = [machine.name for machine in record.existing(orbctl.Orbctl())]
+        machines = record.existing(orbctl.Orbctl())
+    if wanted is not None:
+        tell_forgotten([one.name for one in machines if recorded.get(one.id) not in wanted])
+        machines = [one for one in machines if recorded.get(one.id) in wanted]
+    names = [machine.name for machine in machines]
     if not names:
-        print("this project has made no machine that is still there")
+        print(
+            f"this project has made no machine{f' of {inventory}' if inventory else ''} that is "
+            "still there"
+        )
         return 0
     if not args.yes:
         if not sys.stdin.isatty():
             raise Refused(f"would delete {', '.join(names)}: confirm with YES=1")
         if input(f"Delete {', '.join(names)}? [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
-    deleted = record.delete_all(orbctl.Orbctl())
-    print(f"deleted: {', '.join(deleted) or 'nothing, they were gone'}")
-    return 0
+    return delete(record, machines)
+
+
+def delete(record: orbctl.Record, machines: Sequence[orbctl.Machine]) -> int:
+    """Delete machines, whatever becomes of the others, and return 1 if one is left."""
+    client, deleted, status = orbctl.Orbctl(), [], 0
+    for machine in machines:
+        try:
+            if client.delete(machine.name, machine.id):
+                deleted.append(machine.name)
+                record.forget(machine.id)
+        except orbctl.OrbctlError as problem:
+            print(f"{machine.name} was not deleted: {problem}", file=sys.stderr)
+            status = 1
+    print(f"deleted: {', '.join(deleted) or 'nothing'}")
+    return status
+
+
+def machines_of(inventory: Path) -> list[str]:
+    """Names of the machines that an inventory has a deploy create."""
+    hosts = filter(is_machine, inventory_hosts(inventory))
+    # What a pattern means, or the bare name, was made by somebody else.
+    names = (host[len(PREFIX) :] for host in hosts if not set("*?[") & set(host))
+    return [name for name in names if name]
+
+
+def tell_forgotten(names: Sequence[str]) -> None:
+    """Name the machines among those made here that no inventory names."""
+    known: list[str] = []
+    try:
+        for inventory in Path("inventories").glob("*.py"):
+            known += machines_of(inventory)
+    except Refused:
+        return
+    forgotten = sorted(set(names) - set(known))
+    if forgotten:
+        print(f"made here, too, but in no inventory any more: {', '.join(forgotten)}")
+        print(f"(to delete all made here: {sys.executable} -m pyinfra_orbstack.project destroy)")
 
 
 def use_orbctl() -> None:
@@ -257,15 +396,17 @@ def use_orbctl() -> None:
         os.environ[orbctl.COMMAND_VARIABLE] = command
 
 
+def environment(*, plan: bool = False) -> dict[str, str]:
+    """The environment of a `pyinfra` that writes down the machines that it makes."""
+    record = {orbctl.RECORD_VARIABLE: str(RECORD.absolute())}
+    return {**os.environ, **record, **({"PYINFRA_ORBSTACK_PLAN": "1"} if plan else {})}
+
+
 def pyinfra(hosts: Sequence[str], *words: str, plan: bool = False) -> int:
-    """Run `pyinfra` on these hosts, writing down the machines that it makes."""
+    """Run `pyinfra` on these hosts."""
     if any(map(is_machine, hosts)):
         use_orbctl()
-    extra: Mapping[str, str] = {
-        orbctl.RECORD_VARIABLE: str(RECORD.absolute()),
-        **({"PYINFRA_ORBSTACK_PLAN": "1"} if plan else {}),
-    }
-    return call(pyinfra_argv(*words), {**os.environ, **extra})
+    return call(pyinfra_argv(*words), environment(plan=plan))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for verb, argument in ((deploy, "inventory"), (plan, "inventory"), (shell, "machine")):
         add_verb(verbs, verb).add_argument(argument)
-    add_verb(verbs, destroy)
+    add_verb(verbs, destroy).add_argument("inventory", nargs="?")
     args = parser.parse_args(argv)
     args.yes = os.environ.get("YES") == "1"
     run: Callable[[argparse.Namespace], int] = args.run

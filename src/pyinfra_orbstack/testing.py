@@ -8,11 +8,9 @@ their own, functions and operations through pyinfra's API.
 from __future__ import annotations
 
 import abc
-import ast
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import secrets
 import shutil
@@ -27,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, Union
 
 import pytest
+
+from pyinfra_orbstack.endings import Endings
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,6 +46,7 @@ Self = TypeVar("Self", bound="Target")
 
 RUN_KEY = pytest.StashKey[str]()
 ENGINE_KEY = pytest.StashKey["Engine"]()
+ENDINGS_KEY = pytest.StashKey[Endings]()
 
 
 class Ran(NamedTuple):
@@ -76,9 +77,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a name, which all workers of pytest-xdist share."""
+    """Give the run a name, which all workers of pytest-xdist share, and see that it can end."""
+    endings = config.stash[ENDINGS_KEY] = Endings()
+    endings.begin()
+    config.pluginmanager.register(_CtrlC(endings))
     worker = getattr(config, "workerinput", {})
     config.stash[RUN_KEY] = worker.get("orbstack_run") or secrets.token_hex(4)
+
+
+class _CtrlC:
+    """Sees that nothing disturbs what is put in order after Ctrl-C."""
+
+    def __init__(self, endings: Endings) -> None:
+        self._endings = endings
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        self._endings.over = True
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Look for no tests in the machines of a simulator, whose files are a whole system's."""
+    # One that is named on the command line is not ignored itself, but what is in it can be.
+    return True if any(map(_has_machines, (collection_path, collection_path.parent))) else None
+
+
+def _has_machines(folder: Path) -> bool:
+    named = os.environ.get("ORBCTL_SIMULATOR_HOME")
+    if named and os.path.realpath(named) == os.path.realpath(folder):
+        return True
+    try:
+        machines = os.listdir(folder / "machines")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    # Each has its id for a name.
+    return bool(machines) and all(len(name) == 26 and name.isupper() for name in machines)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -100,6 +135,8 @@ def pytest_terminal_summary(
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Delete whatever the run has made and not deleted, once all workers have ended."""
+    endings = config.stash[ENDINGS_KEY]
+    endings.over = True
     engine = config.stash.get(ENGINE_KEY, None)
     if engine is not None:
         engine.close()
@@ -107,6 +144,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if not kept and not hasattr(config, "workerinput"):
         for folder in _folders(config.stash[RUN_KEY]):
             _delete_all(folder)
+    endings.end()
 
 
 # Fixtures --------------------------------------------------------------------------------------
@@ -170,13 +208,10 @@ class Target(abc.ABC):
         self.name = name
         self.id = id_
         self.host = f"{place}/{name}"
+        from pyinfra_orbstack import runs
+
         self._root = root
-        self._groups: dict[str, dict[str, Any]] = (
-            {name: dict(of_group) for name, of_group in groups.items()}
-            if isinstance(groups, Mapping)
-            else {name: {} for name in groups}
-        )
-        self._data = dict(data)
+        self._run = runs.Run(root, self.host, self.kind, runs.check_groups(groups), dict(data))
         self._connection: tuple[State, Host] | None = None
 
     def __repr__(self) -> str:
@@ -222,17 +257,32 @@ class Target(abc.ABC):
             check: Raise `AssertionError`, with pyinfra's log, if something fails.
             timeout: Seconds that a deploy file may take.
         """
-        began = time.monotonic()
-        if callable(deploy):
-            steps, ok, log = self._apply_function(deploy, args, kwargs)
-        else:
-            steps, ok, log = self._apply_file(deploy, timeout)
         from pyinfra_orbstack.results import Result
 
+        began = time.monotonic()
+        if callable(deploy):
+            steps, ok, log = self._run.function(deploy, args, kwargs)
+        else:
+            path = self._deploy_file(deploy, args, kwargs)
+            try:
+                steps, ok, log = self._run.file(path, self._environment(), timeout)
+            except TimeoutError:
+                raise AssertionError(f"{deploy} took more than {timeout:g} s") from None
         result = Result(steps, ok, time.monotonic() - began, log)
         if check and not result.ok:
             raise AssertionError(f"{deploy} failed on {self.name}:\n{result.log}")
         return result
+
+    def _deploy_file(
+        self, deploy: str | os.PathLike[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Path:
+        given = [*map(repr, args), *kwargs]
+        if given:
+            raise TypeError(f"a deploy file takes no arguments, {deploy} got {', '.join(given)}")
+        path = self._root / deploy
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no deploy file {path}")
+        return path
 
     def assert_idempotent(self, deploy: Deploy, *args: Any, **kwargs: Any) -> results.Result:
         """Apply a deploy twice and assert that the second run changes nothing."""
@@ -241,76 +291,19 @@ class Target(abc.ABC):
         assert not result.changed, f"the second run of {deploy} changed {result.changed}"
         return result
 
-    def _apply_file(
-        self, deploy: str | os.PathLike[str], timeout: float
-    ) -> tuple[list[results.Step], bool, str]:
-        from pyinfra_orbstack import process, project, results
-
-        path = self._root / deploy
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no deploy file {path}")
-        with tempfile.TemporaryDirectory(prefix="pyinfra-orbstack-") as temporary:
-            folder = Path(temporary)
-            steps = folder / "steps.json"
-            group_data = folder / "group_data"
-            group_data.mkdir()
-            groups: dict[str, Any] = {self.kind: [(self.host, self._data)]}
-            for name, data in self._groups.items():
-                groups[name] = [self.host]
-                (group_data / f"{name}.py").write_text(_assignments(data))
-            (folder / "inventory.py").write_text(_assignments(groups))
-            (folder / "record.py").write_text(
-                f"from pyinfra_orbstack.results import record\nrecord({str(steps)!r})\n"
-            )
-            files = [str(folder / "inventory.py"), str(folder / "record.py"), str(path)]
-            debug_log = self._root / "pyinfra-debug.log"
-            debug_log_was_there = debug_log.exists()
-            # In the project's folder, where pyinfra finds its group_data.
-            argv = project.pyinfra_argv(
-                "-y", "--chdir", str(self._root), "--group-data", str(group_data), *files
-            )
-            try:
-                done = process.run(argv, timeout=timeout, env=self._environment())
-            except TimeoutError:
-                raise AssertionError(f"{deploy} took more than {timeout:g} s") from None
-            finally:
-                # pyinfra writes it on a user's error too, and the log below says the same.
-                if not debug_log_was_there:
-                    debug_log.unlink(missing_ok=True)
-            log = (done.stdout + done.stderr).decode("utf-8", "replace")
-            return results.read(steps), done.returncode == 0, log
-
-    def _apply_function(
-        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[list[results.Step], bool, str]:
-        from pyinfra.api.deploy import add_deploy
-        from pyinfra.api.exceptions import PyinfraError
-        from pyinfra.api.operations import run_ops
-
-        from pyinfra_orbstack.results import Clock, steps
-
-        clock = Clock()
-        with _log() as log, self._connected() as (state, _):
-            state.add_callback_handler(clock)
-            add_deploy(state, function, *args, **kwargs)
-            try:
-                run_ops(state)
-            except PyinfraError as failed:
-                return steps(state, clock), False, f"{log()}\n{failed}"
-            done = steps(state, clock)
-            return done, not any(step.failed for step in done), log()
-
     # Looking into it
 
     def fact(self, fact: type[FactBase[Any]], *args: Any, **kwargs: Any) -> Any:
         """Return one of pyinfra's facts; global arguments such as ``_sudo=True`` are understood."""
         from pyinfra.api.exceptions import PyinfraError
 
-        with _log() as log:
+        from pyinfra_orbstack import runs
+
+        with runs.log() as log:
             if self._connection is None:
-                self._connection = self._connect()
+                self._connection = self._run.connect()
             try:
-                with _context(*self._connection):
+                with runs.current(*self._connection):
                     return self._connection[1].get_fact(fact, *args, **kwargs)
             except PyinfraError as failed:
                 self._disconnect()
@@ -354,35 +347,12 @@ class Target(abc.ABC):
         """Return the text of a file."""
         return self.run(["cat", "--", path], user=user).stdout
 
-    # A connection of pyinfra's
-
-    def _connect(self) -> tuple[State, Host]:
-        from pyinfra.api.config import Config
-        from pyinfra.api.inventory import Inventory
-        from pyinfra.api.state import State
-
-        groups = {name: ([self.host], data) for name, data in self._groups.items()}
-        inventory = Inventory(([(self.host, self._data)], {}), **groups)
-        state = State(inventory, Config(), check_for_changes=False)
-        host = inventory.get_host(self.host)
-        with _context(state, host):
-            host.connect(raise_exceptions=True)
-        state.activate_host(host)
-        return state, host
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[tuple[State, Host]]:
-        state, host = self._connect()
-        try:
-            with _context(state, host):
-                yield state, host
-        finally:
-            host.disconnect()
-
     def _disconnect(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            with _context(*connection):
+            from pyinfra_orbstack import runs
+
+            with runs.current(*connection):
                 connection[1].disconnect()
 
 
@@ -482,6 +452,9 @@ class MachineFactory:
             groups: Groups of the host, or their data by name.
             data: Data of the host, which come before that of groups.
         """
+        from pyinfra_orbstack import runs
+
+        groups = runs.check_groups(groups)
         return Machine(self._engine, self._engine.make(name, image, user), groups, data or {})
 
 
@@ -523,8 +496,9 @@ class ContainerFactory:
             groups: Groups of the host, or their data by name.
             data: Data of the host, which come before that of groups.
         """
-        from pyinfra_orbstack import docker, inventory, orbctl
+        from pyinfra_orbstack import docker, inventory, orbctl, runs
 
+        groups = runs.check_groups(groups)
         name = docker.check_name(f"{name}-{secrets.token_hex(4)}")
         image = orbctl.check_value("image", image)
         options = ["--rm", "--interactive", "--name", name, "--entrypoint", "sh"]
@@ -722,50 +696,3 @@ def _delete_all(folder: Path) -> None:
             print(f"the next run tries again to delete {names}: {problem}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-# Small helpers ---------------------------------------------------------------------------------
-
-
-def _assignments(values: Mapping[str, Any]) -> str:
-    """Python text that gives these names these values, whatever the names are."""
-    values = dict(values)
-    try:
-        faithful = ast.literal_eval(repr(values)) == values
-    except (SyntaxError, ValueError):
-        faithful = False
-    if not faithful:
-        raise TypeError(f"groups and data can hold plain values only: {values!r}")
-    return f"globals().update({values!r})\n"
-
-
-@contextlib.contextmanager
-def _context(state: State, host: Host) -> Iterator[None]:
-    """Make state and host pyinfra's current ones; its own way forgets to undo that on errors."""
-    from pyinfra.context import ctx_host, ctx_state
-
-    before = ctx_state.get(), ctx_host.get()
-    ctx_state.set(state)
-    ctx_host.set(host)
-    try:
-        yield
-    finally:
-        ctx_state.set(before[0])
-        ctx_host.set(before[1])
-
-
-@contextlib.contextmanager
-def _log() -> Iterator[Callable[[], str]]:
-    """Collect what pyinfra logs."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("pyinfra")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield lambda: "\n".join(lines)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)

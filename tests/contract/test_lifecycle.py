@@ -74,6 +74,7 @@ def test_limits(orb: Program, made: Made) -> None:
 def test_mounts(orb: Program, made: Made, isolated: str, tmp_path: Path) -> None:
     """Section 5.1, flags: ``--mount SRC:DEST`` shares one folder with an isolated machine."""
     (tmp_path / "file").write_text("shared")
+    (tmp_path / "file").chmod(0o644)
     tmp_path.chmod(0o755)
     name = made.create("--isolated", "--mount", f"{tmp_path}:/work/here")
     assert orb("run", "-m", name, "cat", "/work/here/file").text == "shared"

@@ -87,7 +87,14 @@ def own(tmp_path: Path, orb: Program) -> Iterator[Program]:
 @pytest.fixture(scope="session")
 def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root file system of a few programs of this host, with what they are linked to."""
-    root = tmp_path_factory.mktemp("rootfs")
+    before = os.umask(0o022)  # every user of a machine is to read it, whoever makes it
+    try:
+        return make_rootfs(tmp_path_factory.mktemp("rootfs"))
+    finally:
+        os.umask(before)
+
+
+def make_rootfs(root: Path) -> Path:
     needed = []
     for name in ("sh", "cat", "id", "hostname", "ls"):
         program = shutil.which(name)

@@ -187,6 +187,7 @@ def test_user_file_that_is_damaged(orb: Program, made: Made, machine: str) -> No
 
 def test_single_file_is_shared(made: Made, orb: Program, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("shared\n")
+    (tmp_path / "file").chmod(0o644)
     tmp_path.chmod(0o755)
     name = made.create("--isolated", "--mount", f"{tmp_path}/file:/opt/deep/er")
     assert orb("run", "-m", name, "cat", "/opt/deep/er").text == "shared\n"

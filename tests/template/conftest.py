@@ -62,7 +62,11 @@ def render(template: Path, tmp_path: Path) -> Render:
     """Render the template, as a user does who trusts nothing."""
 
     def render(
-        name: str = "myproj", source: Path = template, ref: str = "HEAD", **answers: Any
+        name: str = "myproj",
+        source: Path = template,
+        ref: str = "HEAD",
+        answers_file_path: str | None = None,
+        **answers: Any,
     ) -> Project:
         import copier
 
@@ -72,6 +76,7 @@ def render(template: Path, tmp_path: Path) -> Render:
                 str(source),
                 tmp_path / name,
                 data=answers,
+                answers_file=answers_file_path,
                 defaults=True,
                 quiet=True,
                 unsafe=False,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tests.template.conftest import ROOT
+from tests.template.conftest import ROOT, Render
+from tests.template.project import git
 
 #: What to look for, and what lacks it.
 LACKING = {
@@ -98,19 +103,100 @@ def test_makefile_and_script_know_the_same_targets() -> None:
     assert listed <= set(re.search(r"^\.PHONY: (.*)", text, re.MULTILINE)[1].split())  # type: ignore[index]
 
 
-def make(target: str, *words: str, path: Path) -> str:
-    """What make starts; a Python on that path prints it."""
-    (path / "python3").write_text('#!/bin/sh\necho "${EXACTLY:-any}" "$@"\n')
-    (path / "python3").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
-    environment.pop("EXACTLY", None)
-    argv = ["make", "--silent", "-C", str(ROOT), target, *words]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True).stdout
+def program(path: Path, script: str) -> None:
+    """Put a program where `make` finds it before all others."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def make(folder: Path, *words: str, path: Path, **variables: str) -> str:
+    """What make, and the programs that it starts, print."""
+    environment = {**os.environ, **variables}
+    environment["PATH"] = f"{path}{os.pathsep}{os.environ['PATH']}"
+    for name in {"EXACTLY", "MAKEFLAGS", "MAKELEVEL"} - set(variables):
+        environment.pop(name, None)
+    argv = ["make", "--silent", "-C", str(folder), *words]
+    return subprocess.run(
+        argv, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    ).stdout
 
 
 def test_make_knows_whether_a_python_was_named(tmp_path: Path) -> None:
-    assert "any scripts/dev.py test\n" in make("test", path=tmp_path)
-    assert "1 scripts/dev.py test\n" in make("test", f"PYTHON={tmp_path}/python3", path=tmp_path)
+    program(tmp_path / "python3", 'echo "${EXACTLY:-any}" "$@"')
+    assert "any scripts/dev.py test\n" in make(ROOT, "test", path=tmp_path)
+    assert "any scripts/dev.py test\n" in make(ROOT, "test", path=tmp_path, EXACTLY="yes")
+    named = f"PYTHON={tmp_path}/python3"
+    assert "1 scripts/dev.py test\n" in make(ROOT, "test", named, path=tmp_path)
+
+
+# Values are data --------------------------------------------------------------------------------
+
+
+class Makefile(NamedTuple):
+    """A Makefile that programs of ours are called by; `folder` is its own."""
+
+    folder: Path
+    path: Path
+    targets: list[str]
+    variables: list[str]
+
+
+@pytest.fixture
+def makefile(request: pytest.FixtureRequest, render: Render, tmp_path: Path) -> Makefile:
+    """Ours, or a rendered one with all there is."""
+    folder, programs = tmp_path / "ours", tmp_path / "bin"
+    if request.param == "theirs":
+        folder = render(docker=True).path
+        git(folder, "init", "-q")
+    else:
+        folder.mkdir()
+        shutil.copy(ROOT / "Makefile", folder)
+    programs.mkdir()
+    for name in ("uv", "python3"):
+        program(programs / name, 'printf %s "$VERSION" >value')
+    text = (folder / "Makefile").read_text()
+    targets = re.findall(r"^([a-z][a-z-]*):.*##", text, re.MULTILINE)
+    variables = re.findall(r"^(?:override )?([A-Z]+) [:?]?=|[(]foreach ([^,]*)", text, re.MULTILINE)
+    exported = " ".join(re.findall(r"^export (.*)", text, re.MULTILINE)).split()
+    return Makefile(folder, programs, targets, [*map("".join, variables), *exported])
+
+
+BOTH = pytest.mark.parametrize("makefile", ["ours", "theirs"], indirect=True)
+#: `make` expands some of these, a shell the others.
+ODD = ["$(shell touch pwned)", "${shell touch pwned}", "`touch pwned`", "$$(touch pwned)"]
+ODD += ['"; touch pwned; "', "'; touch pwned; '", "touch pwned;", "$(info $(shell touch pwned))"]
+
+
+@BOTH
+@pytest.mark.parametrize("odd", ODD)
+def test_no_value_is_run(makefile: Makefile, odd: str) -> None:
+    assert {"VERSION", "it.is"} <= set(makefile.variables)
+    # ANYTHING is nobody's: what the command line gives reaches every program.
+    names = {*makefile.variables, "CURDIR", "ANYTHING"}
+    for target in makefile.targets:
+        # Without these two the programs are never started.
+        for some in (names - {"PYTHON", "UV"}, names, {"SHELL"}):
+            words = [f"{name}={odd}" for name in sorted(some)]
+            make(makefile.folder, target, *words, path=makefile.path)
+            assert not (makefile.folder / "pwned").exists(), f"make {target} {words}"
+        make(makefile.folder, target, path=makefile.path, **dict.fromkeys(names, odd))
+        assert not (makefile.folder / "pwned").exists(), f"{names} make {target}"
+
+
+# make itself drops white space before a value.
+VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0")).map(str.lstrip)
+
+
+@BOTH
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(value=VALUES | st.sampled_from(ODD))
+def test_every_value_arrives_as_it_is(makefile: Makefile, value: str) -> None:
+    for words, variables in ([f"VERSION={value}"], {}), ([], {"VERSION": value}):
+        make(makefile.folder, "release", *words, path=makefile.path, **variables)
+        assert (makefile.folder / "value").read_bytes() == value.encode()
+    assert not (makefile.folder / "pwned").exists()
 
 
 @pytest.mark.parametrize("exactly", ["", "1"], ids=["any", "exactly"])

@@ -43,6 +43,34 @@ def test_default_project_passes_its_own_tests(render: Render) -> None:
     project.check_tests()
 
 
+def test_hosts_can_be_written_in_every_way_that_pyinfra_reads(render: Render) -> None:
+    project = render(docker=True)
+    project.write(
+        "inventories/local.py",
+        "web = [",
+        """_hidden = ["@orbstack/other"]
+db = (["@orbstack/myproj-db-1", ("@orbstack/myproj-db-2", MACHINE)], {"port": 1})
+cache: list[str] = ["@orbstack/myproj-cache-1", "@local"]
+web = [""",
+    )
+    project.write(
+        "inventories/production.py", "web: list", "db = ['db.example']\ncache = []\nweb: list"
+    )
+    project.write(
+        "inventories/containers.py", "web = [", "web = [('@orbstack/docker/myproj-x', {}), "
+    )
+    named = [
+        "tests/test_inventories.py",
+        "tests/test_containers.py",
+        "-k",
+        "named or groups or those",
+    ]
+    project.check_tests(*named)
+    project.write("inventories/local.py", "@orbstack/myproj-db-1", "@orbstack/db-1")
+    with pytest.raises(AssertionError, match="test_machines_are_named_after_the_project"):
+        project.check_tests(*named)
+
+
 @pytest.mark.usefixtures("client")
 def test_project_with_containers_passes_its_own_tests(render: Render, small_image: str) -> None:
     project = render(docker=True)

@@ -5,18 +5,23 @@ The tags are made in a temporary repository, so that a clone without tags tests 
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
+from yaml import safe_load
 
 from pyinfra_orbstack.orbctl import Orbctl
 from tests.template.conftest import ROOT, Render
-from tests.template.project import Project, git
+from tests.template.project import Project, git, run
 
 OLD, NEW = "v90.0.0", "v90.1.0"
 
@@ -131,6 +136,189 @@ def test_a_conflict_would_be_noticed(render: Render, repository: Path) -> None:
     release(repository, NEW)
     with pytest.raises(AssertionError, match="conflict in"):
         project.update(repository)
+
+
+# make update -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `uv tool run`, and `uvx`, run the copier that is here."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    python = shlex.quote(sys.executable)
+    for name, skipped in (("uv", 5), ("uvx", 1)):
+        # What is behind `uv tool run --from WHAT copier`.
+        script = f'#!/bin/sh\nshift {skipped}\nexec {python} -m copier "$@"\n'
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    return {"PATH": os.pathsep.join([str(folder), os.environ["PATH"]])}
+
+
+def in_repository(render: Render, repository: Path, place: str) -> Project:
+    """A project in a directory of a repository; "." is a repository of its own."""
+    top = repository.parent / "top"
+    project = render(f"top/{place}/myproj" if place != "." else "top", source=repository)
+    if place != ".":
+        (top / "README.md").write_text("Ours\n")
+    Project(top).commit()
+    return project
+
+
+@pytest.mark.parametrize("place", [".", "deep/er"])
+def test_make_update(
+    render: Render, repository: Path, tools: dict[str, str], tmp_path: Path, place: str
+) -> None:
+    project = in_repository(render, repository, place)
+    kept = edit(project)
+    (project.path / "CHANGELOG.md").unlink()
+    del kept["CHANGELOG.md"]
+    Project(tmp_path / "top").commit()
+    evolve(repository)
+    replace(repository / "template" / "CHANGELOG.md.jinja", "Unreleased", "Not yet released")
+    release(repository, NEW)
+    project.make("update", **tools)
+    check_evolved(project)
+    for name, words in kept.items():
+        assert words in project.text(name), name
+    assert not project.has("CHANGELOG.md")
+    changed = git(tmp_path / "top", "status", "--porcelain", "-z").split("\0")
+    assert all(project.path in (tmp_path / "top" / line[3:]).parents for line in changed if line)
+
+
+def test_nothing_that_was_deleted_comes_back(
+    render: Render, repository: Path, tools: dict[str, str]
+) -> None:
+    project = made_from(render, repository, docker=True)
+    keep = {".copier-answers.yml", "Makefile"}
+    deleted = [path for path in project.files() if path.name not in keep]
+    for path in deleted:
+        path.unlink()
+    project.commit()
+    for path in (repository / "template").rglob("*"):
+        if path.is_file() and "answers" not in path.name:
+            with path.open("a") as file:
+                file.write("# new\n")
+    release(repository, NEW)
+    project.make("update", **tools)
+    assert project.text("Makefile").endswith("# new\n")
+    assert [path for path in deleted if path.exists()] == []
+
+
+def test_make_update_names_conflicts(
+    render: Render, repository: Path, tools: dict[str, str]
+) -> None:
+    project = made_from(render, repository)
+    project.write("README.md", "## More\n", "## Less\n")
+    project.commit()
+    evolve(repository)
+    release(repository, NEW)
+    with pytest.raises(AssertionError, match=r"\nresolve the conflicts in: README.md\n"):
+        project.make("update", **tools)
+
+
+def test_what_the_readme_tells_can_be_updated(
+    template: Path, tools: dict[str, str], tmp_path: Path
+) -> None:
+    checkout = tmp_path / "pyinfra-orbstack"
+    shutil.copytree(template, checkout)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^uvx copier copy --vcs-ref HEAD .*$", readme, re.MULTILINE)
+    run(checkout, "sh", "-c", recipe.replace(" copy ", " copy --defaults "), env=tools)
+    project = Project(tmp_path / "myproj")
+    project.commit()
+    evolve(checkout)
+    git(checkout, "commit", "-qam", "new")
+    project.make("update", **tools)
+    assert "## Even more" in project.text("README.md")
+
+
+@pytest.mark.parametrize(
+    ("written", "good"),
+    [
+        (".", False),
+        ("../template", False),
+        ("'../it''s #1'", False),
+        ("{}", True),
+        ('"{}"', True),
+        ("gh:elazar/pyinfra-orbstack", True),
+        ("git+https://git.example/x", True),
+        ("~/template", True),
+    ],
+)
+def test_a_relative_source_is_refused_before_copier_is_asked(
+    render: Render, repository: Path, tmp_path: Path, written: str, good: bool
+) -> None:
+    project = made_from(render, repository)
+    written = written.format(repository)
+    project.write(".copier-answers.yml", f"_src_path: {repository}", f"_src_path: {written}")
+    project.commit()
+    (tmp_path / "uv").write_text("#!/bin/sh\ntouch asked\n")
+    (tmp_path / "uv").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["make", "-s", "update"], cwd=project.path, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode == 0, project.has("asked")) == (good, good), done.stderr
+    said, *make = done.stderr.splitlines() or [""]
+    assert good or ("is a relative path, and" in said and len(make) == 1), done.stderr
+
+
+def test_answers_in_another_file(
+    render: Render, repository: Path, tools: dict[str, str], tmp_path: Path
+) -> None:
+    name = "conf/it's #1 $x.yml"
+    project = render(source=repository, answers_file_path=name)
+    assert not project.has(".copier-answers.yml")
+    project.commit()
+    evolve(repository)
+    release(repository, NEW)
+    project.make("update", **tools)
+    assert f"_commit: {NEW}\n" in project.text(name)
+    assert not project.has(".copier-answers.yml")
+    assert f"`{name}` records" in project.text("docs/updating.md")
+
+
+def test_the_page_does_what_it_tells(
+    render: Render, repository: Path, tools: dict[str, str], tmp_path: Path
+) -> None:
+    """Every block of a shell; the second one switches an answer, the last one moves a workflow."""
+    project = in_repository(render, repository, "deep/er")
+    page = project.text("docs/updating.md")
+    update, switch, move = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    update = update.replace("make lint test\n", "")  # tests/template/test_matrix.py does that
+    evolve(repository)
+    release(repository, NEW)
+    env = {**tools, "GIT_PAGER": "cat"}
+    run(project.path, "sh", "-exc", update, env=env)
+    assert git(tmp_path / "top", "status", "--porcelain") == ""
+    assert git(project.path, "log", "-1", "--format=%s") == "Update from the template\n"
+    check_evolved(project)
+
+    run(project.path, "sh", "-exc", switch.replace("=true", "=false"), env=env)
+    assert project.answers["publish_to_pypi"] is False
+    assert not project.has("scripts")
+    Project(tmp_path / "top").commit()
+
+    run(project.path, "sh", "-exc", move)
+    workflow = tmp_path / "top" / ".github" / "workflows" / "myproj.yml"
+    replace(workflow, "permissions: {}\n\nconcurrency", f"permissions: {{}}\n\n{yaml}\nconcurrency")
+    replace(workflow, "path/of/myproj", "deep/er/myproj")
+    parsed = safe_load(workflow.read_text())
+    folder = tmp_path / "top" / parsed["defaults"]["run"]["working-directory"]
+    assert folder == project.path
+    targets = [s["run"] for job in parsed["jobs"].values() for s in job["steps"] if "run" in s]
+    assert targets == ["make lint", "make test"]
+    Project(tmp_path / "top").commit()
+    replace(repository / "template" / ".github/workflows/ci.yml", "minutes: 25", "minutes: 26")
+    release(repository, "v90.2.0")
+    project.make("update", **tools)
+    assert not project.has(".github/workflows/ci.yml")
+    assert project.answers["_commit"] == "v90.2.0"
+
+
+# Answers that change ---------------------------------------------------------------------------
 
 
 def nothing(project: Project) -> dict[str, str]:

@@ -43,7 +43,6 @@ def test_a_deploy_file_is_applied(container: Container, tmp_path: Path) -> None:
     assert set(container.read("/etc/hosts.local").split()) == {
         "@orbstack",
         "container",
-        "inventory",
         "orbstack_containers",
         f"orbstack_image_{docker.Docker().inspect(container.name).image_name}",
     }

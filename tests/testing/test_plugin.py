@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -65,6 +66,31 @@ def test_names_cannot_collide(pytester: pytest.Pytester) -> None:
         "orbstack_machine",
         "orbstack_machines",
     }
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_no_tests_are_looked_for_in_machines(
+    pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    if not is_simulator(client.command):
+        pytest.skip("only a simulator has machines in a folder")
+    pytester.makepyfile("def test(): pass")
+    home = pytester.path / "simulator"
+    monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(home))
+    client.create(create_args("planted", "ubuntu"))
+    try:
+        script = "echo 'assert 0, \"collected\"' | sudo tee /test_planted.py /srv/test_planted.py"
+        client.call("run", "-m", "planted", "sh", "-c", script)
+        planted = list(home.rglob("test_planted.py"))
+        assert os.geteuid() or planted
+        if not named:
+            monkeypatch.delenv("ORBCTL_SIMULATOR_HOME")
+        for words in ([], ["."], ["simulator"]):
+            ended = pytester.runpytest_subprocess(*words)
+            ended.assert_outcomes(passed=0 if words == ["simulator"] else 1)
+    finally:
+        monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(home))
+        client.delete("planted", client.info("planted").id)
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -182,12 +208,13 @@ SLEEPER = """
 """
 
 
-def start(pytester: pytest.Pytester) -> subprocess.Popen[bytes]:
+def start(pytester: pytest.Pytester, *options: str) -> subprocess.Popen[bytes]:
     """Start a run and wait until its test is in the middle of something."""
     pytester.makepyfile(SLEEPER)
     ready = pytester.path / "ready"
     ready.unlink(missing_ok=True)
-    run = subprocess.Popen([sys.executable, "-m", "pytest", "-q"], start_new_session=True)
+    argv = [sys.executable, "-m", "pytest", "-q", *options]
+    run = subprocess.Popen(argv, start_new_session=True)
     while not ready.exists():
         assert run.poll() is None
         time.sleep(0.05)
@@ -195,11 +222,83 @@ def start(pytester: pytest.Pytester) -> subprocess.Popen[bytes]:
     return run
 
 
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
 @pytest.mark.usefixtures("nothing_left")
-def test_ctrl_c_leaves_nothing(pytester: pytest.Pytester) -> None:
-    run = start(pytester)
-    os.killpg(run.pid, signal.SIGINT)
+@pytest.mark.parametrize(
+    ("number", "whom", "options"),
+    [
+        (INT, "group", []),
+        (TERM, "process", []),
+        (HUP, "group", []),
+        (TERM, "process", ["-n", "2"]),
+        (TERM, "group", ["-n", "2"]),
+    ],
+)
+def test_a_run_that_is_ended_leaves_nothing(
+    pytester: pytest.Pytester, number: int, whom: str, options: list[str]
+) -> None:
+    run = start(pytester, *options)
+    (os.killpg if whom == "group" else os.kill)(run.pid, number)
     assert run.wait(120) == pytest.ExitCode.INTERRUPTED
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("seconds", [0.5, 1, 2])
+def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
+    pytester: pytest.Pytester, seconds: float
+) -> None:
+    """Python starts, a base is made, a machine is cloned: somewhere there."""
+    pytester.makepyfile(SLEEPER)
+    run = subprocess.Popen([sys.executable, "-m", "pytest", "-q"], start_new_session=True)
+    time.sleep(seconds)
+    run.terminate()
+    assert run.wait(120) in (pytest.ExitCode.INTERRUPTED, -TERM)
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(("first", "then", "seconds"), [(INT, TERM, 0.1), (TERM, HUP, 0.5)])
+def test_what_is_put_in_order_is_not_disturbed(
+    pytester: pytest.Pytester, first: int, then: int, seconds: float
+) -> None:
+    """As a CI that loses patience does, but for the last of its signals."""
+    run = start(pytester)
+    os.killpg(run.pid, first)
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(run.pid, then)
+    assert run.wait(120) == pytest.ExitCode.INTERRUPTED
+
+
+HANDLERS = """
+    import signal
+
+    def test():
+        assert signal.getsignal(signal.SIGTERM) is signal.{0}
+        assert signal.getsignal(signal.SIGHUP) not in (signal.SIG_DFL, signal.SIG_IGN)
+"""
+
+
+def test_handlers_that_somebody_set_stay(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        "import signal\nsignal.signal(signal.SIGTERM, signal.default_int_handler)"
+    )
+    pytester.makepyfile(HANDLERS.format("default_int_handler"))
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_handlers_are_given_back(pytester: pytest.Pytester) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    pytester.makepyfile("def test(): pass")
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    code = (
+        "import pytest, signal; pytest.main(['-q']); "
+        "print(signal.getsignal(signal.SIGTERM).name, signal.getsignal(signal.SIGHUP).name)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert said.endswith("SIG_DFL SIG_DFL\n")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
 @pytest.mark.usefixtures("nothing_left")

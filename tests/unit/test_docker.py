@@ -59,7 +59,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 
     def make(script: str, *, named: bool = True) -> Path:
         path = tmp_path / "docker"
-        path.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n{script}\n')
+        path.write_text(f'#!/bin/sh\necho "$@" >>"{tmp_path}/calls"\n{script}\n')
         path.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         if named:
@@ -241,6 +241,12 @@ def test_image_names(image: str, name: str | None) -> None:
     assert Container("1", "web", image).image_name == name
 
 
+def compose(**labels: str) -> dict[str, str]:
+    """What compose labels a container of a service with."""
+    labels = {"project": "my_shop", "service": "web_app", **labels}
+    return {f"com.docker.compose.{key.replace('_', '-')}": value for key, value in labels.items()}
+
+
 @pytest.mark.parametrize(
     ("labels", "domain"),
     [
@@ -250,7 +256,17 @@ def test_image_names(image: str, name: str | None) -> None:
         ({"dev.orbstack.domains": "own.local, other.local"}, "own.local"),
         ({"dev.orbstack.domains": "*.own.local, own.local"}, "own.local"),
         ({"dev.orbstack.domains": "*.own.local"}, "web.orb.local"),
+        (compose(), "web-app.my-shop.orb.local"),
+        (compose(container_number="1", oneoff="False"), "web-app.my-shop.orb.local"),
+        (compose(container_number="2", oneoff="False"), "web.orb.local"),
+        (compose(container_number="1", oneoff="True"), "web.orb.local"),
+        ({**compose(oneoff="True"), "dev.orbstack.domains": "a_b.local"}, "a_b.local"),
     ],
 )
 def test_domains(labels: dict[str, str], domain: str) -> None:
     assert Container("1", "web", labels=labels).domain == domain
+
+
+def test_a_domain_has_no_underscores() -> None:
+    run = Container("1", "my_shop-web_app-run-0f", labels=compose(oneoff="True"))
+    assert run.domain == "my-shop-web-app-run-0f.orb.local"

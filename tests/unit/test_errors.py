@@ -62,7 +62,7 @@ def test_orbctl_that_hangs(tmp_path: Path) -> None:
 def test_machine_that_is_another_by_now(tmp_path: Path) -> None:
     answer = '{"record": {"id": "01KHVDCW7HTAGRPMB823KADP9B", "name": "web", "state": "running"}}'
     called = tmp_path / "called"
-    client = Orbctl(program(tmp_path, "orbctl", f"echo $1 >>{called}; echo '{answer}'"))
+    client = Orbctl(program(tmp_path, "orbctl", f"echo $1 >>'{called}'; echo '{answer}'"))
     assert not client.delete("web", "01KHVDCW7HTAGRPMB823KADP9C")
     assert called.read_text() == "info\n"
     assert client.delete("web", "01KHVDCW7HTAGRPMB823KADP9B")

@@ -1,0 +1,123 @@
+"""How a run ends: in order when it is told to, with all that it has started.
+
+SIGTERM and SIGHUP count as Ctrl-C, and what comes after the first of them disturbs nothing. Like
+dev.py this needs Python 3.9 and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+#: Descriptors that every child inherits, such as those of locks that say that somebody goes on.
+INHERITED: list[int] = []
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+_children: set[subprocess.Popen[Any]] = set()
+_began = False
+
+
+def listen() -> None:
+    """Raise KeyboardInterrupt for the first signal that tells this process to end."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as behind `nohup`
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    global _began
+    if not _began:
+        _began = True
+        raise KeyboardInterrupt
+
+
+def hand_on() -> None:
+    """Tell what was started that the end has come; who was told already does not mind."""
+    for child in list(_children):
+        child.terminate()
+
+
+@contextlib.contextmanager
+def child(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Start a program that hears of the end, also if this process is killed, where Linux helps."""
+    running = subprocess.Popen(
+        argv, pass_fds=INHERITED, preexec_fn=_end_with_parent if _LIBC else None, **options
+    )
+    _children.add(running)
+    try:
+        yield running
+    except BaseException:
+        running.terminate()
+        running.wait()
+        raise
+    finally:
+        _children.discard(running)
+
+
+def _end_with_parent() -> None:
+    assert _LIBC is not None
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def call(argv: Sequence[str], **options: Any) -> int:
+    """Run a program and return its exit status; it is waited for, whatever comes.
+
+    Raises:
+        KeyboardInterrupt: The end came, and the program has ended.
+    """
+    interrupted = False
+    with child(argv, **options) as running:
+        while True:
+            try:
+                status: int = running.wait()
+                break
+            except KeyboardInterrupt:
+                interrupted = True
+                hand_on()
+    if interrupted:
+        raise KeyboardInterrupt
+    return status
+
+
+def watch_make() -> None:
+    """End when the `make` that started this process is killed, or waits for us in order to end."""
+    make = os.getppid()
+    if not os.environ.get("MAKELEVEL") or make == 1:
+        return
+
+    def watch() -> None:
+        # make hands SIGTERM on; after other signals it waits, in a handler that blocks them.
+        before, always = 0, _blocked(make)
+        while os.getppid() == make:
+            time.sleep(0.5)
+            now = _blocked(make)
+            always &= now
+            if now & before & ~always:
+                break
+            before = now
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _blocked(pid: int) -> int:
+    """Which of the signals a process does not take now, as bits; 0 where nobody knows."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    (mask,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:"))
+    return mask & sum(1 << (number - 1) for number in SIGNALS)

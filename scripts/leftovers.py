@@ -1,0 +1,96 @@
+"""What a killed run has left in its folder: machines, containers and mounts, all put an end to.
+
+`scripts/dev.py` starts this as a module, with the Python of `.venv`, and removes the folder if it
+succeeds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyinfra_orbstack import project, testing
+from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, OrbctlMissing, Record
+from tests import containers
+
+#: In front of what may need more rights: a simulator's folder is root's for an ordinary user, too.
+RIGHTS = [] if os.geteuid() == 0 or sys.platform == "darwin" else ["sudo", "-n"]
+
+
+def find(folder: Path, *words: str) -> list[Path]:
+    """Files and folders in a folder, as `find` finds them."""
+    argv = [*RIGHTS, "find", str(folder), *words]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return [Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]
+
+
+def simulators(folder: Path) -> list[Path]:
+    """State folders of simulators."""
+    told = ("-exec", "test", "-e", "{}/../lock", ";")
+    found = find(folder, "-type", "d", "-name", "machines", *told, "-prune", "-print0")
+    return [path.parent for path in found]
+
+
+def delete_machines(folder: Path) -> Iterator[str]:
+    """Delete the machines of every simulator, and those of OrbStack that tests have written down.
+
+    Yields:
+        What went wrong.
+    """
+    for home in simulators(folder):
+        simulator = project.choose_orbctl("simulator")
+        env = {**os.environ, "ORBCTL_SIMULATOR_HOME": str(home)}
+        env.pop("ORBCTL_SIMULATOR_FAULTS", None)
+        done = subprocess.run(
+            [simulator, "delete", "--all", "--force"], env=env, capture_output=True, text=True
+        )
+        if done.returncode:
+            yield f"machines of {home}: {done.stderr.strip()}"
+    try:
+        client = Orbctl(project.choose_orbctl("real"))
+    except OrbctlMissing:
+        return
+    for path in find(folder, "-type", "f", "-path", "*/record*/machines", "-print0"):
+        try:
+            Record(path).delete_all(client)
+        except OrbctlError as problem:
+            yield f"machines of {path}: {problem}"
+
+
+def mounts(folder: Path) -> list[str]:
+    """What is mounted in a folder, the innermost first."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:  # a Mac
+        return []
+    points = (line.split()[4].encode().decode("unicode_escape") for line in lines)
+    return sorted((one for one in points if folder in Path(one).parents), key=len, reverse=True)
+
+
+def unmount(folder: Path) -> Iterator[str]:
+    """Unmount what is mounted in a folder, and so would be deleted with it."""
+    for point in mounts(folder):
+        subprocess.run([*RIGHTS, "umount", point], capture_output=True)
+    for point in mounts(folder):
+        yield f"still mounted: {point}"
+
+
+def main() -> int:
+    """Put an end to what is in the folders that are named; print what could not be ended."""
+    status = 0
+    for name in sys.argv[1:]:
+        folder = Path(name).resolve()
+        for end in (delete_machines, containers.sweep, unmount):
+            for problem in end(folder):
+                print(problem, file=sys.stderr)
+                status = 1
+    # What the plugin has written down, wherever that is.
+    testing.sweep()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

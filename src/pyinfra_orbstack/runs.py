@@ -1,0 +1,271 @@
+"""Runs of pyinfra on the one host of a test: of a deploy file elsewhere, of a function here.
+
+Both have the same data: the project's group data and configuration, as `pyinfra` reads them, and
+over them what the test gives.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+from pyinfra.api.config import Config
+from pyinfra.api.deploy import add_deploy
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import State
+from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
+
+from pyinfra_orbstack import connector, process, project, results
+
+#: Names of groups, or their data by name.
+Groups = Union[Sequence[str], Mapping[str, Mapping[str, Any]]]
+
+#: What a run did: its operations, whether all went well, what pyinfra printed.
+Done = tuple[list[results.Step], bool, str]
+
+
+def check_groups(groups: Groups) -> dict[str, dict[str, Any]]:
+    """Return the data of groups by name.
+
+    Raises:
+        TypeError: A name is no text, or the names are one text.
+        ValueError: A name that no file of group data could have, or that pyinfra keeps for itself.
+    """
+    if isinstance(groups, (str, bytes)):
+        raise TypeError(f"groups are a list of names, or their data by name, not {groups!r}")
+    for name in groups:
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a group is text, not {name!r}")
+        # pyinfra's own come first: arguments of its Inventory, and the extension of its files.
+        taken = name in ("self", "names_data", "override_data")
+        named = (
+            re.fullmatch(r"@?[^\W_][\w.+-]*", name)
+            and ".." not in name
+            and len(name.encode()) <= 200
+        )
+        if taken or not named:
+            raise ValueError(
+                f"{name!r} cannot be the name of a group: letters and digits, then _ . + - too"
+            )
+    if isinstance(groups, Mapping):
+        return {name: dict(data) for name, data in groups.items()}
+    return {name: {} for name in groups}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What pyinfra is to know of a test's host.
+
+    Attributes:
+        root: The project's folder, which has its group data.
+        host: Name of the host.
+        kind: A group that it is in.
+        groups: Other groups that it is in, with data of theirs.
+        data: Its own data.
+    """
+
+    root: Path
+    host: str
+    kind: str
+    groups: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, Any]
+
+    # A deploy file, in a process of its own
+
+    def file(self, path: Path, env: Mapping[str, str], timeout: float) -> Done:
+        """Have the `pyinfra` command apply a deploy file.
+
+        Raises:
+            TimeoutError: It took longer.
+        """
+        with tempfile.TemporaryDirectory(prefix="pyinfra-orbstack-") as temporary:
+            folder = Path(temporary)
+            steps = folder / "steps.json"
+            # In the project's folder, where pyinfra finds its group_data.
+            argv = project.pyinfra_argv(
+                "-y", "--chdir", str(self.root), *self._files(folder, steps)
+            )
+            debug_log = self.root / "pyinfra-debug.log"
+            debug_log_was_there = debug_log.exists()
+            try:
+                done = process.run([*argv, str(path)], timeout=timeout, env=env)
+            finally:
+                # pyinfra writes it on a user's error too, and the log below says the same.
+                if not debug_log_was_there:
+                    debug_log.unlink(missing_ok=True)
+            log = (done.stdout + done.stderr).decode("utf-8", "replace")
+            return results.read(steps), done.returncode == 0, log
+
+    def _files(self, folder: Path, steps: Path) -> list[str]:
+        """Write what pyinfra reads, and return the arguments that name it."""
+        # Named after a group that there is: pyinfra makes the name of an inventory another one.
+        inventory = folder / f"{self.kind}.py"
+        groups = {name: [self.host] for name in (self.kind, *self.groups)}
+        groups["all"] = [(self.host, dict(self.data))]  # type: ignore[list-item]
+        inventory.write_text(_assignments(groups), encoding="utf-8")
+        options = []
+        for number, (name, data) in enumerate(self.groups.items()):
+            # A folder for each, as a Mac's file system takes Web and web for one.
+            group_data = folder / str(number)
+            group_data.mkdir()
+            (group_data / f"{name}.py").write_text(_assignments(data), encoding="utf-8")
+            options += ["--group-data", str(group_data)]
+        record = folder / "record.py"
+        record.write_text(
+            f"from pyinfra_orbstack.results import record\nrecord({str(steps)!r})\n",
+            encoding="utf-8",
+        )
+        return [*options, str(inventory), str(record)]
+
+    # A function, in this process
+
+    def function(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Done:
+        """Apply a deploy function or an operation through pyinfra's API."""
+        clock = results.Clock()
+        with log() as lines, self._connected() as (state, _):
+            state.add_callback_handler(clock)
+            add_deploy(state, function, *args, **kwargs)
+            try:
+                run_ops(state)
+            except PyinfraError as failed:
+                return results.steps(state, clock), False, f"{lines()}\n{failed}"
+            done = results.steps(state, clock)
+            return done, not any(step.failed for step in done), lines()
+
+    def connect(self) -> tuple[State, Host]:
+        """A connection of pyinfra's to the host."""
+        config = Config()
+        inventory = self._inventory(config)
+        state = State(inventory, config, check_for_changes=False)
+        host = inventory.get_host(self.host)
+        with current(state, host):
+            host.connect(raise_exceptions=True)
+        state.activate_host(host)
+        return state, host
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[tuple[State, Host]]:
+        state, host = self.connect()
+        try:
+            with current(state, host):
+                yield state, host
+        finally:
+            host.disconnect()
+
+    def _inventory(self, config: Config) -> Inventory:
+        """The host with its data, and the project's configuration read on the way."""
+        # The host may be younger than what this process has listed.
+        connector.list_machines.cache.clear()
+        connector.list_containers.cache.clear()
+        own = {self.kind: {}, **self.groups}
+        hosts = [(self.host, dict(self.data))]
+        members: dict[str, Any] = {name: ([self.host], {}) for name in own if name != "all"}
+        bare = Inventory((hosts, {}), **members)
+        with _set(ctx_config, config), _set(ctx_inventory, bare), _importable(self.root):
+            if (self.root / "config.py").is_file():
+                _execute(self.root / "config.py")
+            config.lock_current_state()
+            data = {path.stem: _group(path) for path in (self.root / "group_data").glob("*.py")}
+        for name, values in own.items():
+            data.setdefault(name, {}).update(values)
+        everything = data.pop("all", {})
+        # A group without hosts may be one that the connector puts them into.
+        groups = {
+            name: ([self.host] if name in own else [], data[name])
+            for name in [*own, *data]
+            if name != "all"
+        }
+        return Inventory((hosts, everything), **groups)
+
+
+# Small helpers ---------------------------------------------------------------------------------
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    """Python text that gives these names these values, whatever the names are."""
+    values = dict(values)
+    try:
+        faithful = ast.literal_eval(repr(values)) == values
+    except (SyntaxError, ValueError):
+        faithful = False
+    if not faithful:
+        raise TypeError(f"groups and data can hold plain values only: {values!r}")
+    return f"globals().update({values!r})\n"
+
+
+def _execute(path: Path) -> dict[str, Any]:
+    values = {"__file__": str(path)}
+    exec(compile(path.read_bytes(), str(path), "exec"), values)  # noqa: S102  (the user's own)
+    return values
+
+
+def _group(path: Path) -> dict[str, Any]:
+    """The data in a file of group data: what it assigns, but not what it imports."""
+    values = _execute(path)
+    imports = (node for node in ast.parse(path.read_bytes()).body if hasattr(node, "names"))
+    imported = {
+        alias.asname or alias.name.split(".")[0] for node in imports for alias in node.names
+    }
+    names = values.get("__all__") or set(values) - imported
+    return {name: values[name] for name in names if not name.startswith("__")}
+
+
+@contextlib.contextmanager
+def _importable(root: Path) -> Iterator[None]:
+    """Let the project's files import each other, as pyinfra does."""
+    added = str(root) not in sys.path
+    if added:
+        sys.path.append(str(root))
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(str(root))
+
+
+@contextlib.contextmanager
+def _set(context: Any, value: object) -> Iterator[None]:
+    """Make something pyinfra's current one; its own way forgets to undo that on errors."""
+    before = context.get()
+    context.set(value)
+    try:
+        yield
+    finally:
+        context.set(before)
+
+
+@contextlib.contextmanager
+def current(state: State, host: Host) -> Iterator[None]:
+    """Make state and host pyinfra's current ones."""
+    with _set(ctx_state, state), _set(ctx_config, state.config), _set(ctx_host, host):
+        yield
+
+
+@contextlib.contextmanager
+def log() -> Iterator[Callable[[], str]]:
+    """Collect what pyinfra logs."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("pyinfra")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lambda: "\n".join(lines)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,0 +1,142 @@
+"""However a run of `make` ends, nothing of it is left; what a killed one leaves is found later."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .checkout import Checkout, child_of
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is left is seen in /proc")
+
+INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Checkout]:
+    made = Checkout(tmp_path)
+    yield made
+    made.end()
+
+
+def send(number: int, whom: str, make: int) -> None:
+    if whom == "group":
+        os.killpg(make, number)
+    else:
+        os.kill(make if whom == "make" else child_of(make), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "whom", "env"),
+    [
+        (TERM, "make", {"PYTEST_XDIST_AUTO_NUM_WORKERS": "2"}),
+        (INT, "make", {}),
+        (HUP, "make", {}),
+        (KILL, "make", {}),
+        (TERM, "dev.py", {}),
+        (TERM, "group", {"PYTEST_XDIST_AUTO_NUM_WORKERS": "2", "WITH_CONTAINER": "1"}),
+        (INT, "group", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "name", ""),
+)
+def test_a_run_that_is_ended_leaves_nothing(
+    checkout: Checkout, number: int, whom: str, env: dict[str, str]
+) -> None:
+    make = checkout.test(**env)
+    send(number, whom, make.pid)
+    assert make.wait(120) != 0
+    # make that is killed waits for nobody.
+    checkout.wait_for(lambda: not list(checkout.processes()))
+    assert checkout.left() == []
+
+
+def test_what_ci_runs_ends_its_target(checkout: Checkout) -> None:
+    running = checkout.ci()
+    running.terminate()
+    assert running.wait(120) == 130
+    assert "KeyboardInterrupt" in checkout.log.read_text()
+    assert checkout.left() == []
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2])
+def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
+    checkout: Checkout, seconds: float
+) -> None:
+    """While `make` starts, pytest collects, a machine is made: somewhere there."""
+    make = checkout.start("test")
+    time.sleep(seconds)
+    os.killpg(make.pid, TERM)
+    assert make.wait(120) != 0
+    assert checkout.left() == []
+
+
+@pytest.mark.parametrize(
+    ("whom", "target"), [("dev.py", "clean"), ("group", "clean"), ("group", "contract")]
+)
+def test_what_a_killed_run_leaves_is_removed_later(
+    checkout: Checkout, whom: str, target: str
+) -> None:
+    """By `make clean`, and by the next run of anything: here of tests that there are not."""
+    make = checkout.test(WITH_CONTAINER="1")
+    send(KILL, whom, make.pid)
+    make.wait(120)
+    if whom == "dev.py":
+        # The tests hear of it, and end.
+        checkout.wait_for(lambda: not list(checkout.processes()))
+    assert checkout.left() != []
+    checkout.make(target)
+    assert "removing what a killed run left in" in checkout.log.read_text()
+    assert checkout.left() == []
+    assert (checkout.path / ".cache").exists() == (target != "clean")
+
+
+def test_what_is_not_ours_is_not_removed(checkout: Checkout, tmp_path: Path) -> None:
+    """A note is a text in a file: it names temporary files, or nothing."""
+    runs = checkout.path / ".cache" / "runs"
+    runs.mkdir()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for number, text in enumerate(["", "/", str(mine), "orb-", f"{mine}/../mine", "/no/orb-x"]):
+        (runs / str(number)).write_text(text)
+    checkout.make("contract")
+    assert mine.exists()
+    assert checkout.left() == []
+
+
+def test_a_run_that_goes_on_is_left_alone(checkout: Checkout) -> None:
+    make = checkout.test()
+    before = sorted(checkout.left())
+    assert checkout.make("clean") != 0
+    assert "a run goes on" in checkout.log.read_text()
+    checkout.make("contract")
+    assert sorted(checkout.left()) == before
+    send(TERM, "make", make.pid)
+    make.wait(120)
+    assert checkout.left() == []
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("coverage"), reason="needs coverage.py")
+@pytest.mark.parametrize(("number", "target"), [(TERM, ""), (KILL, "contract")])
+def test_what_is_measured_no_more_measures_nothing(
+    checkout: Checkout, number: int, target: str
+) -> None:
+    make = checkout.test("coverage")
+    hook = Path((checkout.path / ".cache" / "coverage" / "hook").read_text())
+    assert hook.exists()
+    try:
+        send(number, "group", make.pid)
+        make.wait(120)
+        if target:
+            assert hook.exists()
+            checkout.make(target)
+        assert not hook.exists()
+        assert checkout.left() == []
+    finally:
+        hook.unlink(missing_ok=True)
