@@ -104,9 +104,9 @@ class Remote:
 
     def drop_session(self) -> None:
         """Lose the open session, so that the next command needs a new one."""
-        control = self.host.connector._runner._control
-        if control is not None:
-            control.close()
+        session = self.host.connector._runner._session
+        if session is not None:
+            session.close()
 
     def run(self, command: str, **arguments: Any) -> Ran:
         ok, output = self.host.run_shell_command(StringCommand(command), **arguments)

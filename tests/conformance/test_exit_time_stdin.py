@@ -84,7 +84,7 @@ def test_X11_no_end_mark_is_no_success(remote: Remote, guest: Guest) -> None:
         # The outermost first: it must not see the others go.
         'p=$4 all="$4 $all"; done; kill -9 $all'
     )
-    with pytest.raises(session.Lost, match="unknown"):
+    with pytest.raises(session.OutcomeUnknown, match="unknown"):
         remote.run(f"echo done; {ancestors}")
     assert remote.out("echo on") == "on"
 

@@ -305,7 +305,7 @@ def test_D12_nothing_is_replayed_after_start(
         proxy.tell(f"{proxy.run} once cut-out {length} 0")
         try:
             remote.run(f"echo {number} >>/tmp/count; echo done")
-        except session.Lost:
+        except session.OutcomeUnknown:
             outcomes.append("unknown")
         else:
             outcomes.append("ran")
@@ -546,11 +546,11 @@ def test_D23_seeded_faults(
         remote = remotes[dice.random() < 0.05]
         stdin = b"x" * dice.choice([0, 0, 10, 5000])
         if dice.random() < faults:
-            if remote is remotes[0] and remote.host.connector._runner._control is not None:
+            if remote is remotes[0] and remote.host.connector._runner._session is not None:
                 if dice.random() < 0.5:
                     remote.drop_session()
                 else:
-                    child = remote.host.connector._runner._control._child
+                    child = remote.host.connector._runner._session._child
                     if child is not None:
                         child.fault = dice.choice(["stdin", "stdout", "stderr"])
                         child.left = dice.randrange(600)

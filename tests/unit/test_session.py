@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyinfra_orbstack import session
 from pyinfra_orbstack.process import STDERR, STDOUT
-from pyinfra_orbstack.session import Control, Marker, Section
+from pyinfra_orbstack.session import ShellSession
 
 SHELLS = {
     name: words
@@ -47,7 +47,7 @@ class Runner:
     def __init__(self, shell: list[str], transport: str) -> None:
         self.target = Here(shell)
         self.transport = transport
-        self.control = Control(self.target)
+        self.session = ShellSession(self.target)
 
     def __call__(
         self, text: str, stdin: bytes = b"", seconds: float = 30
@@ -59,11 +59,11 @@ class Runner:
 
         deadline = time.monotonic() + seconds
         if self.transport == "session":
-            if not self.control.alive:
-                self.control.open()
-            status = self.control.run(text, sink, stdin=stdin, deadline=deadline)
+            if not self.session.alive:
+                self.session.open()
+            status = self.session.run(text, sink, stdin=stdin, deadline=deadline)
         else:
-            status = Control(self.target).spawn(text, sink, stdin=[stdin], deadline=deadline)
+            status = ShellSession(self.target).spawn(text, sink, stdin=[stdin], deadline=deadline)
         return status, bytes(out[STDOUT]), bytes(out[STDERR])
 
 
@@ -72,46 +72,12 @@ def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     shell, _, transport = request.param.partition("-")
     runner = Runner(SHELLS[shell], transport)
     yield runner
-    runner.control.close()
+    runner.session.close()
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     return [data[a:b] for a, b in zip(edges, edges[1:])]
-
-
-@given(
-    body=st.binary(max_size=200),
-    before=st.binary(max_size=50),
-    places=st.lists(st.integers(min_value=0), max_size=20),
-    status=st.integers(0, 255),
-)
-def test_a_section_gives_back_exactly_its_body(
-    body: bytes, before: bytes, places: list[int], status: int
-) -> None:
-    begin, end = b"<" + b"b" * 31, b"<" + b"e" * 31
-    stream = before + begin + b" 12 (sh) S\n" + body + end + b" %d\nrest" % status
-    if begin in before or end in body:
-        return
-    section = Section(begin, end)
-    got = b"".join(section.feed(piece) for piece in cut(stream, places))
-    assert got == body
-    assert section.end.words == [str(status).encode()]
-    assert section.end.rest == b"rest"
-    assert section.stray == len(before)
-
-
-@given(st.binary(max_size=100), st.lists(st.integers(min_value=0), max_size=10))
-def test_nothing_is_held_back_but_what_may_be_a_mark(data: bytes, places: list[int]) -> None:
-    mark = b"abcab"
-    marker = Marker(mark)
-    passed = b"".join(marker.feed(piece) for piece in cut(data, places))
-    if mark in data:
-        assert passed == data[: data.index(mark)]
-    else:
-        assert data.startswith(passed)
-        assert mark.startswith(data[len(passed) :])
-        assert passed + marker.release() == data
 
 
 @settings(max_examples=40, deadline=None)
@@ -127,7 +93,7 @@ def test_any_words_and_any_stdin_arrive_as_they_are(words: list[str], stdin: byt
             wanted = b"".join(word.encode() + b"\0" for word in [*words, "last"]) + stdin
             assert runner(text, stdin) == (0, wanted, b"")
         finally:
-            runner.control.close()
+            runner.session.close()
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 99, 126, 127, 128, 255])
@@ -222,7 +188,7 @@ def test_what_a_profile_prints_is_dropped(stream: str) -> None:
     try:
         assert runner("echo mine; echo too >&2") == (0, b"mine\n", b"too\n")
     finally:
-        runner.control.close()
+        runner.session.close()
 
 
 def test_no_shell_is_not_started_and_says_what_came_instead() -> None:
@@ -232,9 +198,9 @@ def test_no_shell_is_not_started_and_says_what_came_instead() -> None:
 
 def test_a_connection_that_ends_in_the_middle_is_no_success() -> None:
     runner = Runner(["sh"], "session")
-    runner.control.open()
-    assert runner.control._child is not None
-    with pytest.raises(session.Lost):
-        runner(f"kill -9 {runner.control._child.pid}; sleep 0.2")
+    runner.session.open()
+    assert runner.session._child is not None
+    with pytest.raises(session.OutcomeUnknown):
+        runner(f"kill -9 {runner.session._child.pid}; sleep 0.2")
     assert runner("echo on")[1] == b"on\n"
-    runner.control.close()
+    runner.session.close()

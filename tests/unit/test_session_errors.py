@@ -1,4 +1,4 @@
-"""Control shells that do not answer as they should."""
+"""ShellSession shells that do not answer as they should."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from pyinfra_orbstack import session
-from pyinfra_orbstack.session import Control, NotStarted
+from pyinfra_orbstack.session import NotStarted, ShellSession
 
 from .test_session import Here, Runner
 
@@ -36,17 +36,17 @@ def test_shell_that_says_nothing(way: str) -> None:
 def test_shell_that_stops_answering() -> None:
     """What comes on stderr instead is no answer."""
     runner = Runner(["sh", "-c", '(sleep 1; echo late >&2) & exec sh "$@"', "sh"], "session")
-    runner.control.open()
-    assert runner.control._child is not None
-    os.kill(runner.control._child.pid, signal.SIGSTOP)
+    runner.session.open()
+    assert runner.session._child is not None
+    os.kill(runner.session._child.pid, signal.SIGSTOP)
     with pytest.raises(NotStarted, match="did not answer within"):
         runner("true")
-    runner.control.open()
-    assert runner.control._child is not None
-    os.kill(runner.control._child.pid, signal.SIGSTOP)
+    runner.session.open()
+    assert runner.session._child is not None
+    os.kill(runner.session._child.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
         runner("true", seconds=0.3)
-    runner.control.close()
+    runner.session.close()
 
 
 def test_shell_that_talks_too_much() -> None:
@@ -63,12 +63,14 @@ def test_command_that_cannot_be_ended() -> None:
             return ["/no/such/client"] if user else super().argv(*words, tty=tty)
 
     runner = Runner(["sh"], "session")
-    runner.control = Control(Locked(["sh"]))
+    runner.session = ShellSession(Locked(["sh"]))
     with pytest.raises(OSError, match=r"may still run: .*No such file"):
         runner("sleep 3", seconds=0.5)
 
 
 def test_terminal_that_ends_before_the_command() -> None:
-    control = Control(Here(["sh", "-c", "echo no terminal today", "sh"]))
-    with pytest.raises(session.Lost, match=r"ended before the command: .*no terminal today"):
+    control = ShellSession(Here(["sh", "-c", "echo no terminal today", "sh"]))
+    with pytest.raises(
+        session.OutcomeUnknown, match=r"ended before the command: .*no terminal today"
+    ):
         control.terminal("/tmp/none", lambda *_: None, stdin=[])

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Runs a command and writes its exit status to descriptor 3.
 # Descriptor 4 may be the other end of the command's stderr: while it is open here, a command that
 # outlives its caller can still write there.
