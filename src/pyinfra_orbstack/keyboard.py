@@ -16,6 +16,8 @@ from pyinfra_orbstack.protocol import Process
 if TYPE_CHECKING:
     from pyinfra_orbstack.session import Target
 
+_READING = shell.text("processes") + shell.text("reading") + 'orb_reading "$@"'
+
 END_OF_FILE = b"\x04"
 #: Seconds after which most commands have ended.
 DELAY = 0.1
@@ -67,9 +69,8 @@ class Keyboard:
 
     def _watch(self, user: str | None) -> None:
         assert self._control is not None
-        script = shell.text("processes") + shell.text("reading") + 'orb_reading "$@"'
         words = (str(self._control.pid), str(self._control.started), "process")
-        argv = self._target.argv("sh", "-c", script, "sh", *words, user=user)
+        argv = self._target.argv("sh", "-c", _READING, "sh", *words, user=user)
         with contextlib.suppress(OSError):
             watcher = Child(argv, env=self._target.environment())
             try:

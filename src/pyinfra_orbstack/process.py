@@ -16,13 +16,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import shutil
 import signal
 import time
 import tty
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.monkey import get_original
@@ -34,7 +35,9 @@ from pyinfra_orbstack import shell
 # gevent's patches make the first two watch all children of this process, and its close waits for
 # the loop's next event since 25.8.1.
 _spawn, _waitpid, _close = get_original("os", ["posix_spawnp", "waitpid", "close"])
-_poll = get_original("select", "poll")
+_poll, _sleep = get_original("select", "poll"), get_original("time", "sleep")
+
+_REPORT = shell.text("report")
 
 CHUNK = 65536
 STDOUT, STDERR, STATUS = 1, 2, 3
@@ -97,7 +100,7 @@ class Child:
         # Bounded: a process that prints faster than it is read waits, and memory stays flat.
         self._chunks: Queue[tuple[int, bytes]] = Queue(maxsize=16)
         self._failure: Exception | None = None
-        self._writing = False
+        self._writer: Any = None
         self._readers = {
             stream: gevent.spawn(self._read_all, stream) for stream in self._fds if stream
         }
@@ -140,7 +143,8 @@ class Child:
             except Empty:
                 if deadline is not None and left < GRACE:
                     raise TimeoutError from None
-            if gone:
+            # On a busy computer silence may only mean that the readers had no turn.
+            if gone and not self._readable():
                 gevent.killall(list(self._readers.values()))
             gone = self.gone
         if self._failure is not None:
@@ -148,6 +152,12 @@ class Child:
         if not data:
             self._open.discard(stream)
         return stream, data
+
+    def _readable(self) -> bool:
+        poll = _poll()
+        for stream in self._open:
+            poll.register(self._fds[stream], select.POLLIN)
+        return bool(poll.poll(0))
 
     def _lost(self) -> int:
         """A stream whose reader ended without a word, or 0."""
@@ -161,13 +171,16 @@ class Child:
         """
         view = memoryview(data)
         while view:
-            if 0 not in self._fds:
+            fd = self._fds.get(0)
+            if fd is None:
                 raise BrokenPipeError("stdin is closed")
-            self._writing = True
+            self._writer = gevent.getcurrent()
             try:
-                view = view[nb_write(self._fds[0], view[:CHUNK]) :]
+                view = view[nb_write(fd, view[:CHUNK]) :]
             finally:
-                self._writing = False
+                self._writer = None
+                if 0 not in self._fds:
+                    _close(fd)
 
     def try_write(self, data: bytes) -> bool:
         """Write, and return whether the process still reads."""
@@ -184,10 +197,19 @@ class Child:
 
     def close_stdin(self) -> None:
         """Let the process read the end of its input."""
-        fd = self._fds.pop(0, None)
-        if fd is not None:
-            # What gevent still waits for must not be closed behind its back.
-            (os.close if self._writing else _close)(fd)
+        fd, writer = self._fds.pop(0, None), self._writer
+        if fd is None:
+            return
+        if writer is None:
+            _close(fd)
+            return
+
+        def interrupt() -> None:
+            if self._writer is writer:
+                writer.throw(BrokenPipeError("stdin is closed"))
+
+        # What gevent waits for must not be closed behind its back, so the writer does it.
+        gevent.get_hub().loop.run_callback(interrupt)
 
     @property
     def gone(self) -> bool:
@@ -290,54 +312,47 @@ class Detached:
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         with _explained(), ExitStack() as theirs, ExitStack() as ours:
-            self._stderr, stderr = _pipe(ours, theirs)
-            self._status, status = _pipe(ours, theirs)
-            null = _own(theirs, os.open(os.devnull, os.O_RDWR), theirs)
-            # The shell in between gets our end of stderr, too: who writes there is never killed
-            # because we are gone.
-            files = {0: null, STDOUT: null, STDERR: stderr, STATUS: status, 4: self._stderr}
+            self._said, said = _pipe(ours, theirs)
+            # The shell in between gets our end, too: who writes there is never killed because we
+            # are gone.
+            files = {STDOUT: said, STDERR: said, STATUS: said, 4: self._said}
             self._process = _Process(argv, env, files, report=True)
             ours.pop_all()
-        for fd in (self._stderr, self._status):
-            os.set_blocking(fd, False)
+        os.set_blocking(self._said, False)
         _detached.append(self)
 
     def result(self, timeout: float) -> Completed:
         """Wait for the command to end, and return what it left behind; this can be done once.
 
+        All that it printed is its `stderr`.
+
         Raises:
             OSError: Its exit status is unknown.
             TimeoutError: It did not end in time; it and its group are gone.
         """
-        status, said = b"", b""
+        deadline, said, gone = time.monotonic() + timeout, b"", False
         try:
-            with gevent.Timeout(timeout, TimeoutError):
-                while data := nb_read(self._status, CHUNK):
-                    status += data
-            with contextlib.suppress(BlockingIOError):
-                said = os.read(self._stderr, CHUNK)
-        except TimeoutError:
-            self._process.kill()
-            raise
+            while not gone:
+                gone = self._process.wait(min(0.05, deadline - time.monotonic()))
+                with contextlib.suppress(BlockingIOError):
+                    while piece := os.read(self._said, CHUNK):
+                        said += piece
+                if not gone and time.monotonic() >= deadline:
+                    self._process.kill()
+                    raise TimeoutError
         finally:
             _detached.remove(self)
-            for fd in (self._stderr, self._status):
-                _close(fd)
+            _close(self._said)
             _unreaped.add(self._process)
-        return _completed(status, b"", said)
+        text, _, status = said.rpartition(b"\n")
+        return _completed(status, b"", text)
 
 
 def wait_for_detached(seconds: float) -> None:
     """Block, for a process that is about to die, until all `Detached` have ended."""
     deadline = time.monotonic() + seconds
-    waiting = {one._status for one in _detached}
-    poll = _poll()
-    for fd in waiting:
-        poll.register(fd)
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        for fd, _ in poll.poll(left * 1000):
-            poll.unregister(fd)
-            waiting.discard(fd)
+    while time.monotonic() < deadline and not all(one._process.poll() for one in _detached):
+        _sleep(0.01)
 
 
 _detached: list[Detached] = []
@@ -354,7 +369,7 @@ class _Process:
         env = os.environ if env is None else env
         if report:
             _check_program(argv[0], env)
-            argv = ["/bin/sh", "-c", shell.text("report"), NAME, *argv]
+            argv = ["/bin/sh", "-c", _REPORT, NAME, *argv]
         actions: list[tuple[int, ...]]
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in files.items()]
         actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in files]
@@ -415,6 +430,7 @@ _unreaped: set[_Process] = set()
 
 def _completed(reported: bytes, stdout: bytes, stderr: bytes) -> Completed:
     """What a command left behind, as the shell in between has reported it."""
+    reported = reported.strip()
     if not reported.isdigit():
         raise OSError(errno.ECHILD, "it was killed, and how it ended is unknown")
     status = int(reported)

@@ -234,7 +234,6 @@ class Exchange:
         self._silent = set(streams) if hello else set()
         self._begun: set[int] = set()
         self._ended: set[int] = set()
-        self._hello: Hello | None = None
         self._reports: dict[tuple[int, bytes], list[bytes]] = {}
 
     @property
@@ -274,9 +273,7 @@ class Exchange:
         if word == b"hello" and stream in self._silent:
             self._silent.discard(stream)
             if stream == STDOUT:
-                self._hello = _parse_hello(rest)
-            if self.greeted and self._hello:
-                yield self._hello
+                yield _parse_hello(rest)
         elif word == b"ready" and stream == STDOUT:
             self.ready = True
         elif word == b"begin" and stream not in self._begun:

@@ -48,6 +48,10 @@ MOST_STRAY = 64 * 1024
 ANSWER_TIMEOUT = 30.0
 END_TIMEOUT = 15.0
 
+# Read now: later there may be too many open files.
+_FUNCTIONS = shell.text("session").encode()
+_END = shell.text("processes") + shell.text("end") + 'orb_end "$@"'
+
 #: Called with `STDOUT` or `STDERR` and a piece of what the command printed there.
 Sink = Callable[[int, bytes], None]
 
@@ -117,7 +121,7 @@ class ShellSession:
         exchange = Exchange(hello=True)
         with self._closing_on_failure():
             self._start("sh")
-            self._send(_script(b"orb_pipes", self._opening(exchange)), deadline)
+            self._send(exchange, _script(b"orb_pipes", self._opening(exchange)), deadline)
             self._await(exchange, deadline, lambda: exchange.greeted)
 
     def _opening(self, exchange: Exchange) -> bytes:
@@ -137,7 +141,7 @@ class ShellSession:
         except OSError as broken:
             raise NotStarted(f"cannot run {argv[0]}: {broken.strerror}") from None
 
-    def _send(self, data: bytes, deadline: float | None) -> None:
+    def _send(self, exchange: Exchange, data: bytes, deadline: float | None) -> None:
         assert self._child is not None
         limit = _limit(deadline)
         try:
@@ -146,9 +150,9 @@ class ShellSession:
         except TimeoutError:
             if limit == deadline:
                 raise
-            raise NotStarted(self._failure_reason()) from None
+            raise self._no_shell(exchange) from None
         except OSError:
-            raise NotStarted(self._failure_reason()) from None
+            raise self._no_shell(exchange) from None
 
     def _read(self, deadline: float | None) -> tuple[int, bytes]:
         assert self._child is not None
@@ -168,20 +172,24 @@ class ShellSession:
         limit = _limit(deadline)
         while not until():
             try:
-                stream, data = self._read(limit)
+                data = self._hear(exchange, limit)
             except TimeoutError:
                 if limit == deadline:
                     raise
                 raise NotStarted(f"the target did not answer within {ANSWER_TIMEOUT:g} s") from None
             if not data:
-                raise NotStarted(self._failure_reason())
-            for event in exchange.receive(stream, data):
-                if isinstance(event, Hello):
-                    self._meet(event)
-                elif isinstance(event, Stray):
-                    self._note(event.data)
+                raise self._no_shell(exchange)
             if exchange.stray > most_stray:
                 raise NotStarted(f"more than {most_stray} bytes came where an answer was expected")
+
+    def _hear(self, exchange: Exchange, limit: float) -> bytes:
+        stream, data = self._read(limit)
+        for event in exchange.receive(stream, data):
+            if isinstance(event, Hello):
+                self._meet(event)
+            elif isinstance(event, Stray) and self._transcript is not None:
+                self._transcript += event.data
+        return data
 
     def _meet(self, hello: Hello) -> None:
         self._shell = hello.shell
@@ -191,23 +199,20 @@ class ShellSession:
         if self._verify is not None:
             self._verify(hello.init)
 
-    def _note(self, data: bytes) -> None:
-        if self._transcript is not None:
-            self._transcript += data
-
-    def _failure_reason(self) -> str:
+    def _no_shell(self, exchange: Exchange) -> NotStarted:
         """Why there is no control shell, in one line."""
         assert self._child is not None
         deadline = time.monotonic() + 1
         with contextlib.suppress(TimeoutError):
             while len(self._closed_streams) < len(self._streams):
-                self._note(self._read(deadline)[1])
+                self._hear(exchange, deadline)
         said = " ".join((self._transcript or b"").decode("utf-8", "replace").split())
         how = "ended"
         with contextlib.suppress(OSError):
             status = self._child.wait(1)
             how = "still runs" if status is None else f"ended with exit code {status}"
-        return f"the connection gave no shell: it {how} and said {said[-300:] or 'nothing'!r}"
+        said = said[-300:] or "nothing"
+        return NotStarted(f"the connection gave no shell: it {how} and said {said!r}")
 
     def close(self) -> None:
         """Close the connection; the control shell reads the end of its input and goes."""
@@ -245,7 +250,7 @@ class ShellSession:
         self._transcript = bytearray()
         with self._occupied():
             with self._closing_on_failure():
-                self._send(frame, deadline)
+                self._send(exchange, frame, deadline)
                 self._await(exchange, deadline, lambda: exchange.ready)
             return self._complete(exchange, sink, deadline)
 
@@ -266,7 +271,9 @@ class ShellSession:
         with self._occupied():
             with self._closing_on_failure():
                 self._start("sh")
-                self._send(_script(b"orb_pipes", self._opening(exchange), frame), deadline)
+                self._send(
+                    exchange, _script(b"orb_pipes", self._opening(exchange), frame), deadline
+                )
                 self._await(exchange, deadline, lambda: exchange.ready and exchange.greeted)
             status = self._complete(exchange, sink, deadline, stdin=stdin)
         self.close()
@@ -294,7 +301,7 @@ class ShellSession:
                 self._start("sh", "-c", script, "sh", prompt.token, tty=True)
                 self._await(prompt, deadline, lambda: prompt.ready)
                 self._transcript = None
-                self._send(keys, deadline)
+                self._send(exchange, keys, deadline)
                 # Without `stty` there, the terminal shows all that is typed.
                 self._await(
                     exchange,
@@ -402,11 +409,7 @@ class ShellSession:
             OSError: The target did not confirm it.
         """
         try:
-            try:
-                self._begin_ending()
-            except TooManyFiles:
-                self.close()  # its own files are enough
-                self._begin_ending()
+            self._begin_ending_somehow()
             if self._ending is None:
                 return
             done = self._ending.result(END_TIMEOUT)
@@ -421,6 +424,17 @@ class ShellSession:
         finally:
             self.close()
 
+    def _begin_ending_somehow(self) -> None:
+        deadline = time.monotonic() + END_TIMEOUT
+        while True:
+            try:
+                return self._begin_ending()
+            except TooManyFiles:
+                if time.monotonic() > deadline:
+                    raise
+                self.close()  # it has as many as it takes, unless others are quicker
+                gevent.sleep(0.1)
+
     def _begin_ending(self) -> None:
         """Start that call, once; it goes on whatever happens to us."""
         words = []
@@ -428,8 +442,7 @@ class ShellSession:
             if process is not None:
                 words += [str(process.pid), str(process.started), kind]
         if words and self._ending is None:
-            script = shell.text("processes") + shell.text("end") + 'orb_end "$@"'
-            argv = self.target.argv("sh", "-c", script, "sh", *words, user="root")
+            argv = self.target.argv("sh", "-c", _END, "sh", *words, user="root")
             self._ending = Detached(argv, self.target.environment())
 
 
@@ -444,7 +457,7 @@ def _lines(*lines: bytes) -> bytes:
 
 def _script(*calls: bytes) -> bytes:
     """The control shell's functions, and calls of them."""
-    return shell.text("session").encode() + _lines(*calls)
+    return _FUNCTIONS + _lines(*calls)
 
 
 def _framed(exchange: Exchange, source: str, text: bytes, *more: bytes) -> bytes:

@@ -200,6 +200,15 @@ def shared_container(containers: Containers, images: dict[str, str]) -> str:
 
 
 @pytest.fixture
+def bare(containers: Containers, images: dict[str, str]) -> Iterator[str]:
+    """A container with busybox alone: no setsid, sudo, sha256sum or cksum."""
+    name = containers.run(images["busybox"])
+    yield name
+    if any(one.name == name for one in containers.client.containers()):
+        containers.remove(name)
+
+
+@pytest.fixture
 def machine(request: pytest.FixtureRequest) -> str:
     """Where a test runs: the shared machine, or the shared container."""
     shared = "shared_container" if in_container(request) else "shared_machine"
