@@ -319,7 +319,7 @@ class Detached:
             self._process = _Process(argv, env, files, report=True)
             ours.pop_all()
         os.set_blocking(self._said, False)
-        _detached.append(self)
+        _detached.add(self)
 
     def result(self, timeout: float) -> Completed:
         """Wait for the command to end, and return what it left behind; this can be done once.
@@ -341,7 +341,7 @@ class Detached:
                     self._process.kill()
                     raise TimeoutError
         finally:
-            _detached.remove(self)
+            _detached.discard(self)
             _close(self._said)
             _unreaped.add(self._process)
         text, _, status = said.rpartition(b"\n")
@@ -351,11 +351,11 @@ class Detached:
 def wait_for_detached(seconds: float) -> None:
     """Block, for a process that is about to die, until all `Detached` have ended."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not all(one._process.poll() for one in _detached):
+    while time.monotonic() < deadline and not all(one._process.poll() for one in list(_detached)):
         _sleep(0.01)
 
 
-_detached: list[Detached] = []
+_detached: set[Detached] = set()
 
 
 class _Process:

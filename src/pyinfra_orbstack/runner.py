@@ -152,9 +152,14 @@ class Runner:
         self._session.run(text, _ignore, deadline=time.monotonic() + timeout)
         return True
 
-    def run_apart(self, text: str, timeout: float) -> None:
+    def run_apart(
+        self, text: str, timeout: float, stdin: Iterable[bytes] = ()
+    ) -> tuple[int, CommandOutput]:
         """Run shell text that is to clean up, beside whatever the session is doing."""
-        self._new_session().spawn(text, _ignore, deadline=time.monotonic() + timeout)
+        lines = _Lines()
+        deadline = time.monotonic() + timeout
+        status = self._new_session().spawn(text, lines.feed, stdin=stdin, deadline=deadline)
+        return status, lines.finish()
 
     def as_root(self, *words: str) -> None:
         """Run a command line as root, without any connection.
