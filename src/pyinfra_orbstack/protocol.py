@@ -242,6 +242,11 @@ class Exchange:
         return not self._silent
 
     @property
+    def waits(self) -> bool:
+        """Whether both is so, and nothing but START is missing."""
+        return self.greeted and self.ready
+
+    @property
     def finished(self) -> bool:
         """Whether all streams have come to their END."""
         return len(self._ended) == len(self._streams)

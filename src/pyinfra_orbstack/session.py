@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Protocol
 
 import gevent
 
-from pyinfra_orbstack import interrupts, shell
+from pyinfra_orbstack import interrupts, protocol, shell
+from pyinfra_orbstack.ending import Ending
 from pyinfra_orbstack.keyboard import Keyboard
-from pyinfra_orbstack.process import Child, Detached, TooManyFiles, feed
+from pyinfra_orbstack.process import Child, TooManyFiles, feed
 from pyinfra_orbstack.protocol import (
     PIPES,
     TERMINAL,
@@ -24,33 +25,24 @@ from pyinfra_orbstack.protocol import (
     Event,
     Exchange,
     Hello,
+    NotStarted,
+    OutcomeUnknown,
     Output,
-    Process,
     Stray,
     call,
-    check_text,
-    encoded,
-    octal,
-    typed,
 )
-from pyinfra_orbstack.protocol import (
-    NotStarted as NotStarted,
-)
-from pyinfra_orbstack.protocol import (
-    OutcomeUnknown as OutcomeUnknown,
-)
+
+__all__ = ["NotStarted", "OutcomeUnknown", "ShellSession", "Sink", "Target"]
 
 #: Stdin up to this size travels in the frame of a session; more goes through a spawn.
 LARGEST_FRAME_STDIN = 64 * 1024
 #: So much may be printed before a command begins; more is no profile and no banner.
 MOST_STRAY = 64 * 1024
-#: Seconds for a control shell to answer, and for the call that ends a command.
+#: Seconds for a control shell to answer.
 ANSWER_TIMEOUT = 30.0
-END_TIMEOUT = 15.0
 
 # Read now: later there may be too many open files.
 _FUNCTIONS = shell.text("session").encode()
-_END = shell.text("processes") + shell.text("end") + 'orb_end "$@"'
 
 #: Called with `STDOUT` or `STDERR` and a piece of what the command printed there.
 Sink = Callable[[int, bytes], None]
@@ -64,6 +56,129 @@ class Target(Protocol):
 
     def environment(self) -> dict[str, str]:
         """The environment of that command line."""
+
+
+class Connection:
+    """A client on this computer and, behind it, a shell in the target.
+
+    Args:
+        target: Where the shell runs.
+        words: Its command line.
+        user: As whom.
+        tty: Whether it has a terminal.
+        meet: Called when the shell introduces itself.
+
+    Raises:
+        NotStarted: There is no client.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *words: str,
+        user: str | None,
+        tty: bool = False,
+        meet: Callable[[Hello], None],
+    ) -> None:
+        argv = target.argv(*words, user=user, tty=tty)
+        try:
+            self.child = Child(argv, env=target.environment(), tty=tty)
+        except TooManyFiles:
+            raise  # trying again does not help
+        except OSError as broken:
+            raise NotStarted(f"cannot run {argv[0]}: {broken.strerror}") from None
+        self._meet = meet
+        self._streams = TERMINAL if tty else PIPES
+        self._ended: set[int] = set()
+        #: What came instead of a shell, to be shown; None where it may be what was typed.
+        self.transcript: bytearray | None = bytearray()
+
+    @property
+    def alive(self) -> bool:
+        """Whether both sides are still there."""
+        return not self._ended and not self.child.gone
+
+    def read(self, deadline: float | None) -> tuple[int, bytes]:
+        """Return the next piece of a stream; empty bytes mean that it has ended.
+
+        Raises:
+            TimeoutError: Nothing came until then.
+        """
+        stream, data = self.child.read(None if deadline is None else deadline - time.monotonic())
+        if not data:
+            self._ended.add(stream)
+        return stream, data
+
+    def ask(
+        self,
+        exchange: Exchange,
+        data: bytes,
+        until: Callable[[], bool],
+        deadline: float | None,
+        most_stray: int = MOST_STRAY,
+    ) -> None:
+        """Send what a shell is to read before any command runs, and read its answer.
+
+        Raises:
+            NotStarted: It does not answer.
+            TimeoutError: The deadline came.
+        """
+        answer = time.monotonic() + ANSWER_TIMEOUT
+        limit = answer if deadline is None else min(answer, deadline)
+        try:
+            self._send(data, limit)
+            while not until():
+                if not self._listen(exchange, limit):
+                    raise EOFError
+                if exchange.stray > most_stray:
+                    raise NotStarted(
+                        f"more than {most_stray} bytes came where an answer was expected"
+                    )
+        except TimeoutError:
+            if limit == deadline:
+                raise
+            raise NotStarted(f"the target did not answer within {ANSWER_TIMEOUT:g} s") from None
+        except EOFError:
+            raise self._no_shell(exchange) from None
+
+    def _send(self, data: bytes, limit: float) -> None:
+        try:
+            with gevent.Timeout(max(0.0, limit - time.monotonic()), TimeoutError):
+                self.child.write(data)
+        except TimeoutError:
+            raise
+        except OSError:
+            raise EOFError from None
+
+    def _listen(self, exchange: Exchange, limit: float) -> bytes:
+        stream, data = self.read(limit)
+        for event in exchange.receive(stream, data):
+            if isinstance(event, Hello):
+                self._meet(event)
+            elif isinstance(event, Stray) and self.transcript is not None:
+                self.transcript += event.data
+        return data
+
+    def _no_shell(self, exchange: Exchange) -> NotStarted:
+        """Why there is no shell, in one line."""
+        deadline = time.monotonic() + 1
+        with contextlib.suppress(TimeoutError):
+            while len(self._ended) < len(self._streams):
+                self._listen(exchange, deadline)
+        said = " ".join((self.transcript or b"").decode("utf-8", "replace").split())
+        how = "ended"
+        with contextlib.suppress(OSError):
+            status = self.child.wait(1)
+            how = "still runs" if status is None else f"ended with exit code {status}"
+        said = said[-300:] or "nothing"
+        return NotStarted(f"the connection gave no shell: it {how} and said {said!r}")
+
+    def close(self) -> None:
+        """Close it; the shell reads the end of its input and goes."""
+        self.child.close_stdin()
+        with contextlib.suppress(OSError):
+            self.child.wait(0 if self._ended else 0.2)
+        self.child.end()
 
 
 class ShellSession:
@@ -85,26 +200,17 @@ class ShellSession:
         verify: Callable[[str], None] | None = None,
     ) -> None:
         self.target = target
-        self._verify = verify
         self._user = user
         self._workdir = workdir
-        self._child: Child | None = None
-        self._closed_streams: set[int] = set()
-        self._streams: Sequence[int] = PIPES
-        # What came instead of a shell; None where it might be what was typed.
-        self._transcript: bytearray | None = None
+        self._verify = verify
+        self._connection: Connection | None = None
+        self._ending = Ending(target)
         self._busy = False
-        # What an end of the running command is to find, and the call that finds it.
-        self._shell: Process | None = None
-        self._command: Process | None = None
-        self._ending: Detached | None = None
-
-    # The connection
 
     @property
     def alive(self) -> bool:
         """Whether the next command can be sent."""
-        return self._child is not None and not self._closed_streams and not self._child.gone
+        return self._connection is not None and self._connection.alive
 
     @property
     def idle(self) -> bool:
@@ -120,108 +226,34 @@ class ShellSession:
         """
         exchange = Exchange(hello=True)
         with self._closing_on_failure():
-            self._start("sh")
-            self._send(exchange, _script(b"orb_pipes", self._opening(exchange)), deadline)
-            self._await(exchange, deadline, lambda: exchange.greeted)
+            script = _script(b"orb_pipes", self._opening(exchange))
+            self._connect("sh").ask(exchange, script, lambda: exchange.greeted, deadline)
+
+    def _connect(self, *words: str, tty: bool = False) -> Connection:
+        self.close()
+        self._ending = Ending(self.target)
+        self._connection = Connection(
+            self.target, *words, user=self._user, tty=tty, meet=self._meet
+        )
+        return self._connection
 
     def _opening(self, exchange: Exchange) -> bytes:
-        return call("orb_open", exchange.token, encoded("the directory", self._workdir or ""))
-
-    def _start(self, *words: str, tty: bool = False) -> None:
-        self.close()
-        self._closed_streams.clear()
-        self._streams = TERMINAL if tty else PIPES
-        self._transcript = bytearray()
-        self._shell = self._command = self._ending = None
-        argv = self.target.argv(*words, user=self._user, tty=tty)
-        try:
-            self._child = Child(argv, env=self.target.environment(), tty=tty)
-        except TooManyFiles:
-            raise  # trying again does not help
-        except OSError as broken:
-            raise NotStarted(f"cannot run {argv[0]}: {broken.strerror}") from None
-
-    def _send(self, exchange: Exchange, data: bytes, deadline: float | None) -> None:
-        assert self._child is not None
-        limit = _limit(deadline)
-        try:
-            with gevent.Timeout(max(0.0, limit - time.monotonic()), TimeoutError):
-                self._child.write(data)
-        except TimeoutError:
-            if limit == deadline:
-                raise
-            raise self._no_shell(exchange) from None
-        except OSError:
-            raise self._no_shell(exchange) from None
-
-    def _read(self, deadline: float | None) -> tuple[int, bytes]:
-        assert self._child is not None
-        stream, data = self._child.read(None if deadline is None else deadline - time.monotonic())
-        if not data:
-            self._closed_streams.add(stream)
-        return stream, data
-
-    def _await(
-        self,
-        exchange: Exchange,
-        deadline: float | None,
-        until: Callable[[], bool],
-        most_stray: int = MOST_STRAY,
-    ) -> None:
-        """Read what the control shell must say before any command runs."""
-        limit = _limit(deadline)
-        while not until():
-            try:
-                data = self._hear(exchange, limit)
-            except TimeoutError:
-                if limit == deadline:
-                    raise
-                raise NotStarted(f"the target did not answer within {ANSWER_TIMEOUT:g} s") from None
-            if not data:
-                raise self._no_shell(exchange)
-            if exchange.stray > most_stray:
-                raise NotStarted(f"more than {most_stray} bytes came where an answer was expected")
-
-    def _hear(self, exchange: Exchange, limit: float) -> bytes:
-        stream, data = self._read(limit)
-        for event in exchange.receive(stream, data):
-            if isinstance(event, Hello):
-                self._meet(event)
-            elif isinstance(event, Stray) and self._transcript is not None:
-                self._transcript += event.data
-        return data
+        directory = protocol.encoded("the directory", self._workdir or "")
+        return call("orb_open", exchange.token, directory)
 
     def _meet(self, hello: Hello) -> None:
-        self._shell = hello.shell
+        self._ending.shell = hello.shell
         if not hello.inside:
             # Trying again will not make it.
             raise OSError(f"there is no directory {self._workdir!r} in which to start")
         if self._verify is not None:
             self._verify(hello.init)
 
-    def _no_shell(self, exchange: Exchange) -> NotStarted:
-        """Why there is no control shell, in one line."""
-        assert self._child is not None
-        deadline = time.monotonic() + 1
-        with contextlib.suppress(TimeoutError):
-            while len(self._closed_streams) < len(self._streams):
-                self._hear(exchange, deadline)
-        said = " ".join((self._transcript or b"").decode("utf-8", "replace").split())
-        how = "ended"
-        with contextlib.suppress(OSError):
-            status = self._child.wait(1)
-            how = "still runs" if status is None else f"ended with exit code {status}"
-        said = said[-300:] or "nothing"
-        return NotStarted(f"the connection gave no shell: it {how} and said {said!r}")
-
     def close(self) -> None:
-        """Close the connection; the control shell reads the end of its input and goes."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.close_stdin()
-            with contextlib.suppress(OSError):
-                child.wait(0 if self._closed_streams else 0.2)
-            child.end()
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     # Commands
 
@@ -244,14 +276,15 @@ class ShellSession:
             OutcomeUnknown: It started, and nobody knows how it went.
             TimeoutError: The deadline came; the command and its descendants are gone.
         """
-        exchange, source = Exchange(), octal(stdin) if stdin else "-none"
-        frame = _lines(_framed(exchange, source, check_text(text)))
-        self._command = self._ending = None
-        self._transcript = bytearray()
+        exchange, source = Exchange(), protocol.octal(stdin) if stdin else "-none"
+        frame = _lines(_framed(exchange, source, protocol.check_text(text)))
+        connection = self._connection
+        assert connection is not None
+        connection.transcript = bytearray()
+        self._ending.command = None
         with self._occupied():
             with self._closing_on_failure():
-                self._send(exchange, frame, deadline)
-                self._await(exchange, deadline, lambda: exchange.ready)
+                connection.ask(exchange, frame, lambda: exchange.ready, deadline)
             return self._complete(exchange, sink, deadline)
 
     def spawn(
@@ -267,14 +300,11 @@ class ShellSession:
         Arguments, result and errors are those of `run`; ``stdin`` comes in pieces.
         """
         exchange = Exchange(hello=True)
-        frame = _framed(exchange, "-rest", check_text(text), b"orb_drain")
+        frame = _framed(exchange, "-rest", protocol.check_text(text), b"orb_drain")
+        script = _script(b"orb_pipes", self._opening(exchange), frame)
         with self._occupied():
             with self._closing_on_failure():
-                self._start("sh")
-                self._send(
-                    exchange, _script(b"orb_pipes", self._opening(exchange), frame), deadline
-                )
-                self._await(exchange, deadline, lambda: exchange.ready and exchange.greeted)
+                self._connect("sh").ask(exchange, script, lambda: exchange.waits, deadline)
             status = self._complete(exchange, sink, deadline, stdin=stdin)
         self.close()
         return status
@@ -293,22 +323,18 @@ class ShellSession:
         as many ends of file as the command reads.
         """
         prompt, exchange = Exchange(TERMINAL), Exchange(TERMINAL, hello=True)
-        words = call("orb_terminal", exchange.token, exchange.start, check_text(text))
-        keys = typed(_lines(self._opening(exchange), words))
+        words = protocol.check_text(text)
+        words = call("orb_terminal", exchange.token, exchange.start, words)
+        keys = protocol.typed(_lines(self._opening(exchange), words))
+        script = _script(b'orb_typed "$1"').decode()
         with self._occupied():
             with self._closing_on_failure():
-                script = _script(b'orb_typed "$1"').decode()
-                self._start("sh", "-c", script, "sh", prompt.token, tty=True)
-                self._await(prompt, deadline, lambda: prompt.ready)
-                self._transcript = None
-                self._send(exchange, keys, deadline)
+                connection = self._connect("sh", "-c", script, "sh", prompt.token, tty=True)
+                connection.ask(prompt, b"", lambda: prompt.ready, deadline)
                 # Without `stty` there, the terminal shows all that is typed.
-                self._await(
-                    exchange,
-                    deadline,
-                    lambda: exchange.ready and exchange.greeted,
-                    most_stray=MOST_STRAY + 2 * len(keys),
-                )
+                connection.transcript = None
+                most = MOST_STRAY + 2 * len(keys)
+                connection.ask(exchange, keys, lambda: exchange.waits, deadline, most)
             status = self._complete(exchange, sink, deadline, keys=stdin)
         self.close()
         return status
@@ -342,10 +368,21 @@ class ShellSession:
             with contextlib.suppress(OSError):
                 self.end_command()
             raise
-        if self._ending is not None:
+        if self._ending.begun:
             # A signal came just now; the shell goes, too.
             with contextlib.suppress(OSError):
                 self.end_command()
+
+    def end_command(self) -> None:
+        """End the running command and all its descendants, then close the connection.
+
+        Raises:
+            OSError: The target did not confirm it.
+        """
+        try:
+            self._ending.finish(make_room=self.close)
+        finally:
+            self.close()
 
     def _complete(
         self,
@@ -357,13 +394,14 @@ class ShellSession:
         keys: Iterable[bytes] | None = None,
     ) -> int:
         """Say START, and see the command through."""
-        child = self._child
-        assert child is not None
+        assert self._connection is not None
+        child = self._connection.child
         start = exchange.start.encode() + b"\n"
         helper: gevent.Greenlet | None = None
-        with interrupts.at_interrupt(self._begin_ending), self._ending_on_failure():
+        with interrupts.at_interrupt(self._ending.begin), self._ending_on_failure():
             try:
                 # From here on the outcome is unknown until it is known.
+                exchange.stray = 0
                 if stdin is None:
                     child.try_write(start)
                 else:
@@ -373,9 +411,10 @@ class ShellSession:
                         if isinstance(event, Output):
                             sink(*event)
                         elif isinstance(event, Began):
-                            self._command = event.process
+                            self._ending.command = event.process
                             if keys is not None:
-                                keyboard = Keyboard(self.target, self._user, child, self._shell)
+                                shell = self._ending.shell
+                                keyboard = Keyboard(self.target, self._user, child, shell)
                                 helper = gevent.spawn(keyboard.type, keys)
             except TimeoutError:
                 for kept in exchange.release():
@@ -387,7 +426,8 @@ class ShellSession:
             return exchange.outcome()
 
     def _next_events(self, exchange: Exchange, deadline: float | None) -> list[Event]:
-        stream, data = self._read(deadline)
+        assert self._connection is not None
+        stream, data = self._connection.read(deadline)
         if not data and not exchange.has_ended(stream):
             raise OutcomeUnknown(
                 "the connection ended while the command ran: "
@@ -397,58 +437,6 @@ class ShellSession:
         if exchange.stray > MOST_STRAY:
             raise OutcomeUnknown(f"more than {MOST_STRAY} bytes came before the command's output")
         return events
-
-    # The end of a command
-
-    def end_command(self) -> None:
-        """End the running command and all its descendants, then close the connection.
-
-        It takes a second call, as root: the login user cannot signal what sudo started.
-
-        Raises:
-            OSError: The target did not confirm it.
-        """
-        try:
-            self._begin_ending_somehow()
-            if self._ending is None:
-                return
-            done = self._ending.result(END_TIMEOUT)
-            if done.returncode != 0:
-                said = " ".join(done.stderr.decode("utf-8", "replace").split())
-                raise OSError(said[-300:] or f"exit code {done.returncode}")
-        except OSError as broken:
-            reason = str(broken) or f"no answer in {END_TIMEOUT:g} s"
-            raise OSError(
-                f"the command may still run: the call that should end it failed ({reason})"
-            ) from None
-        finally:
-            self.close()
-
-    def _begin_ending_somehow(self) -> None:
-        deadline = time.monotonic() + END_TIMEOUT
-        while True:
-            try:
-                return self._begin_ending()
-            except TooManyFiles:
-                if time.monotonic() > deadline:
-                    raise
-                self.close()  # it has as many as it takes, unless others are quicker
-                gevent.sleep(0.1)
-
-    def _begin_ending(self) -> None:
-        """Start that call, once; it goes on whatever happens to us."""
-        words = []
-        for process, kind in ((self._shell, "process"), (self._command, "group")):
-            if process is not None:
-                words += [str(process.pid), str(process.started), kind]
-        if words and self._ending is None:
-            argv = self.target.argv("sh", "-c", _END, "sh", *words, user="root")
-            self._ending = Detached(argv, self.target.environment())
-
-
-def _limit(deadline: float | None) -> float:
-    answer = time.monotonic() + ANSWER_TIMEOUT
-    return answer if deadline is None else min(answer, deadline)
 
 
 def _lines(*lines: bytes) -> bytes:

@@ -630,8 +630,9 @@ def test_D23_seeded_faults(
                 if dice.random() < 0.5:
                     remote.drop_session()
                 else:
-                    child = remote.host.connector._runner._session._child
-                    if child is not None:
+                    connection = remote.host.connector._runner._session._connection
+                    if connection is not None:
+                        child = connection.child
                         child.fault = dice.choice(["stdin", "stdout", "stderr"])
                         child.left = dice.randrange(600)
             plan[:] = [(dice.choice(["stdin", "stdout", "stderr"]), dice.randrange(3000))]

@@ -125,6 +125,7 @@ def test_greenlets_are_interrupted_once() -> None:
     program.wait_for("ready")
     program.kill(signal.SIGINT)
     program.wait_for("main")
+    time.sleep(0.2)  # it waits again
     program.kill(signal.SIGINT)
     assert program.end()[:2] == (0, ["main", "cleaned-up"])
 

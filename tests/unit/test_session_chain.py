@@ -16,7 +16,7 @@ import gevent
 import pytest
 
 from pyinfra_orbstack.process import STDERR, STDOUT
-from pyinfra_orbstack.protocol import TERMINAL, OutcomeUnknown
+from pyinfra_orbstack.protocol import OutcomeUnknown
 from pyinfra_orbstack.session import ShellSession
 
 from .test_session import SHELLS, Here, running
@@ -29,6 +29,7 @@ class Ran:
 
     def __init__(self, session: ShellSession, way: str, text: str, seconds: float = 30) -> None:
         self.session = session
+        self.way = way
         self.out = {STDOUT: b"", STDERR: b""}
         how, options = {
             "session": (session.run, {}),
@@ -61,7 +62,7 @@ class Ran:
     def chain(self) -> list[int]:
         """The control shell, and what it runs but for what the command itself has started."""
         self.wait_for(b"begun")
-        shell, command = self.session._shell, self.session._command
+        shell, command = self.session._ending.shell, self.session._ending.command
         assert shell is not None
         assert command is not None
         own = descendants(command.pid)
@@ -222,4 +223,4 @@ def test_no_process_shows_a_token(
     assert b"orb_exec" in seen or b"dash" in seen or b"sh" in seen
     exchange = [token for token in tokens if token.encode() in seen]
     # That of a prompt does, which means nothing when the command runs.
-    assert len(exchange) <= (1 if ran.session._streams == TERMINAL else 0)
+    assert len(exchange) <= (1 if ran.way == "terminal" else 0)

@@ -42,13 +42,13 @@ def test_shell_that_stops_answering() -> None:
     """What comes on stderr instead is no answer."""
     runner = Runner(["sh", "-c", '(sleep 1; echo late >&2) & exec sh "$@"', "sh"], "session")
     runner.session.open()
-    assert runner.session._child is not None
-    os.kill(runner.session._child.pid, signal.SIGSTOP)
+    assert runner.session._connection is not None
+    os.kill(runner.session._connection.child.pid, signal.SIGSTOP)
     with pytest.raises(NotStarted, match="did not answer within"):
         runner("true")
     runner.session.open()
-    assert runner.session._child is not None
-    os.kill(runner.session._child.pid, signal.SIGSTOP)
+    assert runner.session._connection is not None
+    os.kill(runner.session._connection.child.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
         runner("true", seconds=0.3)
     runner.session.close()
@@ -81,7 +81,7 @@ def test_terminal_that_ends_before_the_command() -> None:
 
 def test_terminal_that_loses_what_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = protocol.typed
-    monkeypatch.setattr(session, "typed", lambda script: real(script).replace(b"\\141", b"", 1))
+    monkeypatch.setattr(protocol, "typed", lambda script: real(script).replace(b"\\141", b"", 1))
     control = ShellSession(Here(["sh"]))
     with pytest.raises(NotStarted, match="gave no shell"):
         control.terminal("echo a", lambda *_: None)
