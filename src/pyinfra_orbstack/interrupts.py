@@ -48,6 +48,7 @@ def watch() -> None:
         signal.signal(signal.SIGINT, _handle)
         _previous = current
         atexit.register(_at_exit)
+        os.register_at_fork(after_in_child=_forget)
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, _handle)
@@ -97,7 +98,7 @@ def at_interrupt(callback: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        del _callbacks[key]
+        _callbacks.pop(key, None)
 
 
 def _call_back() -> None:
@@ -111,8 +112,9 @@ def _interrupt_greenlets() -> None:
     for greenlet, hub in list(_busy.items()):
         del _busy[greenlet]
         _leaving.add(greenlet)
-        # It may belong to another thread.
-        hub.loop.run_callback_threadsafe(greenlet.kill, Interrupted("interrupted"), False)
+        # It may belong to another thread, or to one that is gone.
+        with contextlib.suppress(Exception):
+            hub.loop.run_callback_threadsafe(greenlet.kill, Interrupted("interrupted"), False)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -127,6 +129,12 @@ def _handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         wait_for_detached(LAST_WAIT)
         os.kill(os.getpid(), number)
+
+
+def _forget() -> None:
+    """What a fork of this process does, or how it ends, is not to end what the original runs."""
+    for collection in (_busy, _leaving, _callbacks, _shields, _postponed):
+        collection.clear()
 
 
 def _at_exit() -> None:

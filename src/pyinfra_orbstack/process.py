@@ -14,14 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
-import shutil
-import signal
 import time
-import tty
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -30,32 +26,35 @@ from gevent.monkey import get_original
 from gevent.os import nb_read, nb_write
 from gevent.queue import Empty, Queue
 
-from pyinfra_orbstack import shell
+from pyinfra_orbstack import launch
+from pyinfra_orbstack.launch import (
+    NAME,
+    STATUS,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Launched,
+    TooManyFiles,
+    close,
+)
 
-# gevent's patches make the first two watch all children of this process, and its close waits for
-# the loop's next event since 25.8.1.
-_spawn, _waitpid, _close = get_original("os", ["posix_spawnp", "waitpid", "close"])
+__all__ = [
+    "CHUNK",
+    "STDERR",
+    "STDOUT",
+    "Child",
+    "Completed",
+    "Detached",
+    "TooManyFiles",
+    "feed",
+    "run",
+]
+
 _poll, _sleep = get_original("select", "poll"), get_original("time", "sleep")
 
-_REPORT = shell.text("report")
-
 CHUNK = 65536
-STDOUT, STDERR, STATUS = 1, 2, 3
 #: Seconds of silence after which the streams of a process that is gone have ended.
 GRACE = 1.0
-
-#: Descriptors of a process by their numbers there, all of them below `FREE`.
-Files = dict[int, int]
-FREE = 5
-#: What the shell in between is called, in its own messages.
-NAME = "pyinfra-orbstack"
-
-
-class TooManyFiles(OSError):
-    """This process, or this computer, has too many open files."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 class Completed(NamedTuple):
@@ -89,11 +88,11 @@ class Child:
         tty: bool = False,
         report: bool = False,
     ) -> None:
-        with _explained(), ExitStack() as theirs, ExitStack() as ours:
-            self._fds, files = (_terminal if tty else _pipes)(ours, theirs)
+        with launch.explained(), ExitStack() as theirs, ExitStack() as ours:
+            self._fds, files = (launch.terminal if tty else launch.pipes)(ours, theirs)
             if report:
-                self._fds[STATUS], files[STATUS] = _pipe(ours, theirs)
-            self._process = _Process(argv, env, files, report=report)
+                self._fds[STATUS], files[STATUS] = launch.pipe(ours, theirs)
+            self._process = Launched(argv, env, files, report=report)
             ours.pop_all()
         for fd in self._fds.values():
             os.set_blocking(fd, False)
@@ -171,7 +170,7 @@ class Child:
         """
         view = memoryview(data)
         while view:
-            fd = self._fds.get(0)
+            fd = self._fds.get(STDIN)
             if fd is None:
                 raise BrokenPipeError("stdin is closed")
             self._writer = gevent.getcurrent()
@@ -179,8 +178,8 @@ class Child:
                 view = view[nb_write(fd, view[:CHUNK]) :]
             finally:
                 self._writer = None
-                if 0 not in self._fds:
-                    _close(fd)
+                if STDIN not in self._fds:
+                    close(fd)
 
     def try_write(self, data: bytes) -> bool:
         """Write, and return whether the process still reads."""
@@ -197,11 +196,11 @@ class Child:
 
     def close_stdin(self) -> None:
         """Let the process read the end of its input."""
-        fd, writer = self._fds.pop(0, None), self._writer
+        fd, writer = self._fds.pop(STDIN, None), self._writer
         if fd is None:
             return
         if writer is None:
-            _close(fd)
+            close(fd)
             return
 
         def interrupt() -> None:
@@ -238,7 +237,7 @@ class Child:
         self._process.kill()
         gevent.killall(list(self._readers.values()))
         while self._fds:
-            _close(self._fds.popitem()[1])
+            close(self._fds.popitem()[1])
         self._process.wait(2)
 
 
@@ -311,12 +310,12 @@ class Detached:
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        with _explained(), ExitStack() as theirs, ExitStack() as ours:
-            self._said, said = _pipe(ours, theirs)
+        with launch.explained(), ExitStack() as theirs, ExitStack() as ours:
+            self._said, said = launch.pipe(ours, theirs)
             # The shell in between gets our end, too: who writes there is never killed because we
             # are gone.
             files = {STDOUT: said, STDERR: said, STATUS: said, 4: self._said}
-            self._process = _Process(argv, env, files, report=True)
+            self._process = Launched(argv, env, files, report=True)
             ours.pop_all()
         os.set_blocking(self._said, False)
         _detached.add(self)
@@ -341,9 +340,10 @@ class Detached:
                     self._process.kill()
                     raise TimeoutError
         finally:
-            _detached.discard(self)
-            _close(self._said)
-            _unreaped.add(self._process)
+            if self in _detached:
+                _detached.discard(self)
+                close(self._said)
+                launch.unreaped.add(self._process)
         text, _, status = said.rpartition(b"\n")
         return _completed(status, b"", text)
 
@@ -358,76 +358,6 @@ def wait_for_detached(seconds: float) -> None:
 _detached: set[Detached] = set()
 
 
-class _Process:
-    """A process that we started, the only one that is ever waited for."""
-
-    def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str] | None, files: Files, *, report: bool
-    ) -> None:
-        for one in list(_unreaped):
-            one.poll()
-        env = os.environ if env is None else env
-        if report:
-            _check_program(argv[0], env)
-            argv = ["/bin/sh", "-c", _REPORT, NAME, *argv]
-        actions: list[tuple[int, ...]]
-        actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in files.items()]
-        actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in files]
-        try:
-            self.pid: int = _spawn(
-                argv[0],
-                argv,
-                env,
-                file_actions=actions,
-                setsid=True,
-                setsigmask=(),
-                # Python ignores them, and what it starts would.
-                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
-            )
-        except ValueError as bad:
-            # A NUL, or a character that has no bytes.
-            raise OSError(errno.EINVAL, f"a word that no command line can hold ({bad})") from None
-        self._gone = False
-        #: Its exit status, negative for a signal; None if it runs, or somebody else has taken it.
-        self.status: int | None = None
-
-    def poll(self) -> bool:
-        """Whether it has ended."""
-        if not self._gone:
-            try:
-                pid, status = _waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                self._gone = True
-            else:
-                if pid:
-                    self._gone, self.status = True, os.waitstatus_to_exitcode(status)
-            if self._gone:
-                _unreaped.discard(self)
-        return self._gone
-
-    def wait(self, timeout: float) -> bool:
-        """Wait for it to end, and return whether it has."""
-        deadline, pause = time.monotonic() + timeout, 0.0005
-        while not self.poll():
-            if time.monotonic() >= deadline:
-                _unreaped.add(self)
-                return False
-            gevent.sleep(pause)
-            pause = min(2 * pause, 0.05)
-        return True
-
-    def kill(self) -> None:
-        """Kill it and its group, unless it has ended."""
-        if not self.poll():
-            # Not ours to signal when the client is sudo: closed streams end it then.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-
-
-#: Processes that nobody waits for any more; they are reaped when the next one is started.
-_unreaped: set[_Process] = set()
-
-
 def _completed(reported: bytes, stdout: bytes, stderr: bytes) -> Completed:
     """What a command left behind, as the shell in between has reported it."""
     reported = reported.strip()
@@ -439,81 +369,3 @@ def _completed(reported: bytes, stdout: bytes, stderr: bytes) -> Completed:
         code = errno.ENOENT if missing else errno.EACCES
         raise OSError(code, os.strerror(code))
     return Completed(status, stdout, stderr)
-
-
-def _check_program(name: str, env: Mapping[str, str]) -> None:
-    """Refuse what the system would refuse to start, but a shell takes for a script."""
-    head = b"#!"
-    # What cannot be read may still be run.
-    with contextlib.suppress(PermissionError):
-        if found := shutil.which(name, path=env.get("PATH")):
-            with open(found, "rb") as file:
-                head = file.read(2)
-    if head != b"#!" and head.decode("latin-1").isprintable():
-        raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC), name)
-
-
-def _pipes(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
-    mine, other = {}, {}
-    for stream in (0, STDOUT, STDERR):
-        mine[stream], other[stream] = _pipe(ours, theirs, writing=not stream)
-    return mine, other
-
-
-def _pipe(ours: ExitStack, theirs: ExitStack, *, writing: bool = False) -> tuple[int, int]:
-    """Our end and that of a process; `writing` when ours is the one to write to."""
-    reader, writer = os.pipe()
-    return _owned(ours, theirs, *((writer, reader) if writing else (reader, writer)))
-
-
-def _terminal(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
-    master, slave = _owned(ours, theirs, *os.openpty())
-    # The terminal that counts is the target's own; this one is only on the way to it.
-    tty.setraw(slave)
-    copy = os.dup(master)
-    ours.callback(_close, copy)
-    return {0: master, STDOUT: copy}, dict.fromkeys((0, STDOUT, STDERR), slave)
-
-
-def _owned(ours: ExitStack, theirs: ExitStack, mine: int, other: int) -> tuple[int, int]:
-    """Give two descriptors to those who close them."""
-    with ExitStack() as guard:
-        guard.callback(_close, other)
-        mine = _own(ours, mine, theirs)
-        guard.pop_all()
-    return mine, _own(theirs, other, theirs)
-
-
-def _own(stack: ExitStack, fd: int, scratch: ExitStack) -> int:
-    """Give a descriptor to whom closes it, under a number that `Files` does not use.
-
-    A process without standard streams gets their numbers for whatever it opens.
-    """
-    if fd < FREE:
-        scratch.callback(_close, fd)
-        fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FREE)
-    stack.callback(_close, fd)
-    return fd
-
-
-def _inheritable() -> Iterator[int]:
-    """Descriptors that a new process would get, beside its standard streams."""
-    # Where the limit was lowered later there may be others beyond it, of which nobody may speak.
-    limit = os.sysconf("SC_OPEN_MAX")
-    for fd in map(int, os.listdir("/dev/fd")):
-        with contextlib.suppress(OSError):
-            if STDERR < fd < limit and os.get_inheritable(fd):
-                yield fd
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Say what to do when there are too many open files."""
-    try:
-        yield
-    except OSError as broken:
-        if broken.errno in (errno.EMFILE, errno.ENFILE):
-            raise TooManyFiles(
-                broken.errno, "too many open files: raise the limit (ulimit -n) or use fewer hosts"
-            ) from None
-        raise

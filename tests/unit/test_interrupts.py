@@ -278,3 +278,22 @@ def test_a_callback_that_fails_does_not_stop_the_others() -> None:
     program.wait_for("ready")
     program.kill(signal.SIGINT)
     assert program.end()[:2] == (0, ["called", "main"])
+
+
+@pytest.mark.parametrize("end", ["exit", "terminate", "interrupt"])
+def test_a_fork_ends_nothing_of_the_original(end: str) -> None:
+    code = f"""
+        called = []
+        with interrupts.at_interrupt(lambda: called.append(os.write(1, b"called\\n"))):
+            pid = os.fork()
+            if not pid:
+                if "{end}" == "exit":
+                    sys.exit(0)
+                time.sleep(60)
+            time.sleep(0.3)
+            if "{end}" != "exit":
+                os.kill(pid, signal.SIGTERM if "{end}" == "terminate" else signal.SIGINT)
+            print(os.waitpid(pid, 0)[1] != 0)
+    """
+    status, said, _ = Program(code).end()
+    assert (status, said) == (0, [str(end != "exit")])

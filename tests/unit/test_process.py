@@ -333,6 +333,16 @@ def test_detached_goes_on_when_this_process_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+def test_detached_has_an_empty_stdin() -> None:
+    code = """
+        one = process.Detached(["sh", "-c", "cat; readlink /proc/self/fd/0"])
+        done = one.result(5)
+        print(done.returncode, done.stderr)
+        print(type(process.run(["cat"], stdin=b"x").stdout))
+    """
+    assert python(code, input="ours") == "0 b'/dev/null\\n'\n<class 'bytes'>\n"
+
+
 def test_detached_that_takes_too_long_is_ended() -> None:
     one = process.Detached(["sh", "-c", "sleep 4343 & sleep 4343"])
     with pytest.raises(TimeoutError):
