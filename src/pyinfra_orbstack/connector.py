@@ -9,49 +9,33 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Union  # noqa: UP035
 
-import gevent.subprocess
-
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        # pyinfra 3.2 loads every connector in the middle of its own import, to find `@ssh`. Where
-        # this module is what imports it, ours does not exist yet, and no host can want it either.
-        if name == "OrbStackConnector":  # pragma: no cover: pyinfra 3.2
-            from pyinfra.connectors.base import BaseConnector
-
-            return BaseConnector
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+    from pyinfra_orbstack._compat import half_imported as __getattr__  # noqa: F401
 
 import pyinfra.api  # noqa: F401  (first, and whole)
 from pyinfra import logger
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.exceptions import ConnectError, PyinfraError
-from pyinfra.connectors import util
 from pyinfra.connectors.base import BaseConnector, DataMeta
 from pyinfra.connectors.util import (
     CommandOutput,
     OutputLine,
-    execute_command_with_sudo_retry,
     extract_control_arguments,
     make_unix_command_for_host,
 )
 from typing_extensions import TypedDict, override
 
-from pyinfra_orbstack import interrupts, inventory, orbctl, transfer
+from pyinfra_orbstack import interrupts, inventory, orbctl, sudo, transfer
+from pyinfra_orbstack._compat import echo, red
 from pyinfra_orbstack.provision import Provision
-from pyinfra_orbstack.runner import TRANSPORTS, CommandTimeout, Runner, stdin_pieces
+from pyinfra_orbstack.runner import (
+    TRANSPORTS,
+    CommandTimeout,
+    Runner,
+    can_be_read_again,
+    stdin_pieces,
+)
 from pyinfra_orbstack.targets import Target
-
-try:
-    from pyinfra.api.output import echo, format_text
-except ImportError:  # pragma: no cover: before pyinfra 3.8
-    from click import echo, style as format_text  # type: ignore[assignment]  # noqa: I001
-
-# Once gevent watches a process of ours, it collects every child of this one. Where its patches are
-# not in place, the standard library takes an exit code that somebody else has collected for 0: a
-# command that failed on `@local` would be a success. From 3.8 on pyinfra uses gevent's by itself.
-util.Popen = gevent.subprocess.Popen
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
@@ -59,6 +43,8 @@ if TYPE_CHECKING:
 
 #: `session` or `spawn`, where no host says which.
 TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
+#: Seconds for sudo to say whether it wants a password.
+PROBE_TIMEOUT = 30.0
 #: When "1", connecting neither creates nor starts machines.
 PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
@@ -149,6 +135,7 @@ class OrbStackConnector(BaseConnector):
         super().__init__(state, host)
         self._runner: Runner | None = None
         self._transport = TRANSPORTS[0]
+        self._askpass: set[str] = set()
 
     @override
     @staticmethod
@@ -219,21 +206,36 @@ class OrbStackConnector(BaseConnector):
 
     @override
     def disconnect(self) -> None:
-        """Close the session and remove what was left in the machine."""
-        paths = self._forget_askpass()
-        runner = self._runner
-        if runner is None:
-            return
-        with contextlib.suppress(OSError):
+        """Close the session and remove what was left in the machine; this never fails."""
+        runner, self._runner = self._runner, None
+        try:
+            self._forget_askpass()
             # pyinfra removes them after this call, which would start a stopped machine again.
-            if paths:
-                _remove_files(runner, paths)
-        runner.close()
+            if runner is not None and self._askpass and _remove_files(runner, self._askpass):
+                self._askpass.clear()
+        except Exception as broken:
+            logger.debug(f"{self.host.print_prefix}disconnecting: {broken}")
+        finally:
+            if runner is not None:
+                with contextlib.suppress(Exception):
+                    runner.close()
 
-    def _forget_askpass(self) -> list[str]:
+    def _note_askpass(self) -> list[str]:
+        """Remember the askpass files that pyinfra has made; the keys under which it keeps them.
+
+        It forgets those that a restart has spared.
+        """
         data = self.host.connector_data
         kinds = ("sudo_askpass_path", "su_askpass_path")
-        return [data.pop(key) for key in list(data) if key.startswith(kinds)]
+        keys = [key for key in list(data) if str(key).startswith(kinds)]
+        paths = [data[key] for key in keys]
+        self._askpass |= {one for one in paths if isinstance(one, str) and one.startswith("/")}
+        return keys
+
+    def _forget_askpass(self) -> None:
+        """Have pyinfra make them anew."""
+        for key in self._note_askpass():
+            del self.host.connector_data[key]
 
     # Running commands
 
@@ -253,7 +255,7 @@ class OrbStackConnector(BaseConnector):
         """
         runner = self._connected()
         control = extract_control_arguments(arguments)  # type: ignore[arg-type]
-        stdin = control.get("_stdin")
+        stdin, pty = control.get("_stdin"), bool(control.get("_get_pty"))
 
         def execute() -> tuple[int, CommandOutput]:
             unix = self._unix_command(command, arguments)
@@ -266,7 +268,7 @@ class OrbStackConnector(BaseConnector):
                     self._print_line if print_output else None,
                     stdin=stdin_pieces(stdin),
                     timeout=control.get("_timeout"),
-                    pty=bool(control.get("_get_pty")),
+                    pty=pty,
                 )
             except CommandTimeout as late:
                 if not print_output:
@@ -274,12 +276,25 @@ class OrbStackConnector(BaseConnector):
                         self._print_line(line)
                 raise
 
-        status, output = execute_command_with_sudo_retry(
-            self.host,
-            arguments,  # type: ignore[arg-type]
-            execute,
-        )
+        with interrupts.interruptible():
+            asked = not arguments.get("_sudo") or bool(arguments.get("_sudo_password"))
+            if not asked and not can_be_read_again(stdin):
+                self._ask_password(arguments, pty)
+            status, output = execute()
+            if not asked and sudo.refused(status, output) and self._ask_password(arguments, pty):
+                status, output = execute()
         return status in (control.get("_success_exit_codes") or [0]), output
+
+    def _ask_password(self, arguments: dict[str, Any], pty: bool) -> bool:
+        """Ask for the password that sudo wants, if it wants one; whether there is one now."""
+        kinds = ("_sudo", "_use_sudo", "_preserve_sudo")
+        only = {key: value for key, value in arguments.items() if key.startswith(kinds)}
+
+        def probe() -> tuple[int, CommandOutput]:
+            text = self._unix_command(StringCommand("true"), only).get_raw_value()
+            return self._connected().run_lines(text, timeout=PROBE_TIMEOUT, pty=pty)
+
+        return sudo.refused(*probe()) and sudo.ask(self.host, lambda: probe()[0] == 0)
 
     def _unix_command(
         self, command: str | StringCommand, arguments: dict[str, Any]
@@ -294,13 +309,15 @@ class OrbStackConnector(BaseConnector):
         except PyinfraError as broken:
             # During a run pyinfra catches OSError alone; anything else ends it for every host.
             raise OSError(str(broken)) from None
+        finally:
+            self._note_askpass()
 
     def _print_input(self, command: StringCommand) -> None:
-        echo(f"{self.host.print_prefix}>>> {command}", err=True)
+        echo(f"{self.host.print_prefix}>>> {command}")
 
     def _print_line(self, line: OutputLine) -> None:
-        text = format_text(line.line, "red") if line.buffer_name == "stderr" else line.line
-        echo(f"{self.host.print_prefix}{text}", err=True)
+        text = red(line.line) if line.buffer_name == "stderr" else line.line
+        echo(f"{self.host.print_prefix}{text}")
 
     # Files
 
@@ -333,7 +350,7 @@ class OrbStackConnector(BaseConnector):
                 show=self._print_input if print_input else lambda command: None,
             )
         if print_output:
-            echo(f"{self.host.print_prefix}file uploaded: {remote_filename}", err=True)
+            echo(f"{self.host.print_prefix}file uploaded: {remote_filename}")
         return True
 
     @override
@@ -367,14 +384,17 @@ class OrbStackConnector(BaseConnector):
         else:
             raise OSError(f"{remote_filename} arrived with another checksum, twice")
         if print_output:
-            echo(f"{self.host.print_prefix}file downloaded: {remote_filename}", err=True)
+            echo(f"{self.host.print_prefix}file downloaded: {remote_filename}")
         return True
 
 
-def _remove_files(runner: Runner, paths: list[str]) -> None:
-    removal = StringCommand("rm", "-f", *map(QuoteString, paths))
+def _remove_files(runner: Runner, paths: set[str]) -> bool:
+    """Remove files, unless that would start the target; whether they were."""
+    removal = StringCommand("rm", "-f", *map(QuoteString, sorted(paths)))
     if runner.run_if_idle(removal.get_raw_value(), timeout=10):
-        return
+        return True
     runner.target.refresh()
-    if runner.target.state == "running":
-        runner.as_root("rm", "-f", *paths)
+    if runner.target.state != "running":
+        return False
+    runner.as_root("rm", "-f", *sorted(paths))
+    return True

@@ -675,9 +675,20 @@ class Orbctl:
 
     @staticmethod
     def environment() -> dict[str, str]:
-        """Ours, with HOME, without which `orbctl` does not find OrbStack."""
+        """Ours, with HOME, without which `orbctl` does not find OrbStack.
+
+        Raises:
+            OrbctlError: There is no HOME, and no account that has one.
+        """
         env = dict(os.environ)
-        env.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
+        if not env.get("HOME"):
+            user = os.getuid()
+            try:
+                env["HOME"] = pwd.getpwuid(user).pw_dir
+            except KeyError:
+                raise OrbctlError(
+                    f"HOME is not set, and user {user} has no account: set HOME"
+                ) from None
         return env
 
     def call(

@@ -3,32 +3,62 @@
 pyinfra runs its hosts in gevent greenlets, with or without gevent's monkey patches, so every
 wait here is gevent's own. pyinfra's runner is not used: it decodes strictly, writes all of stdin
 before it reads, and leaves the process running when a timeout fires.
+
+gevent's own `Popen` is not used either. Once gevent watches one process, it reaps every child of
+this one, and whoever started the others never learns how they ended. Here only our own children
+are waited for. pyinfra's `@local` may still make gevent reap those, so an exit status that matters
+comes through a pipe, from a shell in between, where nobody else can take it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import signal
+import select
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.monkey import get_original
 from gevent.os import nb_read, nb_write
 from gevent.queue import Empty, Queue
-from gevent.subprocess import PIPE, Popen, TimeoutExpired
 
-#: Since 25.8.1 gevent's own close waits for the loop's next event, and the end of an input with it.
-_close_now = get_original("os", "close")
+from pyinfra_orbstack import launch
+from pyinfra_orbstack.launch import (
+    NAME,
+    STATUS,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Launched,
+    TooManyFiles,
+    close,
+)
+
+__all__ = [
+    "CHUNK",
+    "STDERR",
+    "STDOUT",
+    "Child",
+    "Completed",
+    "Detached",
+    "TooManyFiles",
+    "feed",
+    "run",
+]
+
+_poll, _sleep = get_original("select", "poll"), get_original("time", "sleep")
 
 CHUNK = 65536
-STDOUT, STDERR = 1, 2
+#: Seconds of silence after which the streams of a process that is gone have ended.
+GRACE = 1.0
 
 
 class Completed(NamedTuple):
-    """What a process left behind."""
+    """What a process left behind; its exit status is as a shell has it, 128+n for a signal."""
 
     returncode: int
     stdout: bytes
@@ -44,95 +74,93 @@ class Child:
         argv: The command line; every word is passed on as it is.
         env: The whole environment, or None for ours.
         tty: Give it a pseudo terminal instead of three pipes; all output is then `STDOUT`.
+        report: Run it through a shell that writes its exit status to a stream `STATUS`.
 
     Raises:
         OSError: The command cannot be started.
     """
 
     def __init__(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, tty: bool = False
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        tty: bool = False,
+        report: bool = False,
     ) -> None:
+        with launch.explained(), ExitStack() as theirs, ExitStack() as ours:
+            self._fds, files = (launch.terminal if tty else launch.pipes)(ours, theirs)
+            if report:
+                self._fds[STATUS], files[STATUS] = launch.pipe(ours, theirs)
+            self._process = Launched(argv, env, files, report=report)
+            ours.pop_all()
+        for fd in self._fds.values():
+            os.set_blocking(fd, False)
         # Bounded: a process that prints faster than it is read waits, and memory stays flat.
         self._chunks: Queue[tuple[int, bytes]] = Queue(maxsize=16)
-        self._fds: dict[int, int] = {}
-        if tty:
-            master, slave = os.openpty()
-            try:
-                self._popen = Popen(
-                    argv, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
-                )
-            except BaseException:
-                os.close(master)
-                raise
-            finally:
-                os.close(slave)
-            os.set_blocking(master, False)
-            self._fds = {0: master, STDOUT: os.dup(master)}
-        else:
-            self._popen = Popen(
-                argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env, start_new_session=True
-            )
-            for number, pipe in enumerate(
-                (self._popen.stdin, self._popen.stdout, self._popen.stderr)
-            ):
-                # Ours alone from here: gevent's file objects would close it a second time.
-                self._fds[number] = os.dup(pipe.fileno())
-                pipe.close()
-                os.set_blocking(self._fds[number], False)
         self._failure: Exception | None = None
-        self._writing = False
-        self._reading: dict[int, int] = {}
+        self._writer: Any = None
         self._readers = {
-            stream: gevent.spawn(self._read_all, stream)
-            for stream in (STDOUT, STDERR)
-            if stream in self._fds
+            stream: gevent.spawn(self._read_all, stream) for stream in self._fds if stream
         }
-        self._watcher = gevent.spawn(self._watch)
+        self._open = set(self._readers)
 
     def _read_all(self, stream: int) -> None:
-        data, reads = b"-", 0
+        data = b"-"
         while data:
-            self._reading[stream] = reads = reads + 1
             try:
                 data = nb_read(self._fds[stream], CHUNK)
             except OSError:
                 # A pseudo terminal answers EIO when its other end is gone.
                 data = b""
-            self._reading[stream] = 0
             self._chunks.put((stream, data))
-
-    def _watch(self) -> None:
-        """End the streams of a process that is gone, though another one holds them open."""
-        self._popen.wait()
-        for stream, reader in self._readers.items():
-            while not reader.ready():
-                waiting = self._reading.get(stream, 0)
-                reader.join(timeout=1)
-                if not reader.ready() and waiting and self._reading[stream] == waiting:
-                    reader.kill()
-                    self._chunks.put((stream, b""))
 
     @property
     def pid(self) -> int:
         """The process id."""
-        return int(self._popen.pid)
+        return self._process.pid
 
     def read(self, timeout: float | None = None) -> tuple[int, bytes]:
         """Return the next chunk as (stream, bytes); empty bytes mean that the stream has ended.
+
+        The streams of a process that is gone end, though another process holds them open.
 
         Raises:
             TimeoutError: Nothing came within ``timeout`` seconds.
             OSError: What should be written to stdin cannot be read.
         """
-        try:
-            chunk: tuple[int, bytes] = self._chunks.get(
-                timeout=None if timeout is None else max(timeout, 0)
-            )
-        except Empty:
-            raise TimeoutError from None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        gone = False
+        while True:
+            if self._chunks.empty() and (lost := self._lost()):
+                stream, data = lost, b""
+                break
+            left = GRACE if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                stream, data = self._chunks.get(timeout=min(GRACE, left))
+                break
+            except Empty:
+                if deadline is not None and left < GRACE:
+                    raise TimeoutError from None
+            # On a busy computer silence may only mean that the readers had no turn.
+            if gone and not self._readable():
+                gevent.killall(list(self._readers.values()))
+            gone = self.gone
         if self._failure is not None:
             raise OSError(f"reading the input failed: {self._failure}") from self._failure
-        return chunk
+        if not data:
+            self._open.discard(stream)
+        return stream, data
+
+    def _readable(self) -> bool:
+        poll = _poll()
+        for stream in self._open:
+            poll.register(self._fds[stream], select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _lost(self) -> int:
+        """A stream whose reader ended without a word, or 0."""
+        return next((one for one in self._open if self._readers[one].ready()), 0)
 
     def write(self, data: bytes) -> None:
         """Write all of ``data`` to stdin.
@@ -142,13 +170,16 @@ class Child:
         """
         view = memoryview(data)
         while view:
-            if 0 not in self._fds:
+            fd = self._fds.get(STDIN)
+            if fd is None:
                 raise BrokenPipeError("stdin is closed")
-            self._writing = True
+            self._writer = gevent.getcurrent()
             try:
-                view = view[nb_write(self._fds[0], view[:CHUNK]) :]
+                view = view[nb_write(fd, view[:CHUNK]) :]
             finally:
-                self._writing = False
+                self._writer = None
+                if STDIN not in self._fds:
+                    close(fd)
 
     def try_write(self, data: bytes) -> bool:
         """Write, and return whether the process still reads."""
@@ -165,35 +196,49 @@ class Child:
 
     def close_stdin(self) -> None:
         """Let the process read the end of its input."""
-        fd = self._fds.pop(0, None)
-        if fd is not None:
-            # What gevent still waits for must not be closed behind its back.
-            (os.close if self._writing else _close_now)(fd)
+        fd, writer = self._fds.pop(STDIN, None), self._writer
+        if fd is None:
+            return
+        if writer is None:
+            close(fd)
+            return
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Return the exit status, negative for a signal, or None if it still runs."""
-        if timeout == 0:
-            # Asked before each command, and gevent's wait would set a timer each time.
-            status = self._popen.poll()
-            return None if status is None else int(status)
-        try:
-            return int(self._popen.wait(timeout=timeout))
-        except TimeoutExpired:
+        def interrupt() -> None:
+            if self._writer is writer:
+                writer.throw(BrokenPipeError("stdin is closed"))
+
+        # What gevent waits for must not be closed behind its back, so the writer does it.
+        gevent.get_hub().loop.run_callback(interrupt)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll()
+
+    def wait(self, timeout: float) -> int | None:
+        """Return the exit status, negative for a signal, or None if it still runs.
+
+        Raises:
+            OSError: It has ended, and somebody else in this process has taken its exit status.
+        """
+        if not self._process.wait(timeout):
             return None
+        if self._process.status is None:
+            raise OSError(errno.ECHILD, "how it ended is unknown")
+        return self._process.status
+
+    def settle(self) -> None:
+        """Let a process that is ending come to its end."""
+        self._process.wait(GRACE)
 
     def end(self) -> None:
         """End the process and its group, and close everything that belongs to it."""
         self.close_stdin()
-        if self._popen.poll() is None:
-            # Not ours to signal when the client is sudo: closed streams end it then.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-        gevent.killall([self._watcher, *self._readers.values()])
-        for stream in (STDOUT, STDERR):
-            fd = self._fds.pop(stream, None)
-            if fd is not None:
-                os.close(fd)
-        self.wait(timeout=2)
+        self._process.kill()
+        gevent.killall(list(self._readers.values()))
+        while self._fds:
+            close(self._fds.popitem()[1])
+        self._process.wait(2)
 
 
 def run(
@@ -212,12 +257,12 @@ def run(
         env: The whole environment, or None for ours.
 
     Raises:
-        OSError: The command cannot be started.
+        OSError: The command cannot be started, or its exit status is unknown.
         TimeoutError: It did not end in time; it and its group are gone.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    child = Child(argv, env=env)
-    collected = {STDOUT: bytearray(), STDERR: bytearray()}
+    child = Child(argv, env=env, report=True)
+    collected = {stream: bytearray() for stream in (STDOUT, STDERR, STATUS)}
     feeder = gevent.spawn(feed, child, [stdin] if isinstance(stdin, bytes) else stdin)
     try:
         open_streams = set(collected)
@@ -226,11 +271,9 @@ def run(
             collected[stream] += data
             if not data:
                 open_streams.discard(stream)
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        status = child.wait(left)
-        if status is None:
-            raise TimeoutError
-        return Completed(status, bytes(collected[STDOUT]), bytes(collected[STDERR]))
+        # The shell in between is as good as gone, and what it leaves running is not ours to end.
+        child.settle()
+        return _completed(*(bytes(collected[one]) for one in (STATUS, STDOUT, STDERR)))
     finally:
         feeder.kill()
         child.end()
@@ -251,3 +294,78 @@ def feed(child: Child, pieces: Iterable[bytes], *, close: bool = True) -> None:
         return
     if close:
         child.close_stdin()
+
+
+class Detached:
+    """A command that runs to its own end, whatever happens to this process.
+
+    It starts without the help of any greenlet, so a signal handler may start one.
+
+    Args:
+        argv: The command line.
+        env: The whole environment, or None for ours.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        with launch.explained(), ExitStack() as theirs, ExitStack() as ours:
+            self._said, said = launch.pipe(ours, theirs)
+            # The shell in between gets our end, too: who writes there is never killed because we
+            # are gone.
+            files = {STDOUT: said, STDERR: said, STATUS: said, 4: self._said}
+            self._process = Launched(argv, env, files, report=True)
+            ours.pop_all()
+        os.set_blocking(self._said, False)
+        _detached.add(self)
+
+    def result(self, timeout: float) -> Completed:
+        """Wait for the command to end, and return what it left behind; this can be done once.
+
+        All that it printed is its `stderr`.
+
+        Raises:
+            OSError: Its exit status is unknown.
+            TimeoutError: It did not end in time; it and its group are gone.
+        """
+        deadline, said, gone = time.monotonic() + timeout, b"", False
+        try:
+            while not gone:
+                gone = self._process.wait(min(0.05, deadline - time.monotonic()))
+                with contextlib.suppress(BlockingIOError):
+                    while piece := os.read(self._said, CHUNK):
+                        said += piece
+                if not gone and time.monotonic() >= deadline:
+                    self._process.kill()
+                    raise TimeoutError
+        finally:
+            if self in _detached:
+                _detached.discard(self)
+                close(self._said)
+                launch.unreaped.add(self._process)
+        text, _, status = said.rpartition(b"\n")
+        return _completed(status, b"", text)
+
+
+def wait_for_detached(seconds: float) -> None:
+    """Block, for a process that is about to die, until all `Detached` have ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not all(one._process.poll() for one in list(_detached)):
+        _sleep(0.01)
+
+
+_detached: set[Detached] = set()
+
+
+def _completed(reported: bytes, stdout: bytes, stderr: bytes) -> Completed:
+    """What a command left behind, as the shell in between has reported it."""
+    reported = reported.strip()
+    if not reported.isdigit():
+        raise OSError(errno.ECHILD, "it was killed, and how it ended is unknown")
+    status = int(reported)
+    if status in (126, 127) and stderr.startswith(f"{NAME}: ".encode()):
+        missing = status == 127 or b"No such file" in stderr
+        code = errno.ENOENT if missing else errno.EACCES
+        raise OSError(code, os.strerror(code))
+    return Completed(status, stdout, stderr)

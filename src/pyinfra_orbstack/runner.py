@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from io import TextIOBase
+from functools import partial
 from itertools import chain
 from typing import Any
 
+import gevent
 from gevent.lock import RLock
 from pyinfra import logger
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
-from pyinfra_orbstack import interrupts, process, transfer
+from pyinfra_orbstack import interrupts, process
 from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
-from pyinfra_orbstack.session import (
-    LARGEST_FRAME_STDIN,
-    Control,
-    NotStarted,
-    Sink,
-    check_text,
-)
+from pyinfra_orbstack.protocol import NotStarted
+from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, ShellSession, Sink
 from pyinfra_orbstack.targets import Target
 
 #: How commands run: one open shell, or a shell for each command.
@@ -64,32 +62,33 @@ class Runner:
         self._on_restart = on_restart
         self._prefix = prefix
         self._lock = RLock()
-        self._control: Control | None = None
+        self._session: ShellSession | None = None
         self._init = ""
 
     # Connections
 
-    def open(self) -> Control:
+    def open(self, deadline: float | None = None) -> ShellSession:
         """Return the open session; open one where there is none.
 
         Raises:
             NotStarted: The target does not answer.
+            TimeoutError: The deadline came, a point of `time.monotonic`.
         """
-        if self._control is None or not self._control.alive:
+        if self._session is None or not self._session.alive:
             self.close()
-            control = self._new_control()
-            control.open()
-            self._control = control
-        return self._control
+            session = self._new_session()
+            session.open(deadline)
+            self._session = session
+        return self._session
 
     def close(self) -> None:
         """Close the session."""
-        control, self._control = self._control, None
-        if control is not None:
-            control.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
-    def _new_control(self) -> Control:
-        return Control(self.target, user=self._user, workdir=self._workdir, verify=self._verify)
+    def _new_session(self) -> ShellSession:
+        return ShellSession(self.target, self._user, self._workdir, self._verify)
 
     def _verify(self, init: str) -> None:
         """See that what is behind a new connection is what we connected to."""
@@ -116,13 +115,13 @@ class Runner:
         pieces = iter(stdin)
         with interrupts.interruptible():
             if pty:
-                return self._run_on_terminal(text, sink, pieces, timeout)
+                return self._run_alone(ShellSession.terminal, text, sink, pieces, timeout)
             first = _take(pieces, LARGEST_FRAME_STDIN)
             small = sum(map(len, first)) <= LARGEST_FRAME_STDIN
             if small and self._transport == "session":
                 with self._lock:
                     return self._run_in_session(text, sink, b"".join(first), timeout)
-            return self._run_spawned(text, sink, chain(first, pieces), timeout)
+            return self._run_alone(ShellSession.spawn, text, sink, chain(first, pieces), timeout)
 
     def run_lines(
         self, text: str, print_line: Callable[[OutputLine], None] | None = None, **options: Any
@@ -148,14 +147,19 @@ class Runner:
 
         Nothing is opened for it, which would start a stopped machine.
         """
-        if self._control is None or not self._control.idle:
+        if self._session is None or not self._session.idle:
             return False
-        self._control.run(text, _ignore, deadline=time.monotonic() + timeout)
+        self._session.run(text, _ignore, deadline=time.monotonic() + timeout)
         return True
 
-    def run_apart(self, text: str, timeout: float) -> None:
+    def run_apart(
+        self, text: str, timeout: float, stdin: Iterable[bytes] = ()
+    ) -> tuple[int, CommandOutput]:
         """Run shell text that is to clean up, beside whatever the session is doing."""
-        self._new_control().spawn(text, _ignore, deadline=time.monotonic() + timeout)
+        lines = _Lines()
+        deadline = time.monotonic() + timeout
+        status = self._new_session().spawn(text, lines.feed, stdin=stdin, deadline=deadline)
+        return status, lines.finish()
 
     def as_root(self, *words: str) -> None:
         """Run a command line as root, without any connection.
@@ -171,29 +175,26 @@ class Runner:
     def _run_in_session(self, text: str, sink: Sink, stdin: bytes, timeout: float | None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            return self.open().run(text, sink, stdin=stdin, deadline=deadline)
+            return self.open(deadline).run(text, sink, stdin=stdin, deadline=deadline)
         except NotStarted as broken:
             logger.debug(f"{self._prefix}opening the session again: {broken}")
-            return self.open().run(text, sink, stdin=stdin, deadline=deadline)
+            return self.open(deadline).run(text, sink, stdin=stdin, deadline=deadline)
 
-    def _run_spawned(
-        self, text: str, sink: Sink, stdin: Iterable[bytes], timeout: float | None
+    def _run_alone(
+        self,
+        how: Callable[..., int],
+        text: str,
+        sink: Sink,
+        stdin: Iterable[bytes],
+        timeout: float | None,
     ) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
         # Until START is sent no byte of stdin is read, so a second try has all of it.
         try:
-            return self._new_control().spawn(text, sink, stdin=stdin, deadline=deadline)
+            return how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
         except NotStarted as broken:
             logger.debug(f"{self._prefix}trying again: {broken}")
-            return self._new_control().spawn(text, sink, stdin=stdin, deadline=deadline)
-
-    def _run_on_terminal(
-        self, text: str, sink: Sink, stdin: Iterable[bytes], timeout: float | None
-    ) -> int:
-        with transfer.Upload(self, "") as upload:
-            path = upload.stage(iter([check_text(text)]))
-            deadline = None if timeout is None else time.monotonic() + timeout
-            return self._new_control().terminal(path, sink, stdin=stdin, deadline=deadline)
+            return how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
 
 
 def _ignore(stream: int, data: bytes) -> None:
@@ -244,27 +245,54 @@ def _take(pieces: Iterator[bytes], most: int) -> list[bytes]:
     return taken
 
 
+def can_be_read_again(stdin: Any) -> bool:
+    """Whether `stdin_pieces` gives the same a second time."""
+    return stdin is None or isinstance(stdin, (str, bytes, list, tuple)) or _seekable(stdin)
+
+
 def stdin_pieces(stdin: Any) -> Iterator[bytes]:
     """What pyinfra's `_stdin` holds, as bytes.
 
     Text is pyinfra's: every element and every line ends in a newline. Bytes are passed as they are.
+
+    Raises:
+        OSError: It cannot be read, or is neither text nor bytes.
     """
+    try:
+        for element in _elements(stdin):
+            if isinstance(element, str):
+                line = element if element.endswith("\n") else f"{element}\n"
+                yield line.encode("utf-8", "surrogateescape")
+            else:
+                yield bytes(memoryview(element))
+    except (AttributeError, TypeError, ValueError) as bad:
+        raise OSError(f"_stdin holds what cannot be sent: {bad}") from None
+
+
+def _elements(stdin: Any) -> Iterator[Any]:
     if stdin is None:
         return
-    if hasattr(stdin, "read"):
-        if transfer.seekable(stdin):
+    if isinstance(stdin, (str, bytes, bytearray)):
+        yield stdin
+    elif hasattr(stdin, "read"):
+        if _seekable(stdin):
             stdin.seek(0)
-        if isinstance(stdin, TextIOBase):
-            stdin = iter(stdin)
-        else:
-            yield from iter(lambda: stdin.read(CHUNK), b"")
-            return
-    elif isinstance(stdin, (str, bytes)):
-        stdin = [stdin]
-    elif hasattr(stdin, "readlines"):
-        stdin = stdin.readlines()
-    for element in stdin:
-        if isinstance(element, bytes):
+        read = stdin.readline if isinstance(stdin.read(0), str) else partial(stdin.read, CHUNK)
+        if _may_block(stdin):
+            read = partial(gevent.get_hub().threadpool.apply, read)
+        while element := read():
             yield element
-        else:
-            yield (element if element.endswith("\n") else f"{element}\n").encode()
+    else:
+        yield from stdin.readlines() if hasattr(stdin, "readlines") else stdin
+
+
+def _seekable(file: Any) -> bool:
+    return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
+
+
+def _may_block(file: Any) -> bool:
+    """Whether reading a file may wait for somebody: a pipe, a terminal, a socket."""
+    try:
+        return not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):
+        return False

@@ -1,149 +1,51 @@
-"""The protocol: commands, byte-exact, through a shell that runs in a target.
+"""Commands, byte-exact, through a shell that runs in a target.
 
-A *control shell* (`sh`: dash, bash or busybox) is started in the target and prepares each command
-in four steps, of which both sides see every one:
-
-1. The client sends the command. A session's shell gets it as one `{ ...; }` compound, so that a
-   text cut short is a syntax error and never runs; a spawned shell reads a counted number of bytes.
-2. The shell answers READY and waits.
-3. The client sends START, a word made for this command alone. Before it, nothing can have run and
-   the command may be tried again; from its first byte on the outcome is unknown until it is known.
-4. The command runs with pipes of its own, each copied by a `cat`, between a begin mark and an end
-   mark on both streams. It is over when its process has ended and both outputs are closed. The
-   exit status comes with the end mark. No end mark on both streams, no success.
-
-Marks are 128 random bits, made for each command. What stands before a begin mark comes from a
-profile or from OrbStack's update banner and is dropped.
+A *control shell* (`sh`: dash, bash or busybox) in the target runs them. `protocol` is what it and
+the client say to each other; here bytes are moved, time is kept, and what must not go on is ended.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
-import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Protocol
 
 import gevent
 
-from pyinfra_orbstack.process import STDERR, STDOUT, Child, Completed, feed, run
-
-#: A command text that is longer cannot become one argument of `sh -c` (Linux, MAX_ARG_STRLEN).
-LONGEST_TEXT = 128 * 1024 - 1
-#: Stdin up to this size travels in the frame of a session; more goes through a spawn.
-LARGEST_FRAME_STDIN = 64 * 1024
-#: So much may be printed before a begin mark; more is no profile and no banner.
-MOST_STRAY = 64 * 1024
-#: Seconds for a control shell to come up, to take a frame, and for the call that ends a command.
-ANSWER_TIMEOUT = 30.0
-END_TIMEOUT = 15.0
-
-# Why it is written so:
-# - 6 and 7 are the streams to the client; 4 and 5 carry stdout and the exit status inside one
-#   exchange. A command gets 0 to 2 alone, and the control shell's own stdout and stderr are
-#   /dev/null, so that no job message ("Terminated") reaches the client.
-# - the child is `( ... exec ... )` in the foreground: with `&` it would have SIGINT ignored.
-# - it tells its own pid before it becomes the command; a `sh` in between, to have it in `$$`, was a
-#   sixth of what a command costs.
-# - `read` is used for single ASCII words only; it takes no byte after the newline.
-# - setsid gives the command a session id of its own, by which its descendants are found later.
-_FUNCTIONS = r"""
-orb_setsid=$(command -v setsid)
-orb_exec() {
-IFS= read -r orb_s </proc/self/stat
-printf '%s %s\n' "$1" "$orb_s" >&6
-printf '%s\n' "$1" >&7
-exec $orb_setsid sh -c "$2" 4>&- 5>&- 6>&- 7>&-
-}
-orb_child() {
-case $1 in
-null) ( orb_exec "$2" "$3" ) </dev/null 2>&1 >&4;;
-rest) ( orb_exec "$2" "$3" ) 2>&1 >&4;;
-*) printf "$1" 4>&- 5>&- 6>&- 7>&- | ( orb_exec "$2" "$3" ) 2>&1 >&4;;
-esac
-printf %s "$?" >&5
-}
-orb_exchange() {
-printf '%s ready\n' "$1" >&6
-IFS= read -r orb_go
-[ "$orb_go" = "$2" ] || exit 1
-orb_status=$( { { orb_child "$4" "$1" "$5" | cat >&7 4>&- 5>&- 6>&-; } 4>&1 |
-cat >&6 4>&- 5>&- 7>&-; } 5>&1 )
-printf '%s %s\n' "$3" "$orb_status" >&6
-printf '%s\n' "$3" >&7
-}
-orb_open() {
-orb_in=home
-if [ -n "$2" ]; then cd "$2" || orb_in=missing; else cd || cd /; fi
-IFS= read -r orb_s <"/proc/$$/stat"
-IFS= read -r orb_i </proc/1/stat
-printf '%s %s %s init %s\n' "$1" "$orb_in" "$orb_s" "${orb_i##*) }" >&6
-printf '%s\n' "$1" >&7
-[ "$orb_in" = home ] || exit 1
-}
-exec 6>&1 7>&2 >/dev/null 2>&1
-"""
-
-# The text is counted in bytes and read one by one, so that all that follows is the command's own.
-_SPAWN = (
-    _FUNCTIONS
-    + r"""orb_open "$1" "$2"
-orb_text=$(dd bs=1 count="$3"; printf x)
-orb_exchange "$4" "$5" "$6" rest "${orb_text%x}"
-"""
+from pyinfra_orbstack import interrupts, protocol, shell
+from pyinfra_orbstack.ending import Ending
+from pyinfra_orbstack.keyboard import Keyboard
+from pyinfra_orbstack.process import Child, TooManyFiles, feed
+from pyinfra_orbstack.protocol import (
+    PIPES,
+    TERMINAL,
+    Began,
+    Event,
+    Exchange,
+    Hello,
+    NotStarted,
+    OutcomeUnknown,
+    Output,
+    Stray,
+    call,
 )
 
-# A terminal would eat control characters and long lines, so the text comes in a file.
-_TERMINAL = r"""orb_text=$(cat "$1" && printf x) && rm -f "$1" || exit 1
-if [ -n "$2" ]; then cd "$2" || exit 1; else cd 2>/dev/null || cd /; fi
-IFS= read -r orb_s <"/proc/$$/stat"
-printf '%s %s\n' "$3" "$orb_s"
-sh -c "${orb_text%x}"
-printf '%s %s\n' "$4" "$?"
-"""
+__all__ = ["NotStarted", "OutcomeUnknown", "ShellSession", "Sink", "Target"]
 
-# Everything that descends from the given processes, by parent, group or session: children of `su`
-# have a session of their own. The pid is ours only while its start time is the one we were told.
-# What was killed may take a while to go where the computer is busy.
-_END = r"""
-orb_find() {
-for orb_f in /proc/[0-9]*/stat; do
-IFS= read -r orb_s <"$orb_f" || continue
-orb_p=${orb_s%% *}
-set -- ${orb_s##*) }
-case $1 in Z|X) continue;; esac
-case " $orb_me " in *" $orb_p "*) continue;; esac
-case "$orb_all" in
-*" $orb_p "*) orb_live="$orb_live $orb_p";;
-*" $2 "*|*" $3 "*|*" $4 "*) orb_all="$orb_all$orb_p "; orb_live="$orb_live $orb_p"; orb_new=1;;
-esac
-done
-}
-exec 2>/dev/null
-orb_me="$$ $PPID" orb_all=" "
-while [ $# -gt 1 ]; do
-if IFS= read -r orb_s <"/proc/$1/stat"; then
-orb_t=${orb_s##*) }
-orb_n=0
-for orb_w in $orb_t; do orb_n=$((orb_n + 1)); [ $orb_n = 20 ] && break; done
-[ "$orb_w" = "$2" ] && orb_all="$orb_all$1 "
-elif [ "$3" = group ]; then orb_all="$orb_all$1 "
-fi
-shift 3
-done
-[ "$orb_all" = " " ] && exit 0
-orb_round=0
-while [ $orb_round -lt 60 ]; do
-orb_new=1
-while [ $orb_new = 1 ]; do orb_new=0 orb_live=; orb_find; done
-[ -n "$orb_live" ] || exit 0
-kill -9 $orb_live
-orb_round=$((orb_round + 1))
-[ $orb_round -lt 5 ] || sleep 0.1 || sleep 1
-done
-exit 1
-"""
+#: Stdin up to this size travels in the frame of a session; more goes through a spawn.
+LARGEST_FRAME_STDIN = 64 * 1024
+#: So much may be printed before a command begins; more is no profile and no banner.
+MOST_STRAY = 64 * 1024
+#: Seconds for a control shell to answer.
+ANSWER_TIMEOUT = 30.0
+
+# Read now: later there may be too many open files.
+_FUNCTIONS = shell.text("session").encode()
+
+#: Called with `STDOUT` or `STDERR` and a piece of what the command printed there.
+Sink = Callable[[int, bytes], None]
 
 
 class Target(Protocol):
@@ -156,143 +58,138 @@ class Target(Protocol):
         """The environment of that command line."""
 
 
-class NotStarted(OSError):
-    """The command did not start; it is safe to try it again."""
+class Connection:
+    """A client on this computer and, behind it, a shell in the target.
 
-
-class Lost(OSError):
-    """The connection ended while the command ran; whether it ran to its end is unknown."""
-
-
-class Marker:
-    """Finds a mark, with the words behind it on its line, in bytes that come in pieces.
-
-    >>> marker = Marker(b"MARK")
-    >>> marker.feed(b"abcMA"), marker.words
-    (b'abc', None)
-    >>> marker.feed(b"RK 0\\nrest"), marker.words, marker.rest
-    (b'', [b'0'], b'rest')
-    """
-
-    def __init__(self, mark: bytes) -> None:
-        self.mark = mark
-        #: What stood on the mark's line behind it, once the whole line was seen.
-        self.words: list[bytes] | None = None
-        #: What came after that line.
-        self.rest = b""
-        self._held = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Take a piece and return what certainly stands before the mark."""
-        if self.words is not None:
-            self.rest += data
-            return b""
-        data = self._held + data
-        at = data.find(self.mark)
-        if at < 0:
-            at = len(data) - _overlap(data, self.mark)
-        else:
-            line, newline, rest = data[at + len(self.mark) :].partition(b"\n")
-            if newline:
-                self.words, self.rest, self._held = line.split(), rest, b""
-                return data[:at]
-        self._held = data[at:]
-        return data[:at]
-
-    def release(self) -> bytes:
-        """Return what was held back because the mark could have begun with it."""
-        held, self._held = self._held, b""
-        return b"" if held.startswith(self.mark) else held
-
-
-def _overlap(data: bytes, mark: bytes) -> int:
-    """How many bytes at the end of ``data`` could be the beginning of ``mark``."""
-    for length in range(min(len(mark) - 1, len(data)), 0, -1):
-        if data.endswith(mark[:length]):
-            return length
-    return 0
-
-
-class Section:
-    """What one stream carries between a begin mark and an end mark."""
-
-    def __init__(self, begin: bytes, end: bytes) -> None:
-        self.begin = Marker(begin)
-        self.end = Marker(end)
-        self.stray = 0
-
-    def feed(self, data: bytes) -> bytes:
-        """Take a piece and return the part of it that the command printed."""
-        if self.begin.words is None:
-            self.stray += len(self.begin.feed(data))
-            if self.begin.words is None:
-                return b""
-            data, self.begin.rest = self.begin.rest, b""
-        return self.end.feed(data)
-
-
-#: Called with `STDOUT` or `STDERR` and a piece of what the command printed there.
-Sink = Callable[[int, bytes], None]
-
-
-@contextlib.contextmanager
-def _releasing(sections: dict[int, Section], sink: Sink) -> Iterator[None]:
-    """At a timeout no mark is on its way: what looks like its beginning is the command's own."""
-    try:
-        yield
-    except TimeoutError:
-        for stream, section in sections.items():
-            held = section.end.release()
-            if held:
-                sink(stream, held)
-        raise
-
-
-def _token() -> str:
-    return secrets.token_hex(16)
-
-
-def _octal(data: bytes) -> str:
-    """``data`` as the format of a `printf`, in ASCII alone."""
-    plain = set(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:;/_+=@#()[]{}<>|&~^*?!$")
-    return "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data)
-
-
-def check_text(text: str) -> bytes:
-    """Return a command text as bytes.
+    Args:
+        target: Where the shell runs.
+        words: Its command line.
+        user: As whom.
+        tty: Whether it has a terminal.
+        meet: Called when the shell introduces itself.
 
     Raises:
-        OSError: It is too long for Linux, or holds a NUL, which no command line can.
+        NotStarted: There is no client.
     """
-    data = text.encode("utf-8", "surrogateescape")
-    if b"\0" in data:
-        raise OSError("the command holds a NUL byte, which no command line can")
-    if len(data) > LONGEST_TEXT:
-        raise OSError(
-            f"the command is {len(data)} bytes long and Linux takes {LONGEST_TEXT} in one "
-            "argument: put it into a file and run that"
-        )
-    return data
+
+    def __init__(
+        self,
+        target: Target,
+        *words: str,
+        user: str | None,
+        tty: bool = False,
+        meet: Callable[[Hello], None],
+    ) -> None:
+        argv = target.argv(*words, user=user, tty=tty)
+        try:
+            self.child = Child(argv, env=target.environment(), tty=tty)
+        except TooManyFiles:
+            raise  # trying again does not help
+        except OSError as broken:
+            raise NotStarted(f"cannot run {argv[0]}: {broken.strerror}") from None
+        self._meet = meet
+        self._streams = TERMINAL if tty else PIPES
+        self._ended: set[int] = set()
+        #: What came instead of a shell, to be shown; None where it may be what was typed.
+        self.transcript: bytearray | None = bytearray()
+
+    @property
+    def alive(self) -> bool:
+        """Whether both sides are still there."""
+        return not self._ended and not self.child.gone
+
+    def read(self, deadline: float | None) -> tuple[int, bytes]:
+        """Return the next piece of a stream; empty bytes mean that it has ended.
+
+        Raises:
+            TimeoutError: Nothing came until then.
+        """
+        stream, data = self.child.read(None if deadline is None else deadline - time.monotonic())
+        if not data:
+            self._ended.add(stream)
+        return stream, data
+
+    def ask(
+        self,
+        exchange: Exchange,
+        data: bytes,
+        until: Callable[[], bool],
+        deadline: float | None,
+        most_stray: int = MOST_STRAY,
+    ) -> None:
+        """Send what a shell is to read before any command runs, and read its answer.
+
+        Raises:
+            NotStarted: It does not answer.
+            TimeoutError: The deadline came.
+        """
+        answer = time.monotonic() + ANSWER_TIMEOUT
+        limit = answer if deadline is None else min(answer, deadline)
+        try:
+            self._send(data, limit)
+            while not until():
+                if not self._listen(exchange, limit):
+                    raise EOFError
+                if exchange.stray > most_stray:
+                    raise NotStarted(
+                        f"more than {most_stray} bytes came where an answer was expected"
+                    )
+        except TimeoutError:
+            if limit == deadline:
+                raise
+            raise NotStarted(f"the target did not answer within {ANSWER_TIMEOUT:g} s") from None
+        except EOFError:
+            raise self._no_shell(exchange) from None
+
+    def _send(self, data: bytes, limit: float) -> None:
+        try:
+            with gevent.Timeout(max(0.0, limit - time.monotonic()), TimeoutError):
+                self.child.write(data)
+        except TimeoutError:
+            raise
+        except OSError:
+            raise EOFError from None
+
+    def _listen(self, exchange: Exchange, limit: float) -> bytes:
+        stream, data = self.read(limit)
+        for event in exchange.receive(stream, data):
+            if isinstance(event, Hello):
+                self._meet(event)
+            elif isinstance(event, Stray) and self.transcript is not None:
+                self.transcript += event.data
+        return data
+
+    def _no_shell(self, exchange: Exchange) -> NotStarted:
+        """Why there is no shell, in one line."""
+        deadline = time.monotonic() + 1
+        with contextlib.suppress(TimeoutError):
+            while len(self._ended) < len(self._streams):
+                self._listen(exchange, deadline)
+        said = " ".join((self.transcript or b"").decode("utf-8", "replace").split())
+        how = "ended"
+        with contextlib.suppress(OSError):
+            status = self.child.wait(1)
+            how = "still runs" if status is None else f"ended with exit code {status}"
+        said = said[-300:] or "nothing"
+        return NotStarted(f"the connection gave no shell: it {how} and said {said!r}")
+
+    def close(self) -> None:
+        """Close it; the shell reads the end of its input and goes."""
+        self.child.close_stdin()
+        with contextlib.suppress(OSError):
+            self.child.wait(0 if self._ended else 0.2)
+        self.child.end()
 
 
-def frame(begin: str, start: str, end: str, text: str, stdin: bytes) -> bytes:
-    """One command for a session's control shell: a compound that runs whole or not at all."""
-    source = f"'{_octal(stdin)}'" if stdin else "null"
-    words = f"{begin} {start} {end} {source} ".encode()
-    quoted = shlex.quote(text).encode("utf-8", "surrogateescape")
-    return b"{ orb_exchange " + words + quoted + b"; }\n"
-
-
-class Control:
+class ShellSession:
     """A control shell in a target and the exchanges with it.
 
     Args:
         target: Where it runs.
         user: As whom; None for the target's default user.
         workdir: Where commands start; None for that user's home.
-        verify: Called with the start time of the target's first process (field 22 of
-            ``/proc/1/stat``: uptime and boot id belong to the kernel that all machines share)
-            before anything is run; what it raises ends the connection.
+        verify: Called with `Hello.init` before anything is run; what it raises ends the
+            connection.
     """
 
     def __init__(
@@ -303,166 +200,62 @@ class Control:
         verify: Callable[[str], None] | None = None,
     ) -> None:
         self.target = target
+        self._user = user
+        self._workdir = workdir
         self._verify = verify
-        self.user = user
-        self.workdir = workdir
-        self._child: Child | None = None
-        self._processes: list[str] = []
-        self._left: dict[int, bytes] = {STDOUT: b"", STDERR: b""}
-        self._ended: set[int] = set()
-        self._said = bytearray()
+        self._connection: Connection | None = None
+        self._ending = Ending(target)
         self._busy = False
-
-    # The connection
 
     @property
     def alive(self) -> bool:
         """Whether the next command can be sent."""
-        return self._child is not None and not self._ended and self._child.wait(0) is None
+        return self._connection is not None and self._connection.alive
 
     @property
     def idle(self) -> bool:
         """Whether it is alive and runs nothing."""
         return self.alive and not self._busy
 
-    def open(self) -> None:
+    def open(self, deadline: float | None = None) -> None:
         """Start a session.
 
         Raises:
             NotStarted: The target does not answer; the text says what it printed instead.
+            TimeoutError: The deadline came.
         """
-        hello = _token()
-        self._start("sh")
-        call = f"orb_open {hello} {shlex.quote(self.workdir or '')}\n"
-        try:
-            self._send(_FUNCTIONS.encode() + call.encode("utf-8", "surrogateescape"))
-            self._hello(hello)
-        except BaseException:
-            self.close()
-            raise
+        exchange = Exchange(hello=True)
+        with self._closing_on_failure():
+            script = _script(b"orb_pipes", self._opening(exchange))
+            self._connect("sh").ask(exchange, script, lambda: exchange.greeted, deadline)
 
-    def _start(self, *words: str, tty: bool = False) -> None:
+    def _connect(self, *words: str, tty: bool = False) -> Connection:
         self.close()
-        self._ended.clear()
-        self._said.clear()
-        self._processes.clear()
-        self._left = {STDOUT: b"", STDERR: b""}
-        argv = self.target.argv(*words, user=self.user, tty=tty)
-        try:
-            self._child = Child(argv, env=self.target.environment(), tty=tty)
-        except OSError as broken:
-            raise NotStarted(f"cannot run {argv[0]}: {broken.strerror}") from None
+        self._ending = Ending(self.target)
+        self._connection = Connection(
+            self.target, *words, user=self._user, tty=tty, meet=self._meet
+        )
+        return self._connection
 
-    def _hello(self, hello: str) -> None:
-        section = {STDOUT: Marker(hello.encode()), STDERR: Marker(hello.encode())}
-        deadline = time.monotonic() + ANSWER_TIMEOUT
-        stray = 0
-        while any(marker.words is None for marker in section.values()):
-            stream, data = self._read_answer(deadline)
-            stray += len(section[stream].feed(data))
-            _check_stray(stray)
-        self._left = {stream: marker.rest for stream, marker in section.items()}
-        where, _, stats = b" ".join(section[STDOUT].words or [b""]).partition(b" ")
-        if where == b"missing":
+    def _opening(self, exchange: Exchange) -> bytes:
+        directory = protocol.encoded("the directory", self._workdir or "")
+        return call("orb_open", exchange.token, directory)
+
+    def _meet(self, hello: Hello) -> None:
+        self._ending.shell = hello.shell
+        if not hello.inside:
             # Trying again will not make it.
-            raise OSError(f"there is no directory {self.workdir!r} in which to start")
-        own, _, init = stats.partition(b" init ")
-        self._remember(own)
+            raise OSError(f"there is no directory {self._workdir!r} in which to start")
         if self._verify is not None:
-            fields = init.split()
-            self._verify(fields[19].decode("ascii", "replace") if len(fields) > 19 else "")
-
-    def _remember(self, stat: bytes, kind: str = "process") -> None:
-        """Keep pid and start time from a line of ``/proc/PID/stat``."""
-        pid, _, rest = stat.decode("ascii", "replace").partition(" ")
-        times = rest.rpartition(") ")[2].split()
-        if pid.isdigit() and len(times) >= 20:
-            self._processes += [pid, times[19], kind]
-
-    def _send(self, data: bytes) -> None:
-        assert self._child is not None
-        try:
-            with gevent.Timeout(ANSWER_TIMEOUT, TimeoutError):
-                self._child.write(data)
-        except (TimeoutError, OSError):
-            raise NotStarted(self._epitaph()) from None
-
-    def _read(self, deadline: float | None) -> tuple[int, bytes]:
-        assert self._child is not None
-        for stream, data in self._left.items():
-            if data:
-                self._left[stream] = b""
-                return stream, data
-        stream, data = self._child.read(None if deadline is None else deadline - time.monotonic())
-        if data:
-            self._said += data[: max(0, 4096 - len(self._said))]
-        else:
-            self._ended.add(stream)
-        return stream, data
-
-    def _read_answer(self, limit: float, deadline: float | None = None) -> tuple[int, bytes]:
-        """Read what the control shell must say by ``limit``, before any command runs."""
-        try:
-            stream, data = self._read(limit)
-        except TimeoutError:
-            if limit == deadline:
-                raise
-            raise NotStarted(f"the target did not answer within {ANSWER_TIMEOUT:g} s") from None
-        if not data:
-            raise NotStarted(self._epitaph())
-        return stream, data
-
-    def _drain(self) -> None:
-        deadline = time.monotonic() + 1
-        with contextlib.suppress(TimeoutError):
-            while len(self._ended) < 2:
-                self._read(deadline)
-
-    def _epitaph(self) -> str:
-        """Why there is no control shell, in one line."""
-        self._drain()
-        said = " ".join(self._said.decode("utf-8", "replace").split())
-        status = None if self._child is None else self._child.wait(1)
-        how = "still runs" if status is None else f"ended with exit code {status}"
-        return f"the connection gave no shell: it {how} and said {said[-300:] or 'nothing'!r}"
+            self._verify(hello.init)
 
     def close(self) -> None:
-        """Close the connection; the control shell reads the end of its input and goes."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.close_stdin()
-            child.wait(0.2 if not self._ended else 0)
-            child.end()
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
-    def end_command(self) -> None:
-        """End the running command and all its descendants, then close the connection.
-
-        It takes a second call, as root: the login user cannot signal what sudo started.
-
-        Raises:
-            OSError: The target did not confirm it.
-        """
-        processes = list(self._processes)
-        try:
-            if processes:
-                self._end_processes(processes)
-        finally:
-            self.close()
-
-    def _end_processes(self, processes: Sequence[str]) -> None:
-        argv = self.target.argv("sh", "-c", _END, "sh", *processes, user="root")
-        try:
-            done = run(argv, timeout=END_TIMEOUT, env=self.target.environment())
-        except (OSError, TimeoutError) as broken:
-            done = Completed(1, b"", str(broken).encode())
-        if done.returncode != 0:
-            said = " ".join(done.stderr.decode("utf-8", "replace").split())
-            raise OSError(
-                "the command may still run: the call that should end it failed "
-                f"({said[-300:] or f'exit code {done.returncode}'})"
-            )
-
-    # The exchange
+    # Commands
 
     def run(
         self, text: str, sink: Sink, *, stdin: bytes = b"", deadline: float | None = None
@@ -480,15 +273,19 @@ class Control:
 
         Raises:
             NotStarted: It did not run.
-            Lost: It started, and nobody knows how it went.
+            OutcomeUnknown: It started, and nobody knows how it went.
             TimeoutError: The deadline came; the command and its descendants are gone.
         """
-        check_text(text)
-        begin, start, end = _token(), _token(), _token()
-        del self._processes[3:]
-        with self._ending_on_failure():
-            self._send(frame(begin, start, end, text, stdin))
-            return self._exchange(begin, start, end, sink, (), deadline, keep_open=True)
+        exchange, source = Exchange(), protocol.octal(stdin) if stdin else "-none"
+        frame = _lines(_framed(exchange, source, protocol.check_text(text)))
+        connection = self._connection
+        assert connection is not None
+        connection.transcript = bytearray()
+        self._ending.command = None
+        with self._occupied():
+            with self._closing_on_failure():
+                connection.ask(exchange, frame, lambda: exchange.ready, deadline)
+            return self._complete(exchange, sink, deadline)
 
     def spawn(
         self,
@@ -502,20 +299,19 @@ class Control:
 
         Arguments, result and errors are those of `run`; ``stdin`` comes in pieces.
         """
-        data = check_text(text)
-        hello, begin, start, end = _token(), _token(), _token(), _token()
-        words = (hello, self.workdir or "", str(len(data)), begin, start, end)
-        with self._ending_on_failure():
-            self._start("sh", "-c", _SPAWN, "sh", *words)
-            self._send(data)
-            self._hello(hello)
-            status = self._exchange(begin, start, end, sink, stdin, deadline, keep_open=False)
+        exchange = Exchange(hello=True)
+        frame = _framed(exchange, "-rest", protocol.check_text(text), b"orb_drain")
+        script = _script(b"orb_pipes", self._opening(exchange), frame)
+        with self._occupied():
+            with self._closing_on_failure():
+                self._connect("sh").ask(exchange, script, lambda: exchange.waits, deadline)
+            status = self._complete(exchange, sink, deadline, stdin=stdin)
         self.close()
         return status
 
     def terminal(
         self,
-        path: str,
+        text: str,
         sink: Sink,
         *,
         stdin: Iterable[bytes] = (),
@@ -523,42 +319,48 @@ class Control:
     ) -> int:
         """Run a command on a pseudo terminal, where stdout and stderr are one.
 
-        Arguments, result and errors are those of `run`, but for:
-
-        Args:
-            path: A private file in the target that holds the command text; it is removed.
-            stdin: Typed on the terminal once the command runs, followed by its end-of-file key.
+        Arguments, result and errors are those of `spawn`, but ``stdin`` is typed, and followed by
+        as many ends of file as the command reads.
         """
-        begin, end = _token(), _token()
-        section = Section(begin.encode(), end.encode())
-        words = (path, self.workdir or "", begin, end)
-        with self._ending_on_failure(), _releasing({STDOUT: section}, sink):
-            self._start("sh", "-c", _TERMINAL, "sh", *words, tty=True)
-            assert self._child is not None
-            while section.end.words is None:
-                stream, data = self._read(deadline)
-                if not data:
-                    raise Lost(f"the terminal ended before the command: {self._epitaph()}")
-                begun = section.begin.words
-                body = section.feed(data)
-                if begun is None and section.begin.words is not None:
-                    self._remember(b" ".join(section.begin.words))
-                    typed = _chain(stdin, [b"\x04"])
-                    gevent.spawn(feed, self._child, typed, close=False)
-                if body:
-                    sink(stream, body)
+        prompt, exchange = Exchange(TERMINAL), Exchange(TERMINAL, hello=True)
+        words = protocol.check_text(text)
+        words = call("orb_terminal", exchange.token, exchange.start, words)
+        keys = protocol.typed(_lines(self._opening(exchange), words))
+        script = _script(b'orb_typed "$1"').decode()
+        with self._occupied():
+            with self._closing_on_failure():
+                connection = self._connect("sh", "-c", script, "sh", prompt.token, tty=True)
+                connection.ask(prompt, b"", lambda: prompt.ready, deadline)
+                # Without `stty` there, the terminal shows all that is typed.
+                connection.transcript = None
+                most = MOST_STRAY + 2 * len(keys)
+                connection.ask(exchange, keys, lambda: exchange.waits, deadline, most)
+            status = self._complete(exchange, sink, deadline, keys=stdin)
         self.close()
-        return int((section.end.words or [b"1"])[0])
+        return status
+
+    @contextlib.contextmanager
+    def _occupied(self) -> Iterator[None]:
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    @contextlib.contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        """Nothing runs before START, so there is nothing but the connection to end."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     @contextlib.contextmanager
     def _ending_on_failure(self) -> Iterator[None]:
         """Leave no command behind when anything interrupts, be it Ctrl-C or gevent's own."""
-        self._busy = True
         try:
             yield
-        except NotStarted:
-            self.close()
-            raise
         except TimeoutError:
             self.end_command()
             raise
@@ -566,86 +368,87 @@ class Control:
             with contextlib.suppress(OSError):
                 self.end_command()
             raise
-        finally:
-            self._busy = False
+        if self._ending.begun:
+            # A signal came just now; the shell goes, too.
+            with contextlib.suppress(OSError):
+                self.end_command()
 
-    def _exchange(
-        self,
-        begin: str,
-        start: str,
-        end: str,
-        sink: Sink,
-        stdin: Iterable[bytes],
-        deadline: float | None,
-        keep_open: bool,
-    ) -> int:
-        child = self._child
-        assert child is not None
-        self._await_ready(begin, deadline)
-        sections = {
-            STDOUT: Section(begin.encode(), end.encode()),
-            STDERR: Section(begin.encode(), end.encode()),
-        }
-        feeder = None
+    def end_command(self) -> None:
+        """End the running command and all its descendants, then close the connection.
+
+        Raises:
+            OSError: The target did not confirm it.
+        """
         try:
-            # From here on the outcome is unknown until both end marks are in.
-            pieces = [start.encode() + b"\n"]
-            if keep_open:
-                with contextlib.suppress(OSError):
-                    child.write(pieces[0])
-            else:
-                feeder = gevent.spawn(feed, child, _chain(pieces, stdin))
-            with _releasing(sections, sink):
-                self._read_sections(sections, sink, deadline)
+            self._ending.finish(make_room=self.close)
         finally:
-            if feeder is not None:
-                feeder.kill()
-        self._left = {stream: section.end.rest for stream, section in sections.items()}
-        words = sections[STDOUT].end.words or []
-        if len(words) != 1 or not words[0].isdigit():
-            raise Lost("the control shell gave no exit status")
-        return int(words[0])
+            self.close()
 
-    def _read_sections(
-        self, sections: dict[int, Section], sink: Sink, deadline: float | None
-    ) -> None:
-        while any(section.end.words is None for section in sections.values()):
-            stream, data = self._read(deadline)
-            if not data and sections[stream].end.words is None:
-                raise Lost(
-                    "the connection ended while the command ran: "
-                    "whether it ran to its end is unknown, so it is not repeated"
-                )
-            section = sections[stream]
-            begun = section.begin.words
-            body = section.feed(data)
-            if begun is None and section.begin.words is not None and stream == STDOUT:
-                self._remember(b" ".join(section.begin.words), "group")
-            if section.stray > MOST_STRAY:
-                raise Lost(f"more than {MOST_STRAY} bytes came before the command's output")
-            if body:
-                sink(stream, body)
+    def _complete(
+        self,
+        exchange: Exchange,
+        sink: Sink,
+        deadline: float | None,
+        *,
+        stdin: Iterable[bytes] | None = None,
+        keys: Iterable[bytes] | None = None,
+    ) -> int:
+        """Say START, and see the command through."""
+        assert self._connection is not None
+        child = self._connection.child
+        start = exchange.start.encode() + b"\n"
+        helper: gevent.Greenlet | None = None
+        with interrupts.at_interrupt(self._ending.begin), self._ending_on_failure():
+            try:
+                # From here on the outcome is unknown until it is known.
+                exchange.stray = 0
+                if stdin is None:
+                    child.try_write(start)
+                else:
+                    helper = gevent.spawn(feed, child, chain([start], stdin))
+                while not exchange.finished:
+                    for event in self._next_events(exchange, deadline):
+                        if isinstance(event, Output):
+                            sink(*event)
+                        elif isinstance(event, Began):
+                            self._ending.command = event.process
+                            if keys is not None:
+                                shell = self._ending.shell
+                                keyboard = Keyboard(self.target, self._user, child, shell)
+                                helper = gevent.spawn(keyboard.type, keys)
+            except TimeoutError:
+                for kept in exchange.release():
+                    sink(*kept)
+                raise
+            finally:
+                if helper is not None:
+                    helper.kill()
+            return exchange.outcome()
 
-    def _await_ready(self, begin: str, deadline: float | None) -> None:
-        answer = time.monotonic() + ANSWER_TIMEOUT
-        limit = answer if deadline is None else min(answer, deadline)
-        ready = Marker(begin.encode())
-        stray = 0
-        while ready.words is None:
-            stream, data = self._read_answer(limit, deadline)
-            if stream == STDOUT:
-                stray += len(ready.feed(data))
-            else:
-                stray += len(data)
-            _check_stray(stray)
-        self._left[STDOUT] = ready.rest
+    def _next_events(self, exchange: Exchange, deadline: float | None) -> list[Event]:
+        assert self._connection is not None
+        stream, data = self._connection.read(deadline)
+        if not data and not exchange.has_ended(stream):
+            raise OutcomeUnknown(
+                "the connection ended while the command ran: "
+                "whether it ran to its end is unknown, so it is not repeated"
+            )
+        events = exchange.receive(stream, data)
+        if exchange.stray > MOST_STRAY:
+            raise OutcomeUnknown(f"more than {MOST_STRAY} bytes came before the command's output")
+        return events
 
 
-def _check_stray(count: int) -> None:
-    if count > MOST_STRAY:
-        raise NotStarted(f"more than {MOST_STRAY} bytes came where an answer was expected")
+def _lines(*lines: bytes) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
 
 
-def _chain(first: Iterable[bytes], second: Iterable[bytes]) -> Iterator[bytes]:
-    yield from first
-    yield from second
+def _script(*calls: bytes) -> bytes:
+    """The control shell's functions, and calls of them."""
+    return _FUNCTIONS + _lines(*calls)
+
+
+def _framed(exchange: Exchange, source: str, text: bytes, *more: bytes) -> bytes:
+    """One command for a control shell: a compound that runs whole or not at all."""
+    words = call("orb_exchange", exchange.token, exchange.start, source, text)
+    return b"{ " + b"".join(one + b"; " for one in (words, *more)) + b"}"

@@ -104,9 +104,9 @@ class Remote:
 
     def drop_session(self) -> None:
         """Lose the open session, so that the next command needs a new one."""
-        control = self.host.connector._runner._control
-        if control is not None:
-            control.close()
+        session = self.host.connector._runner._session
+        if session is not None:
+            session.close()
 
     def run(self, command: str, **arguments: Any) -> Ran:
         ok, output = self.host.run_shell_command(StringCommand(command), **arguments)
@@ -197,6 +197,15 @@ def images(containers: Containers, client: Orbctl, shared_machine: str) -> dict[
 @pytest.fixture(scope="session")
 def shared_container(containers: Containers, images: dict[str, str]) -> str:
     return f"docker/{containers.run(images['full'])}"
+
+
+@pytest.fixture
+def bare(containers: Containers, images: dict[str, str]) -> Iterator[str]:
+    """A container with busybox alone: no setsid, sudo, sha256sum or cksum."""
+    name = containers.run(images["busybox"])
+    yield name
+    if any(one.name == name for one in containers.client.containers()):
+        containers.remove(name)
 
 
 @pytest.fixture

@@ -135,6 +135,121 @@ def test_C7_a_slow_host_stalls_nobody(
     sleeping.get(timeout=10)
 
 
+THREADS = """
+import io, sys, threading
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.connect import connect_all, disconnect_all
+
+failed = []
+
+def work(number, transport):
+    try:
+        data = {"orbstack_transport": transport}
+        state = State(Inventory(([(sys.argv[1], data)], {})), Config())
+        connect_all(state)
+        (host,) = state.inventory
+        for turn in range(5):
+            ok, output = host.run_shell_command(f"echo {number} {turn}; exit {turn % 2}")
+            assert (ok, output.stdout) == (turn % 2 == 0, f"{number} {turn}"), output
+        path = f"/tmp/thread-{number}"
+        data = bytes([number]) * 100_000
+        assert host.put_file(io.BytesIO(data), path)
+        arrived = io.BytesIO()
+        assert host.get_file(path, arrived)
+        assert arrived.getvalue() == data
+        assert host.run_shell_command(f"rm {path}; test -t 0", _get_pty=True)[0]
+        try:
+            host.run_shell_command("sleep 30", _timeout=1)
+        except TimeoutError:
+            pass
+        assert host.run_shell_command("true")[0]
+        disconnect_all(state)
+    except BaseException as error:
+        failed.append(repr(error))
+
+jobs = [threading.Thread(target=work, args=(n, ("session", "spawn")[n % 2])) for n in range(6)]
+[job.start() for job in jobs]
+[job.join() for job in jobs]
+print(*failed, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"])
+def test_C2_worker_threads(machine: str, patch: str) -> None:
+    """Each with hosts of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", patch + THREADS, f"@orbstack/{machine}"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+FEW_FILES = """
+import io, os, sys
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.exceptions import ConnectError
+
+hosts = []
+while True:
+    state = State(Inventory(([sys.argv[1]], {})), Config())
+    (host,) = state.inventory
+    try:
+        host.connect(show_errors=False, raise_exceptions=True)
+    except ConnectError as error:
+        print(error)
+        break
+    hosts.append(host)
+
+def attempts():
+    host = hosts[-1]
+    yield lambda: host.run_shell_command("true")[0]
+    yield lambda: host.run_shell_command("true", _get_pty=True)[0]
+    yield lambda: host.run_shell_command("true", _stdin=b"x" * 100_000)[0]
+    yield lambda: host.put_file(io.BytesIO(b"x" * 100_000), "/tmp/c5")
+
+hosts.pop(0).disconnect()
+hosts.pop(0).disconnect()
+for spare in range(12):
+    files = []
+    try:
+        while True:
+            files.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        [os.close(files.pop()) for _ in range(min(spare, len(files)))]
+    for attempt in attempts():
+        try:
+            assert attempt()
+        except OSError as error:
+            print(error)
+    [os.close(file) for file in files]
+for attempt in attempts():
+    assert attempt()
+print("works")
+hosts[-1].run_shell_command("rm -f /tmp/c5")
+"""
+
+
+@pytest.mark.parametrize("transport", PLACES)
+def test_C5_too_many_open_files(machine: str, transport: str) -> None:
+    """One line that says so, whatever needs one more; and when there are enough all works again."""
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"]
+        + [sys.executable, "-c", FEW_FILES, f"@orbstack/{machine}"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    first, *lines, last = done.stdout.splitlines()
+    assert "too many open files: raise the limit (ulimit -n) or use fewer hosts" in first
+    assert len(lines) > 10
+    assert all("too many open files" in line.lower() for line in lines)
+    assert (last, done.stderr) == ("works", "")
+
+
 # N
 
 

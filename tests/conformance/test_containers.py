@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,6 @@ Connect = Callable[..., Remote]
 @pytest.fixture(autouse=True)
 def _fresh_listing() -> None:
     inventory.list_containers.cache.clear()
-
-
-@pytest.fixture
-def bare(containers: Containers, images: dict[str, str]) -> Iterator[str]:
-    """A container with busybox alone: no setsid, sudo, sha256sum or cksum."""
-    name = containers.run(images["busybox"])
-    yield name
-    if any(one.name == name for one in containers.client.containers()):
-        containers.remove(name)
 
 
 @pytest.mark.parametrize("transport", ["session", "spawn"])

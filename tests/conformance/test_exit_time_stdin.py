@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gevent
 import pytest
 from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_orbstack import docker, inventory, orbctl, session
+from pyinfra_orbstack.orbctl import Orbctl
 
 from .conftest import PASSWORD, PLACES, TRANSPORTS, WAYS, Guest, Proxy, Remote, way
 
@@ -84,8 +88,35 @@ def test_X11_no_end_mark_is_no_success(remote: Remote, guest: Guest) -> None:
         # The outermost first: it must not see the others go.
         'p=$4 all="$4 $all"; done; kill -9 $all'
     )
-    with pytest.raises(session.Lost, match="unknown"):
+    with pytest.raises(session.OutcomeUnknown, match="unknown"):
         remote.run(f"echo done; {ancestors}")
+    assert remote.out("echo on") == "on"
+
+
+SPY = """for d in /proc/[0-9]*; do
+echo "$(tr '\\0' ' ' <$d/cmdline) $(tr '\\0' ' ' <$d/environ) 0"; done 2>/dev/null
+echo THE-END; exit 3"""
+
+
+@pytest.mark.parametrize("how", [{}, {"_get_pty": True}, {"_stdin": b"x" * 70_000}], ids=str)
+def test_X11_a_command_that_prints_all_command_lines(remote: Remote, how: dict[str, Any]) -> None:
+    """What the control shell says stands in none, and in no environment."""
+    ran = remote.exits(SPY, 3, _timeout=30, **how)
+    assert ran.out[-1].strip() == "THE-END"
+
+
+# It stops what reads one of its outputs, prints, and kills that.
+CUT = """me=$(readlink /proc/$$/fd/{0}); readers=
+for p in /proc/[0-9]*; do
+[ "$(readlink $p/fd/0 2>&-)" = "$me" ] && [ "$(cat $p/comm)" = cat ] &&
+readers="$readers ${{p#/proc/}}"; done
+kill -STOP $readers; echo important >&{0}; kill -KILL $readers; exit 0"""
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_X11_a_copy_that_is_killed_is_no_success(remote: Remote, stream: str) -> None:
+    with pytest.raises(session.OutcomeUnknown, match="unknown"):
+        remote.run(CUT.format(stream), _timeout=30)
     assert remote.out("echo on") == "on"
 
 
@@ -164,6 +195,72 @@ def test_T7_ctrl_c_cancels_the_command(
         running.kill()
     assert b"Traceback" not in output
     assert guest.running(f"sleep {mark}") == []
+
+
+@pytest.mark.parametrize("pause", [0.01, 0.3])
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [signal.SIGINT] * 3,
+        [signal.SIGTERM],
+        [signal.SIGHUP, signal.SIGTERM],
+        [signal.SIGINT, signal.SIGKILL],
+    ],
+    ids=["int", "term", "hup", "kill"],
+)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_T7_whatever_follows_the_first_signal(
+    machine: str, guest: Guest, signals: list[int], pause: float, transport: str
+) -> None:
+    """The call that ends a command is started at once, and goes on without pyinfra."""
+    mark = f"4{time.monotonic_ns() % 10**8}"
+    text = f"trap '' HUP INT TERM; sleep {mark}; sleep {mark}"
+    running = subprocess.Popen(
+        [PYINFRA, "-y", f"@orbstack/{machine}", "exec", "--", text],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "PYINFRA_ORBSTACK_TRANSPORT": way(transport)},
+    )
+    try:
+        guest.wait_for(f"sleep {mark}", seconds=20)
+        for number in signals:
+            running.send_signal(number)
+            time.sleep(pause)
+        running.wait(timeout=30)
+    finally:
+        running.kill()
+    guest.wait_for(f"sleep {mark}", there=False, seconds=5)
+
+
+def test_T7_on_several_hosts_and_a_terminal(
+    client: Orbctl, machines: Any, base: str, tmp_path: Path
+) -> None:
+    mark = f"3{time.monotonic_ns() % 10**8}"
+    names = [machines.clone(base) for _ in range(3)]
+    (tmp_path / "inventory.py").write_text(f"x = {[f'@orbstack/{name}' for name in names]}\n")
+    (tmp_path / "deploy.py").write_text(
+        "from pyinfra.operations import server\n"
+        f"server.shell(name='a', commands=['sudo sleep {mark}'], _get_pty=True)\n"
+    )
+    running = subprocess.Popen(
+        [PYINFRA, "-y", "inventory.py", "deploy.py"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    guests = [Guest(client, name) for name in names]
+    try:
+        for guest in guests:
+            guest.wait_for(f"sleep {mark}", seconds=20)
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.03)
+        running.send_signal(signal.SIGINT)
+        running.wait(timeout=30)
+    finally:
+        running.kill()
+    for guest in guests:
+        guest.wait_for(f"sleep {mark}", there=False, seconds=5)
 
 
 @pytest.mark.smoke
@@ -259,3 +356,45 @@ def test_I9_stdin_and_a_sudo_password(machine: str, connect: Callable[..., Remot
         ran = remote.run("id -un; cat", _sudo=True, _sudo_password=PASSWORD, _stdin=["a", "b"])
         assert ran == (True, ["root", "a", "b"], [])
         remote.close()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(["ok", 7], id="I2_number"),
+        pytest.param(7, id="I2_no_text_at_all"),
+        pytest.param("\ud800", id="I2_no_character"),
+        pytest.param([None], id="I4_nothing"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_error(remote: Remote, value: object) -> None:
+    with pytest.raises(OSError, match="_stdin holds what cannot be sent"):
+        remote.run("cat", _stdin=value)
+    assert remote.out("echo on") == "on"
+
+
+def test_I5_more_kinds_of_files(one: Remote, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a\nb")
+    with (tmp_path / "file").open() as text, (tmp_path / "file").open("rb") as data:
+        assert one.out("od -An -c", _stdin=text).split() == ["a", r"\n", "b", r"\n"]
+        assert one.out("od -An -c", _stdin=data).split() == ["a", r"\n", "b"]
+    with tempfile.NamedTemporaryFile("w+") as wrapped:
+        wrapped.write("a\nb")
+        assert one.out("od -An -c", _stdin=wrapped).split() == ["a", r"\n", "b", r"\n"]
+    assert one.out("cat", _stdin=(line for line in ["a", "b"])) == "a\nb"
+    assert one.out("cat", _stdin=bytearray(b"bytes")) == "bytes"
+
+
+def test_I5_a_file_that_is_slow_to_come_stalls_nobody(one: Remote, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    writer = os.open(tmp_path / "fifo", os.O_RDWR)
+    with (tmp_path / "fifo").open("rb") as source:
+        waiting = gevent.spawn(one.out, "cat", _stdin=source)
+        began = time.monotonic()
+        gevent.sleep(0.3)
+        assert time.monotonic() - began < 3
+        assert not waiting.ready()
+        os.write(writer, b"came")
+        os.close(writer)
+        assert waiting.get(timeout=20) == "came"

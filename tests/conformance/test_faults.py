@@ -20,7 +20,7 @@ from pyinfra_orbstack import docker, inventory, orbctl, session, transfer
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
-from .conftest import PLACES, WAYS, Guest, Proxy, Remote, in_container
+from .conftest import PASSWORD, PLACES, WAYS, Guest, Proxy, Remote, in_container
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
@@ -240,11 +240,91 @@ def test_D9_rebooted_by_an_operation(
 
 
 @pytest.mark.smoke
+def test_D9_server_reboot(
+    client: Orbctl, fresh_machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyinfra's own operation, with a sudo password; nothing can reboot a machine from inside."""
+    monkeypatch.setenv("ORBCTL_SIMULATOR_UPTIME", "own")
+    client.stop(fresh_machine)
+    client.start(fresh_machine)
+    guest = Guest(client, fresh_machine)
+    guest.sh('printf "#!/bin/sh\\n>/tmp/reboot\\n" >"$1"; chmod 755 "$1"', "/usr/local/sbin/reboot")
+    if Path(client.command).name != "orbctl-simulator":
+        pytest.skip("needs an uptime that begins anew")
+    (tmp_path / "inventory.py").write_text(
+        f"x = [('@orbstack/{fresh_machine}', {{'orbstack_user': 'bob', '_sudo': True, "
+        f"'_sudo_password': {PASSWORD!r}}})]\n"
+    )
+    (tmp_path / "deploy.py").write_text(
+        "from pyinfra.operations import server\n"
+        "server.shell(name='before', commands=['true'])\n"
+        "server.reboot(name='reboot', delay=3, interval=1, reboot_timeout=20)\n"
+        "server.shell(name='after', commands=['id -un'])\n"
+    )
+    running = subprocess.Popen(
+        [PYINFRA, "-y", "inventory.py", "deploy.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not guest.sh("ls /tmp/reboot 2>/dev/null; true"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        client.restart(fresh_machine)
+        output, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 0, output
+    assert b"Traceback" not in output
+    assert guest.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    "left", [None, 7, "", "relative", b"/bytes", ["/list"], "/tmp/pyinfra-gone"], ids=repr
+)
+def test_D9_disconnecting_never_fails(
+    machine: str, connect: Callable[..., Remote], guest: Guest, left: object
+) -> None:
+    """Whatever stands in the host's data; before connecting, twice, and after a broken session."""
+    remote = Remote(machine)
+    remote.host.connector.disconnect()
+    remote.connect()
+    for key in ("sudo_askpass_path", "su_askpass_path__/tmp", "sudo_askpass_path__", "other"):
+        remote.host.connector_data[key] = left
+    remote.host.connector.disconnect()
+    assert remote.host.connector_data == {"other": left}
+    remote.host.connector.disconnect()
+    remote.host.disconnect()
+    with pytest.raises(OSError, match="not connected"):
+        remote.run("true")
+    remote.connect()
+    remote.drop_session()
+    remote.host.connector_data["sudo_askpass_path"] = left
+    remote.host.disconnect()
+    remote.connect()
+    assert remote.out("echo on") == "on"
+    remote.close()
+
+
+def test_D9_disconnecting_after_everything_broke(
+    client: Orbctl, machines: Any, base: str, connect: Callable[..., Remote], proxy: Proxy
+) -> None:
+    name = machines.clone(base)
+    remote, other = connect(name, orbstack_user="bob"), connect(name, orbstack_user="bob")
+    for one in (remote, other):
+        assert one.out("id -un", _sudo=True, _sudo_password=PASSWORD) == "root"
+    client.delete(name, client.info(name).id)
+    remote.close()
+    proxy.tell("any exit 2 panic: nil pointer dereference")
+    other.close()
+
+
+@pytest.mark.smoke
 def test_D9_a_restart_drops_askpass_files(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
-    from .conftest import PASSWORD
-
     remote = connect(fresh_machine, orbstack_user="bob")
     for _ in range(2):
         assert remote.out("id -un", _sudo=True, _sudo_password=PASSWORD) == "root"
@@ -305,7 +385,7 @@ def test_D12_nothing_is_replayed_after_start(
         proxy.tell(f"{proxy.run} once cut-out {length} 0")
         try:
             remote.run(f"echo {number} >>/tmp/count; echo done")
-        except session.Lost:
+        except session.OutcomeUnknown:
             outcomes.append("unknown")
         else:
             outcomes.append("ran")
@@ -546,12 +626,13 @@ def test_D23_seeded_faults(
         remote = remotes[dice.random() < 0.05]
         stdin = b"x" * dice.choice([0, 0, 10, 5000])
         if dice.random() < faults:
-            if remote is remotes[0] and remote.host.connector._runner._control is not None:
+            if remote is remotes[0] and remote.host.connector._runner._session is not None:
                 if dice.random() < 0.5:
                     remote.drop_session()
                 else:
-                    child = remote.host.connector._runner._control._child
-                    if child is not None:
+                    connection = remote.host.connector._runner._session._connection
+                    if connection is not None:
+                        child = connection.child
                         child.fault = dice.choice(["stdin", "stdout", "stderr"])
                         child.left = dice.randrange(600)
             plan[:] = [(dice.choice(["stdin", "stdout", "stderr"]), dice.randrange(3000))]

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import gevent
 import pytest
 
+from pyinfra_orbstack import sudo
 from pyinfra_orbstack.orbctl import Orbctl
+from pyinfra_orbstack.protocol import OutcomeUnknown
 
+from ..containers import Containers
 from .conftest import PASSWORD, TRANSPORTS, Guest, Remote, way
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
@@ -41,16 +48,122 @@ def test_P3_sudo_with_the_right_password(bob: Remote) -> None:
     assert ran == (True, ["alice"], [])
 
 
-@pytest.mark.smoke
-def test_P3_the_password_is_asked_for_once(bob: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyinfra asks when sudo wants one; then both the failed command and later ones work."""
-    asked: list[str] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A terminal on which somebody types the password; the prompts that were shown."""
+    prompts: list[str] = []
+    monkeypatch.setattr(sudo, "_typed", [])
     monkeypatch.setattr(
-        "pyinfra.connectors.util.getpass", lambda prompt: asked.append(prompt) or PASSWORD
+        "pyinfra.connectors.util.getpass", lambda prompt: prompts.append(prompt) or PASSWORD
     )
+    master, slave = pty.openpty()
+    with open(slave) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield prompts
+    os.close(master)
+
+
+@pytest.mark.smoke
+def test_P3_the_password_is_asked_for_once(bob: Remote, asked: list[str]) -> None:
+    """When sudo wants one; then both the failed command and later ones work."""
     assert bob.out("id -un", _sudo=True) == "root"
     assert bob.out("id -un", _sudo=True) == "root"
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "stdin", [["a", "b"], b"x" * 100_000, "generator"], ids=["few", "many", "once"]
+)
+def test_P3_stdin_arrives_whole_after_the_password(
+    bob: Remote, asked: list[str], stdin: Any
+) -> None:
+    size = 4 if isinstance(stdin, list) else 100_000
+    if stdin == "generator":
+        stdin = (b"x" * 1000 for _ in range(100))
+    assert bob.out("wc -c", _sudo=True, _stdin=stdin).strip() == str(size)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("how", [{}, {"_get_pty": True}], ids=["pipes", "terminal"])
+@pytest.mark.parametrize("line", sudo.REQUIRED)
+@pytest.mark.parametrize("privilege", [{}, {"_sudo": True}], ids=["plain", "sudo"])
+def test_P3_a_command_that_says_what_sudo_says_runs_once(
+    machine: str,
+    transport: str,
+    connect: Callable[..., Remote],
+    guest: Guest,
+    asked: list[str],
+    privilege: dict[str, bool],
+    line: str,
+    how: dict[str, bool],
+) -> None:
+    remote = connect(machine, orbstack_user="likedash", orbstack_transport=transport)
+    guest.sh("rm -f /tmp/p3; touch /tmp/p3; chmod 666 /tmp/p3")
+    for status, more in ((1, ""), (1, "echo more;"), (0, ""), (3, "")):
+        text = f"echo x >>/tmp/p3; {more} echo {line!r} >&2; exit {status}"
+        remote.exits(text, status, **privilege, **how)
+    assert guest.sh("cat /tmp/p3").split() == [b"x"] * 4
+    assert asked == []
+
+
+@pytest.mark.smoke
+def test_P3_without_a_terminal_nobody_is_asked(
+    machine: str, transport: str, tmp_path: Path, guest: Guest
+) -> None:
+    """The other host goes on, and one line says what to do."""
+    (tmp_path / "inventory.py").write_text(
+        f"a = [('@orbstack/{machine}', {{'orbstack_user': 'bob'}}), '@local']\n"
+    )
+    (tmp_path / "deploy.py").write_text(
+        "from pyinfra import host\nfrom pyinfra.operations import server\n"
+        "server.shell(name='a', commands=['true'], _sudo=host.name != '@local')\n"
+        f"server.shell(name='b', commands=['echo it went on >{tmp_path / 'on'}'])\n"
+    )
+    done = subprocess.run(
+        [PYINFRA, "-y", "inventory.py", "deploy.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        env={**os.environ, "PYINFRA_ORBSTACK_TRANSPORT": way(transport)},
+    )
+    assert "Traceback" not in done.stderr
+    assert "EOFError" not in done.stderr
+    assert done.stderr.count("set _sudo_password in the host's data") == 1
+    assert (tmp_path / "on").exists()
+
+
+def test_P3_one_password_for_all_hosts(
+    machine: str, fresh_machine: str, transport: str, tmp_path: Path
+) -> None:
+    """It is typed on a real terminal, once; both hosts ask at the same time."""
+    if transport != "session":
+        pytest.skip("asking knows nothing of transports")
+    (tmp_path / "inventory.py").write_text(
+        f"a = ['@orbstack/{machine}', '@orbstack/{fresh_machine}']\n"
+    )
+    command = [PYINFRA, "-y", "--data", "orbstack_user=bob", "--sudo", "inventory.py", "exec"]
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execvpe(PYINFRA, [*command, "--", "id -un"], {**os.environ, "LC_ALL": "C.UTF-8"})
+    seen = b""
+    try:
+        while b"sudo password:" not in seen:
+            seen += os.read(fd, 65536)
+        time.sleep(0.5)
+        os.write(fd, f"{PASSWORD}\n".encode())
+        while data := os.read(fd, 65536):
+            seen += data
+    except OSError:
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, seen
+    os.close(fd)
+    assert seen.count(b"sudo password:") == 1
+    assert seen.count(b"] root") == 2
+    assert PASSWORD.split()[-1].encode() not in seen
 
 
 def test_P4_a_wrong_password(bob: Remote, guest: Guest) -> None:
@@ -75,19 +188,20 @@ def test_P6_sudo_missing(one: Remote) -> None:
     assert "sudo" in " ".join(ran.err)
 
 
-def test_P7_the_wording_of_sudo_rs(
-    bob: Remote, guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """pyinfra 3.9 and later know sudo-rs' line; then a password is asked for once."""
-    from pyinfra.connectors import util
-
-    if not hasattr(util, "SUDO_PASSWORD_REQUIRED_LINES"):
-        pytest.skip("this pyinfra does not know sudo-rs")
-    asked: list[str] = []
-    monkeypatch.setattr(util, "getpass", lambda prompt: asked.append(prompt) or "x")
-    line = "sudo-rs: interactive authentication is required"
-    assert not bob.run(f"echo '{line}' >&2; exit 1").ok
-    assert len(asked) == 1
+def test_P7_the_wording_of_sudo_rs(bob: Remote, guest: Guest, asked: list[str]) -> None:
+    """It stands before sudo here, and passes on what comes with a password."""
+    path = "/usr/local/bin/sudo"
+    guest.sh(
+        'cat >"$1" && chmod 755 "$1"',
+        path,
+        stdin=b'#!/bin/sh\ncase " $* " in *\' -A \'*) exec /usr/bin/sudo "$@";; esac\n'
+        b"echo 'sudo-rs: interactive authentication is required' >&2; exit 1\n",
+    )
+    try:
+        assert bob.out("id -un", _sudo=True) == "root"
+        assert len(asked) == 1
+    finally:
+        guest.sh('rm -f "$1"', path)
 
 
 def test_P8_requiretty(
@@ -300,6 +414,86 @@ def test_Y2_get_pty_gives_a_terminal(remote: Remote) -> None:
     with pytest.raises(TimeoutError):
         remote.run("sleep 60", _get_pty=True, _timeout=1)
     assert time.monotonic() - began < 5
+
+
+WHOSE = {
+    "plain": ("likedash", {}),
+    "sudo": ("likedash", {"_sudo": True}),
+    "sudo to a user": ("likedash", {"_sudo": True, "_sudo_user": "alice"}),
+    "sudo with a password": ("bob", {"_sudo": True, "_sudo_password": PASSWORD}),
+    "su": ("root", {"_su_user": "alice"}),
+    "doas": (None, {"_doas": True}),
+}
+
+
+@pytest.mark.parametrize("own_terminal", [True, False])
+@pytest.mark.parametrize("whose", WHOSE)
+def test_Y2_what_is_typed_arrives_and_ends(
+    machine: str,
+    transport: str,
+    connect: Callable[..., Remote],
+    guest: Guest,
+    whose: str,
+    own_terminal: bool,
+) -> None:
+    """Nothing shows that the command did not print, with a terminal of sudo's own and without."""
+    user, privilege = WHOSE[whose]
+    path = "/etc/sudoers.d/zz-terminal"
+    guest.sh(f'echo "Defaults {"" if own_terminal else "!"}use_pty" >"$1"; chmod 440 "$1"', path)
+    try:
+        remote = connect(machine, orbstack_user=user, orbstack_transport=transport)
+        for stdin, seen in ((None, ""), ("typed", "t y p e d \\n"), (b"no end", "n o e n d")):
+            text = "stty -opost 2>/dev/null; od -An -v -tc"
+            ran = remote.run(text, _stdin=stdin, _get_pty=True, _timeout=25, **privilege)
+            assert ran.ok
+            assert " ".join(" ".join(ran.out).split()) == seen
+        again = "sleep 1; cat; echo; cat; echo end"
+        ran = remote.run(again, _stdin="one", _get_pty=True, _timeout=25, **privilege)
+        assert "".join(ran.out).split() == ["one", "end"]
+    finally:
+        guest.sh('rm -f "$1"', path)
+
+
+def test_Y2_sudo_within_a_command(remote: Remote) -> None:
+    for text in ("sleep 1; sudo -n cat -A", "sudo -n sudo -n -u alice cat -A"):
+        ran = remote.run(text, _stdin="typed", _get_pty=True, _timeout=25)
+        assert [line.strip() for line in ran.out] == ["typed$"]
+
+
+def test_Y2_odd_texts(remote: Remote) -> None:
+    for word in ('it\'s "$HOME"', "a\tb\x03\x04\x1bc", "日本 🦀", "\\041", "x" * 100_000):
+        shown = remote.out(f"printf %s {shlex.quote(word)} | od -An -v -tx1", _get_pty=True)
+        assert bytes.fromhex(shown).decode() == word
+
+
+def test_Y2_without_stty(bare: str, connect: Callable[..., Remote], containers: Containers) -> None:
+    """The terminal then shows what is typed to the command, but nothing that is ours."""
+    containers.call("exec", bare, "rm", "/bin/stty")
+    remote = connect(f"docker/{bare}")
+    ran = remote.run("echo on; : s3cr3t", _get_pty=True)
+    assert [line.strip() for line in ran.out] == ["on"]
+    ran = remote.run("cat", _stdin="typed", _get_pty=True, _timeout=20)
+    assert {line.strip("^D\b\r ") for line in ran.out} == {"typed"}
+
+
+def test_Y2_an_interrupt_that_is_typed(remote: Remote) -> None:
+    def later() -> Iterator[bytes]:
+        gevent.sleep(1)
+        yield b"\x03"
+
+    for text, status in (("sleep 60", 130), ("trap 'exit 7' INT; sleep 60", 7)):
+        # Without a shell of pyinfra's around it, which it would interrupt, too.
+        how = {"_get_pty": True, "_timeout": 20, "_shell_executable": None}
+        remote.exits(text, status, _stdin=later(), **how)
+
+
+def test_Y2_the_control_shell_is_killed(remote: Remote) -> None:
+    ancestors = (
+        "p=$$; all=; while set -- $(cat /proc/$p/stat) && [ $4 -gt 1 ]; do "
+        'p=$4 all="$4 $all"; done; kill -9 $all'
+    )
+    with pytest.raises(OutcomeUnknown, match="unknown"):
+        remote.run(f"echo begun; {ancestors}", _get_pty=True)
 
 
 def test_Y2_the_text_is_in_no_argv(remote: Remote, guest: Guest) -> None:

@@ -7,14 +7,16 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import gevent
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyinfra_orbstack import session
 from pyinfra_orbstack.process import STDERR, STDOUT
-from pyinfra_orbstack.session import Control, Marker, Section
+from pyinfra_orbstack.session import ShellSession
 
 SHELLS = {
     name: words
@@ -42,12 +44,13 @@ class Here:
 
 
 class Runner:
-    """Runs texts by one transport and keeps what they print."""
+    """Runs texts in one way and keeps what they print."""
 
-    def __init__(self, shell: list[str], transport: str) -> None:
+    def __init__(self, shell: list[str], way: str, workdir: str | None = None) -> None:
         self.target = Here(shell)
-        self.transport = transport
-        self.control = Control(self.target)
+        self.way = way
+        self.workdir = workdir
+        self.session = ShellSession(self.target, workdir=workdir)
 
     def __call__(
         self, text: str, stdin: bytes = b"", seconds: float = 30
@@ -58,12 +61,14 @@ class Runner:
             out[stream] += data
 
         deadline = time.monotonic() + seconds
-        if self.transport == "session":
-            if not self.control.alive:
-                self.control.open()
-            status = self.control.run(text, sink, stdin=stdin, deadline=deadline)
+        if self.way == "session":
+            if not self.session.alive:
+                self.session.open(deadline)
+            status = self.session.run(text, sink, stdin=stdin, deadline=deadline)
         else:
-            status = Control(self.target).spawn(text, sink, stdin=[stdin], deadline=deadline)
+            alone = ShellSession(self.target, workdir=self.workdir)
+            how = alone.spawn if self.way == "spawn" else alone.terminal
+            status = how(text, sink, stdin=[stdin], deadline=deadline)
         return status, bytes(out[STDOUT]), bytes(out[STDERR])
 
 
@@ -72,46 +77,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     shell, _, transport = request.param.partition("-")
     runner = Runner(SHELLS[shell], transport)
     yield runner
-    runner.control.close()
-
-
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:])]
-
-
-@given(
-    body=st.binary(max_size=200),
-    before=st.binary(max_size=50),
-    places=st.lists(st.integers(min_value=0), max_size=20),
-    status=st.integers(0, 255),
-)
-def test_a_section_gives_back_exactly_its_body(
-    body: bytes, before: bytes, places: list[int], status: int
-) -> None:
-    begin, end = b"<" + b"b" * 31, b"<" + b"e" * 31
-    stream = before + begin + b" 12 (sh) S\n" + body + end + b" %d\nrest" % status
-    if begin in before or end in body:
-        return
-    section = Section(begin, end)
-    got = b"".join(section.feed(piece) for piece in cut(stream, places))
-    assert got == body
-    assert section.end.words == [str(status).encode()]
-    assert section.end.rest == b"rest"
-    assert section.stray == len(before)
-
-
-@given(st.binary(max_size=100), st.lists(st.integers(min_value=0), max_size=10))
-def test_nothing_is_held_back_but_what_may_be_a_mark(data: bytes, places: list[int]) -> None:
-    mark = b"abcab"
-    marker = Marker(mark)
-    passed = b"".join(marker.feed(piece) for piece in cut(data, places))
-    if mark in data:
-        assert passed == data[: data.index(mark)]
-    else:
-        assert data.startswith(passed)
-        assert mark.startswith(data[len(passed) :])
-        assert passed + marker.release() == data
+    runner.session.close()
 
 
 @settings(max_examples=40, deadline=None)
@@ -127,7 +93,7 @@ def test_any_words_and_any_stdin_arrive_as_they_are(words: list[str], stdin: byt
             wanted = b"".join(word.encode() + b"\0" for word in [*words, "last"]) + stdin
             assert runner(text, stdin) == (0, wanted, b"")
         finally:
-            runner.control.close()
+            runner.session.close()
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 99, 126, 127, 128, 255])
@@ -222,7 +188,7 @@ def test_what_a_profile_prints_is_dropped(stream: str) -> None:
     try:
         assert runner("echo mine; echo too >&2") == (0, b"mine\n", b"too\n")
     finally:
-        runner.control.close()
+        runner.session.close()
 
 
 def test_no_shell_is_not_started_and_says_what_came_instead() -> None:
@@ -232,9 +198,101 @@ def test_no_shell_is_not_started_and_says_what_came_instead() -> None:
 
 def test_a_connection_that_ends_in_the_middle_is_no_success() -> None:
     runner = Runner(["sh"], "session")
-    runner.control.open()
-    assert runner.control._child is not None
-    with pytest.raises(session.Lost):
-        runner(f"kill -9 {runner.control._child.pid}; sleep 0.2")
+    runner.session.open()
+    assert runner.session._connection is not None
+    with pytest.raises(session.OutcomeUnknown):
+        runner(f"kill -9 {runner.session._connection.child.pid}; sleep 0.2")
     assert runner("echo on")[1] == b"on\n"
-    runner.control.close()
+    runner.session.close()
+
+
+@pytest.mark.parametrize("stdin", [b"-none", b"-rest", b"none", b"rest", b"null", b"%s", b"-"])
+def test_stdin_that_looks_like_a_word_of_ours(run: Runner, stdin: bytes) -> None:
+    assert run("cat", stdin) == (0, stdin, b"")
+
+
+def test_a_hundred_mebibytes(run: Runner) -> None:
+    size = 100 * 2**20
+    seen = {STDOUT: 0, STDERR: 0}
+
+    def count(stream: int, data: bytes) -> None:
+        seen[stream] += len(data)
+
+    text = f"head -c {size} /dev/zero; head -c {size} /dev/zero >&2"
+    if run.way == "session":
+        run.session.open()
+        assert run.session.run(text, count) == 0
+    else:
+        assert ShellSession(run.target).spawn(text, count, stdin=[b"x" * 2**20]) == 0
+    assert seen == {STDOUT: size, STDERR: size}
+
+
+def test_closed_streams(run: Runner) -> None:
+    assert run("exec <&- >&- 2>&-; exit 4", b"x") == (4, b"", b"")
+    assert run("exec >&-; echo err >&2; exit 5") == (5, b"", b"err\n")
+
+
+def test_children_that_hold_the_output_belong_to_the_command(run: Runner) -> None:
+    text = "(sleep 0.3; echo late; echo late >&2) & echo early; exit 6"
+    assert run(text) == (6, b"early\nlate\n", b"late\n")
+    # The shell ends long before what it has left.
+    assert run("sleep 0.3 >/dev/null 2>&1 & exit 7", b"x" * 30_000) == (7, b"", b"")
+
+
+def test_a_slow_reader_gets_everything(run: Runner) -> None:
+    seen = bytearray()
+
+    def slow(stream: int, data: bytes) -> None:
+        gevent.sleep(0.002)
+        seen.extend(data)
+
+    text = "i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); echo line $i of three thousand; done"
+    session = ShellSession(run.target)
+    assert session.spawn(text, slow) == 0
+    assert seen.count(b"\n") == 3000
+
+
+DIRECTORIES = ["-P", "-", "--", "-L -P", "a b", "it's", "$HOME", "`id`", "~", "new\nline", "*"]
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
+def test_a_directory_is_one_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str, way: str, name: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for parent in (tmp_path / "here", elsewhere):
+        (parent / name).mkdir(parents=True)
+    monkeypatch.setenv("CDPATH", str(elsewhere))
+    monkeypatch.setenv("OLDPWD", "/usr")
+    monkeypatch.chdir(tmp_path / "here")
+    for directory in (name, str(tmp_path / "here" / name)):
+        runner = Runner(SHELLS[shell], way, directory)
+        assert runner("ls -di . | cut -d' ' -f1")[1].split() == [
+            str(os.stat(tmp_path / "here" / name).st_ino).encode()
+        ]
+        runner.session.close()
+
+
+@pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/no/such", "no directory '/no/such'"),
+        ("no\0", "the directory holds a NUL"),
+        ("\ud800", "the directory holds .* no character"),
+    ],
+)
+def test_a_directory_that_is_none(way: str, name: str, reason: str) -> None:
+    with pytest.raises(OSError, match=reason):
+        Runner(["sh"], way, name)("true")
+
+
+def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff\xfe"
+    os.mkdir(name)
+    for way in ("session", "spawn", "terminal"):
+        runner = Runner(["sh"], way, os.fsdecode(name))
+        assert runner("pwd")[1].strip() == name
+        runner.session.close()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
-from pyinfra_orbstack import session
-from pyinfra_orbstack.session import Control, NotStarted
+from pyinfra_orbstack import protocol, session
+from pyinfra_orbstack.session import NotStarted, ShellSession
 
-from .test_session import Here, Runner
+from .test_session import Here, Runner, running
 
 
 @pytest.fixture
@@ -36,17 +41,17 @@ def test_shell_that_says_nothing(way: str) -> None:
 def test_shell_that_stops_answering() -> None:
     """What comes on stderr instead is no answer."""
     runner = Runner(["sh", "-c", '(sleep 1; echo late >&2) & exec sh "$@"', "sh"], "session")
-    runner.control.open()
-    assert runner.control._child is not None
-    os.kill(runner.control._child.pid, signal.SIGSTOP)
+    runner.session.open()
+    assert runner.session._connection is not None
+    os.kill(runner.session._connection.child.pid, signal.SIGSTOP)
     with pytest.raises(NotStarted, match="did not answer within"):
         runner("true")
-    runner.control.open()
-    assert runner.control._child is not None
-    os.kill(runner.control._child.pid, signal.SIGSTOP)
+    runner.session.open()
+    assert runner.session._connection is not None
+    os.kill(runner.session._connection.child.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
         runner("true", seconds=0.3)
-    runner.control.close()
+    runner.session.close()
 
 
 def test_shell_that_talks_too_much() -> None:
@@ -63,12 +68,92 @@ def test_command_that_cannot_be_ended() -> None:
             return ["/no/such/client"] if user else super().argv(*words, tty=tty)
 
     runner = Runner(["sh"], "session")
-    runner.control = Control(Locked(["sh"]))
+    runner.session = ShellSession(Locked(["sh"]))
     with pytest.raises(OSError, match=r"may still run: .*No such file"):
         runner("sleep 3", seconds=0.5)
 
 
 def test_terminal_that_ends_before_the_command() -> None:
-    control = Control(Here(["sh", "-c", "echo no terminal today", "sh"]))
-    with pytest.raises(session.Lost, match=r"ended before the command: .*no terminal today"):
-        control.terminal("/tmp/none", lambda *_: None, stdin=[])
+    session = ShellSession(Here(["sh", "-c", "echo no terminal today", "sh"]))
+    with pytest.raises(NotStarted, match=r"gave no shell: .*no terminal today"):
+        session.terminal("true", lambda *_: None)
+
+
+def test_terminal_that_loses_what_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = protocol.typed
+    monkeypatch.setattr(protocol, "typed", lambda script: real(script).replace(b"\\141", b"", 1))
+    control = ShellSession(Here(["sh"]))
+    with pytest.raises(NotStarted, match="gave no shell"):
+        control.terminal("echo a", lambda *_: None)
+
+
+@pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
+@pytest.mark.parametrize("delay", ["sleep 1", "sleep 0.2; stty -echo; sleep 1"])
+def test_timeout_before_the_command_begins(tmp_path: Path, way: str, delay: str) -> None:
+    """It does not run then, nor later."""
+    slow = ["sh", "-c", f'{delay} 2>/dev/null; exec sh "$@"', "sh"]
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        Runner(slow, way)(f"echo >{tmp_path / 'ran'}", seconds=0.4)
+    assert time.monotonic() - began < 1
+    time.sleep(1.5)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
+def test_timeout_at_every_moment(way: str) -> None:
+    """Whenever it comes, what was begun is gone, and what was not begun does not begin."""
+    mark = f"55{os.getpid()}"
+    for step in range(25):
+        with pytest.raises(TimeoutError):
+            Runner(["sh"], way)(f"exec sleep {mark}", seconds=step / 200)
+    time.sleep(0.3)
+    assert running(mark) == []
+
+
+@pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
+@pytest.mark.parametrize(
+    ("text", "reason"), [("echo \ud800", "no character"), ("echo \0", "NUL byte")]
+)
+def test_texts_that_cannot_be_sent(way: str, text: str, reason: str) -> None:
+    with pytest.raises(OSError, match=reason):
+        Runner(["sh"], way)(text)
+
+
+def test_too_many_open_files() -> None:
+    """One error, at once: trying again does not help. A command that runs is ended all the same."""
+    code = """
+        import resource
+        from pyinfra_orbstack.session import NotStarted, ShellSession
+        from tests.unit.test_session import Here, running
+
+        session = ShellSession(Here(["sh"]))
+        session.open()
+        mark = f"54{os.getpid()}"
+        job = gevent.spawn(session.run, f"sleep {mark}", print, deadline=time.monotonic() + 1)
+        gevent.sleep(0.5)
+        files = []
+        try:
+            while True:
+                files.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        for how in ("open", "spawn", "terminal"):
+            try:
+                getattr(ShellSession(Here(["sh"])), how)(*["true", print][: 2 * (how != "open")])
+            except NotStarted:
+                print("not started")
+            except OSError as error:
+                print(error)
+        job.join()
+        print(type(job.exception).__name__)
+        [os.close(file) for file in files]
+        print(running(mark))
+    """
+    command = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", sys.executable, "-c"]
+    imports = "import os, time, gevent\n"
+    done = subprocess.run(
+        [*command, imports + textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    line = "too many open files: raise the limit (ulimit -n) or use fewer hosts\n"
+    assert done.stdout == 3 * line + "TimeoutError\n[]\n", done.stderr

@@ -1,0 +1,195 @@
+"""Starting a process of ours, and waiting for it and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import time
+import tty
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+
+import gevent
+from gevent.monkey import get_original
+
+from pyinfra_orbstack import shell
+
+# gevent's patches make the first two watch all children of this process, and its close waits for
+# the loop's next event since 25.8.1.
+_spawn, _waitpid, close = get_original("os", ["posix_spawnp", "waitpid", "close"])
+
+_REPORT = shell.text("report")
+
+#: Descriptors of a process by their numbers there, all of them below `FREE`.
+Files = dict[int, int]
+STDIN, STDOUT, STDERR, STATUS, FREE = 0, 1, 2, 3, 5
+#: What the shell in between is called, in its own messages.
+NAME = "pyinfra-orbstack"
+
+
+class TooManyFiles(OSError):
+    """This process, or this computer, has too many open files."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class Launched:
+    """A process that we started, the only one that is ever waited for.
+
+    Args:
+        argv: The command line.
+        env: The whole environment, or None for ours.
+        files: Its descriptors; without a stdin it has an empty one.
+        report: Run it through a shell that writes its exit status to `STATUS`.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str] | None, files: Files, *, report: bool
+    ) -> None:
+        for one in list(unreaped):
+            one.poll()
+        env = os.environ if env is None else env
+        if report:
+            _check_program(argv[0], env)
+            argv = ["/bin/sh", "-c", _REPORT, NAME, *argv]
+        actions: list[tuple[object, ...]]
+        actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in files.items()]
+        actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in files]
+        if STDIN not in files:
+            actions.append((os.POSIX_SPAWN_OPEN, STDIN, os.devnull, os.O_RDONLY, 0))
+        try:
+            self.pid: int = _spawn(
+                argv[0],
+                argv,
+                env,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                # Python ignores them, and what it starts would.
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+            )
+        except ValueError as bad:
+            # A NUL, or a character that has no bytes.
+            raise OSError(errno.EINVAL, f"a word that no command line can hold ({bad})") from None
+        self._gone = False
+        #: Its exit status, negative for a signal; None if it runs, or somebody else has taken it.
+        self.status: int | None = None
+
+    def poll(self) -> bool:
+        """Whether it has ended."""
+        if not self._gone:
+            try:
+                pid, status = _waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self._gone = True
+            else:
+                if pid:
+                    self._gone, self.status = True, os.waitstatus_to_exitcode(status)
+            if self._gone:
+                unreaped.discard(self)
+        return self._gone
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for it to end, and return whether it has."""
+        deadline, pause = time.monotonic() + timeout, 0.0005
+        while not self.poll():
+            if time.monotonic() >= deadline:
+                unreaped.add(self)
+                return False
+            gevent.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return True
+
+    def kill(self) -> None:
+        """Kill it and its group, unless it has ended."""
+        if not self.poll():
+            # Not ours to signal when the client is sudo: closed streams end it then.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+#: Processes that nobody waits for any more; they are reaped when the next one is started.
+unreaped: set[Launched] = set()
+
+
+def _check_program(name: str, env: Mapping[str, str]) -> None:
+    """Refuse what the system would refuse to start, but a shell takes for a script."""
+    head = b"#!"
+    # What cannot be read may still be run.
+    with contextlib.suppress(PermissionError):
+        if found := shutil.which(name, path=env.get("PATH")):
+            with open(found, "rb") as file:
+                head = file.read(2)
+    if head != b"#!" and head.decode("latin-1").isprintable():
+        raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC), name)
+
+
+def pipes(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
+    mine, other = {}, {}
+    for stream in (STDIN, STDOUT, STDERR):
+        mine[stream], other[stream] = pipe(ours, theirs, writing=not stream)
+    return mine, other
+
+
+def pipe(ours: ExitStack, theirs: ExitStack, *, writing: bool = False) -> tuple[int, int]:
+    """Our end and that of a process; `writing` when ours is the one to write to."""
+    reader, writer = os.pipe()
+    return _owned(ours, theirs, *((writer, reader) if writing else (reader, writer)))
+
+
+def terminal(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
+    master, slave = _owned(ours, theirs, *os.openpty())
+    # The terminal that counts is the target's own; this one is only on the way to it.
+    tty.setraw(slave)
+    copy = os.dup(master)
+    ours.callback(close, copy)
+    return {STDIN: master, STDOUT: copy}, dict.fromkeys((STDIN, STDOUT, STDERR), slave)
+
+
+def _owned(ours: ExitStack, theirs: ExitStack, mine: int, other: int) -> tuple[int, int]:
+    """Give two descriptors to those who close them."""
+    with ExitStack() as guard:
+        guard.callback(close, other)
+        mine = _own(ours, mine, theirs)
+        guard.pop_all()
+    return mine, _own(theirs, other, theirs)
+
+
+def _own(stack: ExitStack, fd: int, scratch: ExitStack) -> int:
+    """Give a descriptor to whom closes it, under a number that `Files` does not use.
+
+    A process without standard streams gets their numbers for whatever it opens.
+    """
+    if fd < FREE:
+        scratch.callback(close, fd)
+        fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FREE)
+    stack.callback(close, fd)
+    return fd
+
+
+def _inheritable() -> Iterator[int]:
+    """Descriptors that a new process would get, beside its standard streams."""
+    # Where the limit was lowered later there may be others beyond it, of which nobody may speak.
+    limit = os.sysconf("SC_OPEN_MAX")
+    for fd in map(int, os.listdir("/dev/fd")):
+        with contextlib.suppress(OSError):
+            if STDERR < fd < limit and os.get_inheritable(fd):
+                yield fd
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Say what to do when there are too many open files."""
+    try:
+        yield
+    except OSError as broken:
+        if broken.errno in (errno.EMFILE, errno.ENFILE):
+            raise TooManyFiles(
+                broken.errno, "too many open files: raise the limit (ulimit -n) or use fewer hosts"
+            ) from None
+        raise

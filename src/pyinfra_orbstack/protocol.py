@@ -1,0 +1,330 @@
+"""The exchange between the client and a control shell, as bytes: no input or output of its own.
+
+1. The client sends a command: to a shell that reads from a pipe as one `{ ...; }` compound, so that
+   a text cut short is a syntax error and never runs; on a terminal counted, as `typed` makes it.
+2. The shell answers READY and waits.
+3. The client sends START, a word made for this command alone. Before it, nothing can have run and
+   the command may be tried again; from its first byte on the outcome is unknown until it is known.
+4. The command runs. Between BEGIN and END stands what it prints, on each stream. It is over when
+   its process has ended and both outputs are closed.
+
+What the shell says begins with a token of 128 random bits, made for each exchange; no argument list
+and no environment in the target holds it, so a command cannot print it. What stands before a BEGIN
+comes from a profile or from OrbStack's update banner and is dropped.
+
+Everything between a command and us reports how it ended. A success needs the command's exit status,
+the same on both streams, and copies of both outputs that came to their end.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Union
+
+from pyinfra_orbstack.process import STDERR, STDOUT
+
+#: A command text that is longer cannot become one argument of `sh -c` (Linux, MAX_ARG_STRLEN).
+LONGEST_TEXT = 128 * 1024 - 1
+#: Streams of a control shell behind pipes, and of one on a terminal.
+PIPES, TERMINAL = (STDOUT, STDERR), (STDOUT,)
+
+
+class NotStarted(OSError):
+    """The command did not start; it is safe to try it again."""
+
+
+class OutcomeUnknown(OSError):
+    """The command started, and it is unknown how it ended or whether all output is there."""
+
+
+class Process(NamedTuple):
+    """A process of the target, as a line of ``/proc/PID/stat`` tells of it.
+
+    >>> Process.parse(b"7 (a (b) c) S 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 1234 9")
+    Process(pid=7, parent=1, group=7, session=7, started=1234)
+    """
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    started: int
+
+    @classmethod
+    def parse(cls, line: bytes) -> Process | None:
+        """Read such a line; None if it is none."""
+        head, _, tail = line.partition(b" ")
+        fields = tail.rpartition(b") ")[2].split()
+        try:
+            return cls(int(head), *(int(fields[place]) for place in (1, 2, 3, 19)))
+        except (ValueError, IndexError):
+            return None
+
+
+# What the client sends ------------------------------------------------------------------------
+
+
+def encoded(what: str, text: str) -> bytes:
+    """Return text for a target as bytes.
+
+    Raises:
+        OSError: It holds what no command line can hold.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as bad:
+        raise OSError(f"{what} holds {text[bad.start]!r}, which is no character") from None
+    if b"\0" in data:
+        raise OSError(f"{what} holds a NUL byte, which no command line can")
+    return data
+
+
+def check_text(text: str) -> bytes:
+    """Return a command text as bytes.
+
+    Raises:
+        OSError: It is too long for Linux, or holds what no command line can hold.
+    """
+    data = encoded("the command", text)
+    if len(data) > LONGEST_TEXT:
+        raise OSError(
+            f"the command is {len(data)} bytes long and Linux takes {LONGEST_TEXT} in one "
+            "argument: put it into a file and run that"
+        )
+    return data
+
+
+def call(function: str, *words: str | bytes) -> bytes:
+    """A call of one of the functions in ``shell/session.sh``.
+
+    >>> call("orb_open", "a b", b"c")
+    b"orb_open 'a b' c"
+    """
+    return b" ".join([function.encode(), *map(_quoted, words)])
+
+
+def _quoted(word: str | bytes) -> bytes:
+    # Latin-1, to quote bytes as `shlex` does.
+    text = word if isinstance(word, str) else word.decode("latin-1")
+    return shlex.quote(text).encode("latin-1")
+
+
+def octal(data: bytes) -> str:
+    """``data`` as the format of a `printf`, in ASCII alone."""
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:;/_+=@#()[]{}<>|&~^*?!$"
+    return "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data)
+
+
+def typed(script: bytes) -> bytes:
+    """A script as it is typed on a terminal, for `orb_typed`."""
+    digits = b"".join(b"\\%03o" % byte for byte in script)
+    lines = [digits[start : start + 1000] for start in range(0, len(digits), 1000)]
+    return b"".join(line + b"\n" for line in [*lines, b". %d" % len(digits)])
+
+
+# What the control shell says ------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """What stands behind the token, on a line of the control shell."""
+
+    word: bytes
+    rest: bytes
+
+
+class MarkedStream:
+    """Separates the lines of the control shell from everything else on one stream.
+
+    >>> stream = MarkedStream(b"TOKEN")
+    >>> stream.feed(b"abcTOK"), stream.feed(b"EN end 0\\nrest")
+    ([b'abc'], [Line(word=b'end', rest=b'0'), b'rest'])
+    """
+
+    def __init__(self, token: bytes) -> None:
+        self._token = token
+        self._held = b""
+
+    def feed(self, data: bytes) -> list[bytes | Line]:
+        """Take a piece, and return what is certain by now: text, and whole lines, in order."""
+        found: list[bytes | Line] = []
+        data = self._held + data
+        while (at := data.find(self._token)) >= 0:
+            line, newline, rest = data[at + len(self._token) :].partition(b"\n")
+            if not newline:
+                break
+            word, _, words = line.strip().partition(b" ")
+            found += [data[:at], Line(word, words)]
+            data = rest
+        if at < 0:
+            at = len(data) - _overlap(data, self._token)
+        self._held = data[at:]
+        found.append(data[:at])
+        return [one for one in found if one]
+
+    def release(self) -> bytes:
+        """Return what was kept back for a line of the control shell, where none is to come."""
+        held, self._held = self._held, b""
+        return b"" if held.startswith(self._token) else held
+
+
+def _overlap(data: bytes, token: bytes) -> int:
+    """How many bytes at the end of ``data`` could be the beginning of ``token``."""
+    for length in range(min(len(token) - 1, len(data)), 0, -1):
+        if data.endswith(token[:length]):
+            return length
+    return 0
+
+
+class Hello(NamedTuple):
+    """The control shell is there.
+
+    Attributes:
+        inside: Whether it could enter the directory.
+        shell: The control shell; None where the target hides its processes.
+        init: When the target's first process started (field 22 of ``/proc/1/stat``: uptime and
+            boot id belong to the kernel that all machines share).
+    """
+
+    inside: bool
+    shell: Process | None
+    init: str
+
+
+class Began(NamedTuple):
+    """The command runs as this process; None where the target hides its processes."""
+
+    process: Process | None
+
+
+class Output(NamedTuple):
+    """The command printed something."""
+
+    stream: int
+    data: bytes
+
+
+class Stray(NamedTuple):
+    """Something else printed this, before the command began."""
+
+    data: bytes
+
+
+Event = Union[Hello, Began, Output, Stray]
+
+
+class Exchange:
+    """One exchange: bytes of the control shell go in, and events come out.
+
+    Args:
+        streams: `PIPES` or `TERMINAL`.
+        hello: Whether the control shell introduces itself first.
+    """
+
+    def __init__(self, streams: Sequence[int] = PIPES, *, hello: bool = False) -> None:
+        self.token = secrets.token_hex(16)
+        self.start = secrets.token_hex(16)
+        #: Whether the control shell waits for START.
+        self.ready = False
+        #: How many bytes were dropped before the command began.
+        self.stray = 0
+        self._streams = {stream: MarkedStream(self.token.encode()) for stream in streams}
+        self._silent = set(streams) if hello else set()
+        self._begun: set[int] = set()
+        self._ended: set[int] = set()
+        self._reports: dict[tuple[int, bytes], list[bytes]] = {}
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the control shell has introduced itself, on all streams."""
+        return not self._silent
+
+    @property
+    def waits(self) -> bool:
+        """Whether both is so, and nothing but START is missing."""
+        return self.greeted and self.ready
+
+    @property
+    def finished(self) -> bool:
+        """Whether all streams have come to their END."""
+        return len(self._ended) == len(self._streams)
+
+    def has_ended(self, stream: int) -> bool:
+        """Whether a stream has come to its END."""
+        return stream in self._ended
+
+    def receive(self, stream: int, data: bytes) -> list[Event]:
+        """Take a piece of a stream, and return what it tells."""
+        events: list[Event] = []
+        for one in self._streams[stream].feed(data):
+            if isinstance(one, Line):
+                events += self._line(stream, *one)
+            elif stream not in self._begun:
+                self.stray += len(one)
+                events.append(Stray(one))
+            elif stream not in self._ended:
+                events.append(Output(stream, one))
+        return events
+
+    def release(self) -> list[Output]:
+        """What was kept back, where no END is to come any more: it is the command's own."""
+        kept = {stream: marked.release() for stream, marked in self._streams.items()}
+        running = self._begun - self._ended
+        return [Output(stream, data) for stream, data in kept.items() if data and stream in running]
+
+    def _line(self, stream: int, word: bytes, rest: bytes) -> Iterator[Hello | Began]:
+        if word == b"hello" and stream in self._silent:
+            self._silent.discard(stream)
+            if stream == STDOUT:
+                yield _parse_hello(rest)
+        elif word == b"ready" and stream == STDOUT:
+            self.ready = True
+        elif word == b"begin" and stream not in self._begun:
+            self._begun.add(stream)
+            if stream == STDOUT:
+                yield Began(Process.parse(rest))
+        elif word == b"end":
+            self._ended.add(stream)
+        else:
+            self._reports.setdefault((stream, word), []).append(rest)
+
+    def outcome(self) -> int:
+        """The command's exit status, as a shell has it: 128+n for a signal.
+
+        Raises:
+            OutcomeUnknown: Not everything between the command and us came to its own end.
+        """
+        statuses = {self._report(stream, b"status") for stream in self._streams}
+        if len(statuses) > 1 or None in statuses:
+            raise OutcomeUnknown("the command's outcome is unknown: its exit status did not arrive")
+        for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+            if STDERR in self._streams and self._report(stream, b"copied") != 0:
+                raise OutcomeUnknown(
+                    f"the command's outcome is unknown: its {name} was not copied to the end "
+                    "(is there a working cat?)"
+                )
+        # A command need not read its stdin, whose writer then has a broken pipe.
+        if (STDOUT, b"input") in self._reports:
+            written = self._report(STDOUT, b"input")
+            if written is None or (written > 128 and written != 128 + signal.SIGPIPE):
+                raise OutcomeUnknown(
+                    "the command's outcome is unknown: its stdin was not written to the end"
+                )
+        return statuses.pop() or 0
+
+    def _report(self, stream: int, word: bytes) -> int | None:
+        """An exit status that was reported, once and as such."""
+        reported = self._reports.get((stream, word), [])
+        if len(reported) != 1 or not reported[0].isdigit() or int(reported[0]) > 255:
+            return None
+        return int(reported[0])
+
+
+def _parse_hello(words: bytes) -> Hello:
+    where, _, stats = words.partition(b" ")
+    shell, _, init = stats.partition(b" init ")
+    fields = init.split()
+    started = fields[19].decode("ascii", "replace") if len(fields) > 19 else ""
+    return Hello(where == b"home", Process.parse(shell), started)

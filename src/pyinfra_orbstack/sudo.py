@@ -1,0 +1,89 @@
+"""The password that sudo asks for.
+
+pyinfra's own retry runs a command again when sudo's sentence stands anywhere in its output, asks
+for every host at once, and ends the run of all hosts where there is no terminal to ask on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import termios
+from collections.abc import Callable, Iterator
+
+import gevent
+from gevent.lock import RLock
+from pyinfra import logger
+from pyinfra.api.host import Host
+from pyinfra.connectors import util
+from pyinfra.connectors.util import CommandOutput
+
+#: What sudo and sudo-rs say when they may not ask.
+REQUIRED = ("sudo: a password is required", "sudo-rs: interactive authentication is required")
+
+#: Under which pyinfra keeps, and finds, a password that was typed.
+TYPED = "prompted_sudo_password"
+
+_one_at_a_time = RLock()
+_typed: list[str] = []
+
+
+def refused(status: int, output: CommandOutput) -> bool:
+    """Whether sudo itself wants a password, and nothing else was printed."""
+    lines = [line.line.strip() for line in output.combined_lines]
+    said = [line for line in lines if line]
+    own = all(line.startswith(("sudo: ", "sudo-rs: ")) for line in said)
+    return status == 1 and own and any(line in REQUIRED for line in said)
+
+
+def ask(host: Host, works: Callable[[], bool]) -> bool:
+    """Ask for the password of a host, and keep it for all that runs there.
+
+    One host after the other asks, and a password that was typed for one is tried on the others.
+
+    Args:
+        host: The host.
+        works: Whether sudo takes the password that is kept for the host.
+
+    Returns:
+        Whether there is a password now; without a terminal there is none.
+    """
+    with _one_at_a_time:
+        if host.connector_data.get(TYPED):
+            return True  # another greenlet has asked for the same host
+        for password in _typed[-1:]:
+            host.connector_data[TYPED] = password
+            if works():
+                return True
+            del host.connector_data[TYPED]
+        password = _read(f"{host.print_prefix}sudo password: ")
+        if not password:
+            logger.error(
+                f"{host.print_prefix}sudo wants a password, and there is no terminal to type it "
+                "on: set _sudo_password in the host's data"
+            )
+            return False
+        host.connector_data[TYPED] = password
+        _typed[:] = [password]
+        return True
+
+
+def _read(prompt: str) -> str:
+    """Read a password from the terminal; "" where there is none, or nothing was typed."""
+    if sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty():
+        return ""
+    with _terminal_restored(), contextlib.suppress(EOFError):
+        # In a thread, since it blocks.
+        return str(gevent.get_hub().threadpool.apply(util.getpass, (prompt,)))
+    return ""
+
+
+@contextlib.contextmanager
+def _terminal_restored() -> Iterator[None]:
+    """Ctrl-C leaves the thread where it is, with the echo of the terminal off."""
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)

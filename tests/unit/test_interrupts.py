@@ -1,0 +1,299 @@
+"""Signals, in a Python of their own: what is called, what is put off, and how the process ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+FIRST = """
+import os, signal, sys, time, gevent
+from pyinfra_orbstack import interrupts, process
+interrupts.watch()
+def say(word):
+    os.write(1, word.encode() + b"\\n")
+"""
+
+
+class Program:
+    """Python code that runs, and what it says."""
+
+    def __init__(self, code: str, *, before: str = "", patched: bool = False) -> None:
+        patch = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", patch + before + FIRST + textwrap.dedent(code)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def wait_for(self, word: str) -> None:
+        assert self.process.stdout
+        assert self.process.stdout.readline().decode().strip() == word
+
+    def kill(self, *signals: int, pause: float = 0.0) -> None:
+        for number in signals:
+            self.process.send_signal(number)
+            time.sleep(pause)
+
+    def end(self) -> tuple[int, list[str], str]:
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out.decode().split(), err.decode()
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_callbacks_come_first_and_what_they_start_comes_to_its_end(
+    tmp_path: Path, number: int, patched: bool
+) -> None:
+    """Whatever follows: other signals, or the end of this process."""
+    code = f"""
+        def begin():
+            say("called")
+            process.Detached(["sh", "-c", "sleep 0.5; echo >{tmp_path / "done"}"])
+
+        def work():
+            with interrupts.at_interrupt(begin), interrupts.interruptible():
+                say("ready")
+                gevent.sleep(60)
+
+        gevent.spawn(work).join()
+    """
+    program = Program(code, patched=patched)
+    program.wait_for("ready")
+    program.kill(number, number, signal.SIGINT, pause=0.02)
+    status, said, _ = program.end()
+    assert status == (-signal.SIGTERM if number == signal.SIGTERM else status)
+    assert status != 0
+    assert "called" in said
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "done").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_is_told_to_end_waits_for_what_it_has_started(
+    tmp_path: Path, number: int
+) -> None:
+    code = f"""
+        start = lambda: process.Detached(["sh", "-c", "sleep 0.5; echo >{tmp_path / "done"}"])
+        with interrupts.at_interrupt(start):
+            say("ready")
+            gevent.sleep(60)
+    """
+    program = Program(code)
+    program.wait_for("ready")
+    program.kill(number)
+    assert program.end() == (-number, [], "")
+    assert (tmp_path / "done").exists()
+
+
+def test_greenlets_are_interrupted_once() -> None:
+    """A second Ctrl-C does not reach what they do then."""
+    code = """
+        def work(number):
+            try:
+                with interrupts.interruptible():
+                    if number == 2:
+                        say("ready")
+                    gevent.sleep(60)
+            except interrupts.Interrupted:
+                pass
+
+        def careful():
+            with interrupts.interruptible():
+                try:
+                    gevent.sleep(60)
+                except interrupts.Interrupted:
+                    gevent.sleep(1)
+                    say("cleaned-up")
+
+        jobs = [gevent.spawn(careful), *(gevent.spawn(work, number) for number in range(3))]
+        for _ in range(2):
+            try:
+                gevent.joinall(jobs)
+            except KeyboardInterrupt:
+                say("main")
+    """
+    program = Program(code)
+    program.wait_for("ready")
+    program.kill(signal.SIGINT)
+    program.wait_for("main")
+    time.sleep(0.2)  # it waits again
+    program.kill(signal.SIGINT)
+    assert program.end()[:2] == (0, ["main", "cleaned-up"])
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -15), (signal.SIGHUP, -1)]
+)
+def test_a_shield_puts_everything_off(number: int, status: int) -> None:
+    code = """
+        def work():
+            with interrupts.shielded():
+                say("ready")
+                gevent.sleep(0.7)
+                say("whole")
+            gevent.sleep(60)
+
+        try:
+            gevent.spawn(work).join()
+        except KeyboardInterrupt:
+            say("main")
+            sys.exit(1)
+    """
+    program = Program(code)
+    program.wait_for("ready")
+    program.kill(number, number, pause=0.1)
+    main = ["main"] if number == signal.SIGINT else []
+    assert program.end()[:2] == (status, ["whole", *main])
+
+
+def test_a_shield_in_the_main_greenlet() -> None:
+    code = """
+        try:
+            with interrupts.shielded():
+                say("ready")
+                gevent.sleep(0.5)
+                say("whole")
+            say("never")
+        except KeyboardInterrupt:
+            say("main")
+    """
+    program = Program(code)
+    program.wait_for("ready")
+    program.kill(signal.SIGINT)
+    assert program.end() == (0, ["whole", "main"], "")
+
+
+def test_hosts_that_nobody_waits_for_clean_up_before_the_end() -> None:
+    code = """
+        def work():
+            with interrupts.interruptible():
+                try:
+                    say("ready")
+                    gevent.sleep(60)
+                except interrupts.Interrupted:
+                    say(str(process.run(["sh", "-c", "sleep 0.3; exit 7"]).returncode))
+
+        gevent.spawn(work)
+        gevent.sleep(1)
+        sys.exit(5)
+    """
+    assert Program(code).end() == (5, ["ready", "7"], "")
+
+
+def test_the_end_of_the_interpreter_is_an_interrupt(tmp_path: Path) -> None:
+    code = f"""
+        start = lambda: process.Detached(["sh", "-c", "sleep 0.3; echo >{tmp_path / "done"}"])
+
+        def work():
+            with interrupts.at_interrupt(start):
+                gevent.sleep(60)
+
+        gevent.spawn(work)
+        gevent.sleep(0.1)
+        raise ValueError("an error of somebody else")
+    """
+    assert Program(code).end()[0] == 1
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "done").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signals_that_are_ignored_stay_so(number: int) -> None:
+    before = f"import signal; signal.signal({int(number)}, signal.SIG_IGN)\n"
+    code = """
+        with interrupts.at_interrupt(lambda: say("called")):
+            say("ready")
+            gevent.sleep(0.5)
+            say("end")
+    """
+    program = Program(code, before=before)
+    program.wait_for("ready")
+    program.kill(number)
+    assert program.end() == (0, ["end"], "")
+
+
+def test_handlers_of_others_are_left_alone() -> None:
+    before = (
+        "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os.write(1, b'theirs\\n'))\n"
+    )
+    code = """
+        say("ready")
+        gevent.sleep(0.5)
+        say("end")
+    """
+    program = Program(code, before=before)
+    program.wait_for("ready")
+    program.kill(signal.SIGTERM)
+    assert program.end() == (0, ["theirs", "end"], "")
+
+
+def test_greenlets_of_other_threads_are_interrupted() -> None:
+    code = """
+        import threading
+
+        def work():
+            try:
+                with interrupts.interruptible():
+                    say("ready")
+                    gevent.sleep(60)
+            except interrupts.Interrupted:
+                say("interrupted")
+
+        thread = threading.Thread(target=lambda: gevent.spawn(work).join())
+        thread.start()
+        try:
+            gevent.sleep(60)
+        except KeyboardInterrupt:
+            say("main")
+        thread.join()
+    """
+    program = Program(code)
+    program.wait_for("ready")
+    program.kill(signal.SIGINT)
+    status, said, _ = program.end()
+    assert (status, sorted(said)) == (0, ["interrupted", "main"])
+
+
+def test_a_callback_that_fails_does_not_stop_the_others() -> None:
+    code = """
+        with interrupts.at_interrupt(lambda: 1 / 0), interrupts.at_interrupt(lambda: say("called")):
+            try:
+                say("ready")
+                gevent.sleep(60)
+            except KeyboardInterrupt:
+                say("main")
+    """
+    program = Program(code)
+    program.wait_for("ready")
+    program.kill(signal.SIGINT)
+    assert program.end()[:2] == (0, ["called", "main"])
+
+
+@pytest.mark.parametrize("end", ["exit", "terminate", "interrupt"])
+def test_a_fork_ends_nothing_of_the_original(end: str) -> None:
+    code = f"""
+        called = []
+        with interrupts.at_interrupt(lambda: called.append(os.write(1, b"called\\n"))):
+            pid = os.fork()
+            if not pid:
+                if "{end}" == "exit":
+                    sys.exit(0)
+                time.sleep(60)
+            time.sleep(0.3)
+            if "{end}" != "exit":
+                os.kill(pid, signal.SIGTERM if "{end}" == "terminate" else signal.SIGINT)
+            print(os.waitpid(pid, 0)[1] != 0)
+    """
+    status, said, _ = Program(code).end()
+    assert (status, said) == (0, [str(end != "exit")])

@@ -1,0 +1,226 @@
+"""Every process between a command and us, killed and stopped: no success with less than all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+from pyinfra_orbstack.process import STDERR, STDOUT
+from pyinfra_orbstack.protocol import OutcomeUnknown
+from pyinfra_orbstack.session import ShellSession
+
+from .test_session import SHELLS, Here, running
+
+WAYS = ("session", "session-stdin", "spawn", "terminal")
+
+
+class Ran:
+    """A command that runs, and its output until now."""
+
+    def __init__(self, session: ShellSession, way: str, text: str, seconds: float = 30) -> None:
+        self.session = session
+        self.way = way
+        self.out = {STDOUT: b"", STDERR: b""}
+        how, options = {
+            "session": (session.run, {}),
+            "session-stdin": (session.run, {"stdin": b"x" * 30_000}),
+            "spawn": (session.spawn, {"stdin": [b"x" * 30_000]}),
+            "terminal": (session.terminal, {}),
+        }[way]
+        if way.startswith("session"):
+            session.open()
+        deadline = time.monotonic() + seconds
+        self.job = gevent.spawn(how, text, self._take, deadline=deadline, **options)
+
+    def _take(self, stream: int, data: bytes) -> None:
+        self.out[stream] += data
+
+    def wait_for(self, word: bytes) -> None:
+        deadline = time.monotonic() + 20
+        while word not in self.out[STDOUT]:
+            assert time.monotonic() < deadline, self.out
+            assert not self.job.ready(), self.job.get()
+            gevent.sleep(0.01)
+
+    def status(self) -> int | None:
+        """The exit status; None where the outcome is unknown."""
+        try:
+            return int(self.job.get(timeout=30))
+        except OutcomeUnknown:
+            return None
+
+    def chain(self) -> list[int]:
+        """The control shell, and what it runs but for what the command itself has started."""
+        self.wait_for(b"begun")
+        shell, command = self.session._ending.shell, self.session._ending.command
+        assert shell is not None
+        assert command is not None
+        own = descendants(command.pid)
+        return [shell.pid, *(pid for pid in descendants(shell.pid) if pid not in own)]
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, in a stable order."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+@pytest.fixture(params=[f"{shell} {way}" for shell in SHELLS for way in WAYS])
+def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Ran]]:
+    shell, _, way = request.param.partition(" ")
+    sessions = []
+
+    def run(text: str, environment: dict[str, str] | None = None, seconds: float = 30) -> Ran:
+        target = Here(SHELLS[shell])
+        if environment is not None:
+            target.environment = lambda: {**os.environ, **environment}  # type: ignore[method-assign]
+        sessions.append(ShellSession(target))
+        return Ran(sessions[-1], way, text, seconds)
+
+    yield run
+    for session in sessions:
+        session.close()
+
+
+def hit(
+    start: Callable[..., Ran], text: str, act: Callable[[int], object], **options: Any
+) -> list[Ran]:
+    """Run a command once for each process of its chain, and do something to that one."""
+    count = len(start(text).chain())
+    assert count > 1
+    runs = [start(text, **options) for _ in range(count)]
+    for place, ran in enumerate(runs):
+        chain = ran.chain()
+        # What writes its stdin may have ended by now.
+        act(chain[min(place, len(chain) - 1)])
+    return runs
+
+
+TEXT = "echo begun; sleep 0.5; echo late; echo late >&2; exit 3"
+
+
+def test_whoever_is_killed(start: Callable[..., Ran]) -> None:
+    runs = hit(start, TEXT, lambda pid: os.kill(pid, signal.SIGKILL))
+    statuses = [ran.status() for ran in runs]
+    # The command's own process says so itself; without the others nothing is known, or all.
+    assert set(statuses) <= {None, 3, 128 + signal.SIGKILL}
+    assert 128 + signal.SIGKILL in statuses
+    assert None in statuses
+    for ran, status in zip(runs, statuses):
+        if status == 3:
+            assert b"".join(ran.out.values()).split() == [b"begun", b"late", b"late"]
+
+
+def test_whoever_is_stopped_is_waited_for(start: Callable[..., Ran]) -> None:
+    def pause(pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        gevent.spawn_later(1, os.kill, pid, signal.SIGCONT)
+
+    for ran in hit(start, TEXT, pause):
+        assert ran.status() == 3
+        assert b"".join(ran.out.values()).split() == [b"begun", b"late", b"late"]
+
+
+def test_whoever_stays_stopped_is_ended_by_the_timeout(start: Callable[..., Ran]) -> None:
+    mark = f"66{os.getpid()}"
+    text = f"echo begun; sleep {mark}"
+    for ran in hit(start, text, lambda pid: os.kill(pid, signal.SIGSTOP), seconds=3):
+        with pytest.raises(TimeoutError):
+            ran.job.get(timeout=30)
+    assert len(running(mark)) == 1  # the one that was only counted
+
+
+def copiers(ran: Ran) -> list[int]:
+    """The processes that copy the output of a command, and no more: two programs called cat."""
+    found = []
+    for pid in ran.chain():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if words[0].endswith(b"cat"):
+            found.append(pid)
+    return found
+
+
+def test_copiers_that_are_killed_when_only_what_stays_behind_prints(
+    start: Callable[..., Ran],
+) -> None:
+    text = "(sleep 0.7; echo later; echo later >&2) & echo begun"
+    if not copiers(start("echo begun; sleep 1")):
+        pytest.skip("a terminal is not copied")
+    for place in (0, 1):
+        ran = start(text)
+        ran.wait_for(b"begun")
+        gevent.sleep(0.2)
+        os.kill(copiers(ran)[place], signal.SIGKILL)
+        assert ran.status() is None
+
+
+CATS = {
+    "missing": None,
+    "that does nothing": "exit 0",
+    "that copies a part": "exec head -c 9",
+    "that copies a line": "IFS= read -r line; printf '%s\\n' \"$line\"",
+    "that fails in the end": '"$REAL"; exit 1',
+    "that is killed in the end": '"$REAL"; kill -9 $$',
+}
+
+
+@pytest.mark.parametrize("kind", CATS)
+def test_a_cat(start: Callable[..., Ran], tmp_path: Path, kind: str) -> None:
+    for name in ("sh", "setsid", "stty", "sleep", "head", "printf", "env"):
+        found = shutil.which(name)
+        assert found
+        (tmp_path / name).symlink_to(found)
+    if CATS[kind] is not None:
+        (tmp_path / "cat").write_text(f"#!/bin/sh\n{CATS[kind]}\n")
+        (tmp_path / "cat").chmod(0o755)
+    ran = start(
+        "env printf 'begun\\nand more\\n'; echo more >&2",
+        {"PATH": str(tmp_path), "REAL": shutil.which("cat") or ""},
+    )
+    status = ran.status()
+    # A terminal is not copied, and some busyboxes are their own cat.
+    assert status in (None, 0)
+    if status == 0:
+        assert b"".join(ran.out.values()).split() == [b"begun", b"and", b"more", b"more"]
+
+
+SPY = """
+for d in /proc/[0-9]*; do
+tr '\\0' ' ' <$d/cmdline; tr '\\0' ' ' <$d/environ; echo 7; done 2>/dev/null
+echo THE-END; exit 5
+"""
+
+
+def test_no_process_shows_a_token(
+    start: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does any environment, in all of this computer."""
+    tokens = []
+    real = secrets.token_hex
+
+    def remember(size: int) -> str:
+        tokens.append(real(size))
+        return tokens[-1]
+
+    monkeypatch.setattr(secrets, "token_hex", remember)
+    ran = start(SPY)
+    assert ran.status() == 5
+    seen = b"".join(ran.out.values())
+    assert b"THE-END" in seen
+    assert b"orb_exec" in seen or b"dash" in seen or b"sh" in seen
+    exchange = [token for token in tokens if token.encode() in seen]
+    # That of a prompt does, which means nothing when the command runs.
+    assert len(exchange) <= (1 if ran.way == "terminal" else 0)
