@@ -12,7 +12,7 @@ from gevent.lock import RLock
 from pyinfra import logger
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
-from pyinfra_orbstack import interrupts, process, transfer
+from pyinfra_orbstack import interrupts, localfile, process, transfer
 from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
 from pyinfra_orbstack.session import (
     LARGEST_FRAME_STDIN,
@@ -153,9 +153,14 @@ class Runner:
         self._control.run(text, _ignore, deadline=time.monotonic() + timeout)
         return True
 
-    def run_apart(self, text: str, timeout: float) -> None:
+    def run_apart(
+        self, text: str, timeout: float, stdin: Iterable[bytes] = ()
+    ) -> tuple[int, CommandOutput]:
         """Run shell text that is to clean up, beside whatever the session is doing."""
-        self._new_control().spawn(text, _ignore, deadline=time.monotonic() + timeout)
+        lines = _Lines()
+        deadline = time.monotonic() + timeout
+        status = self._new_control().spawn(text, lines.feed, stdin=stdin, deadline=deadline)
+        return status, lines.finish()
 
     def as_root(self, *words: str) -> None:
         """Run a command line as root, without any connection.
@@ -190,8 +195,7 @@ class Runner:
     def _run_on_terminal(
         self, text: str, sink: Sink, stdin: Iterable[bytes], timeout: float | None
     ) -> int:
-        with transfer.Upload(self, "") as upload:
-            path = upload.stage(iter([check_text(text)]))
+        with transfer.staged(self, check_text(text)) as path:
             deadline = None if timeout is None else time.monotonic() + timeout
             return self._new_control().terminal(path, sink, stdin=stdin, deadline=deadline)
 
@@ -252,7 +256,7 @@ def stdin_pieces(stdin: Any) -> Iterator[bytes]:
     if stdin is None:
         return
     if hasattr(stdin, "read"):
-        if transfer.seekable(stdin):
+        if localfile.seekable(stdin):
             stdin.seek(0)
         if isinstance(stdin, TextIOBase):
             stdin = iter(stdin)
