@@ -25,8 +25,8 @@ from pyinfra.progress import progress_spinner
 from pyinfra_orbstack import localfile, shell
 from pyinfra_orbstack.interrupts import Interrupted
 from pyinfra_orbstack.localfile import printable, worded
-from pyinfra_orbstack.process import STDERR, STDOUT
-from pyinfra_orbstack.session import NotStarted, Section
+from pyinfra_orbstack.process import STDERR
+from pyinfra_orbstack.session import NotStarted
 
 if TYPE_CHECKING:
     from pyinfra_orbstack.runner import Runner
@@ -56,6 +56,32 @@ _BEFORE_CONTENT = (
 
 class ChecksumMismatch(OSError):
     """What arrived is not what was sent."""
+
+
+def shell_call(libraries: Iterable[str], *words: str, content: bool = False) -> bytes:
+    """Shell text that defines the functions of some files and calls one of them.
+
+    It is whole or does nothing: a call that is cut off is a syntax error. With ``content`` the call
+    reads what comes behind it; else that is left to the shell.
+
+    Raises:
+        UnicodeEncodeError: A word has no bytes in a file system.
+    """
+    line = " ".join(map(shlex.quote, words))
+    stdin = "" if content else " </dev/null"
+    text = f"{''.join(map(shell.text, libraries))}{{ {line}; }}{stdin}\n"
+    return text.encode("utf-8", "surrogateescape")
+
+
+_PLAIN = (
+    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;/_+=@#()[]{}<>|&~^*?!$"
+)
+_OCTAL = [chr(byte) if byte in _PLAIN else f"\\{byte:03o}" for byte in range(256)]
+
+
+def octal(data: bytes) -> str:
+    """``data`` as the format of a `printf`, in ASCII alone."""
+    return "".join(map(_OCTAL.__getitem__, data))
 
 
 class Deadline:
@@ -135,7 +161,7 @@ class _Transfer:
         if any("\0" in word for word in words):
             raise self._error("a name cannot hold a NUL")
         try:
-            head = shell.call(self.libraries, *words, content=content)
+            head = shell_call(self.libraries, *words, content=content)
         except UnicodeEncodeError:
             raise self._error("this name has no bytes") from None
         boot = ["-c", QuoteString(_BEFORE_CONTENT.format(len(head)))] if content else []
@@ -242,7 +268,7 @@ class Upload(_Transfer):
             digest.update(first)
             words = ("put", token, self._path, self._place)
             if whole:
-                text, head = self._call(*words, *digest.words(), shell.octal(first))
+                text, head = self._call(*words, *digest.words(), octal(first))
                 stdin: Iterable[bytes] = [head]
             else:
                 text, head = self._call(*words, content=True)
@@ -364,28 +390,56 @@ class Download(_Transfer):
 
     def _attempt(self, arrival: localfile.Arrival, how: str) -> None:
         arrival.restart()
-        token, begin, end = (secrets.token_hex(16) for _ in range(3))
-        section, digest, said = Section(begin.encode(), end.encode()), Digest(), bytearray()
+        token = secrets.token_hex(16)
+        stream, digest, noise = _Marked(token.encode()), Digest(), bytearray()
+        told: list[bytes] = []
         with shown(f"downloading {self._path}") as count:
 
-            def sink(stream: int, data: bytes) -> None:
-                if stream == STDERR or section.begin.words is None:
-                    said.extend(data[: MOST_SAID - len(said)])
-                if stream == STDOUT:
-                    arrival.write(count(digest.update(section.feed(data))))
+            def sink(number: int, data: bytes) -> None:
+                if number == STDERR:
+                    noise.extend(data[: MOST_SAID - len(noise)])
+                    return
+                for text, line in stream.feed(data):
+                    if told == [b"begin"]:
+                        arrival.write(count(digest.update(text)))
+                    elif not told:
+                        noise.extend(text[: MOST_SAID - len(noise)])
+                    told.extend(line)
 
-            text, head = self._call("get", how, token, begin, end, self._path)
+            text, head = self._call("get", how, token, self._path)
             try:
                 status = self._runner.run(text, sink, stdin=[head], timeout=self._deadline.left())
             except OSError as broken:
                 if broken is arrival.failure or isinstance(broken, (TimeoutError, Interrupted)):
                     raise
                 raise worded(broken, str(self._error(str(broken)))) from None
-        words = section.end.words
-        if words is None:
-            raise self._error(_Said(token, status, said.decode("utf-8", "replace")).reason())
-        if not digest.matches([word.decode() for word in words]):
+        if len(told) < 2:
+            raise self._error(_Said(token, status, noise.decode("utf-8", "replace")).reason())
+        if not digest.matches(told[1].decode("ascii", "replace").split()[1:]):
             raise ChecksumMismatch(str(self._error("it arrived with another checksum")))
+
+
+class _Marked:
+    """Separates lines that begin with a token, anywhere, from what stands around them."""
+
+    def __init__(self, token: bytes) -> None:
+        self._token = token
+        self._held = b""
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Take a piece and return what is certain by now: text, and a line behind it, if any."""
+        data = self._held + data
+        while (at := data.find(self._token)) >= 0 and b"\n" in data[at:]:
+            text, data = data[:at], data[at + len(self._token) :]
+            line, _, data = data.partition(b"\n")
+            yield text, [line.strip()]
+        if at < 0:
+            # The end may be the beginning of the token.
+            starts = range(max(0, len(data) - len(self._token) + 1), len(data))
+            begins = (start for start in starts if self._token.startswith(data[start:]))
+            at = next(begins, len(data))
+        self._held = data[at:]
+        yield data[:at], []
 
 
 class Digest:
@@ -440,7 +494,7 @@ def shown(title: str) -> Iterator[Callable[[bytes], bytes]]:
 @contextlib.contextmanager
 def staged(runner: Runner, data: bytes) -> Iterator[str]:
     """A private temporary file of the login user in the target."""
-    head = shell.call(
+    head = shell_call(
         ("stage",), "stage", f"pyinfra-orbstack-{secrets.token_hex(16)}", content=True
     )
     boot = f"sh -c {shlex.quote(_BEFORE_CONTENT.format(len(head)))}"

@@ -12,13 +12,14 @@ fail_with() {
     fail "$reason"
 }
 
-# get HOW TOKEN BEGIN END SOURCE: print BEGIN, the content, and END with the checksum of what was
-# sent. HOW is `carefully`, or `quickly` where a file that changes meanwhile may fail.
+# get HOW TOKEN SOURCE: print the content between two lines that begin with TOKEN, the second with
+# the checksum of what was sent. HOW is `carefully`, or `quickly` where a file that changes meanwhile
+# may fail.
 get() {
     token=$2
-    refuse_odd "$5"
-    send "$1" "$3" "$4" 3<"$5" 5>&1 || {
-        reason_against "$5" 'Permission denied'
+    refuse_odd "$3"
+    send "$1" 3<"$3" 5>&1 || {
+        reason_against "$3" 'Permission denied'
         fail "$reason"
     }
 }
@@ -33,7 +34,7 @@ refuse_odd() {
 # 3 is the file, 5 leads to the client. The size is the end of a file that grows; one of /proc has
 # none.
 send() {
-    printf '%s\n' "$2"
+    printf '%s begin\n' "$token"
     size=0 small=
     if [ -s /proc/self/fd/3 ]; then
         if [ "$1" = quickly ] && sum=$(cksum </proc/self/fd/3 2>/dev/null); then
@@ -48,7 +49,7 @@ send() {
     else
         send_and_sum
     fi
-    printf '%s %s\n' "$3" "$sum"
+    printf '%s end %s\n' "$token" "$sum"
 }
 
 # The checksum is that of the bytes that go out: the file may change, and files of /proc are made
