@@ -239,10 +239,10 @@ def test_F11_odd_targets(remote: Remote, folder: str, guest: Guest) -> None:
         "lone \ud800": "this name has no bytes",
     }
     for target, reason in refused.items():
-        with pytest.raises(OSError, match=f"^cannot write .*: {reason}$") as told:
+        with pytest.raises(OSError, match=rf"^cannot write .*: {reason}$") as told:
             remote.put(io.BytesIO(b"x"), f"{folder}/{target}")
         assert str(told.value).isprintable()
-    with pytest.raises(OSError, match="^cannot write '': No such file or directory$"):
+    with pytest.raises(OSError, match=r"^cannot write '': No such file or directory$"):
         remote.put(io.BytesIO(b"x"), "")
     remote.put(io.BytesIO(b"via link"), f"{folder}/far")
     remote.put(io.BytesIO(b"via dangling"), f"{folder}/dangling")
@@ -250,7 +250,9 @@ def test_F11_odd_targets(remote: Remote, folder: str, guest: Guest) -> None:
     assert shown == b"dir/../link\nreal\nnew\nvia linkvia dangling"
     long = "a" * 255
     round_trip(remote, f"{folder}/{long}", b"x")
-    with pytest.raises(OSError, match="^cannot write /proc/sys/kernel/no-such-thing: No such file"):
+    with pytest.raises(
+        OSError, match=r"^cannot write /proc/sys/kernel/no-such-thing: No such file"
+    ):
         remote.put(io.BytesIO(b"x"), "/proc/sys/kernel/no-such-thing", _sudo=True)
     assert guest.leftovers() == []
 
@@ -258,7 +260,7 @@ def test_F11_odd_targets(remote: Remote, folder: str, guest: Guest) -> None:
 def test_F11_devices(remote: Remote, guest: Guest) -> None:
     for size in (1, 100_000):
         remote.put(io.BytesIO(b"x" * size), "/dev/null", _sudo=True)
-        with pytest.raises(OSError, match="^cannot write /dev/full: No space left on device$"):
+        with pytest.raises(OSError, match=r"^cannot write /dev/full: No space left on device$"):
             remote.put(io.BytesIO(b"x" * size), "/dev/full", _sudo=True)
     guest.sh("test -c /dev/null && test -c /dev/full")
     assert guest.leftovers() == []
@@ -282,11 +284,11 @@ def test_F15_odd_sources(remote: Remote, folder: str, guest: Guest, tmp_path: Pa
     target = tmp_path / "kept"
     target.write_text("kept")
     for source, reason in refused.items():
-        with pytest.raises(OSError, match=f"^cannot read .*: {reason}$") as told:
+        with pytest.raises(OSError, match=rf"^cannot read .*: {reason}$") as told:
             remote.get(f"{folder}/{source}", str(target))
         assert str(told.value).isprintable()
     for source, reason in {"": "No such file.*", "/dev/zero": "it is a device.*"}.items():
-        with pytest.raises(OSError, match=f"^cannot read .*: {reason}$"):
+        with pytest.raises(OSError, match=rf"^cannot read .*: {reason}$"):
             remote.get(source, str(target))
     assert target.read_text() == "kept"
     assert sorted(os.listdir(tmp_path)) == ["kept"]
@@ -506,12 +508,12 @@ def test_F25_a_wrong_checksum(
         remote.put(io.BytesIO(old[::-1]), f"{folder}/{target}")
         assert guest.sh('cat "$1/$2"', folder, target) == old[::-1]
     wrong = iter([True] * 2)
-    with pytest.raises(OSError, match=f"^cannot read {folder}/file: .*another checksum"):
+    with pytest.raises(OSError, match=rf"^cannot read {folder}/file: .*another checksum"):
         remote.get(f"{folder}/file", arrived)
     assert arrived.getvalue() == old
     for target in ("other", "file"):
         wrong = iter([True] * 2)
-        with pytest.raises(OSError, match=f"^cannot write {folder}/{target}: .*another checksum"):
+        with pytest.raises(OSError, match=rf"^cannot write {folder}/{target}: .*another checksum"):
             remote.put(io.BytesIO(old), f"{folder}/{target}")
     assert guest.sh('cat "$1/file"; ls -A "$1"', folder) == old[::-1] + b"file\nnew\n"
     assert guest.leftovers() == []
@@ -521,6 +523,6 @@ def test_F25_what_cannot_be_read_twice_is_not_sent_twice(
     remote: Remote, folder: str, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer.Digest, "words", lambda self: ("0" * 64, "0", "100000"))
-    with pytest.raises(OSError, match="^cannot write .*another checksum"):
+    with pytest.raises(OSError, match=r"^cannot write .*another checksum"):
         remote.put(Pipe(b"x" * 100_000), f"{folder}/new")
     assert guest.sh('ls -A "$1"', folder) == b""
