@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from pyinfra.api.command import QuoteString, StringCommand
-from pyinfra.connectors.util import CommandOutput
+from pyinfra.connectors.util import CommandOutput, OutputLine
 from pyinfra.progress import progress_spinner
 
 from pyinfra_orbstack import localfile, shell
@@ -39,6 +39,8 @@ SMALL = 8 * 1024
 TRAILER = 160
 #: Seconds for putting back what a killed upload left.
 RECOVERY_TIMEOUT = 15.0
+#: Seconds before that, in which a machine that is being stopped says so.
+SETTLING = 0.5
 #: So much of what a wrapper says is kept to explain a failure, and so much of that is told.
 MOST_SAID = 64 * 1024
 MOST_TOLD = 500
@@ -273,7 +275,11 @@ class Upload(_Transfer):
             else:
                 text, head = self._call(*words, content=True)
                 stdin = chain((head, first), self._with_trailer(content, digest, token))
-            said = self._run(token, text, stdin)
+
+            def watch(line: OutputLine) -> None:
+                content.wanted = content.wanted and not line.line.startswith(f"{token} failed")
+
+            said = self._run(token, text, stdin, watch)
         # Killed, it could not clean up; where it never began there is nothing to clean.
         left = self._recover() if said.begun and said.killed else ""
         self._check(content, left)
@@ -293,10 +299,16 @@ class Upload(_Transfer):
         state = "whole" if content.failure is None else "broken"
         yield " ".join((token, state, *digest.words())).ljust(TRAILER - 1).encode() + b"\n"
 
-    def _run(self, token: str, text: str, stdin: Iterable[bytes]) -> _Said:
+    def _run(
+        self,
+        token: str,
+        text: str,
+        stdin: Iterable[bytes],
+        watch: Callable[[OutputLine], None],
+    ) -> _Said:
         try:
             status, output = self._runner.run_lines(
-                text, stdin=stdin, timeout=self._deadline.left()
+                text, watch, stdin=stdin, timeout=self._deadline.left()
             )
         except NotStarted as broken:
             raise self._error(str(broken), NotStarted) from None
@@ -311,6 +323,9 @@ class Upload(_Transfer):
 
     def _recover(self) -> str:
         """Undo what a killed upload left, and return what is to be said about it."""
+        # What is being stopped takes a moment to say so.
+        with contextlib.suppress(Interrupted, KeyboardInterrupt):
+            gevent.sleep(SETTLING)
         for _ in range(3):
             try:
                 return self._try_to_recover()
@@ -346,6 +361,8 @@ class _Content:
         self._pieces = localfile.pieces(source)
         self._count = count
         self.failure: OSError | None = None
+        #: Whether there is anybody who takes more.
+        self.wanted = True
 
     def __enter__(self) -> _Content:
         return self
@@ -357,7 +374,10 @@ class _Content:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from map(self._count, self._pieces)
+            for piece in self._pieces:
+                if not self.wanted:
+                    return
+                yield self._count(piece)
         except OSError as broken:
             self.failure = broken
 

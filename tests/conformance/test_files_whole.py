@@ -19,7 +19,7 @@ import pytest
 from pyinfra_orbstack.interrupts import Interrupted
 from pyinfra_orbstack.orbctl import Orbctl
 
-from ..containers import Containers
+from ..containers import ROOT, Containers
 from .conftest import Guest, Remote
 from .test_faults import children
 
@@ -55,7 +55,7 @@ class Slow(io.RawIOBase):
 ROOMS = 'ls -d "$1"/.pyinfra-orbstack-* /tmp/.pyinfra-orbstack-* 2>/dev/null; true'
 SLOW_CAT = r"""#!/bin/sh
 case $(readlink /proc/$$/fd/1) in
-"$SLOW") if mkdir /var/tmp/slow/middle 2>/dev/null; then head -c 5 "$1"; exec sleep 60; fi;;
+$SLOW) if mkdir /var/tmp/slow/middle 2>/dev/null; then head -c 5 ${1:+"$1"}; exec sleep 60; fi;;
 esac
 exec /bin/cat "$@"
 """
@@ -96,7 +96,7 @@ class Place(NamedTuple):
 
 @pytest.fixture
 def place(guest: Guest) -> Iterator[Place]:
-    folder = f"/srv/whole-{time.monotonic_ns()}"
+    folder = f"/var/tmp/whole-{time.monotonic_ns()}"
     guest.sh(
         'mkdir -m 777 "$1" && rm -rf /var/tmp/slow && mkdir -m 777 /var/tmp/slow && '
         "cat >/var/tmp/slow/cat && chmod 755 /var/tmp/slow/cat",
@@ -209,9 +209,24 @@ def test_F13_what_dies_while_it_is_written_over_is_put_back(
 PATHS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@pytest.mark.parametrize("stage", ["arrives", "written over"])
+STOPPING = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.conformance.conftest import Remote
+from tests.conformance.test_files_whole import NEW
+import io
+Remote({machine!r}).connect().put(io.BytesIO(NEW), {path!r}, **{given!r})
+"""
+
+
+@pytest.mark.parametrize("client_too", [False, True])
+@pytest.mark.parametrize("kind", ["replaced", "two names"])
 def test_F13_a_machine_that_stops_in_the_middle(
-    client: Orbctl, fresh_machine: str, connect: Callable[..., Remote], stage: str
+    client: Orbctl,
+    fresh_machine: str,
+    connect: Callable[..., Remote],
+    kind: str,
+    client_too: bool,
 ) -> None:
     """It is not started again for the sake of a temporary file; the next upload finds that."""
     guest, folder = Guest(client, fresh_machine), "/srv/stop"
@@ -222,38 +237,56 @@ def test_F13_a_machine_that_stops_in_the_middle(
         stdin=SLOW_CAT.encode(),
     )
     place = Place(guest, folder)
-    path = place.make("old", 'chmod 666 "$1"' + ('; ln "$1" two' if stage != "arrives" else ""))
-    remote = connect(fresh_machine)
-    given: dict[str, Any] = {"_env": {"SLOW": path, "PATH": f"/var/tmp/slow:{PATHS}"}}
-    source = Slow(NEW)
-    putting = gevent.spawn(remote.put, source, path, **given)
-    if stage == "arrives":
-        place.writer()
-    else:
-        source.may_go_on = True
-        place.wait_for("/var/tmp/slow/middle")
+    path = place.make("old", 'chmod 666 "$1"' + ('; ln "$1" two' if kind == "two names" else ""))
+    # What is replaced stops while it arrives, what is written over in the middle of that.
+    slow = f"{folder}/.pyinfra-*/new" if kind == "replaced" else path
+    given: dict[str, Any] = {"_env": {"SLOW": slow, "PATH": f"/var/tmp/slow:{PATHS}"}}
+    text = STOPPING.format(root=str(ROOT), machine=fresh_machine, path=path, given=given)
+    putting = subprocess.Popen(
+        [sys.executable, "-c", text], stderr=subprocess.PIPE, start_new_session=True
+    )
+    place.wait_for("/var/tmp/slow/middle")
+    if client_too:
+        # Everything of pyinfra's at once: nobody is left who could put anything back.
+        ours = descendants(putting.pid)
+        for pid in ours:
+            os.kill(pid, signal.SIGSTOP)
     client.stop(fresh_machine)
-    source.may_go_on = True
-    with pytest.raises(OSError, match=rf"^cannot write {path}: .*goes with the next upload"):
-        putting.get(timeout=60)
+    if client_too:
+        for pid in ours:
+            os.kill(pid, signal.SIGKILL)
+    _, said = putting.communicate(timeout=90)
+    assert client_too or f"OSError: cannot write {path}: ".encode() in said, said
     assert client.info(fresh_machine).state == "stopped"
     client.start(fresh_machine)
-    if stage == "arrives":
+    remote = connect(fresh_machine)
+    rooms = place.rooms()
+    if kind == "replaced":
         assert place.content(path) == OLD
-    else:
+    elif rooms:
         # This much is promised: a beginning of the new content, and the old one beside it.
         assert place.content(path) == NEW[:5]
-        (room,) = place.rooms()
-        assert place.content(f"{room}/old") == OLD
+        assert place.content(f"{rooms[0]}/old") == OLD
         # The next upload knows what the old content was, even when it fails itself.
         guest.sh("rm -r /var/tmp/slow/middle")
         with pytest.raises(TimeoutError):
-            remote.put(io.BytesIO(NEW), path, _timeout=4, **given)
+            remote.put(io.BytesIO(NEW), path, _timeout=8, **given)
         assert place.content(path) == OLD
         assert place.rooms() == []
+    assert rooms or not client_too
     remote.put(io.BytesIO(NEW), path)
     assert place.content(path) == NEW
     assert place.rooms() == []
+
+
+def descendants(pid: int) -> list[int]:
+    """A process of ours and all that it has started."""
+    found = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
+    tree = [pid]
+    for one in tree:
+        tree += [child for child, parent in pairs if parent == one]
+    return tree
 
 
 def test_F13_what_killed_uploads_left_goes_with_a_later_one(remote: Remote, place: Place) -> None:
@@ -305,11 +338,10 @@ def test_F13_two_uploads_to_one_target(
     path = f"{place.folder}/file"
     if kind != "new":
         place.make("file", 'chmod 666 "$1"' + ('; ln "$1" two' if kind == "written over" else ""))
-    remotes = [
-        connect(machine, orbstack_transport=transport),
-        connect(machine, orbstack_transport="session"),
-        connect(machine, orbstack_user="root"),
-    ]
+    remotes = [connect(machine, orbstack_transport=way) for way in (transport, "session")]
+    if kind != "new":
+        # Else it would be root's.
+        remotes.append(connect(machine, orbstack_user="root"))
     contents = [letter * (size + number) for number, letter in enumerate((b"a", b"b", b"c"))]
     for _ in range(4):
         if kind == "new":
@@ -520,7 +552,7 @@ def test_F9_a_directory_that_hands_its_group_on(remote: Remote, place: Place) ->
 
 def test_F9_unreadable_files(remote: Remote, place: Place) -> None:
     """One's own is replaced without being read; another's could not be put back."""
-    mine = place.make("mine", f'chown {remote.out("id -un")} "$1"; chmod 200 "$1"')
+    mine = place.make("mine", f'chown {remote.out("id -un")}: "$1"; chmod 200 "$1"')
     theirs = place.make("theirs", 'chmod 222 "$1"; chmod 755 .')
     place.guest.sh('chmod 777 "$1"', place.folder)
     remote.put(io.BytesIO(NEW), mine)

@@ -10,7 +10,8 @@
 # put TOKEN TARGET PLACE [SHA256 CRC LENGTH FORMAT]: write what `printf FORMAT` prints to TARGET, or
 # stdin, behind which the three sums come then. PLACE takes a room where TARGET's directory does not.
 put() {
-    token=$1 place=$3
+    token=$1 place=$3 unread=''
+    [ $# -gt 3 ] || unread=1
     begin_writing
     find_target "$2"
     refuse_odd
@@ -30,7 +31,7 @@ put() {
 
 # recover TOKEN TARGET PLACE: undo what an upload to TARGET left that was killed.
 recover() {
-    token=$1 place=$3
+    token=$1 place=$3 unread=''
     begin_writing
     find_target "$2"
     if [ -f "./$base" ] && [ -r "./$base" ]; then
@@ -61,7 +62,21 @@ fail() {
     [ -z "$overwriting" ] || put_back
     [ -n "$kept" ] || leave_room
     say "failed $said"
+    [ -z "$unread" ] || read_the_rest
     exit 1
+}
+
+# Some clients, such as podman's, end as if the connection were lost when content is left unread.
+# The client stops sending now; a source that stands still is not waited for.
+read_the_rest() {
+    exec 8<&0
+    cat <&8 >/dev/null 2>&1 &
+    rounds=0
+    while kill -0 $! 2>/dev/null && [ $rounds -lt 30 ]; do
+        sleep 0.1 2>/dev/null || sleep 1
+        rounds=$((rounds + 1))
+    done
+    kill $! 2>/dev/null
 }
 
 fail_with() {
@@ -205,6 +220,7 @@ receive() {
         why=$(printf "$4" 2>&1 >new) || fail_with "$why"
     else
         why=$(cat 2>&1 >new) || fail_with "$why"
+        unread=''
         set -f
         # shellcheck disable=SC2046 # words
         set -- $(tail -c 160 new 2>/dev/null)
