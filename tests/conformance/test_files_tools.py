@@ -63,8 +63,8 @@ def folder(guest: Guest) -> Iterator[str]:
 
 SETTING = r"""
 cd "$1" && rm -rf * && printf old >replaced && printf old >theirs && printf old >one || exit
-ln one two && ln -s replaced link && ln -s made dangling || exit
-chmod 666 * && chmod 640 replaced && chown "$2" replaced
+ln one two && chmod 666 * && chmod 640 replaced && chown "$2:" replaced || exit
+ln -s replaced link && ln -s made dangling
 """
 
 
