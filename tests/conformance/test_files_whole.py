@@ -338,6 +338,63 @@ def test_F13_what_killed_uploads_left_goes_with_a_later_one(remote: Remote, plac
     assert set(place.rooms()) == stay
 
 
+@pytest.mark.parametrize(
+    ("target", "begun", "after"),
+    [
+        pytest.param(NEW[:5], True, OLD, id="begun"),
+        pytest.param(b"", True, OLD, id="emptied"),
+        pytest.param(OLD[:7], True, OLD, id="half put back"),
+        pytest.param(NEW, True, NEW, id="done"),
+        pytest.param(b"mended by hand", True, b"mended by hand", id="somebody else's"),
+        pytest.param(b"", False, b"", id="not begun"),
+    ],
+)
+def test_F13_only_a_writers_own_beginning_is_put_back(
+    remote: Remote, place: Place, target: bytes, begun: bool, after: bytes
+) -> None:
+    """What somebody else has written since then stays, and so does what was never begun."""
+    path = f"{place.folder}/file"
+    place.guest.sh('cat >"$1"; chmod 666 "$1"', path, stdin=target)
+    host = place.guest.sh("cat /proc/sys/kernel/hostname").decode().strip()
+    room = f"{place.folder}/.pyinfra-orbstack-{host}-999999-1-{'0' * 32}"
+    # Before it has begun the copy of the old content may be a part of it.
+    for name, data in {"new": NEW, "old": OLD if begun else b"ol", "name": path.encode()}.items():
+        place.guest.sh('mkdir -p "$1"; cat >"$1/$2"', room, name, stdin=data)
+    place.guest.sh(
+        'cd "$1"; [ -z "$2" ] || : >begun; chmod 700 .; chown -R "$3" .',
+        room,
+        "begun" if begun else "",
+        remote.out("id -un"),
+    )
+    runner = remote.host.connector._runner
+    assert transfer.Upload(runner, path, lambda command: command)._recover() == ""
+    assert place.content(path) == after
+    assert place.rooms() == []
+
+
+EVIL_MKDIR = r"""#!/bin/sh
+/bin/mkdir "$@" || exit
+for room; do :; done
+mv "$room" "$room.ours" && /bin/mkdir "$room" && ln -s "$CANARY" "$room/new" || exit
+chown -h alice "$room" "$room/new"; chmod 777 "$room"
+"""
+
+
+def test_F8_a_directory_that_somebody_has_exchanged_is_not_written_to(
+    one: Remote, place: Place
+) -> None:
+    """Whoever owns the target's directory can rename what is in it, at any moment."""
+    canary = place.make("canary", 'chmod 600 "$1"')
+    place.guest.sh('rm "$1/cat"; cat >"$1/mkdir"; chmod 755 "$1/mkdir"', "/var/tmp/slow",
+                   stdin=EVIL_MKDIR.encode())  # fmt: skip
+    given = {"_sudo": True, "_env": {"CANARY": canary, "PATH": f"/var/tmp/slow:{PATHS}"}}
+    for data in (b"x", NEW):
+        with pytest.raises(OSError, match=r"its temporary directory was taken away$"):
+            one.put(io.BytesIO(data), f"{place.folder}/file", **given)
+        assert place.content(canary) == OLD
+    assert place.content(f"{place.folder}/file") == b""
+
+
 # Two at once -------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ put() {
     shift 3
     receive "$@"
     case $kind in
-    new) rename_it || fail "$reason" ;;
+    new) rename_it || fail "${reason:-a command of it was killed}" ;;
     regular) { [ -n "$beside" ] && be_alike && rename_it; } || copy_over ;;
     *) write_special ;;
     esac
@@ -81,7 +81,7 @@ read_the_rest() {
 
 fail_with() {
     reason_in "$1"
-    fail "$reason"
+    fail "${reason:-a command of it was killed}"
 }
 
 # The target --------------------------------------------------------------------------------------
@@ -154,11 +154,23 @@ make_room() {
 
 # A directory that hands its group on hands it on through the room.
 enter_room() {
-    why=$(mkdir -m 700 "$1/$ours" 2>&1) || return 1
-    # shellcheck disable=SC3067 # dash and busybox have -O
-    { cd -P "$1/$ours" && [ -O . ]; } || fail 'its temporary directory was taken away'
+    why=$(mkdir -m 700 "$1/$ours" 2>&1) || {
+        rmdir "$1/$ours" 2>/dev/null
+        return 1
+    }
+    { cd -P "$1/$ours" && is_ours; } || fail 'its temporary directory was taken away'
     room=$ours
     [ ! -g .. ] || [ -g . ] || chmod g+s .
+}
+
+# Whether the working directory is the one that was made, and no other that somebody has put there.
+# Where even a file that is made now has another owner, as in a share, nobody can tell.
+# shellcheck disable=SC3067 # dash and busybox have -O
+is_ours() {
+    [ -O . ] || (
+        set -C
+        : >"$token" && [ ! -O "$token" ] && rm "$token"
+    ) 2>/dev/null
 }
 
 leave_room() {
@@ -273,11 +285,8 @@ rename_it() {
     # Without -T, mv would go into a directory that takes the target's place now.
     why=$(mv -f -T new "../$base" 2>&1) || case $why in
     *'nvalid option'* | *'nrecognized option'*) why=$(mv -f new "../$base" 2>&1) ;;
-    *) false ;;
-    esac || {
-        reason_in "$why"
-        return 1
-    }
+    esac
+    reason_in "$why"
     [ ! -e new ]
 }
 
