@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
-import tempfile
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Union  # noqa: UP035
 
@@ -334,21 +333,19 @@ class OrbStackConnector(BaseConnector):
         """
         Write a local file, or what an IO object holds, into the machine.
 
-        It goes to a private temporary file first, is checked there, and is then written by
-        whomever ``_sudo`` and the like name. An existing file keeps its owner, its mode and its
-        links, and gets its content back when it cannot be written. Raises ``OSError``.
+        It is written beside its target first, by whomever ``_sudo`` and the like name, checked
+        there, and renamed to it. An existing file keeps its owner, its mode and its links. Raises
+        ``OSError``; the target is then as it was.
         """
-        timeout = extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
+        options = self._transfer_options(arguments, print_input)
         folder = arguments.get("_temp_dir") or posixpath.dirname(remote_temp_filename or "")
-        folder = folder or self.state.config.TEMP_DIR or ""
-        with transfer.Upload(self._connected(), folder, timeout) as upload:
-            upload.put(
-                filename_or_io,
-                remote_filename,
-                lambda command: self._unix_command(command, arguments),
-                by_user=(arguments.get("_su_password") and arguments.get("_su_user")) or "",
-                show=self._print_input if print_input else lambda command: None,
-            )
+        transfer.Upload(
+            self._connected(),
+            remote_filename,
+            lambda command: self._unix_command(command, arguments),
+            place=folder or self.state.config.TEMP_DIR or "",
+            **options,
+        ).put(filename_or_io)
         if print_output:
             echo(f"{self.host.print_prefix}file uploaded: {remote_filename}")
         return True
@@ -368,24 +365,27 @@ class OrbStackConnector(BaseConnector):
 
         Nothing local is touched before all of it has arrived and was checked. Raises ``OSError``.
         """
-        runner = self._connected()
-        timeout = extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
-        for _ in range(2):
-            attempt = transfer.Download(
-                remote_filename, lambda command: self._unix_command(command, arguments)
-            )
-            if print_input:
-                self._print_input(attempt.command)
-            with tempfile.TemporaryFile() as arrived:
-                if attempt.fetch(runner, arrived, timeout):
-                    arrived.seek(0)
-                    transfer.deliver(arrived, filename_or_io)
-                    break
-        else:
-            raise OSError(f"{remote_filename} arrived with another checksum, twice")
+        options = self._transfer_options(arguments, print_input)
+        transfer.Download(
+            self._connected(),
+            remote_filename,
+            lambda command: self._unix_command(command, arguments),
+            **options,
+        ).get(filename_or_io)
         if print_output:
             echo(f"{self.host.print_prefix}file downloaded: {remote_filename}")
         return True
+
+    def _transfer_options(self, arguments: dict[str, Any], print_input: bool) -> dict[str, Any]:
+        """What of pyinfra's arguments is for a transfer, and not for its commands."""
+        options: dict[str, Any] = {
+            "timeout": extract_control_arguments(arguments).get("_timeout"),  # type: ignore[arg-type]
+            # su reads its password from there.
+            "stdin_taken": bool(arguments.get("_su_user") and arguments.get("_su_password")),
+        }
+        if print_input:
+            options["show"] = self._print_input
+        return options
 
 
 def _remove_files(runner: Runner, paths: set[str]) -> bool:

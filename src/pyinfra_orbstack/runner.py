@@ -15,7 +15,7 @@ from gevent.lock import RLock
 from pyinfra import logger
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
-from pyinfra_orbstack import interrupts, process
+from pyinfra_orbstack import interrupts, localfile, process
 from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
 from pyinfra_orbstack.protocol import NotStarted
 from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, ShellSession, Sink
@@ -247,7 +247,8 @@ def _take(pieces: Iterator[bytes], most: int) -> list[bytes]:
 
 def can_be_read_again(stdin: Any) -> bool:
     """Whether `stdin_pieces` gives the same a second time."""
-    return stdin is None or isinstance(stdin, (str, bytes, list, tuple)) or _seekable(stdin)
+    again = isinstance(stdin, (str, bytes, list, tuple)) or localfile.seekable(stdin)
+    return stdin is None or again
 
 
 def stdin_pieces(stdin: Any) -> Iterator[bytes]:
@@ -275,7 +276,7 @@ def _elements(stdin: Any) -> Iterator[Any]:
     if isinstance(stdin, (str, bytes, bytearray)):
         yield stdin
     elif hasattr(stdin, "read"):
-        if _seekable(stdin):
+        if localfile.seekable(stdin):
             stdin.seek(0)
         read = stdin.readline if isinstance(stdin.read(0), str) else partial(stdin.read, CHUNK)
         if _may_block(stdin):
@@ -284,10 +285,6 @@ def _elements(stdin: Any) -> Iterator[Any]:
             yield element
     else:
         yield from stdin.readlines() if hasattr(stdin, "readlines") else stdin
-
-
-def _seekable(file: Any) -> bool:
-    return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
 
 
 def _may_block(file: Any) -> bool:

@@ -1,237 +1,469 @@
-"""Moving files: uploads and downloads over a `Runner`, with checksums at both ends."""
+"""Moving files: uploads and downloads over a `Runner`, with checksums at both ends.
+
+What runs in the target are functions of `shell/*.sh`. Their text and all words go over stdin and
+never through a wrapper such as `sudo -i`, which reads `$` and newlines a second time.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import posixpath
+import re
 import secrets
-import shutil
+import shlex
+import time
 import zlib
-from collections.abc import Callable, Iterator
-from io import TextIOBase
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+import gevent
 from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.connectors.util import CommandOutput, OutputLine
 from pyinfra.progress import progress_spinner
 
-from pyinfra_orbstack.process import CHUNK, STDERR
+from pyinfra_orbstack import localfile, shell
+from pyinfra_orbstack.interrupts import Interrupted
+from pyinfra_orbstack.localfile import printable, worded
+from pyinfra_orbstack.process import STDERR
+from pyinfra_orbstack.protocol import NotStarted
 
 if TYPE_CHECKING:
     from pyinfra_orbstack.runner import Runner
 
 #: Bytes from which on a transfer is shown.
 SHOWN_FROM = 4 * 1024 * 1024
-
-#: Exit code of a write that failed and could not be undone.
-KEPT = 75
-
-SUM = (
-    "if command -v sha256sum >/dev/null 2>&1; then sha256sum; "
-    "elif command -v cksum >/dev/null 2>&1; then cksum; else wc -c; fi"
-)
-# `set -C` refuses a file that is there already, link or not; names hold 128 random bits, so that is
-# somebody else's trick.
-UPLOAD = rf"""
-d=${{1:-${{TMPDIR:-/tmp}}}}
-[ -d "$d" ] && [ -w "$d" ] || d=$HOME
-[ ! -e "$d/$2.new" ] || rm -f "$d/$2.new"
-( umask 077; set -C; cat >"$d/$2.new" ) || {{ rm -f "$d/$2.new"; exit 1; }}
-printf '%s\n%s\n' "$d" "$(pwd)"
-{{ {SUM}; }} <"$d/$2.new"
-"""
-
-# Run by whomever sudo and the like name, with the new content on stdin or, if $3 is given, there.
-WRITE = r"""
-if [ -n "$3" ]; then exec <"$3" || exit 1; fi
-old= made=
-[ -e "$1" ] || made=1
-: >>"$1" || exit 1
-if [ -f "$1" ] && [ -s "$1" ] && [ -r "$1" ]; then
-  old=$2
-  ( umask 077; set -C; cat <"$1" >"$old" ) || {
-    rm -f "$old"; echo "no room to keep the old content: nothing was changed" >&2; exit 1; }
-fi
-if cat >"$1"; then
-  if [ -n "$old" ]; then rm -f "$old"; fi
-  exit 0
-fi
-if [ -n "$made" ]; then rm -f "$1"; exit 1; fi
-[ -n "$old" ] || exit 1
-if cat <"$old" >"$1"; then rm -f "$old"; echo "its old content was put back" >&2; exit 1; fi
-echo "its old content could not be put back and is kept in $old" >&2
-exit 75
-"""
-_FED = """{{ {text}
-}} <{new}; r=$?
-if [ $r = 75 ]; then echo the new content is kept in {new} >&2; else rm -f {new}; fi
-exit $r"""
-
-READ = rf"""
-s=$( {{ {SUM}; }} <"$1" ) || exit 1
-printf '%s %s\n' "$2" "$s" >&2
-exec cat <"$1"
-"""
-
-SWEEP_NEW = 'rm -f "${1:-${TMPDIR:-/tmp}}/$2.new" "$HOME/$2.new"'
-SWEEP_OLD = 'if [ -f "$2" ]; then cat <"$2" >"$1" && rm -f "$2"; fi'
-
-
-def script(text: str, *words: str) -> StringCommand:
-    """A POSIX shell script with arguments, whatever shell the user chose for commands."""
-    return StringCommand("sh", "-c", QuoteString(text), "sh", *map(QuoteString, words))
-
-
-def fed(text: str, new: str) -> str:
-    """Shell text that has the new content as its stdin, and removes it afterwards."""
-    return _FED.format(text=text, new=StringCommand(QuoteString(new)).get_raw_value())
-
+#: Content up to this size is a word of the call; more of it comes on stdin, before a trailer.
+SMALL = 8 * 1024
+#: The length of the trailer, which upload.sh knows.
+TRAILER = 160
+#: Seconds for putting back what a killed upload left.
+RECOVERY_TIMEOUT = 15.0
+#: Seconds before that, in which a machine that is being stopped says so.
+SETTLING = 0.5
+#: So much of what a wrapper says is kept to explain a failure, and so much of that is told.
+MOST_SAID = 64 * 1024
+MOST_TOLD = 500
 
 #: Adds to a command what pyinfra's global arguments ask for: sudo, su, a shell, a directory.
 Wrap = Callable[[StringCommand], StringCommand]
 
+# What a wrapper gets, if it is not `sh` alone. Nothing in it has a meaning to a shell that reads it
+# once more than it should. Where content comes behind the functions, `dd` takes not a byte of that.
+_BEFORE_CONTENT = (
+    'eval "`if dd iflag=fullblock count=0 </dev/null; then dd iflag=fullblock bs={0} count=1; '
+    'else dd bs=1 count={0}; fi 2>/dev/null`"'
+)
 
-class Upload:
-    """One upload: a temporary file in the target, checked there, then written to its place.
 
-    The old content is kept beside it while it is written. Whatever interrupts, leaving the context
-    removes the temporary files and puts a half-written file back.
+class ChecksumMismatch(OSError):
+    """What arrived is not what was sent."""
+
+
+def shell_call(libraries: Iterable[str], *words: str, content: bool = False) -> bytes:
+    """Shell text that defines the functions of some files and calls one of them.
+
+    It is whole or does nothing: a call that is cut off is a syntax error. With ``content`` the call
+    reads what comes behind it; else that is left to the shell.
+
+    Raises:
+        UnicodeEncodeError: A word has no bytes in a file system.
+    """
+    line = " ".join(map(shlex.quote, words))
+    stdin = "" if content else " </dev/null"
+    text = f"{''.join(map(shell.text, libraries))}{{ {line}; }}{stdin}\n"
+    return text.encode("utf-8", "surrogateescape")
+
+
+_PLAIN = (
+    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;/_+=@#()[]{}<>|&~^*?!$"
+)
+_OCTAL = [chr(byte) if byte in _PLAIN else f"\\{byte:03o}" for byte in range(256)]
+
+
+def octal(data: bytes) -> str:
+    """``data`` as the format of a `printf`, in ASCII alone."""
+    return "".join(map(_OCTAL.__getitem__, data))
+
+
+class Deadline:
+    """The moment by which all steps of a transfer must be done."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def __str__(self) -> str:
+        return f"it was not done within {self._seconds:g} s"
+
+    def left(self) -> float | None:
+        """Seconds until then, or None where there is no limit.
+
+        Raises:
+            TimeoutError: It has come.
+        """
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    @contextlib.contextmanager
+    def covering(self) -> Iterator[None]:
+        """Raise `TimeoutError` in what waits for longer."""
+        timeout = gevent.Timeout(self.left())
+        try:
+            with timeout:
+                yield
+        except gevent.Timeout as fired:
+            if fired is not timeout:
+                raise
+            raise TimeoutError from None
+
+
+class _Transfer:
+    """What uploads and downloads have in common.
 
     Args:
         runner: Runs commands in the target.
-        folder: Where temporary files go; "" for the target's own choice.
-        timeout: Seconds for sending the content.
+        path: The path in the target, resolved there by the command that uses it.
+        wrap: Makes a command that of whoever may write or read there.
+        stdin_taken: Whether the wrapper reads something else from stdin, as `su` does with its
+            password. What is ours comes on descriptor 3 then.
+        timeout: Seconds for all steps together.
+        show: Called with each command before it runs.
     """
 
-    def __init__(self, runner: Runner, folder: str, timeout: float | None = None) -> None:
-        self._runner = runner
-        self._timeout = timeout
-        self._folder = folder if not folder or folder.startswith("/") else f"./{folder}"
-        self._name = f"pyinfra-orbstack-{secrets.token_hex(16)}"
-        self._cwd = ""
-        self._target = ""
-        self._begun = False
-        self._clean = False
+    verb: str
+    libraries: tuple[str, ...]
 
-    def __enter__(self) -> Upload:
+    def __init__(
+        self,
+        runner: Runner,
+        path: str,
+        wrap: Wrap,
+        *,
+        stdin_taken: bool = False,
+        timeout: float | None = None,
+        show: Callable[[StringCommand], object] = lambda command: None,
+    ) -> None:
+        self._runner = runner
+        self._path = path
+        self._wrap = wrap
+        self._stdin_taken = stdin_taken
+        self._deadline = Deadline(timeout)
+        self._show = show
+
+    def _error(self, why: str, kind: type[OSError] = OSError) -> OSError:
+        return kind(f"cannot {self.verb} {printable(self._path)}: {why}")
+
+    def _call(self, *words: str, content: bool = False) -> tuple[str, bytes]:
+        """A command that calls a shell function of ours, and what it reads first."""
+        if any("\0" in word for word in words):
+            raise self._error("a name cannot hold a NUL")
+        try:
+            head = shell_call(self.libraries, *words, content=content)
+        except UnicodeEncodeError:
+            raise self._error("this name has no bytes") from None
+        boot = ["-c", QuoteString(_BEFORE_CONTENT.format(len(head)))] if content else []
+        stdin = ["<&3"] if self._stdin_taken else []
+        try:
+            command = self._wrap(StringCommand("sh", *boot, *stdin))
+        except OSError as broken:
+            raise self._error(str(broken)) from None
+        self._show(command)
+        text = str(command.get_raw_value())
+        return (f"{{ {text}\n}} 3<&0" if self._stdin_taken else text), head
+
+    def _twice(self, attempt: Callable[[], None], may_repeat: bool = True) -> None:
+        """Try once more when what arrived is not what was sent."""
+        try:
+            try:
+                attempt()
+            except ChecksumMismatch:
+                if not may_repeat:
+                    raise
+                attempt()
+        except TimeoutError as late:
+            # One that says more comes from what was found when its time was over.
+            raise self._error(str(late) or str(self._deadline), TimeoutError) from None
+
+
+class _Said:
+    """What a call of ours told on stderr, and what its wrapper said there."""
+
+    # Prompts, and what sudo says beside the reason.
+    _NOISE = re.compile(
+        r"^(\[sudo[^]]*\] |doas \([^)]*\) )?[Pp]ass(word|wort|phrase)[^:]*: *"
+        r"|^sudo: unable to resolve.*"
+    )
+
+    def __init__(self, token: str, status: int, text: str) -> None:
+        self._status = status
+        told, self._noise = [], []
+        for line in text.split("\n"):
+            if line.startswith(f"{token} "):
+                told.append(line[len(token) + 1 :])
+            else:
+                self._noise.append(self._NOISE.sub("", line).strip())
+        #: Whether it ran at all.
+        self.begun = "begun" in told
+        #: Where old content is kept, if it is.
+        self.kept = next((line[5:] for line in told if line.startswith("kept ")), "")
+        #: `ok`, `failed REASON`, or something else where it was killed.
+        self.verdict = told[-1] if told else ""
+
+    @property
+    def killed(self) -> bool:
+        """Whether it did not live to say how it went."""
+        return self.verdict != "ok" and not self.verdict.startswith("failed ")
+
+    def reason(self) -> str:
+        """Why it failed, in one line."""
+        if self.verdict.startswith("failed "):
+            return " ".join(self.verdict[len("failed ") :].split())
+        if self.begun:
+            return f"the command that does it was killed (exit code {self._status})"
+        lines = list(dict.fromkeys(filter(None, self._noise)))
+        # "sudo: ..." says more than what some shells print around such a line.
+        named = [line for line in lines if re.match(r"\S+: \S", line)]
+        unsaid = f"the command that does it ended with exit code {self._status}"
+        return "; ".join(named or lines)[:MOST_TOLD] or unsaid
+
+
+class Upload(_Transfer):
+    """One upload: written beside its target, checked there, and renamed to it.
+
+    `shell/upload.sh` says what happens where the target cannot be replaced. Whatever interrupts,
+    the target is left as it was or whole as it was to be.
+
+    Args:
+        place: A directory in the target for temporary files, where the target's own takes none.
+        arguments: Those of every transfer.
+        options: Those of every transfer.
+    """
+
+    verb = "write"
+    libraries = ("transfer", "upload")
+
+    def __init__(self, *arguments: Any, place: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._place = place
+
+    def put(self, source: Any) -> None:
+        """Write a local file, or what an IO object holds.
+
+        Raises:
+            OSError: It could not be written; the text says what became of the target.
+        """
+        again = not hasattr(source, "read") or localfile.seekable(source)
+        self._twice(lambda: self._attempt(source), again)
+
+    def _attempt(self, source: Any) -> None:
+        token = secrets.token_hex(16)
+        with shown(f"uploading {self._path}") as count, _Content(source, count) as content:
+            with self._deadline.covering():
+                first, whole = content.take(SMALL)
+            self._check(content)
+            digest = Digest()
+            digest.update(first)
+            words = ("put", token, self._path, self._place)
+            if whole:
+                text, head = self._call(*words, *digest.words(), octal(first))
+                stdin: Iterable[bytes] = [head]
+            else:
+                text, head = self._call(*words, content=True)
+                stdin = chain((head, first), self._with_trailer(content, digest, token))
+
+            def watch(line: OutputLine) -> None:
+                content.wanted = content.wanted and not line.line.startswith(f"{token} failed")
+
+            said = self._run(token, text, stdin, watch)
+        # Killed, it could not clean up; where it never began there is nothing to clean.
+        left = self._recover() if said.begun and said.killed else ""
+        self._check(content, left)
+        if said.verdict == "failed mismatch":
+            raise ChecksumMismatch(str(self._error("it arrived with another checksum")))
+        if said.verdict != "ok":
+            raise self._error(said.reason() + left)
+
+    def _check(self, content: _Content, left: str = "") -> None:
+        broken = content.failure
+        if broken is not None:
+            raise worded(broken, str(self._error(f"{broken}{left}"))) from None
+
+    def _with_trailer(self, content: _Content, digest: Digest, token: str) -> Iterator[bytes]:
+        """The rest of the content and, behind it, what all of it must sum up to."""
+        yield from map(digest.update, content)
+        state = "whole" if content.failure is None else "broken"
+        yield " ".join((token, state, *digest.words())).ljust(TRAILER - 1).encode() + b"\n"
+
+    def _run(
+        self,
+        token: str,
+        text: str,
+        stdin: Iterable[bytes],
+        watch: Callable[[OutputLine], None],
+    ) -> _Said:
+        try:
+            status, output = self._runner.run_lines(
+                text, watch, stdin=stdin, timeout=self._deadline.left()
+            )
+        except NotStarted as broken:
+            raise self._error(str(broken), NotStarted) from None
+        except BaseException as broken:
+            left = self._recover()
+            if isinstance(broken, TimeoutError):
+                raise TimeoutError(f"{self._deadline}{left}") from None
+            if isinstance(broken, OSError) and not isinstance(broken, Interrupted):
+                raise worded(broken, str(self._error(f"{broken}{left}"))) from None
+            raise
+        return _Said(token, status, _lines(output))
+
+    def _recover(self) -> str:
+        """Undo what a killed upload left, and return what is to be said about it."""
+        # What is being stopped takes a moment to say so.
+        with contextlib.suppress(Interrupted, KeyboardInterrupt):
+            gevent.sleep(SETTLING)
+        for _ in range(3):
+            try:
+                return self._try_to_recover()
+            except (Interrupted, KeyboardInterrupt):
+                continue
+            except OSError:
+                break
+        return "; what it may have left there goes with the next upload to it"
+
+    def _try_to_recover(self) -> str:
+        self._runner.target.refresh()
+        if self._runner.target.state != "running":
+            raise OSError("running a command would start it again")
+        token = secrets.token_hex(16)
+        text, head = self._call("recover", token, self._path, self._place)
+        status, output = self._runner.run_apart(text, RECOVERY_TIMEOUT, stdin=[head])
+        said = _Said(token, status, _lines(output))
+        if said.kept:
+            return f"; its old content is kept in {said.kept}"
+        if said.verdict != "ok":
+            raise OSError(said.reason())
+        return ""
+
+
+def _lines(output: CommandOutput) -> str:
+    return "\n".join(line.line for line in output.combined_lines)
+
+
+class _Content:
+    """The pieces of a source; that it breaks in the middle is no end of what it held."""
+
+    def __init__(self, source: Any, count: Callable[[bytes], bytes]) -> None:
+        self._pieces = localfile.pieces(source)
+        self._count = count
+        self.failure: OSError | None = None
+        #: Whether there is anybody who takes more.
+        self.wanted = True
+
+    def __enter__(self) -> _Content:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._begun and not self._clean:
-            with contextlib.suppress(OSError):
-                self._sweep()
+        # Where another greenlet still waits in it, that one ends it.
+        with contextlib.suppress(ValueError):
+            self._pieces.close()
 
-    def _path(self, kind: str) -> str:
-        return f"{self._folder}/{self._name}.{kind}"
-
-    def put(
-        self,
-        filename_or_io: Any,
-        target: str,
-        wrap: Wrap,
-        *,
-        by_user: str = "",
-        show: Callable[[StringCommand], object] = lambda command: None,
-    ) -> None:
-        """Write a local file, or what an IO object holds, to ``target``.
-
-        Args:
-            filename_or_io: The source.
-            target: The path in the target.
-            wrap: Makes the writing command that of whoever may write there.
-            by_user: Whom the temporary file is given to, where the command's stdin is taken.
-            show: Called with the writing command before it runs.
-        """
+    def __iter__(self) -> Iterator[bytes]:
         try:
-            new = self._send(filename_or_io, target)
-        except ChecksumMismatch:
-            new = self._send(filename_or_io, target, again=True)
-        if by_user:
-            # su reads its password from stdin, so the file is opened by its name instead.
-            self._runner.as_root("chown", by_user, new)
-        self._target = posixpath.join(self._cwd, target)
-        command = wrap(script(WRITE, target, self._path("old"), new if by_user else ""))
-        show(command)
-        text = str(command.get_raw_value())
-        status, output = self._runner.run_lines(text if by_user else fed(text, new))
-        if by_user and status != KEPT:
-            self._runner.as_root("rm", "-f", new)
-        self._clean = True
-        if status != 0:
-            raise OSError(f"cannot write {target}: {output.stderr or output.output}")
+            for piece in self._pieces:
+                if not self.wanted:
+                    return
+                yield self._count(piece)
+        except OSError as broken:
+            self.failure = broken
 
-    def _send(self, filename_or_io: Any, target: str, again: bool = False) -> str:
-        title = f"uploading {target}"
-        with reading(filename_or_io, again=again) as source, shown(title) as count:
-            return self.stage(map(count, source))
-
-    def stage(self, source: Iterator[bytes]) -> str:
-        """Write a private temporary file in the target, check it, and return its path."""
-        self._begun = True
-        digest = Digest()
-        status, output = self._runner.run_lines(
-            script(UPLOAD, self._folder, self._name).get_raw_value(),
-            stdin=map(digest.update, source),
-            timeout=self._timeout,
-        )
-        if status != 0:
-            raise OSError(f"cannot write a temporary file: {output.stderr or output.output}")
-        self._folder, self._cwd, *sums = output.stdout_lines or ["", ""]
-        if not digest.matches(" ".join(sums).split()):
-            raise ChecksumMismatch("the file arrived with another checksum")
-        return self._path("new")
-
-    def _sweep(self) -> None:
-        """Remove what an interrupted transfer left, and put a half-written file back."""
-        words = script(SWEEP_NEW, self._folder, self._name).get_raw_value()
-        self._runner.run_apart(words, timeout=15)
-        if self._target:
-            self._runner.as_root("sh", "-c", SWEEP_OLD, "sh", self._target, self._path("old"))
+    def take(self, most: int) -> tuple[bytes, bool]:
+        """Read more than ``most`` bytes, if there are so many; else, and that is told, all."""
+        taken = bytearray()
+        for piece in self:
+            taken += piece
+            if len(taken) > most:
+                return bytes(taken), False
+        return bytes(taken), True
 
 
-class Download:
-    """One attempt to read a file of the target into a local temporary one.
+class Download(_Transfer):
+    """One download: it is checked before anything local is touched."""
 
-    Args:
-        source: The path in the target.
-        wrap: Makes the reading command that of whoever may read there.
-    """
+    verb = "read"
+    libraries = ("transfer", "download")
 
-    def __init__(self, source: str, wrap: Wrap) -> None:
-        self._source = source
-        self._mark = secrets.token_hex(8)
-        self.command = wrap(script(READ, source, self._mark))
-        self._digest = Digest()
-        self._errors = bytearray()
-
-    def fetch(self, runner: Runner, into: IO[bytes], timeout: float | None) -> bool:
-        """Read it into a local file, and return whether all of it has arrived.
+    def get(self, destination: Any) -> None:
+        """Read a file of the target into a local file or an IO object.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: It could not be read or not be written; nothing local has changed.
         """
-        with shown(f"downloading {self._source}") as count:
+        with localfile.writing(destination) as arrival:
+            ways = iter(("quickly", "carefully"))
+            self._twice(lambda: self._attempt(arrival, next(ways)))
+            arrival.commit()
 
-            def sink(stream: int, data: bytes) -> None:
-                if stream == STDERR:
-                    self._errors.extend(data)
-                else:
-                    self._digest.update(count(data))
-                    into.write(data)
+    def _attempt(self, arrival: localfile.Arrival, how: str) -> None:
+        arrival.restart()
+        token = secrets.token_hex(16)
+        stream, digest, noise = _Marked(token.encode()), Digest(), bytearray()
+        told: list[bytes] = []
+        with shown(f"downloading {self._path}") as count:
 
-            status = runner.run(self.command.get_raw_value(), sink, timeout=timeout)
-        said = self._errors.decode("utf-8", "replace").splitlines()
-        if status != 0:
-            reason = " ".join(line for line in said if self._mark not in line)
-            raise OSError(f"cannot read {self._source}: {reason}")
-        # su's prompt may stand before it, without a newline.
-        mark = self._mark
-        sent = next((line.partition(mark)[2].split() for line in said if mark in line), [])
-        return self._digest.matches(sent)
+            def sink(number: int, data: bytes) -> None:
+                if number == STDERR:
+                    noise.extend(data[: MOST_SAID - len(noise)])
+                    return
+                for text, line in stream.feed(data):
+                    if told == [b"begin"]:
+                        arrival.write(count(digest.update(text)))
+                    elif not told:
+                        noise.extend(text[: MOST_SAID - len(noise)])
+                    told.extend(line)
+
+            text, head = self._call("get", how, token, self._path)
+            try:
+                status = self._runner.run(text, sink, stdin=[head], timeout=self._deadline.left())
+            except OSError as broken:
+                if broken is arrival.failure or isinstance(broken, (TimeoutError, Interrupted)):
+                    raise
+                raise worded(broken, str(self._error(str(broken)))) from None
+        if len(told) < 2:
+            raise self._error(_Said(token, status, noise.decode("utf-8", "replace")).reason())
+        if not digest.matches(told[1].decode("ascii", "replace").split()[1:]):
+            raise ChecksumMismatch(str(self._error("it arrived with another checksum")))
+
+
+class _Marked:
+    """Separates lines that begin with a token, anywhere, from what stands around them."""
+
+    def __init__(self, token: bytes) -> None:
+        self._token = token
+        self._held = b""
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Take a piece and return what is certain by now: text, and a line behind it, if any."""
+        data = self._held + data
+        while (at := data.find(self._token)) >= 0 and b"\n" in data[at:]:
+            text, data = data[:at], data[at + len(self._token) :]
+            line, _, data = data.partition(b"\n")
+            yield text, [line.strip()]
+        if at < 0:
+            # The end may be the beginning of the token.
+            starts = range(max(0, len(data) - len(self._token) + 1), len(data))
+            begins = (start for start in starts if self._token.startswith(data[start:]))
+            at = next(begins, len(data))
+        self._held = data[at:]
+        yield data[:at], []
 
 
 class Digest:
-    """Checks what was sent or received against `sha256sum`, else `cksum`, else `wc -c`."""
+    """Sums up what is sent or received as `sha256sum` does, `cksum`, and `wc -c`."""
 
     _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -247,42 +479,20 @@ class Digest:
         self._length += len(data)
         return data
 
+    def words(self) -> tuple[str, str, str]:
+        """SHA-256, CRC and length."""
+        return self._sha.hexdigest(), str(self._cksum()), str(self._length)
+
     def matches(self, words: list[str]) -> bool:
         """Whether the words that one of the three printed fit."""
-        length = str(self._length)
-        return (
-            words[:1] == [self._sha.hexdigest()]
-            or words[:2] == [str(self._cksum()), length]
-            or words == [length]
-        )
+        sha, crc, length = self.words()
+        return words[:1] == [sha] or words[:2] == [crc, length] or words == [length]
 
     def _cksum(self) -> int:
         length = self._length
         tail = length.to_bytes((length.bit_length() + 7) // 8, "little")
         crc = zlib.crc32(tail.translate(self._REVERSED), self._crc) ^ 0xFFFFFFFF
         return int(f"{crc:032b}"[::-1], 2) ^ 0xFFFFFFFF
-
-
-# The local end ---------------------------------------------------------------------------------
-
-
-class ChecksumMismatch(OSError):
-    """What arrived is not what was sent."""
-
-
-@contextlib.contextmanager
-def reading(filename_or_io: Any, *, again: bool = False) -> Iterator[Iterator[bytes]]:
-    """The content of a local file or an IO object, in pieces."""
-    with contextlib.ExitStack() as stack:
-        if hasattr(filename_or_io, "read"):
-            file = filename_or_io
-            if seekable(file):
-                file.seek(0)
-            elif again:
-                raise ChecksumMismatch("the file arrived with another checksum")
-        else:
-            file = stack.enter_context(open(filename_or_io, "rb"))
-        yield pieces(file)
 
 
 @contextlib.contextmanager
@@ -299,26 +509,3 @@ def shown(title: str) -> Iterator[Callable[[bytes], bytes]]:
             return data
 
         yield count
-
-
-def seekable(file: Any) -> bool:
-    return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
-
-
-def pieces(file: IO[Any]) -> Iterator[bytes]:
-    while data := file.read(CHUNK):
-        yield data.encode() if isinstance(data, str) else data
-
-
-def deliver(arrived: IO[bytes], filename_or_io: Any) -> None:
-    """Copy a complete file to where the user wants it."""
-    if not hasattr(filename_or_io, "write"):
-        with open(filename_or_io, "wb") as file:
-            shutil.copyfileobj(arrived, file)
-        return
-    if seekable(filename_or_io):
-        filename_or_io.seek(0)
-    if isinstance(filename_or_io, TextIOBase):
-        filename_or_io.write(arrived.read().decode())
-    else:
-        shutil.copyfileobj(arrived, filename_or_io)

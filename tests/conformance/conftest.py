@@ -159,8 +159,10 @@ class Guest:
             time.sleep(0.1)
 
     def leftovers(self) -> list[str]:
-        """Our files in the folders for temporary ones."""
-        found = self.sh("find /tmp /home /root -name 'pyinfra-*' 2>/dev/null; true")
+        """Our files, beside their targets and in the folders for temporary ones."""
+        places = "/tmp /var/tmp /dev/shm /home /root /etc /srv"
+        names = r"\( -name 'pyinfra-*' -o -name '.pyinfra-*' \)"
+        found = self.sh(f"find {places} {names} 2>/dev/null; true")
         return found.decode().split()
 
 

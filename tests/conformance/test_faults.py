@@ -16,7 +16,7 @@ import gevent
 import pytest
 from pyinfra.api.exceptions import ConnectError, InventoryError
 
-from pyinfra_orbstack import docker, inventory, orbctl, session, transfer
+from pyinfra_orbstack import docker, inventory, orbctl, session, shell
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
@@ -525,45 +525,49 @@ def test_D19_running_without_an_address(
 
 @pytest.mark.parametrize("transport", WAYS)
 def test_D20_the_disk_is_full(
-    machine: str, connect: Callable[..., Remote], guest: Guest, transport: str
+    machine: str,
+    connect: Callable[..., Remote],
+    guest: Guest,
+    transport: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """RLIMIT_FSIZE makes every write beyond 64 KiB fail, as a full disk does."""
     import io
 
     remote = connect(machine, orbstack_transport=transport)
-    guest.sh("rm -f /var/tmp/full; printf old >/var/tmp/full; chmod 666 /var/tmp/full")
-    limited = "trap '' XFSZ; ulimit -f 128; "
-    original = transfer.WRITE
-    transfer.WRITE = limited + original
-    try:
-        with pytest.raises(OSError, match="old content was put back"):
-            remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full")
-    finally:
-        transfer.WRITE = original
-    assert guest.sh("cat /var/tmp/full") == b"old"
-    original = transfer.UPLOAD
-    transfer.UPLOAD = limited + original
-    try:
-        with pytest.raises(OSError, match="cannot write a temporary file"):
-            remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full")
-        with pytest.raises(OSError, match="cannot write a temporary file"):
-            remote.put(io.BytesIO(b"x" * 300_000), "/var/tmp/full-new")
-    finally:
-        transfer.UPLOAD = original
-    assert guest.sh("cat /var/tmp/full; rm /var/tmp/full; ls /var/tmp") == b"old"
+    guest.sh(
+        "rm -rf /var/tmp/full; mkdir -m 777 /var/tmp/full; cd /var/tmp/full; "
+        "for name in file linked; do printf old >$name; done; ln linked other; chmod 666 *"
+    )
+    text = shell.text
+    limited = "trap '' XFSZ\nulimit -f 128\n"
+    monkeypatch.setattr(shell, "text", lambda name: limited + text(name))
+    for name in ("file", "linked", "new"):
+        for arguments in ({}, {"_sudo": True}):
+            path = f"/var/tmp/full/{name}"
+            with pytest.raises(OSError, match=f"^cannot write {path}: File too large$"):
+                remote.put(io.BytesIO(b"x" * 300_000), path, **arguments)
+    remote.put(io.BytesIO(b"fits"), "/var/tmp/full/fits")
+    shown = guest.sh("cd /var/tmp/full; cat file linked other fits; ls -A; rm -r /var/tmp/full")
+    assert shown == b"oldoldoldfitsfile\nfits\nlinked\nother\n"
     assert guest.leftovers() == []
 
 
 def test_D21_tmp_missing(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
-    """Without a usable /tmp the home takes the temporary files; nothing in them is executed."""
+    """Without a usable /tmp another directory takes what is temporary; none of it is executed."""
     import io
 
-    Guest(client, fresh_machine).sh("chmod 0 /tmp")
+    guest = Guest(client, fresh_machine)
+    guest.sh(
+        "chmod 0 /tmp; mkdir /srv/closed; printf old >/srv/closed/file; chmod 666 /srv/closed/file"
+    )
     remote = connect(fresh_machine)
-    remote.put(io.BytesIO(b"x" * 100_000), "file")
-    assert remote.out("wc -c <file; ls -A ~ | grep pyinfra || true").split() == ["100000"]
+    for path in ("file", "/srv/closed/file"):
+        remote.put(io.BytesIO(b"x" * 100_000), path)
+        assert remote.out(f"wc -c <{path}; ls -A ~ | grep pyinfra || true").split() == ["100000"]
+    assert guest.leftovers() == []
 
 
 # D23

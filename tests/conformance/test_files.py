@@ -123,24 +123,40 @@ def test_F7_relative_names_are_in_the_home(remote: Remote, guest: Guest) -> None
         remote.out(f'test -f ~/"{name}" && rm -- ~/"{name}"')
 
 
+@pytest.mark.parametrize("kind", ["new", "replaced", "written over"])
 def test_F8_temporary_files_are_private_and_targets_get_the_umask(
-    remote: Remote, folder: str, guest: Guest
+    remote: Remote, folder: str, guest: Guest, kind: str
 ) -> None:
-    seen: list[str] = []
+    """Whatever its parts are called: another user, who sees the directory, reads none of them."""
+    secret = b"the secret " * 30_000
+    guest.sh('cd "$1"; printf old >replaced; printf old >"written over"', folder)
+    guest.sh('cd "$1"; chown "$2" *; chmod 600 *; ln "written over" second', folder, owner(remote))
+    look = (
+        'cd "$1"; find . -type f -size +1000c >/tmp/found; su nobodys -s /bin/sh -c '
+        "\"find $1 /tmp /var/tmp -type f -exec grep -ls 'the secret' {} + 2>/dev/null; true\""
+    )
+    seen: list[bytes] = []
+    there: list[bytes] = []
 
     class Watched(Pipe):
         def readinto(self, buffer: Any) -> int:
             count = super().readinto(buffer)
             if not count:
-                seen.extend(
-                    guest.sh("stat -c '%a %n' /tmp/pyinfra-* 2>/dev/null; true").decode().split()
-                )
+                remote.state.config.TEMP_DIR = None
+                seen.append(guest.sh(look, folder))
+                there.append(guest.sh("cat /tmp/found; rm /tmp/found"))
             return count
 
-    remote.put(Watched(os.urandom(300_000)), f"{folder}/new")
-    assert seen[::2] == ["600"]
-    assert remote.out(f"stat -c %a {folder}/new") == "644"
+    remote.put(Watched(secret), f"{folder}/{kind}")
+    assert seen == [b""]
+    assert b"./.pyinfra-" in there[0], "nothing was looked at"
+    mode = "644" if kind == "new" else "600"
+    assert guest.sh('stat -c %a "$1"', f"{folder}/{kind}").decode().strip() == mode
     assert guest.leftovers() == []
+
+
+def owner(remote: Remote) -> str:
+    return remote.out("id -un")
 
 
 @pytest.mark.smoke
@@ -163,6 +179,9 @@ def test_F9_owner_of_new_and_old_files(
         round_trip(remote, path, b"newer", **arguments)
         assert guest.sh('stat -c "%U %G %a %h" "$1"', path) == b"nobody users 640 2\n"
         assert guest.sh('cat "$1.link"', path) == b"newer"
+        guest.sh('rm "$1.link"; chmod 4751 "$1"', path)
+        round_trip(remote, path, b"newest", **arguments)
+        assert guest.sh('stat -c "%U %G %a %h" "$1"', path) == b"nobody users 4751 1\n"
 
 
 @pytest.mark.smoke
@@ -198,19 +217,128 @@ def test_F10_target_in_a_folder_of_roots(remote: Remote, guest: Guest) -> None:
 
 def test_F11_odd_targets(remote: Remote, folder: str, guest: Guest) -> None:
     guest.sh(
-        'cd "$1"; mkdir dir; echo old >real; ln -s real link; ln -s new dangling; chmod 666 real',
+        'cd "$1"; mkdir dir; echo old >real; ln -s real link; ln -s new dangling; chmod 666 real; '
+        "ln -s loop loop; mkfifo fifo; chmod 666 fifo; ln -s dir/../link far; "
+        "ln -s no/such/place nowhere",
         folder,
     )
-    for target in ("dir", "no/parent", "real/child"):
-        with pytest.raises(OSError, match="cannot write"):
+    refused = {
+        "dir": "Is a directory",
+        "dir/": "Is a directory",
+        "new-one/": "Is a directory",
+        "real/": "Not a directory",
+        ".": "Is a directory",
+        "no/parent": "No such file or directory",
+        "nowhere": "No such file or directory",
+        "real/child": "Not a directory",
+        "loop": "Too many levels of symbolic links",
+        "fifo": "it is a FIFO.*",
+        "a" * 256: "File name too long",
+        "d/" * 2100 + "x": "File name too long",
+        "nul\0": "a name cannot hold a NUL",
+        "lone \ud800": "this name has no bytes",
+    }
+    for target, reason in refused.items():
+        with pytest.raises(OSError, match=rf"^cannot write .*: {reason}$") as told:
             remote.put(io.BytesIO(b"x"), f"{folder}/{target}")
-    remote.put(io.BytesIO(b"via link"), f"{folder}/link")
+        assert str(told.value).isprintable()
+    with pytest.raises(OSError, match=r"^cannot write '': No such file or directory$"):
+        remote.put(io.BytesIO(b"x"), "")
+    remote.put(io.BytesIO(b"via link"), f"{folder}/far")
     remote.put(io.BytesIO(b"via dangling"), f"{folder}/dangling")
-    shown = guest.sh('cd "$1"; readlink link dangling; cat real new', folder)
-    assert shown == b"real\nnew\nvia linkvia dangling"
-    with pytest.raises(OSError, match="cannot write"):
+    shown = guest.sh('cd "$1"; readlink far link dangling; cat real new', folder)
+    assert shown == b"dir/../link\nreal\nnew\nvia linkvia dangling"
+    long = "a" * 255
+    round_trip(remote, f"{folder}/{long}", b"x")
+    with pytest.raises(
+        OSError, match=r"^cannot write /proc/sys/kernel/no-such-thing: No such file"
+    ):
         remote.put(io.BytesIO(b"x"), "/proc/sys/kernel/no-such-thing", _sudo=True)
     assert guest.leftovers() == []
+
+
+def test_F11_devices(remote: Remote, guest: Guest) -> None:
+    for size in (1, 100_000):
+        remote.put(io.BytesIO(b"x" * size), "/dev/null", _sudo=True)
+        with pytest.raises(OSError, match=r"^cannot write /dev/full: No space left on device$"):
+            remote.put(io.BytesIO(b"x" * size), "/dev/full", _sudo=True)
+    guest.sh("test -c /dev/null && test -c /dev/full")
+    assert guest.leftovers() == []
+
+
+def test_F15_odd_sources(remote: Remote, folder: str, guest: Guest, tmp_path: Path) -> None:
+    guest.sh(
+        'cd "$1"; mkdir dir; echo x >real; mkfifo fifo; chmod 666 fifo; ln -s loop loop', folder
+    )
+    refused = {
+        "dir": "Is a directory",
+        "fifo": "it is a FIFO.*",
+        "real/": "Not a directory",
+        "real/child": "Not a directory",
+        "no/parent": "No such file or directory",
+        "loop": "Too many levels of symbolic links",
+        "a" * 256: "File name too long",
+        "nul\0": "a name cannot hold a NUL",
+        "lone \ud800": "this name has no bytes",
+    }
+    target = tmp_path / "kept"
+    target.write_text("kept")
+    for source, reason in refused.items():
+        with pytest.raises(OSError, match=rf"^cannot read .*: {reason}$") as told:
+            remote.get(f"{folder}/{source}", str(target))
+        assert str(told.value).isprintable()
+    for source, reason in {"": "No such file.*", "/dev/zero": "it is a device.*"}.items():
+        with pytest.raises(OSError, match=rf"^cannot read .*: {reason}$"):
+            remote.get(source, str(target))
+    assert target.read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["kept"]
+
+
+@pytest.mark.smoke
+def test_F15_files_that_are_made_when_they_are_read(remote: Remote) -> None:
+    for source in ("/proc/uptime", "/proc/meminfo", "/proc/self/status", "/proc/version"):
+        arrived = io.BytesIO()
+        remote.get(source, arrived)
+        assert arrived.getvalue().endswith(b"\n")
+    remote.get("/proc/self/cmdline", arrived := io.BytesIO())
+    assert arrived.getvalue(), "the name of a process is no end of it"
+
+
+@pytest.mark.parametrize("size", [100, 300_000])
+def test_F15_a_file_that_grows_arrives_as_it_was(
+    remote: Remote, folder: str, guest: Guest, size: int
+) -> None:
+    """What arrives is what it held at one moment, and it ends."""
+    path = f"{folder}/log"
+    remote.run(f"head -c {size} /dev/zero >{path}")
+    grow = f"n=0; while [ -e {path} ]; do n=$((n+1)); echo line $n; done >>{path} 2>/dev/null"
+    remote.run(f"({grow}) </dev/null >/dev/null 2>&1 &")
+    try:
+        for _ in range(5):
+            remote.get(path, arrived := io.BytesIO())
+            length = len(arrived.getvalue())
+            assert length >= size
+            assert guest.sh('head -c "$1" "$2"', str(length), path) == arrived.getvalue()
+    finally:
+        guest.sh('rm "$1"', path)
+
+
+def test_F15_a_file_that_is_rewritten_arrives_as_it_was_sent(
+    remote: Remote, folder: str, guest: Guest
+) -> None:
+    """The checksum is of what was sent: a file that changes all the time is no failure."""
+    path = f"{folder}/changing"
+    remote.run(f"head -c 200000 /dev/urandom >{path}")
+    change = (
+        f"while [ -e {path} ]; do head -c 200000 /dev/urandom | dd of={path} conv=notrunc; done"
+    )
+    remote.run(f"({change}) </dev/null >/dev/null 2>&1 &")
+    try:
+        for _ in range(5):
+            remote.get(path, arrived := io.BytesIO())
+            assert len(arrived.getvalue()) == 200_000
+    finally:
+        guest.sh('rm "$1"', path)
 
 
 def test_F13_an_interrupted_upload_changes_nothing(
@@ -358,57 +486,43 @@ def test_F21_isolated_machines_behave_the_same(
         round_trip(remote, "/etc/file", os.urandom(size), _sudo=True)
 
 
+@pytest.mark.parametrize("size", [7, 100_000])
 def test_F25_a_wrong_checksum(
-    remote: Remote, folder: str, guest: Guest, monkeypatch: pytest.MonkeyPatch
+    remote: Remote, folder: str, guest: Guest, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    right = transfer.Digest.matches
+    right = transfer.Digest.words
     wrong = iter([True])
-    monkeypatch.setattr(
-        transfer.Digest,
-        "matches",
-        lambda self, words: not next(wrong, False) and right(self, words),
-    )
-    guest.sh('printf content >"$1/file"', folder)
+
+    def words(self: transfer.Digest) -> tuple[str, str, str]:
+        sums = right(self)
+        return ("0" * 64, "0", sums[2]) if next(wrong, False) else sums
+
+    monkeypatch.setattr(transfer.Digest, "words", words)
+    old = os.urandom(size)
+    guest.sh('cat >"$1/file"; chmod 666 "$1/file"', folder, stdin=old)
     arrived = io.BytesIO()
     remote.get(f"{folder}/file", arrived)  # wrong once, then right
-    assert arrived.getvalue() == b"content"
-    wrong = iter([True])
-    remote.put(io.BytesIO(b"new"), f"{folder}/new")
-    wrong = iter([True] * 4)
-    with pytest.raises(OSError, match="checksum"):
+    assert arrived.getvalue() == old
+    for target in ("new", "file"):
+        wrong = iter([True])
+        remote.put(io.BytesIO(old[::-1]), f"{folder}/{target}")
+        assert guest.sh('cat "$1/$2"', folder, target) == old[::-1]
+    wrong = iter([True] * 2)
+    with pytest.raises(OSError, match=rf"^cannot read {folder}/file: .*another checksum"):
         remote.get(f"{folder}/file", arrived)
-    wrong = iter([True] * 4)
-    with pytest.raises(OSError, match="checksum"):
-        remote.put(io.BytesIO(b"newer"), f"{folder}/new")
-    assert remote.out(f"cat {folder}/new") == "new"
+    assert arrived.getvalue() == old
+    for target in ("other", "file"):
+        wrong = iter([True] * 2)
+        with pytest.raises(OSError, match=rf"^cannot write {folder}/{target}: .*another checksum"):
+            remote.put(io.BytesIO(old), f"{folder}/{target}")
+    assert guest.sh('cat "$1/file"; ls -A "$1"', folder) == old[::-1] + b"file\nnew\n"
     assert guest.leftovers() == []
 
 
-def test_F25_cksum_where_sha256sum_is_missing(
-    remote: Remote, folder: str, monkeypatch: pytest.MonkeyPatch
+def test_F25_what_cannot_be_read_twice_is_not_sent_twice(
+    remote: Remote, folder: str, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("UPLOAD", "READ"):
-        script = getattr(transfer, name)
-        assert "command -v sha256sum" in script
-        monkeypatch.setattr(transfer, name, script.replace("command -v sha256sum", "false"))
-    for size in (0, 1, 300, 200_000):
-        round_trip(remote, f"{folder}/file", os.urandom(size))
-
-
-@pytest.mark.smoke
-def test_remote_temp_folder_is_honoured(remote: Remote, folder: str, guest: Guest) -> None:
-    guest.sh('mkdir -m 777 "$1/temp"', folder)
-    seen: list[bytes] = []
-
-    class Watched(Pipe):
-        def readinto(self, buffer: Any) -> int:
-            count = super().readinto(buffer)
-            if not count:
-                seen.append(guest.sh('ls "$1/temp"', folder))
-            return count
-
-    remote.put(
-        Watched(os.urandom(300_000)), f"{folder}/x", remote_temp_filename=f"{folder}/temp/name"
-    )
-    assert seen[0].startswith(b"pyinfra-orbstack-")
-    assert guest.sh('ls "$1/temp"', folder) == b""
+    monkeypatch.setattr(transfer.Digest, "words", lambda self: ("0" * 64, "0", "100000"))
+    with pytest.raises(OSError, match=r"^cannot write .*another checksum"):
+        remote.put(Pipe(b"x" * 100_000), f"{folder}/new")
+    assert guest.sh('ls -A "$1"', folder) == b""

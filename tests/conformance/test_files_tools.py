@@ -1,0 +1,155 @@
+"""Section F: files with each shell and each set of tools that a target may have."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyinfra_orbstack import transfer
+
+from .conftest import Guest, Remote
+
+USUAL = "/usr/sbin:/usr/bin:/sbin:/bin"
+#: Names of directories, and what is in front of PATH there.
+TOOLS = ("dash", "bash", "busybox", "cksum", "lengths", "old dd", "few")
+MAKE = r"""
+rm -rf "$1" && mkdir "$1" && cd "$1" || exit
+for shell in dash bash; do mkdir $shell; ln -s "$(command -v $shell)" $shell/sh; done
+mkdir busybox cksum lengths "old dd" few
+for tool in $(busybox --list); do
+ln -s "$(command -v busybox)" busybox/$tool
+case $tool in sha256sum) ;; *) ln -s "$(command -v busybox)" cksum/$tool;; esac
+case $tool in sha256sum|cksum) ;; *) ln -s "$(command -v busybox)" lengths/$tool;; esac
+case $tool in stat|flock|readlink|lsattr|find|setsid) ;; *)
+ln -s "$(command -v busybox)" few/$tool;; esac
+done
+cat >"old dd/dd" <<'DD'
+#!/bin/sh
+case $1 in iflag=*) echo "dd: unrecognized operand '$1'" >&2; exit 1;; esac
+exec /bin/dd "$@"
+DD
+chmod 755 "old dd/dd"
+"""
+
+
+@pytest.fixture
+def tools(guest: Guest) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Arguments for pyinfra with which `sh` and the commands are those of a set of tools."""
+    base = f"/opt/tools-{os.getpid()}"
+    guest.sh(MAKE, base)
+
+    def arguments(name: str) -> dict[str, Any]:
+        rest = "" if name in ("busybox", "cksum", "lengths", "few") else f":{USUAL}"
+        return {"_env": {"PATH": f"{base}/{name}{rest}"}}
+
+    yield arguments
+    guest.sh('rm -rf "$1"', base)
+
+
+@pytest.fixture
+def folder(guest: Guest) -> Iterator[str]:
+    """A directory of all kinds of targets; root's are those that have another owner."""
+    path = f"/var/tmp/tools-{os.getpid()}"
+    guest.sh('rm -rf "$1"; mkdir -m 777 "$1"', path)
+    yield path
+    guest.sh('rm -rf "$1"', path)
+
+
+SETTING = r"""
+cd "$1" && rm -rf * && printf old >replaced && printf old >theirs && printf old >one || exit
+ln one two && chmod 666 * && chmod 640 replaced && chown "$2:" replaced || exit
+ln -s replaced link && ln -s made dangling
+"""
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", TOOLS)
+def test_F5_with_these_tools(
+    remote: Remote,
+    guest: Guest,
+    folder: str,
+    tools: Callable[[str], dict[str, Any]],
+    name: str,
+) -> None:
+    """New, replaced, written over, through links; small, large and empty; and back."""
+    user = remote.out("id -un")
+    # Without readlink a link cannot be followed, and that is said.
+    targets = ["new", "replaced", "theirs", "one", "link", "dangling"]
+    if name == "few":
+        for target in targets[-2:]:
+            guest.sh(SETTING, folder, user)
+            with pytest.raises(OSError, match=r"^cannot write .*: its link cannot be read$"):
+                remote.put(io.BytesIO(b"x"), f"{folder}/{target}", **tools(name))
+        targets = targets[:-2]
+    for size in (0, 7, transfer.SMALL, transfer.SMALL + 1, 70_000):
+        data = os.urandom(size)
+        guest.sh(SETTING, folder, user)
+        for target in targets:
+            remote.put(io.BytesIO(data), f"{folder}/{target}", **tools(name))
+            remote.get(f"{folder}/{target}", arrived := io.BytesIO(), **tools(name))
+            assert arrived.getvalue() == data, target
+        shown = guest.sh('cd "$1" && stat -c "%n %a %h %s %U" *', folder).decode()
+        assert f"new 644 1 {size} {user}" in shown
+        assert f"replaced 640 1 {size} {user}" in shown
+        assert f"theirs 666 1 {size} root" in shown
+        assert f"two 666 2 {size} root" in shown
+        if name != "few":
+            assert f"made 644 1 {size} {user}" in shown
+    assert guest.sh('ls -A "$1" | grep pyinfra || true', folder) == b""
+    for source in ("/proc/uptime", "/proc/version"):
+        remote.get(source, arrived := io.BytesIO(), **tools(name))
+        assert arrived.getvalue()
+    for target, reason in {"no/such": "No such file or directory", ".": "Is a directory"}.items():
+        with pytest.raises(OSError, match=f"^cannot write .*: {reason}$"):
+            remote.put(io.BytesIO(b"x"), f"{folder}/{target}", **tools(name))
+        with pytest.raises(OSError, match=f"^cannot read .*: {reason}$"):
+            remote.get(f"{folder}/{target}", io.BytesIO(), **tools(name))
+
+
+@pytest.mark.parametrize("name", ["tee", "head"])
+def test_F5_a_tool_that_is_missing_is_the_reason(
+    one: Remote, guest: Guest, folder: str, tools: Callable[[str], dict[str, Any]], name: str
+) -> None:
+    arguments = tools("busybox")
+    guest.sh('rm "$1"', f"{arguments['_env']['PATH']}/{name}")
+    guest.sh('head -c 100000 /dev/zero >"$1/file"', folder)
+    with pytest.raises(OSError, match=f"^cannot read {folder}/file: {name} was not found$"):
+        one.get(f"{folder}/file", io.BytesIO(), **arguments)
+
+
+@pytest.mark.parametrize("name", ["dash", "bash", "busybox"])
+def test_F5_F7_any_content_and_any_name(
+    one: Remote, guest: Guest, folder: str, tools: Callable[[str], dict[str, Any]], name: str
+) -> None:
+    """Content and names travel as shell text: none of it is read as such."""
+    letters = st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",))
+    names = st.text(letters, min_size=1, max_size=60).filter(
+        lambda text: text not in (".", "..") and len(text.encode()) <= 255
+    )
+
+    @settings(
+        max_examples=40,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    @given(
+        st.binary(max_size=2000), names | st.sampled_from(["-", "--", "-n", "\\", "'", "~", "*"])
+    )
+    def try_one(data: bytes, base: str) -> None:
+        path = f"{folder}/{base}"
+        one.put(io.BytesIO(data), path, **tools(name))
+        one.get(path, arrived := io.BytesIO(), **tools(name))
+        assert arrived.getvalue() == data
+        one.run(f"rm -f -- {folder}/* {folder}/.[!.]*")
+
+    try_one()
+    round_trip_bytes = os.fsdecode(b"\xff\xfe latin \xe9")
+    one.put(io.BytesIO(b"x"), f"{folder}/{round_trip_bytes}", **tools(name))
+    assert guest.sh('ls "$1"', folder) == b"\xff\xfe latin \xe9\n"
