@@ -1,57 +1,138 @@
-"""Ctrl-C: what runs in machines ends before pyinfra goes on."""
+"""Signals that end pyinfra: what runs in machines ends first.
+
+pyinfra does not wait for its hosts when Ctrl-C comes, a second Ctrl-C stops whatever cleans up, and
+SIGTERM or SIGHUP end the process where it stands. So what must happen is started in the signal
+handler itself, as a process that no longer needs this one: `at_interrupt` with `process.Detached`.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import gevent
 
-_busy: set[gevent.Greenlet] = set()
-_watching = False
+from pyinfra_orbstack.process import wait_for_detached
+
+#: Seconds that a process which was told to end waits for what it has started then.
+LAST_WAIT = 10.0
 
 
 class Interrupted(OSError):
     """Ctrl-C came while a machine was at work."""
 
 
+_busy: dict[gevent.Greenlet, gevent.hub.Hub] = {}
+_leaving: set[gevent.Greenlet] = set()
+_callbacks: dict[object, Callable[[], object]] = {}
+_shields: set[object] = set()
+_postponed: set[int] = set()
+_previous: Callable[[int, FrameType | None], object] | None = None
+
+
 def watch() -> None:
-    """Make Ctrl-C end what is running in machines before pyinfra goes on to disconnect.
+    """Take over Ctrl-C, and SIGTERM and SIGHUP where nothing but their default stands.
 
     pyinfra disconnects in the pool in which the commands run, so it would wait for all of them.
     """
-    global _watching
-    if _watching:
+    global _previous
+    current = signal.getsignal(signal.SIGINT)
+    if _previous is not None or not callable(current):
         return
-    previous = signal.getsignal(signal.SIGINT)
-    if not callable(previous):
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        for greenlet in list(_busy):
-            greenlet.kill(Interrupted("interrupted"), block=False)
-        # pyinfra does not wait for hosts that are still connecting, and they clean up now.
-        atexit.register(gevent.joinall, list(_busy), timeout=30)
-        previous(number, frame)
-
     # Python takes handlers in the main thread alone, and under gevent only it knows which that is.
     with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, handle)
-        _watching = True
+        signal.signal(signal.SIGINT, _handle)
+        _previous = current
+        atexit.register(_at_exit)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _handle)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C reach this greenlet; the main one gets it from Python itself."""
+    """Let Ctrl-C raise `Interrupted` in this greenlet, once: its clean-up is left alone.
+
+    The main greenlet gets `KeyboardInterrupt` from Python itself.
+    """
     current = gevent.getcurrent()
-    if current in _busy or not isinstance(current, gevent.Greenlet):
+    if current in _busy or current in _leaving or not isinstance(current, gevent.Greenlet):
         yield
         return
-    _busy.add(current)
+    _busy[current] = gevent.get_hub()
     try:
         yield
     finally:
-        _busy.discard(current)
+        _busy.pop(current, None)
+        _leaving.discard(current)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Put off every signal until the body has ended; for what is short and must not be halved."""
+    key = object()
+    _shields.add(key)
+    try:
+        yield
+    finally:
+        _shields.discard(key)
+        while _postponed and not _shields:
+            signal.raise_signal(_postponed.pop())
+
+
+@contextlib.contextmanager
+def at_interrupt(callback: Callable[[], object]) -> Iterator[None]:
+    """While the body runs, a signal calls ``callback`` before anything else happens.
+
+    It runs in the signal handler of the main thread, at every signal, and when the interpreter
+    exits in the middle of the body. It must not wait; of what it starts, only a
+    `process.Detached` is sure to come to its end.
+    """
+    key = object()
+    _callbacks[key] = callback
+    try:
+        yield
+    finally:
+        del _callbacks[key]
+
+
+def _call_back() -> None:
+    for callback in list(_callbacks.values()):
+        # Each concerns another host.
+        with contextlib.suppress(Exception):
+            callback()
+
+
+def _interrupt_greenlets() -> None:
+    for greenlet, hub in list(_busy.items()):
+        del _busy[greenlet]
+        _leaving.add(greenlet)
+        # It may belong to another thread.
+        hub.loop.run_callback_threadsafe(greenlet.kill, Interrupted("interrupted"), False)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    _call_back()
+    if _shields:
+        _postponed.add(number)
+    elif number == signal.SIGINT:
+        _interrupt_greenlets()
+        if _previous is not None:
+            _previous(number, frame)
+    else:
+        signal.signal(number, signal.SIG_DFL)
+        wait_for_detached(LAST_WAIT)
+        os.kill(os.getpid(), number)
+
+
+def _at_exit() -> None:
+    """Let hosts clean up for which pyinfra does not wait, such as those still connecting."""
+    _call_back()
+    _interrupt_greenlets()
+    hub = gevent.get_hub()
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        gevent.joinall([one for one in _leaving if one.parent is hub], timeout=30)

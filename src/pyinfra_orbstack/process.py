@@ -3,32 +3,57 @@
 pyinfra runs its hosts in gevent greenlets, with or without gevent's monkey patches, so every
 wait here is gevent's own. pyinfra's runner is not used: it decodes strictly, writes all of stdin
 before it reads, and leaves the process running when a timeout fires.
+
+gevent's own `Popen` is not used either. Once gevent watches one process, it reaps every child of
+this one, and whoever started the others never learns how they ended. Here only our own children
+are waited for. pyinfra's `@local` may still make gevent reap those, so an exit status that matters
+comes through a pipe, from a shell in between, where nobody else can take it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import tty
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import gevent
 from gevent.monkey import get_original
 from gevent.os import nb_read, nb_write
 from gevent.queue import Empty, Queue
-from gevent.subprocess import PIPE, Popen, TimeoutExpired
 
-#: Since 25.8.1 gevent's own close waits for the loop's next event, and the end of an input with it.
-_close_now = get_original("os", "close")
+from pyinfra_orbstack import shell
+
+# gevent's patches make the first two watch all children of this process, and its close waits for
+# the loop's next event since 25.8.1.
+_spawn, _waitpid, _close = get_original("os", ["posix_spawnp", "waitpid", "close"])
+_poll = get_original("select", "poll")
 
 CHUNK = 65536
-STDOUT, STDERR = 1, 2
+STDOUT, STDERR, STATUS = 1, 2, 3
+#: Seconds of silence after which the streams of a process that is gone have ended.
+GRACE = 1.0
+
+#: Descriptors of a process by their numbers there, all of them below `FREE`.
+Files = dict[int, int]
+FREE = 5
+#: What the shell in between is called, in its own messages.
+NAME = "pyinfra-orbstack"
+
+
+class TooManyFiles(OSError):
+    """This process, or this computer, has too many open files."""
 
 
 class Completed(NamedTuple):
-    """What a process left behind."""
+    """What a process left behind; its exit status is as a shell has it, 128+n for a signal."""
 
     returncode: int
     stdout: bytes
@@ -44,95 +69,86 @@ class Child:
         argv: The command line; every word is passed on as it is.
         env: The whole environment, or None for ours.
         tty: Give it a pseudo terminal instead of three pipes; all output is then `STDOUT`.
+        report: Run it through a shell that writes its exit status to a stream `STATUS`.
 
     Raises:
         OSError: The command cannot be started.
     """
 
     def __init__(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, tty: bool = False
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        tty: bool = False,
+        report: bool = False,
     ) -> None:
+        with _explained(), ExitStack() as theirs, ExitStack() as ours:
+            self._fds, files = (_terminal if tty else _pipes)(ours, theirs)
+            if report:
+                self._fds[STATUS], files[STATUS] = _pipe(ours, theirs)
+            self._process = _Process(argv, env, files, report=report)
+            ours.pop_all()
+        for fd in self._fds.values():
+            os.set_blocking(fd, False)
         # Bounded: a process that prints faster than it is read waits, and memory stays flat.
         self._chunks: Queue[tuple[int, bytes]] = Queue(maxsize=16)
-        self._fds: dict[int, int] = {}
-        if tty:
-            master, slave = os.openpty()
-            try:
-                self._popen = Popen(
-                    argv, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
-                )
-            except BaseException:
-                os.close(master)
-                raise
-            finally:
-                os.close(slave)
-            os.set_blocking(master, False)
-            self._fds = {0: master, STDOUT: os.dup(master)}
-        else:
-            self._popen = Popen(
-                argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env, start_new_session=True
-            )
-            for number, pipe in enumerate(
-                (self._popen.stdin, self._popen.stdout, self._popen.stderr)
-            ):
-                # Ours alone from here: gevent's file objects would close it a second time.
-                self._fds[number] = os.dup(pipe.fileno())
-                pipe.close()
-                os.set_blocking(self._fds[number], False)
         self._failure: Exception | None = None
         self._writing = False
-        self._reading: dict[int, int] = {}
         self._readers = {
-            stream: gevent.spawn(self._read_all, stream)
-            for stream in (STDOUT, STDERR)
-            if stream in self._fds
+            stream: gevent.spawn(self._read_all, stream) for stream in self._fds if stream
         }
-        self._watcher = gevent.spawn(self._watch)
+        self._open = set(self._readers)
 
     def _read_all(self, stream: int) -> None:
-        data, reads = b"-", 0
+        data = b"-"
         while data:
-            self._reading[stream] = reads = reads + 1
             try:
                 data = nb_read(self._fds[stream], CHUNK)
             except OSError:
                 # A pseudo terminal answers EIO when its other end is gone.
                 data = b""
-            self._reading[stream] = 0
             self._chunks.put((stream, data))
-
-    def _watch(self) -> None:
-        """End the streams of a process that is gone, though another one holds them open."""
-        self._popen.wait()
-        for stream, reader in self._readers.items():
-            while not reader.ready():
-                waiting = self._reading.get(stream, 0)
-                reader.join(timeout=1)
-                if not reader.ready() and waiting and self._reading[stream] == waiting:
-                    reader.kill()
-                    self._chunks.put((stream, b""))
 
     @property
     def pid(self) -> int:
         """The process id."""
-        return int(self._popen.pid)
+        return self._process.pid
 
     def read(self, timeout: float | None = None) -> tuple[int, bytes]:
         """Return the next chunk as (stream, bytes); empty bytes mean that the stream has ended.
+
+        The streams of a process that is gone end, though another process holds them open.
 
         Raises:
             TimeoutError: Nothing came within ``timeout`` seconds.
             OSError: What should be written to stdin cannot be read.
         """
-        try:
-            chunk: tuple[int, bytes] = self._chunks.get(
-                timeout=None if timeout is None else max(timeout, 0)
-            )
-        except Empty:
-            raise TimeoutError from None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        gone = False
+        while True:
+            if self._chunks.empty() and (lost := self._lost()):
+                stream, data = lost, b""
+                break
+            left = GRACE if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                stream, data = self._chunks.get(timeout=min(GRACE, left))
+                break
+            except Empty:
+                if deadline is not None and left < GRACE:
+                    raise TimeoutError from None
+            if gone:
+                gevent.killall(list(self._readers.values()))
+            gone = self.gone
         if self._failure is not None:
             raise OSError(f"reading the input failed: {self._failure}") from self._failure
-        return chunk
+        if not data:
+            self._open.discard(stream)
+        return stream, data
+
+    def _lost(self) -> int:
+        """A stream whose reader ended without a word, or 0."""
+        return next((one for one in self._open if self._readers[one].ready()), 0)
 
     def write(self, data: bytes) -> None:
         """Write all of ``data`` to stdin.
@@ -168,32 +184,33 @@ class Child:
         fd = self._fds.pop(0, None)
         if fd is not None:
             # What gevent still waits for must not be closed behind its back.
-            (os.close if self._writing else _close_now)(fd)
+            (os.close if self._writing else _close)(fd)
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Return the exit status, negative for a signal, or None if it still runs."""
-        if timeout == 0:
-            # Asked before each command, and gevent's wait would set a timer each time.
-            status = self._popen.poll()
-            return None if status is None else int(status)
-        try:
-            return int(self._popen.wait(timeout=timeout))
-        except TimeoutExpired:
+    @property
+    def gone(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll()
+
+    def wait(self, timeout: float) -> int | None:
+        """Return the exit status, negative for a signal, or None if it still runs.
+
+        Raises:
+            OSError: It has ended, and somebody else in this process has taken its exit status.
+        """
+        if not self._process.wait(timeout):
             return None
+        if self._process.status is None:
+            raise OSError(errno.ECHILD, "how it ended is unknown")
+        return self._process.status
 
     def end(self) -> None:
         """End the process and its group, and close everything that belongs to it."""
         self.close_stdin()
-        if self._popen.poll() is None:
-            # Not ours to signal when the client is sudo: closed streams end it then.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-        gevent.killall([self._watcher, *self._readers.values()])
-        for stream in (STDOUT, STDERR):
-            fd = self._fds.pop(stream, None)
-            if fd is not None:
-                os.close(fd)
-        self.wait(timeout=2)
+        self._process.kill()
+        gevent.killall(list(self._readers.values()))
+        while self._fds:
+            _close(self._fds.popitem()[1])
+        self._process.wait(2)
 
 
 def run(
@@ -212,12 +229,12 @@ def run(
         env: The whole environment, or None for ours.
 
     Raises:
-        OSError: The command cannot be started.
+        OSError: The command cannot be started, or its exit status is unknown.
         TimeoutError: It did not end in time; it and its group are gone.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    child = Child(argv, env=env)
-    collected = {STDOUT: bytearray(), STDERR: bytearray()}
+    child = Child(argv, env=env, report=True)
+    collected = {stream: bytearray() for stream in (STDOUT, STDERR, STATUS)}
     feeder = gevent.spawn(feed, child, [stdin] if isinstance(stdin, bytes) else stdin)
     try:
         open_streams = set(collected)
@@ -226,11 +243,9 @@ def run(
             collected[stream] += data
             if not data:
                 open_streams.discard(stream)
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        status = child.wait(left)
-        if status is None:
-            raise TimeoutError
-        return Completed(status, bytes(collected[STDOUT]), bytes(collected[STDERR]))
+        # The shell in between is as good as gone, and what it leaves running is not ours to end.
+        child.wait(GRACE)
+        return _completed(*(bytes(collected[one]) for one in (STATUS, STDOUT, STDERR)))
     finally:
         feeder.kill()
         child.end()
@@ -251,3 +266,226 @@ def feed(child: Child, pieces: Iterable[bytes], *, close: bool = True) -> None:
         return
     if close:
         child.close_stdin()
+
+
+class Detached:
+    """A command that runs to its own end, whatever happens to this process.
+
+    It starts without the help of any greenlet, so a signal handler may start one.
+
+    Args:
+        argv: The command line.
+        env: The whole environment, or None for ours.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        with _explained(), ExitStack() as theirs, ExitStack() as ours:
+            self._stderr, stderr = _pipe(ours, theirs)
+            self._status, status = _pipe(ours, theirs)
+            null, _ = _owned(theirs, theirs, *(os.open(os.devnull, os.O_RDWR) for _ in "01"))
+            # The shell in between gets our end of stderr, too: who writes there is never killed
+            # because we are gone.
+            files = {0: null, STDOUT: null, STDERR: stderr, STATUS: status, 4: self._stderr}
+            self._process = _Process(argv, env, files, report=True)
+            ours.pop_all()
+        for fd in (self._stderr, self._status):
+            os.set_blocking(fd, False)
+        _detached.append(self)
+
+    def result(self, timeout: float) -> Completed:
+        """Wait for the command to end, and return what it left behind; this can be done once.
+
+        Raises:
+            OSError: Its exit status is unknown.
+            TimeoutError: It did not end in time; it and its group are gone.
+        """
+        status, said = b"", b""
+        try:
+            with gevent.Timeout(timeout, TimeoutError):
+                while data := nb_read(self._status, CHUNK):
+                    status += data
+            with contextlib.suppress(BlockingIOError):
+                said = os.read(self._stderr, CHUNK)
+        except TimeoutError:
+            self._process.kill()
+            raise
+        finally:
+            _detached.remove(self)
+            for fd in (self._stderr, self._status):
+                _close(fd)
+            _unreaped.add(self._process)
+        return _completed(status, b"", said)
+
+
+def wait_for_detached(seconds: float) -> None:
+    """Block, for a process that is about to die, until all `Detached` have ended."""
+    deadline = time.monotonic() + seconds
+    waiting = {one._status for one in _detached}
+    poll = _poll()
+    for fd in waiting:
+        poll.register(fd)
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for fd, _ in poll.poll(left * 1000):
+            poll.unregister(fd)
+            waiting.discard(fd)
+
+
+_detached: list[Detached] = []
+
+
+class _Process:
+    """A process that we started, the only one that is ever waited for."""
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str] | None, files: Files, *, report: bool
+    ) -> None:
+        for one in list(_unreaped):
+            one.poll()
+        env = os.environ if env is None else env
+        if report:
+            _check_program(argv[0], env)
+            argv = ["/bin/sh", "-c", shell.text("report"), NAME, *argv]
+        actions: list[tuple[int, ...]]
+        actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in files.items()]
+        actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in files]
+        try:
+            self.pid: int = _spawn(
+                argv[0],
+                argv,
+                env,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                # Python ignores them, and what it starts would.
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+            )
+        except ValueError as bad:
+            # A NUL, or a character that has no bytes.
+            raise OSError(errno.EINVAL, f"a word that no command line can hold ({bad})") from None
+        self._gone = False
+        #: Its exit status, negative for a signal; None if it runs, or somebody else has taken it.
+        self.status: int | None = None
+
+    def poll(self) -> bool:
+        """Whether it has ended."""
+        if not self._gone:
+            try:
+                pid, status = _waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self._gone = True
+            else:
+                if pid:
+                    self._gone, self.status = True, os.waitstatus_to_exitcode(status)
+            if self._gone:
+                _unreaped.discard(self)
+        return self._gone
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for it to end, and return whether it has."""
+        deadline, pause = time.monotonic() + timeout, 0.0005
+        while not self.poll():
+            if time.monotonic() >= deadline:
+                _unreaped.add(self)
+                return False
+            gevent.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return True
+
+    def kill(self) -> None:
+        """Kill it and its group, unless it has ended."""
+        if not self.poll():
+            # Not ours to signal when the client is sudo: closed streams end it then.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+#: Processes that nobody waits for any more; they are reaped when the next one is started.
+_unreaped: set[_Process] = set()
+
+
+def _completed(reported: bytes, stdout: bytes, stderr: bytes) -> Completed:
+    """What a command left behind, as the shell in between has reported it."""
+    if not reported.isdigit():
+        raise OSError(errno.ECHILD, "it was killed, and how it ended is unknown")
+    status = int(reported)
+    if status in (126, 127) and stderr.startswith(f"{NAME}: ".encode()):
+        missing = status == 127 or b"No such file" in stderr
+        code = errno.ENOENT if missing else errno.EACCES
+        raise OSError(code, os.strerror(code))
+    return Completed(status, stdout, stderr)
+
+
+def _check_program(name: str, env: Mapping[str, str]) -> None:
+    """Refuse what the system would refuse to start, but a shell takes for a script."""
+    head = b"#!"
+    # What cannot be read may still be run.
+    with contextlib.suppress(PermissionError):
+        if found := shutil.which(name, path=env.get("PATH")):
+            with open(found, "rb") as file:
+                head = file.read(2)
+    if head != b"#!" and head.decode("latin-1").isprintable():
+        raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC), name)
+
+
+def _pipes(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
+    mine, other = {}, {}
+    for stream in (0, STDOUT, STDERR):
+        mine[stream], other[stream] = _pipe(ours, theirs, writing=not stream)
+    return mine, other
+
+
+def _pipe(ours: ExitStack, theirs: ExitStack, *, writing: bool = False) -> tuple[int, int]:
+    """Our end and that of a process; `writing` when ours is the one to write to."""
+    reader, writer = os.pipe()
+    return _owned(ours, theirs, *((writer, reader) if writing else (reader, writer)))
+
+
+def _terminal(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
+    master, slave = _owned(ours, theirs, *os.openpty())
+    # The terminal that counts is the target's own; this one is only on the way to it.
+    tty.setraw(slave)
+    copy = os.dup(master)
+    ours.callback(_close, copy)
+    return {0: master, STDOUT: copy}, dict.fromkeys((0, STDOUT, STDERR), slave)
+
+
+def _owned(ours: ExitStack, theirs: ExitStack, mine: int, other: int) -> tuple[int, int]:
+    """Give two descriptors to those who close them, with numbers that `Files` does not name.
+
+    A process without standard streams gets their numbers for whatever it opens.
+    """
+    if min(mine, other) >= FREE:
+        ours.callback(_close, mine)
+        theirs.callback(_close, other)
+        return mine, other
+    theirs.callback(_close, mine)
+    theirs.callback(_close, other)
+    mine = fcntl.fcntl(mine, fcntl.F_DUPFD_CLOEXEC, FREE)
+    ours.callback(_close, mine)
+    other = fcntl.fcntl(other, fcntl.F_DUPFD_CLOEXEC, FREE)
+    theirs.callback(_close, other)
+    return mine, other
+
+
+def _inheritable() -> Iterator[int]:
+    """Descriptors that a new process would get, beside its standard streams."""
+    for fd in map(int, os.listdir("/dev/fd")):
+        with contextlib.suppress(OSError):
+            if fd > STDERR and os.get_inheritable(fd):
+                yield fd
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say what to do when there are too many open files."""
+    try:
+        yield
+    except OSError as broken:
+        if broken.errno in (errno.EMFILE, errno.ENFILE):
+            raise TooManyFiles(
+                broken.errno, "too many open files: raise the limit (ulimit -n) or use fewer hosts"
+            ) from None
+        raise

@@ -318,7 +318,7 @@ class Control:
     @property
     def alive(self) -> bool:
         """Whether the next command can be sent."""
-        return self._child is not None and not self._ended and self._child.wait(0) is None
+        return self._child is not None and not self._ended and not self._child.gone
 
     @property
     def idle(self) -> bool:
@@ -422,8 +422,11 @@ class Control:
         """Why there is no control shell, in one line."""
         self._drain()
         said = " ".join(self._said.decode("utf-8", "replace").split())
-        status = None if self._child is None else self._child.wait(1)
-        how = "still runs" if status is None else f"ended with exit code {status}"
+        assert self._child is not None
+        how = "ended"
+        with contextlib.suppress(OSError):
+            status = self._child.wait(1)
+            how = "still runs" if status is None else f"ended with exit code {status}"
         return f"the connection gave no shell: it {how} and said {said[-300:] or 'nothing'!r}"
 
     def close(self) -> None:
@@ -431,7 +434,8 @@ class Control:
         child, self._child = self._child, None
         if child is not None:
             child.close_stdin()
-            child.wait(0.2 if not self._ended else 0)
+            with contextlib.suppress(OSError):
+                child.wait(0.2 if not self._ended else 0)
             child.end()
 
     def end_command(self) -> None:

@@ -1,0 +1,14 @@
+"""Shell that runs in a target or on this computer: `.sh` files for sh (dash, bash, busybox)."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+
+@functools.cache
+def text(name: str) -> str:
+    """Return the file ``name.sh`` of this package, without comments and indentation."""
+    lines = Path(__file__).with_name(f"{name}.sh").read_text(encoding="utf-8").splitlines()
+    kept = (line.strip() for line in lines)
+    return "".join(f"{line}\n" for line in kept if line and not line.startswith("#"))
