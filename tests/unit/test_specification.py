@@ -1,0 +1,163 @@
+"""What a machine is made from: every value that cannot work is named with its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyinfra_orbstack import orbctl, specification
+from pyinfra_orbstack.connector import connector_data_meta
+from pyinfra_orbstack.orbctl import BadValue
+
+
+def data(**values: Any) -> dict[str, Any]:
+    """All keys of the connector, with these values and the defaults of the others."""
+    defaults = {key: meta.default for key, meta in connector_data_meta.items()}
+    assert not set(values) - set(defaults)
+    return {**defaults, "orbstack_image": "ubuntu:noble", **values}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("orbstack_image", "", "orbstack_image is empty"),
+        ("orbstack_image", 24.04, "orbstack_image must be text, not 24.04"),
+        ("orbstack_image", "-x", "orbstack_image '-x' begins with '-'"),
+        ("orbstack_image", "ubuntu:", "is DISTRO or DISTRO:VERSION, not 'ubuntu:'"),
+        ("orbstack_image", ":noble", "is DISTRO or DISTRO:VERSION, not ':noble'"),
+        ("orbstack_arch", "x86_64", "orbstack_arch is arm64 or amd64, not 'x86_64'"),
+        (
+            "orbstack_create_user",
+            "a\nb",
+            "orbstack_create_user 'a\\\\nb' holds a control character",
+        ),
+        ("orbstack_create_user", "", "orbstack_create_user is empty"),
+        ("orbstack_cloud_init", "/no/such", "orbstack_cloud_init is a file on this computer, not"),
+        (
+            "orbstack_cloud_init",
+            "/tmp",
+            "orbstack_cloud_init is a file on this computer, not '/tmp'",
+        ),
+        ("orbstack_cpus", "many", "orbstack_cpus is a number such as 2, not 'many'"),
+        ("orbstack_cpus", -1, "orbstack_cpus is a number such as 2, not -1"),
+        ("orbstack_memory", "4Q", "orbstack_memory is a size such as"),
+        ("orbstack_memory", True, "orbstack_memory is a size such as"),
+        ("orbstack_disk", "64", "orbstack_disk needs a unit"),
+        ("orbstack_mounts", ["/srv"], "orbstack_mounts needs orbstack_isolated"),
+        ("orbstack_isolate_network", True, "orbstack_isolate_network needs orbstack_isolated"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key(key: str, value: Any, reason: str) -> None:
+    with pytest.raises(BadValue, match=reason.replace("(", r"\(")) as caught:
+        specification.create_args("web", data(**{key: value}))
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mount_is_one_value() -> None:
+    with pytest.raises(BadValue, match="orbstack_mounts '-v' begins with '-'"):
+        specification.create_args("web", data(orbstack_isolated=True, orbstack_mounts=["-v"]))
+
+
+def test_good_values_become_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "init.yml").write_text("#cloud-config\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = data(
+        orbstack_arch="amd64",
+        orbstack_create_user="admin",
+        orbstack_cloud_init="~/init.yml",
+        orbstack_isolated=True,
+        orbstack_isolate_network=True,
+        orbstack_mounts=["/srv:/data"],
+        orbstack_cpus=0.5,
+        orbstack_memory="4G",
+        orbstack_disk="64G",
+    )
+    assert specification.create_args("web", values) == orbctl.create_args(
+        "web",
+        "ubuntu:noble",
+        arch="amd64",
+        user="admin",
+        cloud_init=str(tmp_path / "init.yml"),
+        isolated=True,
+        isolate_network=True,
+        mounts=["/srv:/data"],
+        cpus=0.5,  # type: ignore[arg-type]
+        memory="4G",
+        disk="64G",
+    )
+
+
+def test_every_key_that_counts_for_a_machine_is_looked_at() -> None:
+    """One that is added to the connector belongs here too."""
+    elsewhere = {"user", "workdir", "create", "start", "boot_timeout", "transport"}
+
+    class Looked(dict[str, Any]):
+        seen: set[str] = set()
+
+        def __getitem__(self, key: str) -> Any:
+            self.seen.add(key)
+            return super().__getitem__(key)
+
+    specification.create_args("web", Looked(data()))
+    assert Looked.seen == {key for key in connector_data_meta if key[9:] not in elsewhere}
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("orbstack_imag", "orbstack_image"),
+        ("orbstack_cpu", "orbstack_cpus"),
+        ("orbstack_isolate_networks", "orbstack_isolate_network"),
+        ("orbstack_boottimeout", "orbstack_boot_timeout"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(key: str, nearest: str) -> None:
+    with pytest.raises(
+        BadValue, match=f"^{key} is not a key of this connector; did you mean {nearest}"
+    ):
+        specification.check_keys(["port", key], connector_data_meta)
+
+
+def test_other_keys_are_the_users_own() -> None:
+    given = [*connector_data_meta, "orbstack_vm", "vm_name", "orbstack", "_sudo", "ssh_user", "orb"]
+    specification.check_keys(given, connector_data_meta)
+
+
+@pytest.mark.parametrize(
+    "image", ["ubuntu", "ubuntu:noble", "ubuntu:27.04", "debian:sid", "arch:x"]
+)
+def test_an_image_that_there_may_be(image: str) -> None:
+    specification.check_image(image)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("ubunto:noble", "unknown distro; did you mean ubuntu"),
+        ("nosuch:1", "unknown distro (known: alma, "),
+        ("ubuntu:nobel", "unknown version of ubuntu; did you mean noble"),
+        ("debian:nosuch", "unknown version of debian (known: bookworm, "),
+    ],
+)
+def test_an_image_that_there_cannot_be(image: str, reason: str) -> None:
+    with pytest.raises(BadValue) as caught:
+        specification.check_image(image)
+    assert f"orbstack_image {image!r}: {reason}" in str(caught.value)
+
+
+@given(st.text(max_size=20), st.sampled_from(sorted(connector_data_meta)))
+def test_whatever_stands_there_is_one_line(text: str, key: str) -> None:
+    """A value of the wrong kind is pyinfra's to refuse; text is ours."""
+    if isinstance(connector_data_meta[key].default, (bool, list)):
+        return
+    said = args = None
+    try:
+        args = specification.create_args("web", data(**{key: text}))
+    except BadValue as bad:
+        said = str(bad)
+    assert all(args) if args else said and key in said and len(said.splitlines()) == 1
