@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import gevent
 
 from pyinfra_orbstack import orbctl, process, shell, shelltext
-from pyinfra_orbstack.answers import Machine, MachineNotFound, OrbctlError, error, plain_lines
+from pyinfra_orbstack.answers import BadAnswer, Machine, OrbctlError, error, parse_info, plain_lines
 from pyinfra_orbstack.arguments import shell_line
 from pyinfra_orbstack.record import RECORD_VARIABLE, Record
 
@@ -52,8 +52,8 @@ class Making:
         self._id = ""
         self._told = False
 
-    def _read(self) -> tuple[int, list[str]]:
-        """Read to the end: the status, and what was said."""
+    def _read(self) -> tuple[int, list[str], str]:
+        """Read to the end: the status, what was said, and what is told of the machine."""
         self._child.close_stdin()
         said = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
         left = set(said)
@@ -62,10 +62,12 @@ class Making:
             said[stream] += data
             if not data:
                 left.discard(stream)
-        out = said[process.STDOUT].decode(errors="replace").rpartition("status ")[2].split()
-        self._id = out[1] if out[:1] == ["0"] and len(out) == 2 else ""
+        text, _, last = said[process.STDOUT].decode(errors="replace").rpartition("status ")
+        words = last.split()
+        self._id = words[1] if words[:1] == ["0"] and len(words) == 2 else ""
         self._child.end()
-        return int(out[0]) if out else 1, plain_lines(said[process.STDERR].decode(errors="replace"))
+        notes = plain_lines(said[process.STDERR].decode(errors="replace"))
+        return int(words[0]) if words else 1, notes, text
 
     def give_up(self) -> None:
         """Have it removed; a signal handler may call this, and more than once."""
@@ -91,7 +93,7 @@ class Making:
         """
         late = gevent.spawn_later(timeout, self.give_up)
         try:
-            status, said = self._reader.get()
+            status, said, told = self._reader.get()
         finally:
             took_too_long = late.ready()
             late.kill()
@@ -99,7 +101,9 @@ class Making:
         if status == 0:
             for line in said:
                 tell(line)
-            return self._machine()
+            with contextlib.suppress(BadAnswer):
+                return parse_info(told)
+            return Machine(self._id, self._name, "unknown")
         problem = error("\n".join(said), status)
         for line in said:
             if str(problem) not in line or took_too_long:
@@ -107,15 +111,6 @@ class Making:
         if took_too_long:
             raise OrbctlError(f"orbctl {self._args[0]} did not answer in {timeout:g} s")
         raise problem
-
-    def _machine(self) -> Machine:
-        try:
-            return self._client.info(self._name)
-        except MachineNotFound:
-            raise
-        except OrbctlError:
-            # It is there, and is written down.
-            return Machine(self._id, self._name, "unknown")
 
     def undo(self, tell: Callable[[str], object]) -> None:
         """Remove it, unless it was never made; what cannot be removed is told."""

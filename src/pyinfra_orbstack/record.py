@@ -156,11 +156,11 @@ class Record:
 
     def forget(self, *machine_ids: str) -> None:
         """Take machines out."""
-        gone = set(machine_ids)
-        self._take_out(self.path, lambda line: not gone.isdisjoint(line.split(None, 2)[1:2]))
-        self._take_out(_beside(self.path), lambda line: line.split(" ", 1)[0] in gone)
+        one_of = "|".join(map(re.escape, machine_ids)) or "$."
+        self._take_out(self.path, re.compile(rf"\S+\s+({one_of})\s*").fullmatch)
+        self._take_out(_beside(self.path), re.compile(rf"({one_of})\s").match)
 
-    def _take_out(self, path: Path, unwanted: Callable[[str], bool]) -> None:
+    def _take_out(self, path: Path, unwanted: Callable[[str], object]) -> None:
         if any(unwanted(line) for line in _lines(path)):
             with self._held() as write:
                 write(path, lambda lines: [line for line in lines if not unwanted(line)])
@@ -410,7 +410,7 @@ def _replace(file: str, lines: Sequence[str], lock: str, token: str) -> None:
                 os.fchmod(out.fileno(), before.st_mode & 0o7777)
                 with contextlib.suppress(PermissionError):
                     os.fchown(out.fileno(), before.st_uid, before.st_gid)
-            out.writelines(f"{line}\n" for line in lines)
+            out.write("".join([f"{line}\n" for line in lines]))
             out.flush()
             os.fsync(out.fileno())
         if _holder(lock) != token:

@@ -11,7 +11,6 @@ from pyinfra_orbstack.facts.orbstack import (
     CloudInitDigest,
     MachineData,
     OrbStackConfigValue,
-    OrbStackMachine,
 )
 from pyinfra_orbstack.operations.common import ask, is_at_least, require
 from pyinfra_orbstack.operations.steps import log_because
@@ -76,14 +75,6 @@ def warn_unknown(found: MachineData, what: str, value: Any, have: Any) -> None:
         f"{host.print_prefix}machine {found['name']}: {what} should be {value}, and "
         f"cannot be compared with what OrbStack tells: {have!r}"
     )
-
-
-def warn_if_made_unlike(spec: MachineSpec) -> None:
-    """Say in what a machine that was just made is not what was asked for."""
-    made = ask(OrbStackMachine, machine=spec.name)
-    if made:
-        for difference in spec.unlike(made["distro"], made["version"], made["arch"]):
-            logger.warning(f"{host.print_prefix}machine {spec.name} was made, but {difference}")
 
 
 def has_user(found: MachineData, user: str) -> bool | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 
-from pyinfra import host, state
+from pyinfra import host
 
 from pyinfra_orbstack import orbctl, shelltext
 from pyinfra_orbstack.facts.orbstack import (
@@ -41,7 +41,6 @@ from pyinfra_orbstack.operations.differences import (
     same_value,
     setting_text,
     supported_settings,
-    warn_if_made_unlike,
     warn_unknown,
 )
 from pyinfra_orbstack.operations.steps import log_because
@@ -179,8 +178,6 @@ def _refuse(
 def _make(spec: MachineSpec, script: str, digest: str, running: bool) -> Commands:
     log_because(f"machine {spec.name} does not exist: create it from {spec.image}")
     yield steps.create(spec, script, digest)
-    if state.is_executing:
-        warn_if_made_unlike(spec)
     if spec.forward_ssh_agent is False and not spec.isolated:
         # There is no flag for this one.
         agent = {"forward_ssh_agent": "false"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from typing import Any
 
@@ -24,17 +25,32 @@ def log_because(reason: str) -> None:
     logger.info(f"{host.print_prefix}{reason}")
 
 
-class Telling(StringCommand):
-    """A command that succeeds and has something to say all the same."""
+class Making(StringCommand):
+    """A command that makes a machine: what is to be known of that is logged, also if it succeeds.
+
+    Attributes:
+        spec: What it is to be made from, if that is known.
+    """
+
+    spec: MachineSpec | None = None
 
     @override
     def execute(self, state: State, host: Host, connector_arguments: Any) -> Any:
-        """Run it, and log what it has said on stderr."""
+        """Run it, and see what has come of it."""
         status, output = super().execute(state, host, connector_arguments)
-        if status and not state.print_output:
-            for line in plain_lines(output.stderr):
+        if status:
+            said = [] if state.print_output else plain_lines(output.stderr)
+            for line in [*said, *self._differences(output.stdout)]:
                 logger.warning(f"{host.print_prefix}{line}")
         return status, output
+
+    def _differences(self, told: str) -> list[str]:
+        with contextlib.suppress(orbctl.BadAnswer):
+            if self.spec is not None:
+                made = orbctl.parse_info(told)
+                found = self.spec.unlike(made.distro, made.version, made.arch)
+                return [f"machine {made.name} was made, but {one}" for one in found]
+        return []
 
 
 def run(*calls: str) -> StringCommand:
@@ -43,9 +59,9 @@ def run(*calls: str) -> StringCommand:
     return StringCommand(shelltext.command(" && ".join(calls)), _sudo=False)
 
 
-def make(call: str) -> StringCommand:
+def make(call: str) -> Making:
     """A call that makes a machine."""
-    return Telling(shelltext.command(call), _sudo=False)
+    return Making(shelltext.command(call), _sudo=False)
 
 
 def orb(*args: str) -> str:
@@ -78,10 +94,11 @@ def create(spec: MachineSpec, script: str, digest: str) -> StringCommand:
         shelltext.mac_path(word) if before == "--mount" else shlex.quote(word)
         for before, word in zip(["", *args], args)
     ]
-    if not script:
-        return make(" ".join([call("make_machine", spec.name), *words]))
-    command = make(" ".join([call("make_from_user_data", digest, spec.name), *words]))
-    command.connector_arguments["_stdin"] = script
+    function = ["make_from_user_data", digest] if script else ["make_machine"]
+    command = make(" ".join([call(*function, spec.name), *words]))
+    command.spec = spec
+    if script:
+        command.connector_arguments["_stdin"] = script
     return command
 
 

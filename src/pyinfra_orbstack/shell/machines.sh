@@ -36,32 +36,37 @@ within() (
     exit "$status"
 )
 
-# look NAME: the id of a machine. 1: there is none. 2: it cannot be known, and stderr says why.
-look() (
+# look NAME: set `found` to the id of a machine, and `told` to all that `orbctl` tells of it.
+# 1: there is none. 2: it cannot be known, and `told` says why.
+look() {
     again=yes
     while :; do
-        if said=$(within 30 orb info "$1" --format json 2>&1); then
-            id=$(printf '%s\n' "$said" | sed -n 's/.*"id": *"\([0-9A-Za-z]*\)".*/\1/p' | head -n 1)
-            [ -z "$id" ] || { printf '%s\n' "$id" && exit 0; }
-            said="orbctl did not tell the id of $1"
+        if told=$(within 30 orb info "$1" --format json 2>&1); then
+            found=$(printf '%s\n' "$told" | sed -n 's/.*"id": *"\([0-9A-Za-z]*\)".*/\1/p' | head -n 1)
+            [ -z "$found" ] || return 0
+            told="orbctl did not tell the id of $1"
         fi
-        case $said in *'machine not found'* | *'no machine found'*) exit 1 ;; esac
+        found=
+        case $told in *'machine not found'* | *'no machine found'*) return 1 ;; esac
         [ -n "$again" ] || break
         again=
         sleep 1
     done
-    printf '%s\n' "${said:-orbctl info $1 did not answer}" | tail -n 1 >&2
-    exit 2
-)
+    told=$(printf '%s\n' "${told:-orbctl info did not answer}" | tail -n 1)
+    return 2
+}
 
 # remove NAME ID: delete that machine and no other, by its name, which is all that `orbctl` can do
 remove() {
     find_record
-    found=$(look "$1")
+    look "$1"
     case $? in
     0) ;;
     1) forget "$2" && return ;;
-    *) return 1 ;;
+    *)
+        printf '%s\n' "$told" >&2
+        return 1
+        ;;
     esac
     if [ "$found" != "$2" ]; then
         echo "$1 is another machine now: nothing was deleted" >&2
@@ -71,47 +76,49 @@ remove() {
 }
 
 # make_machine NAME ARGUMENT...: call `orbctl ARGUMENT...`, which makes a machine of that name, and
-# write it down. Whatever interrupts it, the machine is in the record then, or removed, or named.
+# write it down; stdout gets what `orbctl` tells of it. Whoever calls this has just seen that there
+# is none of that name. Whatever interrupts it, the machine is in the record then, or removed, or
+# named: one is ours if the call has made it, or was making it when we ended the call.
 make_machine() {
     name=$1
     shift
     find_record
-    look "$name" >/dev/null
-    case $? in
-    0)
-        echo "[-32098] $1 '$name': machine already exists: '$name'" >&2
-        return 1
-        ;;
-    1) ;;
-    *) return 1 ;;
-    esac
     cut='' since=$(date +%s)
     trap 'cut=yes' HUP INT TERM
     # One that cannot be written is told of when there is something to write.
-    intend '?' - 2>/dev/null
+    intend 2>/dev/null
     said=$("$orbctl" "$@" 2>&1 </dev/null)
     status=$?
     # Who has called may be gone, and is told all the same.
     trap '' PIPE
     [ -z "$said" ] || printf '%s\n' "$said" | tail -n 40 >&2
     if [ "$status" = 0 ]; then
-        intend '!' "$(date +%s)" 2>/dev/null
         [ -n "$cut" ] || keep || status=1
-    elif [ -z "$cut" ]; then
+    elif [ -z "$cut" ] || ! was_cut_off "$status" "$said"; then
         failed "$said"
+        cut=
     fi
     if [ -n "$cut" ]; then
-        give_up "interrupted"
+        give_up interrupted
         status=130
     fi
     trap - HUP INT TERM
+    [ "$status" != 0 ] || printf '%s\n' "$told"
     return "$status"
+}
+
+# was_cut_off STATUS SAID: whether a signal has ended the call before it knew that the name is taken
+was_cut_off() {
+    case $2 in *'already exists'*) return 1 ;; esac
+    [ "$1" -gt 128 ]
 }
 
 # keep: write the machine down that was just made; what cannot be written down is removed
 keep() {
-    if ! found=$(look "$name"); then
-        echo "machine $name was made, and its id cannot be read; $(advice "$name")" >&2
+    made=$(date +%s)
+    if ! look "$name"; then
+        was_made "$made" 2>/dev/null
+        echo "machine $name was made, and its id cannot be read: $told; $(advice "$name")" >&2
         return 1
     fi
     why=$(confirm "$found" 2>&1) && return
@@ -123,12 +130,15 @@ keep() {
 give_up() {
     # Nothing of it is to be halved.
     trap '' HUP INT TERM
-    found=$(look "$name")
+    look "$name"
     case $? in
     0) ;;
-    1) drop_intent 2>/dev/null && return ;;
+    1)
+        drop_intent 2>/dev/null
+        return
+        ;;
     *)
-        echo "$1, and whether machine $name was made cannot be known; $(advice "$name")" >&2
+        echo "$1, and whether machine $name was made cannot be known: $told; $(advice "$name")" >&2
         return
         ;;
     esac
@@ -145,10 +155,15 @@ give_up() {
 
 # failed SAID: see what a call has left that failed by itself, which proves nothing of whose it is
 failed() {
-    case $1 in *'already exists'*) drop_intent 2>/dev/null && return ;; esac
-    look "$name" >/dev/null 2>&1
+    case $1 in
+    *'already exists'*)
+        drop_intent 2>/dev/null
+        return
+        ;;
+    esac
+    look "$name"
     case $? in
-    0) echo "there is a machine $name all the same, and whose it is cannot be known; $(advice "$name")" >&2 ;;
+    0) echo "there is a machine $name all the same, and whose it is, is not known; $(advice "$name")" >&2 ;;
     1) drop_intent 2>/dev/null ;;
     esac
 }

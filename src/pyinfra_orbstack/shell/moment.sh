@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Gives a process, the leader of its group, a moment to end, and ends the group then.
 n=0
 while [ "$n" -lt 30 ]; do

@@ -50,11 +50,11 @@ hold() (
         elif [ -z "$holder" ] && [ "$tries" -gt 20 ]; then
             printf '%s\n' "$said" >&2
             exit 1
-        elif [ "$tries" -gt 900 ]; then
+        elif [ "$tries" -gt 1800 ]; then
             echo "$1 is held by process ${holder%%.*}: remove it if that is not so" >&2
             exit 1
         else
-            sleep 0.1 || sleep 1
+            sleep 0.05 || sleep 1
         fi
     done
 )
@@ -109,16 +109,20 @@ filter() {
     fi
 }
 
-# The lines of the record without those of the machine, and then what is to be said of it.
+# The lines of the record without those of the machine, and then what is to be said of it. awk gives
+# a last line that was cut short its end.
 without_intents() {
     LC_ALL=C name=$name awk '!(NF > 4 && $2 ~ /^[?!]$/ && ($1 "") == (ENVIRON["name"] ""))'
 }
 without_ours() {
-    LC_ALL=C name=$name writer=$writer awk \
-        '!(NF > 4 && $2 ~ /^[?!]$/ && ($1 "") == (ENVIRON["name"] "") && ($5 "") == (ENVIRON["writer"] ""))'
+    LC_ALL=C name=$name writer=$writer awk '!(NF > 4 && $2 ~ /^[?!]$/ &&
+        ($1 "") == (ENVIRON["name"] "") && ($5 "") == (ENVIRON["writer"] ""))'
 }
 with_intent() {
-    without_ours && printf '%s %s %s %s %s %s\n' "$name" "$sign" "$since" "$until" "$writer" "$place"
+    LC_ALL=C awk 1 && printf '%s ? %s - %s %s\n' "$name" "$since" "$writer" "$place"
+}
+with_made() {
+    without_ours && printf '%s ! %s %s %s %s\n' "$name" "$since" "$until" "$writer" "$place"
 }
 with_machine() {
     without_intents && printf '%s %s\n' "$name" "$id"
@@ -151,18 +155,26 @@ write_down() {
     return 1
 }
 
-# intend SIGN UNTIL: say that a machine is being made (?), or has been made and has no id yet (!)
+# intend: say that a machine is being made
 intend() {
-    sign=$1 until=$2
     write_down rewrite "$record" with_intent
 }
+
+# was_made UNTIL: say that it has been made, and that its id is not known yet
+was_made() {
+    until=$1
+    write_down rewrite "$record" with_made
+}
+
 drop_intent() {
     write_down rewrite "$record" without_ours
 }
+
 confirm() {
     id=$1
     write_down confirm_both
 }
+
 forget() {
     id=$1
     write_down forget_both
