@@ -16,7 +16,12 @@ SHELLS = [shell for shell in ("dash", "bash", "busybox", "zsh") if shutil.which(
 
 
 def _ask(shell: str, program: Path, *args: str, then: str = "") -> list[str]:
-    argv = [str(shutil.which(shell)), *(["sh"] if shell == "busybox" else []), "-c", asking.ask(*args, then=then)]
+    argv = [
+        str(shutil.which(shell)),
+        *(["sh"] if shell == "busybox" else []),
+        "-c",
+        asking.ask(*args, then=then),
+    ]
     env = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere", orbctl.COMMAND_VARIABLE: str(program)}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     return done.stdout.split("\n")[:-1]

@@ -191,7 +191,7 @@ settle_down() {
 # until_it_answers NAME SECONDS: wait until a machine runs commands
 until_it_answers() {
     end=$(($(date +%s) + $2))
-    until said=$(orb run -m "$1" -u root -w / true 2>&1); do
+    until said=$(within 30 orb run -m "$1" -u root -w / true 2>&1); do
         if [ "$(date +%s)" -ge "$end" ]; then
             echo "$1 does not answer: $said" >&2
             return 1
