@@ -6,7 +6,6 @@ pytest-xdist, which has begun by then, would not survive that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -22,7 +21,6 @@ __all__ = ["calls_alone", "make_fact_tests", "make_operation_tests"]
 
 
 @pytest.fixture(autouse=True)
-def calls_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def calls_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The data files hold the calls; the functions that are called have tests of their own."""
     monkeypatch.setattr(shelltext, "command", lambda call: call)
-    yield

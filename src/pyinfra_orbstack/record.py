@@ -283,7 +283,8 @@ class Record:
 def _lines(path: Path) -> list[str]:
     """The whole lines of a file, which need not exist; any bytes survive being written again."""
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            text = file.read()
     except FileNotFoundError:
         return []
     except OSError as broken:

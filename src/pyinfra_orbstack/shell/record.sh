@@ -35,25 +35,27 @@ is_gone() (
 
 # hold PATH: take a lock, and wait for it where another one holds it
 hold() (
-    tries=0
-    until said=$(ln -sn "$writer" "$1" 2>&1) && [ "$(readlink "$1")" = "$writer" ]; do
-        holder=$(readlink "$1") || holder=
-        # A part of this very shell that was killed has left it.
-        [ "$holder" != "$writer" ] || exit 0
+    tries=0 misses=0
+    until said=$(ln -sn "$token" "$1" 2>&1) && [ "$(readlink "$1")" = "$token" ]; do
         tries=$((tries + 1))
-        if [ -n "$holder" ] && { is_gone "$holder" || [ -n "$(find "$1" -prune -mmin +1)" ]; }; then
+        if ! holder=$(readlink "$1"); then
+            # Given back this moment, or it cannot be made at all.
+            misses=$((misses + 1))
+            if [ "$misses" -gt 20 ]; then
+                printf '%s\n' "$said" >&2
+                exit 1
+            fi
+        elif is_gone "$holder" || [ -n "$(find "$1" -prune -mmin +1)" ]; then
             # Under a lock of its own, so that nobody takes away what a third one has taken meanwhile.
             own=$1.$(printf %s "$holder" | tr -dc 0-9.)
             hold "$own" || exit 1
             [ "$(readlink "$1")" != "$holder" ] || rm -f "$1"
             let_go "$own"
-        elif [ -z "$holder" ] && [ "$tries" -gt 20 ]; then
-            printf '%s\n' "$said" >&2
-            exit 1
         elif [ "$tries" -gt 1800 ]; then
             echo "$1 is held by process ${holder%%.*}: remove it if that is not so" >&2
             exit 1
         else
+            misses=0
             sleep 0.05 || sleep 1
         fi
     done
@@ -61,12 +63,18 @@ hold() (
 
 # let_go PATH: give a lock back
 let_go() {
-    [ "$(readlink "$1")" != "$writer" ] || rm -f "$1"
+    [ "$(readlink "$1")" != "$token" ] || rm -f "$1"
 }
 
 # with_record COMMAND...: run it while the record's lock is held
 with_record() {
+    if [ -L "$record" ]; then
+        echo "$record: Too many levels of symbolic links" >&2
+        return 1
+    fi
     [ -d "$(dirname "$record")" ] || mkdir -p "$(dirname "$record")" || return 1
+    # This very process, which may be a part of the shell that outlives it.
+    token=$(exec sh -c 'echo "$PPID"').$(date +%s)
     # Who is next waits for the lock alone, however often another one takes it.
     hold "$record.next" || return 1
     hold "$record.lock" && held=yes || held=
@@ -80,7 +88,7 @@ with_record() {
 
 # rewrite FILE COMMAND...: make what a filter prints the whole of a file, in one step
 rewrite() {
-    file=$1 new=$1.new.$writer
+    file=$1 new=$1.new.$token
     shift
     if [ -d "$file" ]; then
         echo "$file: Is a directory" >&2
@@ -95,7 +103,7 @@ rewrite() {
     fi && filter "$@" >"$new" &&
         # Not every awk says that a disk is full.
         filter "$@" | cmp -s - "$new" &&
-        [ "$(readlink "$record.lock")" = "$writer" ] && mv -f "$new" "$file" && return
+        [ "$(readlink "$record.lock")" = "$token" ] && mv -f "$new" "$file" && return
     echo "$file: No space left, or the lock is lost" >&2
     rm -f "$new"
     return 1
