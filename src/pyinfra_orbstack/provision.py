@@ -53,7 +53,8 @@ class Provision:
         client, name = orbctl.Orbctl(), spec.name
         # A shell in it is all it takes, unless there is more to wait for. It may have ended since
         # it was listed; then a shell would start it, or there is none.
-        if self._settings.may_start and not spec.cloud_init:
+        pending = _has_intents(name)
+        if self._settings.may_start and not spec.cloud_init and not pending:
             listed = inventory.just_listed(name)
             if listed is not None:
                 target = MachineTarget(client, listed)
@@ -62,19 +63,19 @@ class Provision:
                     return
         try:
             machine = client.info(name)
-            self._resolve_intents(client, machine)
+            if pending:
+                self._resolve_intents(client, name)
             self._ensure_ready(client, machine, spec)
         except orbctl.MachineNotFound:
             self._create_and_start(client, spec)
 
-    def _resolve_intents(self, client: orbctl.Orbctl, machine: orbctl.Machine) -> None:
+    def _resolve_intents(self, client: orbctl.Orbctl, name: str) -> None:
         """See whether the machine is what a run has made that could not write it down."""
         record = Record.from_environment()
         # What stands in the record does not decide whether the machine can be used.
         with contextlib.suppress(orbctl.OrbctlError):
-            if record and any(one.name == machine.name for one in record.intents()):
-                for line in record.settle(client, only=machine.name):
-                    self._warn(line)
+            for line in record.settle(client, only=name) if record else ():
+                self._warn(line)
 
     def _create_and_start(self, client: orbctl.Orbctl, spec: MachineSpec) -> None:
         args = self._creation(client, spec)
@@ -159,6 +160,13 @@ class Provision:
             except NotStarted as silent:
                 reason = target.explain(str(silent))
                 raise ConnectError(f"{target} does not answer: {reason}") from None
+
+
+def _has_intents(name: str) -> bool:
+    record = Record.from_environment()
+    with contextlib.suppress(orbctl.OrbctlError):
+        return record is not None and any(one.name == name for one in record.intents())
+    return False
 
 
 def _wait_for_cloud_init(runner: Runner, deadline: float) -> None:

@@ -303,9 +303,8 @@ def test_ten_writers_of_both_kinds_lose_nothing(record: Record, shell: Shell) ->
 
 
 def test_the_lock_of_a_process_that_was_killed_is_taken_away(record: Record, shell: Shell) -> None:
-    holding = shell(
-        'token=$$.1; mkdir -p "${record%/*}"; hold "$record.lock"; hold "$record.next"; echo; sleep 60'
-    )
+    record.path.parent.mkdir()
+    holding = shell('token=$$.1; hold "$record.lock"; hold "$record.next"; echo; sleep 60')
     assert holding.stdout is not None
     holding.stdout.readline()
     waiting = shell("name=web since=1; intend")

@@ -85,12 +85,12 @@ make_machine() {
     find_record
     cut='' since=$(date +%s)
     trap 'cut=yes' HUP INT TERM
+    # Who has called may be gone; the shell itself tells of a call that was ended.
+    trap '' PIPE
     # One that cannot be written is told of when there is something to write.
     intend 2>/dev/null
     said=$("$orbctl" "$@" 2>&1 </dev/null)
     status=$?
-    # Who has called may be gone, and is told all the same.
-    trap '' PIPE
     [ -z "$said" ] || printf '%s\n' "$said" | tail -n 40 >&2
     if [ "$status" = 0 ]; then
         [ -n "$cut" ] || keep || status=1
