@@ -51,6 +51,9 @@ NAME = "pyinfra-orbstack"
 class TooManyFiles(OSError):
     """This process, or this computer, has too many open files."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 class Completed(NamedTuple):
     """What a process left behind; its exit status is as a shell has it, 128+n for a signal."""
@@ -203,6 +206,10 @@ class Child:
             raise OSError(errno.ECHILD, "how it ended is unknown")
         return self._process.status
 
+    def settle(self) -> None:
+        """Let a process that is ending come to its end."""
+        self._process.wait(GRACE)
+
     def end(self) -> None:
         """End the process and its group, and close everything that belongs to it."""
         self.close_stdin()
@@ -244,7 +251,7 @@ def run(
             if not data:
                 open_streams.discard(stream)
         # The shell in between is as good as gone, and what it leaves running is not ours to end.
-        child.wait(GRACE)
+        child.settle()
         return _completed(*(bytes(collected[one]) for one in (STATUS, STDOUT, STDERR)))
     finally:
         feeder.kill()
@@ -285,7 +292,7 @@ class Detached:
         with _explained(), ExitStack() as theirs, ExitStack() as ours:
             self._stderr, stderr = _pipe(ours, theirs)
             self._status, status = _pipe(ours, theirs)
-            null, _ = _owned(theirs, theirs, *(os.open(os.devnull, os.O_RDWR) for _ in "01"))
+            null = _own(theirs, os.open(os.devnull, os.O_RDWR), theirs)
             # The shell in between gets our end of stderr, too: who writes there is never killed
             # because we are gone.
             files = {0: null, STDOUT: null, STDERR: stderr, STATUS: status, 4: self._stderr}
@@ -453,28 +460,33 @@ def _terminal(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
 
 
 def _owned(ours: ExitStack, theirs: ExitStack, mine: int, other: int) -> tuple[int, int]:
-    """Give two descriptors to those who close them, with numbers that `Files` does not name.
+    """Give two descriptors to those who close them."""
+    with ExitStack() as guard:
+        guard.callback(_close, other)
+        mine = _own(ours, mine, theirs)
+        guard.pop_all()
+    return mine, _own(theirs, other, theirs)
+
+
+def _own(stack: ExitStack, fd: int, scratch: ExitStack) -> int:
+    """Give a descriptor to whom closes it, under a number that `Files` does not use.
 
     A process without standard streams gets their numbers for whatever it opens.
     """
-    if min(mine, other) >= FREE:
-        ours.callback(_close, mine)
-        theirs.callback(_close, other)
-        return mine, other
-    theirs.callback(_close, mine)
-    theirs.callback(_close, other)
-    mine = fcntl.fcntl(mine, fcntl.F_DUPFD_CLOEXEC, FREE)
-    ours.callback(_close, mine)
-    other = fcntl.fcntl(other, fcntl.F_DUPFD_CLOEXEC, FREE)
-    theirs.callback(_close, other)
-    return mine, other
+    if fd < FREE:
+        scratch.callback(_close, fd)
+        fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FREE)
+    stack.callback(_close, fd)
+    return fd
 
 
 def _inheritable() -> Iterator[int]:
     """Descriptors that a new process would get, beside its standard streams."""
+    # Where the limit was lowered later there may be others beyond it, of which nobody may speak.
+    limit = os.sysconf("SC_OPEN_MAX")
     for fd in map(int, os.listdir("/dev/fd")):
         with contextlib.suppress(OSError):
-            if fd > STDERR and os.get_inheritable(fd):
+            if STDERR < fd < limit and os.get_inheritable(fd):
                 yield fd
 
 
