@@ -19,18 +19,18 @@ orb() {
     "$orbctl" "$@" </dev/null
 }
 
-# within SECONDS COMMAND...: end it when it takes longer
+# within SECONDS ARGUMENT...: call it, and end it when it takes longer
 within() (
     seconds=$1
     shift
-    "$@" &
-    command=$!
+    "$orbctl" "$@" </dev/null &
+    call=$!
     (
         trap 'kill "$!"; exit' TERM
         sleep "$seconds" &
-        wait "$!" && kill -9 "$command"
+        wait "$!" && kill -9 "$call"
     ) >/dev/null 2>&1 &
-    wait "$command"
+    wait "$call"
     status=$?
     kill "$!" 2>/dev/null
     exit "$status"
@@ -41,7 +41,7 @@ within() (
 look() {
     again=yes
     while :; do
-        if told=$(within 30 orb info "$1" --format json 2>&1); then
+        if told=$(within 30 info "$1" --format json 2>&1); then
             found=$(printf '%s\n' "$told" | sed -n 's/.*"id": *"\([0-9A-Za-z]*\)".*/\1/p' | head -n 1)
             [ -z "$found" ] || return 0
             told="orbctl did not tell the id of $1"
@@ -174,7 +174,7 @@ advice() {
 
 # state_of NAME: its state as `orbctl` has it; nothing where it cannot be known
 state_of() {
-    within 30 orb info "$1" --format json 2>/dev/null |
+    within 30 info "$1" --format json 2>/dev/null |
         sed -n 's/.*"state": *"\([^"]*\)".*/\1/p' | head -n 1
 }
 
@@ -191,7 +191,7 @@ settle_down() {
 # until_it_answers NAME SECONDS: wait until a machine runs commands
 until_it_answers() {
     end=$(($(date +%s) + $2))
-    until said=$(within 30 orb run -m "$1" -u root -w / true 2>&1); do
+    until said=$(within 30 run -m "$1" -u root -w / true 2>&1); do
         if [ "$(date +%s)" -ge "$end" ]; then
             echo "$1 does not answer: $said" >&2
             return 1
