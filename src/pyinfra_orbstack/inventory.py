@@ -71,21 +71,16 @@ def hosts(name: str | None = None) -> Iterator[Host]:
 
 def no_match(asked: HostName) -> str:
     """Why a pattern has no hosts; asked for when that is connected to."""
+    name = asked.name
     try:
-        there: list[Any] = _listed(asked)
-    except (orbctl.OrbctlError, docker.DockerError) as broken:
-        return f"cannot list {'containers' if asked.container else _OURS}: {broken}"
-    kind = "running container" if asked.container else "OrbStack machine"
-    return f"no {kind} matches {asked.name!r}{known(there)}"
-
-
-_OURS = "OrbStack's machines"
-
-
-def _listed(asked: HostName) -> list[Any]:
-    if asked.container:
-        return [one for one in list_containers() if one.running]
-    return [*list_machines()[1]]
+        if asked.container:
+            running = [one for one in list_containers() if one.running]
+            return f"no running container matches {name!r}{known(running)}"
+        return f"no OrbStack machine matches {name!r}{known(list_machines()[1])}"
+    except docker.DockerError as broken:
+        return f"cannot list containers: {broken}"
+    except orbctl.OrbctlError as broken:
+        return f"cannot list OrbStack's machines: {broken}"
 
 
 def _machines(asked: HostName) -> Iterator[Host]:
@@ -95,7 +90,7 @@ def _machines(asked: HostName) -> Iterator[Host]:
     except orbctl.OrbctlError as broken:
         # A host that was named fails when it is connected to, and alone.
         if not name or asked.is_pattern:
-            raise InventoryError(f"cannot list {_OURS}: {broken}") from None
+            raise InventoryError(f"cannot list OrbStack's machines: {broken}") from None
         machines = []
     if not name:
         chosen = [machine for machine in machines if machine.running]
