@@ -157,13 +157,23 @@ class Record:
     def forget(self, *machine_ids: str) -> None:
         """Take machines out."""
         one_of = "|".join(map(re.escape, machine_ids)) or "$."
-        self._take_out(self.path, re.compile(rf"\S+\s+({one_of})\s*").fullmatch)
-        self._take_out(_beside(self.path), re.compile(rf"({one_of})\s").match)
+        named, told = re.compile(one_of).search, re.compile(rf"\S+\s+({one_of})\s*").fullmatch
+        made = re.compile(rf"({one_of})\s").match
+        # The first is quick, and says no of nearly all.
+        self._take_out(lambda line: bool(named(line) and told(line)), lambda line: bool(made(line)))
 
-    def _take_out(self, path: Path, unwanted: Callable[[str], object]) -> None:
-        if any(unwanted(line) for line in _lines(path)):
-            with self._held() as write:
-                write(path, lambda lines: [line for line in lines if not unwanted(line)])
+    def _take_out(
+        self, unwanted: Callable[[str], bool], beside: Callable[[str], bool] = lambda line: False
+    ) -> None:
+        try:
+            os.stat(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as broken:
+            raise RecordError(f"cannot read the record {self.path}: {broken.strerror}") from None
+        with self._held() as write:
+            write(self.path, lambda lines: [line for line in lines if not unwanted(line)])
+            write(_beside(self.path), lambda lines: [line for line in lines if not beside(line)])
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Callable[[Path, Callable[[list[str]], list[str]]], None]]:
@@ -177,7 +187,10 @@ class Record:
                     token = stack.enter_context(_lock(f"{file}.lock"))
 
                 def write(path: Path, change: Callable[[list[str]], list[str]]) -> None:
-                    _replace(os.path.realpath(path), change(_lines(path)), f"{file}.lock", token)
+                    before = _lines(path)
+                    after = change(before)
+                    if after != before:
+                        _replace(os.path.realpath(path), after, f"{file}.lock", token)
 
                 yield write
         except RecordError:
@@ -233,7 +246,8 @@ class Record:
                     f"{intent.name} ({machine.id}) may be what a run has made that was killed; "
                     f"this deletes it: {shell_line(['delete', '--force', intent.name])}"
                 )
-        self._take_out(self.path, over.__contains__)
+        if over:
+            self._take_out(over.__contains__)
         return said
 
     def delete_all(self, orbctl: Orbctl, *, names_are_ours: bool = False) -> list[str]:

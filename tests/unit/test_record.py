@@ -275,7 +275,7 @@ def test_a_full_disk_in_a_shell(record: Record, shell_name: str) -> None:
 ADD = """
 import sys
 from pyinfra_orbstack.orbctl import Machine, Record
-for number in range(int(sys.argv[2]), int(sys.argv[2]) + 10):
+for number in range(int(sys.argv[2]), int(sys.argv[2]) + 6):
     Record(sys.argv[1]).add(Machine(id=f"ID{number}", name=f"m{number}", state="running"))
 """
 
@@ -285,19 +285,19 @@ def test_ten_writers_of_both_kinds_lose_nothing(record: Record, shell: Shell) ->
     record.path.parent.mkdir()
     record.path.write_text("".join(f"old{number} OLD{number}\n" for number in range(200)))
     python = [
-        subprocess.Popen([sys.executable, "-c", ADD, str(record.path), str(number * 10)])
+        subprocess.Popen([sys.executable, "-c", ADD, str(record.path), str(number * 6)])
         for number in range(5)
     ]
-    call = "for n in 0 1 2 3 4 5 6 7 8 9; do name=s$$.$n since=1; intend && confirm S$$x$n; done"
+    call = "for n in 0 1 2 3; do name=s$$.$n since=1; intend && confirm S$$x$n; done"
     shells = [shell(call) for _ in range(5)]
-    for number in range(100):
-        record.forget(f"OLD{number}")
+    for number in range(0, 100, 4):
+        record.forget(f"OLD{number}", f"OLD{number + 1}", f"OLD{number + 2}", f"OLD{number + 3}")
         # Who reads meanwhile sees whole lines, and all that nobody takes out.
         read = record.machines()
         assert {f"old{other}" for other in range(100, 200)} <= set(read)
     for child in [*python, *shells]:
         assert child.wait(150) == 0
-    assert len(record.machines()) == 100 + 50 + 50
+    assert len(record.machines()) == 100 + 30 + 20
     assert record.intents() == []
     assert left(record) == []
 
@@ -393,9 +393,15 @@ def test_writers_that_are_killed_anywhere_leave_it_whole(record: Record, shell: 
         child.kill()
         child.wait()
         assert set(keep) <= set(lines(record))
-    record.add(machine(1))
-    assert set(keep) <= set(lines(record))
-    assert left(record) == []
+    # Parts of the last one may still be at work; they end by themselves.
+    deadline = time.monotonic() + 20
+    while True:
+        record.add(machine(1))
+        assert set(keep) <= set(lines(record))
+        if not left(record):
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 # Deleting what stands in it

@@ -86,10 +86,9 @@ with_record() {
     return "$1"
 }
 
-# rewrite FILE COMMAND...: make what a filter prints the whole of a file, in one step
-rewrite() {
+# begin FILE: set `file`, and `new` to a copy of it that is as private
+begin() {
     file=$1 new=$1.new.$token
-    shift
     if [ -d "$file" ]; then
         echo "$file: Is a directory" >&2
         return 1
@@ -100,13 +99,36 @@ rewrite() {
         cp -p "$file" "$new"
     else
         : >"$new"
-    fi && filter "$@" >"$new" &&
-        # Not every awk says that a disk is full.
-        filter "$@" | cmp -s - "$new" &&
-        [ "$(readlink "$record.lock")" = "$token" ] && mv -f "$new" "$file" && return
+    fi
+}
+
+# finish STATUS: make the copy the file, in one step, if it is whole and the lock is still ours
+finish() {
+    [ "$1" = 0 ] && [ "$(readlink "$record.lock")" = "$token" ] && mv -f "$new" "$file" && return
     echo "$file: No space left, or the lock is lost" >&2
     rm -f "$new"
     return 1
+}
+
+# append FILE LINE
+append() {
+    begin "$1" && end_last_line && printf '%s\n' "$2" >>"$new" && [ "$(tail -n 1 "$new")" = "$2" ]
+    finish "$?"
+}
+
+# One that was cut short gets its end.
+end_last_line() {
+    [ -z "$(tail -c 1 "$new")" ] || echo >>"$new"
+}
+
+# rewrite FILE COMMAND...: make what a filter prints the whole of a file
+rewrite() {
+    begin "$1"
+    began=$?
+    shift
+    # Not every awk says that a disk is full.
+    [ "$began" = 0 ] && filter "$@" >"$new" && filter "$@" | cmp -s - "$new"
+    finish "$?"
 }
 
 filter() {
@@ -126,17 +148,11 @@ without_ours() {
     LC_ALL=C name=$name writer=$writer awk '!(NF > 4 && $2 ~ /^[?!]$/ &&
         ($1 "") == (ENVIRON["name"] "") && ($5 "") == (ENVIRON["writer"] ""))'
 }
-with_intent() {
-    LC_ALL=C awk 1 && printf '%s ? %s - %s %s\n' "$name" "$since" "$writer" "$place"
-}
 with_made() {
     without_ours && printf '%s ! %s %s %s %s\n' "$name" "$since" "$until" "$writer" "$place"
 }
 with_machine() {
     without_intents && printf '%s %s\n' "$name" "$id"
-}
-with_place() {
-    LC_ALL=C awk 1 && printf '%s %s\n' "$id" "$place"
 }
 without_machine() {
     LC_ALL=C id=$id awk '!(NF == 2 && ($2 "") == (ENVIRON["id"] ""))'
@@ -147,7 +163,7 @@ without_place() {
 
 # Called with the lock held.
 confirm_both() {
-    rewrite "$record.orbctl" with_place && rewrite "$record" with_machine
+    append "$record.orbctl" "$id $place" && rewrite "$record" with_machine
 }
 forget_both() {
     [ ! -e "$record" ] || rewrite "$record" without_machine || return 1
@@ -165,7 +181,7 @@ write_down() {
 
 # intend: say that a machine is being made
 intend() {
-    write_down rewrite "$record" with_intent
+    write_down append "$record" "$name ? $since - $writer $place"
 }
 
 # was_made UNTIL: say that it has been made, and that its id is not known yet
