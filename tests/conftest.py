@@ -57,7 +57,7 @@ class Machines:
     def own(self, name: str) -> orbctl.Machine:
         """Write down a machine that a test has made, to be deleted at the end."""
         machine = self.client.info(name)
-        self.record.add(machine)
+        self.record.add(machine, self.client)
         return machine
 
     def create(self, image: str = "ubuntu", **options: object) -> str:

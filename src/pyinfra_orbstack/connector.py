@@ -6,7 +6,7 @@ import contextlib
 import os
 import posixpath
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional, Union  # noqa: UP035
+from typing import IO, TYPE_CHECKING, Any
 
 if not TYPE_CHECKING:
     from pyinfra_orbstack._compat import half_imported as __getattr__  # noqa: F401
@@ -24,7 +24,7 @@ from pyinfra.connectors.util import (
 )
 from typing_extensions import TypedDict, override
 
-from pyinfra_orbstack import interrupts, inventory, orbctl, sudo, transfer
+from pyinfra_orbstack import interrupts, inventory, orbctl, specification, sudo, transfer
 from pyinfra_orbstack._compat import echo, red
 from pyinfra_orbstack.provision import Provision
 from pyinfra_orbstack.runner import (
@@ -48,45 +48,49 @@ PROBE_TIMEOUT = 30.0
 PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
 
-# pyinfra evaluates these annotations, so they are written as Python 3.9 understands them.
+# Any value gets through to `connect`, where a wrong one fails its own host and no other.
 class ConnectorData(TypedDict):
-    orbstack_image: Optional[str]  # noqa: UP045
-    orbstack_arch: Optional[str]  # noqa: UP045
-    orbstack_create_user: Optional[str]  # noqa: UP045
-    orbstack_cloud_init: Optional[str]  # noqa: UP045
-    orbstack_isolated: bool
-    orbstack_isolate_network: bool
-    orbstack_mounts: List[str]  # noqa: UP006
-    orbstack_cpus: Union[int, str, None]  # noqa: UP007
-    orbstack_memory: Union[int, str, None]  # noqa: UP007
-    orbstack_disk: Union[int, str, None]  # noqa: UP007
-    orbstack_user: Optional[str]  # noqa: UP045
-    orbstack_workdir: Optional[str]  # noqa: UP045
-    orbstack_create: bool
-    orbstack_start: bool
-    orbstack_boot_timeout: Union[int, float]  # noqa: UP007
-    orbstack_transport: Optional[str]  # noqa: UP045
+    orbstack_image: Any
+    orbstack_arch: Any
+    orbstack_create_user: Any
+    orbstack_cloud_init: Any
+    orbstack_isolated: Any
+    orbstack_isolate_network: Any
+    orbstack_mounts: Any
+    orbstack_cpus: Any
+    orbstack_memory: Any
+    orbstack_disk: Any
+    orbstack_user: Any
+    orbstack_workdir: Any
+    orbstack_create: Any
+    orbstack_start: Any
+    orbstack_boot_timeout: Any
+    orbstack_transport: Any
 
 
-connector_data_meta: Dict[str, DataMeta] = {  # noqa: UP006
-    "orbstack_image": DataMeta("Image to create the machine from when it does not exist"),
-    "orbstack_arch": DataMeta("Architecture of a created machine: arm64 or amd64"),
-    "orbstack_create_user": DataMeta("Default user of a created machine"),
-    "orbstack_cloud_init": DataMeta("Path of a cloud-init file for a created machine"),
-    "orbstack_isolated": DataMeta("Whether a created machine shares no files with the Mac", False),
-    "orbstack_isolate_network": DataMeta(
-        "Whether a created, isolated machine reaches neither the Mac nor other machines", False
+_DESCRIPTIONS = {
+    "orbstack_image": "Image to create the machine from when it does not exist",
+    "orbstack_arch": "Architecture of a created machine: arm64 or amd64",
+    "orbstack_create_user": "Default user of a created machine",
+    "orbstack_cloud_init": "Path of a cloud-init file for a created machine",
+    "orbstack_isolated": "Whether a created machine shares no files with the Mac",
+    "orbstack_isolate_network": (
+        "Whether a created, isolated machine reaches neither the Mac nor other machines"
     ),
-    "orbstack_mounts": DataMeta("Folders to mount in a created, isolated machine: SRC[:DEST]", []),
-    "orbstack_cpus": DataMeta("CPU limit of a created machine"),
-    "orbstack_memory": DataMeta("Memory limit of a created machine: MiB, or with a unit as in 4G"),
-    "orbstack_disk": DataMeta("Disk limit of a created machine, such as 64G"),
-    "orbstack_user": DataMeta("User to run commands as, without sudo"),
-    "orbstack_workdir": DataMeta("Directory in which commands start, the user's home by default"),
-    "orbstack_create": DataMeta("Whether connecting may create the machine", True),
-    "orbstack_start": DataMeta("Whether connecting may start the machine", True),
-    "orbstack_boot_timeout": DataMeta("Seconds to wait for a started machine to answer", 120),
-    "orbstack_transport": DataMeta("How commands run: session (one open shell) or spawn"),
+    "orbstack_mounts": "Folders to mount in a created, isolated machine: SRC[:DEST]",
+    "orbstack_cpus": "CPU limit of a created machine",
+    "orbstack_memory": "Memory limit of a created machine: MiB, or with a unit as in 4G",
+    "orbstack_disk": "Disk limit of a created machine, such as 64G",
+    "orbstack_user": "User to run commands as, without sudo",
+    "orbstack_workdir": "Directory in which commands start, the user's home by default",
+    "orbstack_create": "Whether connecting may create the machine",
+    "orbstack_start": "Whether connecting may start the machine",
+    "orbstack_boot_timeout": "Seconds to wait for a machine to answer",
+    "orbstack_transport": "How commands run: session (one open shell) or spawn",
+}
+connector_data_meta: dict[str, DataMeta] = {
+    key: DataMeta(description, specification.DEFAULTS.get(key))
+    for key, description in _DESCRIPTIONS.items()
 }
 
 
@@ -153,50 +157,61 @@ class OrbStackConnector(BaseConnector):
         interrupts.watch()
         try:
             with interrupts.interruptible():
-                self._transport = self._check_transport()
-                provision = Provision(
-                    self.data,
-                    may_create=self._allowed("orbstack_create"),
-                    may_start=self._allowed("orbstack_start"),
-                    open_runner=self._open_runner,
-                    prefix=self.host.print_prefix,
-                )
-                container = self.host.data.get("container_name")
-                if container:
-                    provision.container(str(container))
-                else:
-                    provision.machine(str(self.host.data.get("vm_name")))
+                self._close()
+                self._provide()
         except (orbctl.OrbctlError, OSError) as broken:
             raise ConnectError(str(broken)) from None
 
-    def _check_transport(self) -> str:
-        transport = (
-            self.host.data.get("orbstack_transport")
-            or os.environ.get(TRANSPORT_VARIABLE)
-            or TRANSPORTS[0]
+    def _provide(self) -> None:
+        # Nothing but its name says what a host is.
+        asked = inventory.parse(self.host.name)
+        if asked is None:
+            raise ConnectError(f"{self.host.name} is no host of this connector")
+        if asked.is_pattern:
+            raise ConnectError(inventory.no_match(asked))
+        if not asked.container:
+            orbctl.check_name(asked.name)
+        given = self.host.data.dict()
+        specification.check_keys(given)
+        data = specification.check_data(given)
+        if os.environ.get(PLAN_VARIABLE) == "1":
+            data.update(orbstack_create=False, orbstack_start=False)
+        self._settings = specification.Settings.from_data(data)
+        self._transport = self._check_transport()
+        provision = Provision(
+            self._settings, open_runner=self._open_runner, prefix=self.host.print_prefix
         )
+        if asked.container:
+            provision.container(asked.name)
+        else:
+            provision.machine(specification.MachineSpec.from_data(asked.name, data))
+
+    def _check_transport(self) -> str:
+        transport = self._settings.transport or os.environ.get(TRANSPORT_VARIABLE) or TRANSPORTS[0]
         if transport not in TRANSPORTS:
             raise ConnectError(
                 f"transport {transport!r} is unknown: orbstack_transport and "
                 f"{TRANSPORT_VARIABLE} take {' or '.join(TRANSPORTS)}"
             )
-        return str(transport)
-
-    def _allowed(self, key: str) -> bool:
-        return bool(self.data[key]) and os.environ.get(PLAN_VARIABLE) != "1"  # type: ignore[literal-required]
+        return transport
 
     def _open_runner(self, target: Target) -> Runner:
         """Open the first session in what this host is from now on."""
         self._runner = Runner(
             target,
-            user=self.host.data.get("orbstack_user"),
-            workdir=self.host.data.get("orbstack_workdir"),
+            user=self._settings.user,
+            workdir=self._settings.workdir,
             transport=self._transport,
             on_restart=self._forget_askpass,
             prefix=self.host.print_prefix,
         )
         self._runner.open()
         return self._runner
+
+    def _close(self) -> None:
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
 
     def _connected(self) -> Runner:
         if self._runner is None:

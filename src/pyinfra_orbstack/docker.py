@@ -11,9 +11,11 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import gevent
 
 from pyinfra_orbstack import orbctl, process
 
@@ -24,6 +26,8 @@ CONTEXT = "orbstack"
 
 READ_TIMEOUT = 30.0
 START_TIMEOUT = 120.0
+
+T = TypeVar("T")
 
 
 # An OSError, because pyinfra lets nothing else end one host alone while commands run.
@@ -143,6 +147,18 @@ def parse(text: str) -> list[Container]:
     raise DockerError(f"docker did not answer with containers: {shown[:120]!r}")
 
 
+def parse_ids(text: str) -> list[str]:
+    """Read ``docker ps --quiet --no-trunc``.
+
+    Raises:
+        DockerError: It holds something else than ids.
+    """
+    ids = text.split()
+    if not all(re.fullmatch("[0-9a-f]{64}", one) for one in ids):
+        raise DockerError(f"docker did not answer with ids: {' '.join(ids)[:120]!r}")
+    return ids
+
+
 def _container(record: Mapping[str, Any]) -> Container:
     config = record["Config"]
     published = (record.get("NetworkSettings") or {}).get("Ports") or {}
@@ -189,21 +205,42 @@ class Docker:
 
     @staticmethod
     def environment() -> dict[str, str]:
-        """Ours, with HOME, below which the contexts are."""
-        return orbctl.Orbctl.environment()
+        """Ours, with HOME, below which the contexts are.
+
+        Raises:
+            DockerError: There is none.
+        """
+        try:
+            return orbctl.Orbctl.environment()
+        except orbctl.OrbctlError as homeless:
+            raise DockerError(str(homeless)) from None
 
     def _call(self, *args: str, timeout: float | None = None) -> process.Completed:
         return _run(self.argv(args), READ_TIMEOUT if timeout is None else timeout)
 
+    def _read(self, parse: Callable[[str], T], *args: str, some: bool = False) -> T:
+        """What a call tells that changes nothing; it is asked once more after a passing error."""
+        try:
+            return self._read_once(parse, *args, some=some)
+        except ContainerNotFound:
+            raise
+        except DockerError:
+            gevent.sleep(orbctl.PAUSE)
+        return self._read_once(parse, *args, some=some)
+
+    def _read_once(self, parse: Callable[[str], T], *args: str, some: bool) -> T:
+        done = self._call(*args)
+        if done.returncode != 0:
+            failure = error(done.stderr.decode(errors="replace"), done.returncode)
+            # One of many that was removed since they were listed is left out of the answer.
+            if not some or not isinstance(failure, ContainerNotFound):
+                raise failure
+        return parse(done.stdout.decode(errors="replace"))
+
     def containers(self) -> list[Container]:
         """All containers, running or not."""
-        listed = self._call("ps", "--all", "--quiet", "--no-trunc")
-        if listed.returncode != 0:
-            raise error(listed.stderr.decode(errors="replace"), listed.returncode)
-        ids = listed.stdout.decode(errors="replace").split()
-        if not all(re.fullmatch("[0-9a-f]{64}", one) for one in ids):
-            raise DockerError(f"docker did not answer with ids: {' '.join(ids)[:120]!r}")
-        return self._inspect(*ids, some=True) if ids else []
+        ids = self._read(parse_ids, "ps", "--all", "--quiet", "--no-trunc")
+        return self._read(parse, "container", "inspect", *ids, some=True) if ids else []
 
     def inspect(self, name: str) -> Container:
         """One container, by its name, its id, or the beginning of that.
@@ -211,19 +248,10 @@ class Docker:
         Raises:
             ContainerNotFound: There is none.
         """
-        found = self._inspect(name)
+        found = self._read(parse, "container", "inspect", check_name(name))
         if len(found) != 1:
             raise DockerError(f"docker shows {len(found)} containers {name!r}")
         return found[0]
-
-    def _inspect(self, *names: str, some: bool = False) -> list[Container]:
-        done = self._call("container", "inspect", *map(check_name, names))
-        if done.returncode != 0:
-            failure = error(done.stderr.decode(errors="replace"), done.returncode)
-            # One of many that was removed since they were listed is left out of the answer.
-            if not some or not isinstance(failure, ContainerNotFound):
-                raise failure
-        return parse(done.stdout.decode(errors="replace"))
 
     def start(self, name: str) -> None:
         """Start a container; starting a running one does nothing."""

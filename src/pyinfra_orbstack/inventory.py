@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from pyinfra.api.exceptions import InventoryError
 from pyinfra.api.util import memoize
@@ -15,7 +16,38 @@ from pyinfra_orbstack import docker, orbctl
 #: Seconds for which a listing tells enough to connect, which pyinfra does right after it.
 FRESH = 2.0
 
+T = TypeVar("T")
 Host = tuple[str, dict[str, Any], list[str]]
+
+#: What stands before the name of a machine, and of a container, in the name of a host.
+MACHINES = "@orbstack/"
+CONTAINERS = "@orbstack/docker/"
+
+
+class HostName(NamedTuple):
+    """What a host is: the name says it, and nothing in the host's data can change it."""
+
+    container: bool
+    name: str
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it means any number of machines or containers."""
+        return any(sign in self.name for sign in "*?[")
+
+
+def parse(host: str) -> HostName | None:
+    """What the name of a host means to this connector; None if it is another connector's.
+
+    >>> parse("@orbstack/web"), parse("@orbstack/docker/web"), parse("web")
+    (HostName(container=False, name='web'), HostName(container=True, name='web'), None)
+    """
+    if not f"{host}/".startswith(MACHINES):
+        return None
+    words = host[len(MACHINES) :].split("/", 1)
+    if words[0] == "docker":
+        return HostName(True, words[1] if len(words) > 1 else "")
+    return HostName(False, "/".join(words))
 
 
 def hosts(name: str | None = None) -> Iterator[Host]:
@@ -25,24 +57,49 @@ def hosts(name: str | None = None) -> Iterator[Host]:
         InventoryError: There are none, or they cannot be listed. A host that was named never fails
             here, but when it is connected to.
     """
-    if name and name.split("/")[0] == "docker":
-        yield from container_hosts(name.partition("/")[2])
-        return
+    asked = parse(f"{MACHINES}{name or ''}")
+    assert asked is not None
+    try:
+        yield from (_containers if asked.container else _machines)(asked)
+    except InventoryError:
+        # Whoever leaves the pattern out with `--limit` is not to hear of it: it is a host that
+        # fails when it is connected to, and alone.
+        if not asked.is_pattern:
+            raise
+        yield f"{MACHINES}{name}", {}, ["@orbstack"]
+
+
+def no_match(asked: HostName) -> str:
+    """Why a pattern has no hosts; asked for when that is connected to."""
+    name = asked.name
+    try:
+        if asked.container:
+            running = [one for one in list_containers() if one.running]
+            return f"no running container matches {name!r}{known(running)}"
+        return f"no OrbStack machine matches {name!r}{known(list_machines()[1])}"
+    except docker.DockerError as broken:
+        return f"cannot list containers: {broken}"
+    except orbctl.OrbctlError as broken:
+        return f"cannot list OrbStack's machines: {broken}"
+
+
+def _machines(asked: HostName) -> Iterator[Host]:
+    name = asked.name
     try:
         machines = list_machines()[1]
     except orbctl.OrbctlError as broken:
         # A host that was named fails when it is connected to, and alone.
-        if not name or is_pattern(name):
+        if not name or asked.is_pattern:
             raise InventoryError(f"cannot list OrbStack's machines: {broken}") from None
         machines = []
     if not name:
         chosen = [machine for machine in machines if machine.running]
         if not chosen:
             raise InventoryError("no OrbStack machine is running (@orbstack/* is every one)")
-    elif is_pattern(name):
+    elif asked.is_pattern:
         chosen = [machine for machine in machines if fnmatchcase(machine.name, name)]
         if not chosen:
-            raise InventoryError(f"no OrbStack machine matches {name!r}{known(machines)}")
+            raise InventoryError(no_match(asked))
     else:
         yield _host(name, next((one for one in machines if one.name == name), None))
         return
@@ -57,7 +114,19 @@ def list_machines() -> tuple[float, list[orbctl.Machine]]:
     They are read once, because pyinfra expands each name of an inventory twice.
     ``list_machines.cache.clear()`` forgets them.
     """
-    return time.monotonic(), orbctl.Orbctl().machines()
+    machines = _unless_just_failed(list_machines.cache, lambda: orbctl.Orbctl().machines())
+    return time.monotonic(), machines
+
+
+def _unless_just_failed(cache: dict[Any, Any], listing: Callable[[], list[T]]) -> list[T]:
+    """List what there is; a failure counts for all names of an inventory that come next."""
+    if "failure" in cache and time.monotonic() - cache["failure"][0] < FRESH:
+        raise cache["failure"][1]
+    try:
+        return listing()
+    except (orbctl.OrbctlError, docker.DockerError) as broken:
+        cache["failure"] = time.monotonic(), broken
+        raise
 
 
 def _host(name: str, machine: orbctl.Machine | None) -> Host:
@@ -72,18 +141,26 @@ def _host(name: str, machine: orbctl.Machine | None) -> Host:
             vm_arch=machine.arch,
             vm_username=machine.username,
         )
-        groups += [
-            f"orbstack_{word}"
-            for word in ("running" if machine.running else "stopped", machine.arch, machine.distro)
-            if word
-        ]
-    return f"@orbstack/{name}", data, groups
+        groups.append("orbstack_running" if machine.running else "orbstack_stopped")
+        groups += _group("orbstack_", machine.arch) + _group("orbstack_", machine.distro)
+    return f"{MACHINES}{name}", data, groups
+
+
+#: Groups of one word that say something else than a distro or an architecture.
+_TAKEN = {"orbstack_running", "orbstack_stopped", "orbstack_containers", "orbstack_vm"}
+
+
+def _group(prefix: str, word: str | None) -> list[str]:
+    """A group named after what others have chosen; none where that is more than a word."""
+    group = f"{prefix}{word}"
+    plain = word and re.fullmatch(r"[A-Za-z0-9][\w.-]*", word, re.ASCII)
+    return [group] if plain and group not in _TAKEN else []
 
 
 @memoize
 def list_containers() -> list[docker.Container]:
     """All containers; memoised like `list_machines`."""
-    return docker.Docker().containers()
+    return _unless_just_failed(list_containers.cache, lambda: docker.Docker().containers())
 
 
 def _container_host(name: str, container: docker.Container | None, *, named: bool) -> Host:
@@ -103,22 +180,21 @@ def _container_host(name: str, container: docker.Container | None, *, named: boo
             container_domain=container.domain,
             container_ports=dict(container.ports),
         )
-        if container.image_name:
-            groups.append(f"orbstack_image_{container.image_name}")
-        if container.project:
-            groups.append(f"orbstack_project_{container.project}")
-    return f"@orbstack/docker/{name}", data, groups
+        groups += _group("orbstack_image_", container.image_name)
+        groups += _group("orbstack_project_", container.project)
+    return f"{CONTAINERS}{name}", data, groups
 
 
-def container_hosts(name: str) -> Iterator[Host]:
+def _containers(asked: HostName) -> Iterator[Host]:
+    name = asked.name
     try:
         containers = list_containers()
     except docker.DockerError as broken:
         # As with machines: one that was named fails when it is connected to.
-        if not name or is_pattern(name):
+        if not name or asked.is_pattern:
             raise InventoryError(f"cannot list containers: {broken}") from None
         containers = []
-    if name and not is_pattern(name):
+    if name and not asked.is_pattern:
         called = [one for one in containers if one.name == name]
         called = called or [one for one in containers if one.id.startswith(name)]
         yield _container_host(name, called[0] if len(called) == 1 else None, named=True)
@@ -127,7 +203,7 @@ def container_hosts(name: str) -> Iterator[Host]:
     chosen = [one for one in running if fnmatchcase(one.name, name or "*")]
     if not chosen:
         if name:
-            raise InventoryError(f"no running container matches {name!r}{known(running)}")
+            raise InventoryError(no_match(asked))
         raise InventoryError(
             "no container is running; "
             "one that is stopped is started when it is named: @orbstack/docker/NAME"
@@ -138,14 +214,10 @@ def container_hosts(name: str) -> Iterator[Host]:
 
 def just_listed(name: str) -> orbctl.Machine | None:
     """The machine, if a listing that is not `FRESH` seconds old has shown that it runs."""
-    for when, machines in list_machines.cache.values():
-        if time.monotonic() - when < FRESH:
+    for key, (when, machines) in list_machines.cache.items():
+        if key != "failure" and time.monotonic() - when < FRESH:
             return next((one for one in machines if one.name == name and one.running), None)
     return None
-
-
-def is_pattern(name: str) -> bool:
-    return any(sign in name for sign in "*?[")
 
 
 def known(there: Iterable[orbctl.Machine | docker.Container]) -> str:

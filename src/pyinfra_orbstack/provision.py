@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.progress import progress_spinner
 
-from pyinfra_orbstack import docker, inventory, orbctl
+from pyinfra_orbstack import docker, interrupts, inventory, making, orbctl, waiting
 from pyinfra_orbstack.record import Record
-from pyinfra_orbstack.runner import Runner
+from pyinfra_orbstack.runner import CommandTimeout, Runner
 from pyinfra_orbstack.session import NotStarted
+from pyinfra_orbstack.specification import MachineSpec, Settings, check_image
 from pyinfra_orbstack.targets import ContainerTarget, MachineTarget, Target
 
 
@@ -22,9 +22,7 @@ class Provision:
     """Makes the target of one host ready for commands.
 
     Args:
-        data: The host's `orbstack_*` data.
-        may_create: Whether a machine may be created.
-        may_start: Whether a target may be started.
+        settings: What the host's data say of how it is reached.
         open_runner: Opens the first session in a target, and returns what runs commands there.
         prefix: What stands before each line that is logged.
 
@@ -32,17 +30,9 @@ class Provision:
     """
 
     def __init__(
-        self,
-        data: Mapping[str, Any],
-        *,
-        may_create: bool,
-        may_start: bool,
-        open_runner: Callable[[Target], Runner],
-        prefix: str = "",
+        self, settings: Settings, *, open_runner: Callable[[Target], Runner], prefix: str = ""
     ) -> None:
-        self._data = data
-        self._may_create = may_create
-        self._may_start = may_start
+        self._settings = settings
         self._open_runner = open_runner
         self._prefix = prefix
 
@@ -55,123 +45,136 @@ class Provision:
             raise ConnectError(
                 f"there is no container {name!r}{inventory.known(engine.containers())}"
             ) from None
-        self._ensure_ready(ContainerTarget(engine, container))
+        self._start(ContainerTarget(engine, container))
+        self._wait(ContainerTarget(engine, container), 0.0)
 
-    def machine(self, name: str) -> None:
+    def machine(self, spec: MachineSpec) -> None:
         """Make a machine ready; it is created where it does not exist and its data say how."""
-        orbctl.check_name(name)
-        client = orbctl.Orbctl()
+        client, name = orbctl.Orbctl(), spec.name
         # A shell in it is all it takes, unless there is more to wait for. It may have ended since
         # it was listed; then a shell would start it, or there is none.
-        if self._may_start and not self._data["orbstack_cloud_init"]:
+        pending = _has_intents(name)
+        if self._settings.may_start and not spec.cloud_init and not pending:
             listed = inventory.just_listed(name)
             if listed is not None:
                 target = MachineTarget(client, listed)
                 with contextlib.suppress(NotStarted), progress_spinner({f"waiting for {target}"}):
                     self._open_runner(target)
                     return
-        machine, made = self._ensure_exists(client, name)
         try:
-            self._ensure_ready(MachineTarget(client, machine))
-        except BaseException:
-            if made:
-                self._remove(client, machine)
-            raise
+            machine = client.info(name)
+            if pending:
+                self._resolve_intents(client, name)
+            self._ensure_ready(client, machine, spec)
+        except orbctl.MachineNotFound:
+            self._create_and_start(client, spec)
 
-    def _ensure_exists(self, client: orbctl.Orbctl, name: str) -> tuple[orbctl.Machine, bool]:
-        """Return the machine, and whether it was made just now."""
-        with contextlib.suppress(orbctl.MachineNotFound):
-            return client.info(name), False
-        data, image = self._data, self._data["orbstack_image"]
-        if not image:
+    def _resolve_intents(self, client: orbctl.Orbctl, name: str) -> None:
+        """See whether the machine is what a run has made that could not write it down."""
+        record = Record.from_environment()
+        # What stands in the record does not decide whether the machine can be used.
+        with contextlib.suppress(orbctl.OrbctlError):
+            for line in record.settle(client, only=name) if record else ():
+                self._warn(line)
+
+    def _create_and_start(self, client: orbctl.Orbctl, spec: MachineSpec) -> None:
+        args = self._creation(client, spec)
+        made = making.Making(client, spec.name, args, Record.from_environment())
+        with interrupts.at_interrupt(made.give_up):
+            try:
+                with progress_spinner({f"creating {spec.name} from {spec.image}"}):
+                    machine = made.finish(orbctl.CREATE_TIMEOUT, self._warn)
+                logger.info(f"{self._prefix}created machine {spec.name} from {spec.image}")
+                for difference in spec.unlike(machine.distro, machine.version, machine.arch):
+                    self._warn(f"machine {spec.name} was made, but {difference}")
+                self._ensure_ready(client, machine, spec)
+                return
+            except orbctl.MachineExists:
+                # Somebody else was faster; it is theirs, and good enough to connect to.
+                pass
+            except BaseException:
+                made.undo(self._warn)
+                raise
+        self._ensure_ready(client, client.info(spec.name), spec)
+
+    def _creation(self, client: orbctl.Orbctl, spec: MachineSpec) -> list[str]:
+        """The arguments that make the machine, if it may be made."""
+        if not spec.image:
             raise ConnectError(
-                f"there is no machine {name!r}{inventory.known(client.machines())}; "
+                f"there is no machine {spec.name!r}{inventory.known(client.machines())}; "
                 "to have it created, set orbstack_image in its data"
             )
-        args = orbctl.create_args(
-            name,
-            image,
-            arch=data["orbstack_arch"],
-            user=data["orbstack_create_user"],
-            cloud_init=data["orbstack_cloud_init"],
-            isolated=data["orbstack_isolated"],
-            isolate_network=data["orbstack_isolate_network"],
-            mounts=data["orbstack_mounts"],
-            cpus=data["orbstack_cpus"],
-            memory=data["orbstack_memory"],
-            disk=data["orbstack_disk"],
-        )
-        if not self._may_create:
+        spec.check_files()
+        args = spec.create_args(here=True)
+        if not self._settings.may_create:
+            # A deploy leaves it to `orbctl` to know its images; a plan has nobody to ask.
+            check_image(spec.image)
             raise ConnectError(
-                f"there is no machine {name!r} and it may not be created now; "
+                f"there is no machine {spec.name!r} and it may not be created now; "
                 f"this makes it: {orbctl.shell_line(args)}"
             )
-        began = time.time()
+        return args
+
+    def _warn(self, line: str) -> None:
+        logger.warning(f"{self._prefix}{line}")
+
+    def _ensure_ready(
+        self, client: orbctl.Orbctl, machine: orbctl.Machine, spec: MachineSpec
+    ) -> None:
+        deadline = time.monotonic() + self._settings.boot_timeout
+        machine = self._settled(client, machine, deadline)
         try:
-            with progress_spinner({f"creating {name} from {image}"}):
-                client.create(args)
-        except orbctl.MachineExists:
-            # Somebody else was faster; it is theirs, and good enough to connect to.
-            return client.info(name), False
-        except BaseException:
-            self._remove_half_made(client, name, began)
-            raise
-        machine = client.info(name)
-        record = Record.from_environment()
-        if record:
-            record.add(machine)
-        logger.info(f"{self._prefix}created machine {name} from {image}")
-        return machine, True
-
-    def _remove_half_made(self, client: orbctl.Orbctl, name: str, began: float) -> None:
-        with contextlib.suppress(orbctl.OrbctlError):
-            machine = client.info(name)
-            # The name was free before, so a machine younger than our call is what it left.
-            if machine.created and machine.created.timestamp() >= began:
-                self._remove(client, machine)
-
-    def _remove(self, client: orbctl.Orbctl, machine: orbctl.Machine) -> None:
-        try:
-            client.delete(machine.name, machine.id)
-        except orbctl.OrbctlError as broken:
-            logger.warning(
-                f"{self._prefix}machine {machine.name} was made and cannot be used; "
-                f"deleting it failed too: {broken}"
-            )
-            return
-        record = Record.from_environment()
-        if record:
-            record.forget(machine.id)
-
-    def _ensure_ready(self, target: Target) -> None:
-        deadline = time.monotonic() + self._data["orbstack_boot_timeout"]
-        if target.state != "running":
-            if not self._may_start:
-                raise ConnectError(
-                    f"{target} is {target.state} and may not be started now; "
-                    f"this starts it: {target.start_line()}"
-                )
-            with progress_spinner({f"starting {target}"}):
-                target.start()
-        with progress_spinner({f"waiting for {target}"}):
-            while True:
-                try:
-                    runner = self._open_runner(target)
-                    break
-                except NotStarted as silent:
-                    if not target.boots or time.monotonic() > deadline:
-                        reason = target.explain(str(silent))
-                        raise ConnectError(f"{target} does not answer: {reason}") from None
-                    time.sleep(0.5)
-            if self._data["orbstack_cloud_init"]:
+            self._start(MachineTarget(client, machine))
+        except orbctl.OrbctlError:
+            # Somebody else may have started it, or be at it.
+            if self._settled(client, client.info(machine.name), deadline).state != "running":
+                raise
+        runner = self._wait(MachineTarget(client, machine), deadline)
+        if spec.cloud_init:
+            with progress_spinner({f"waiting for cloud-init in {machine.name}"}):
                 _wait_for_cloud_init(runner, deadline)
+
+    def _settled(
+        self, client: orbctl.Orbctl, machine: orbctl.Machine, deadline: float
+    ) -> orbctl.Machine:
+        if machine.state in waiting.SETTLED:
+            return machine
+        with progress_spinner({f"waiting for machine {machine.name!r}, {machine.state}"}):
+            return waiting.settled(client, machine.name, deadline)
+
+    def _start(self, target: Target) -> None:
+        if target.state == "running":
+            return
+        if not self._settings.may_start:
+            raise ConnectError(
+                f"{target} is {target.state} and may not be started now; "
+                f"this starts it: {target.start_line()}"
+            )
+        with progress_spinner({f"starting {target}"}):
+            target.start()
+
+    def _wait(self, target: Target, deadline: float) -> Runner:
+        with progress_spinner({f"waiting for {target}"}):
+            try:
+                return waiting.until(lambda: self._open_runner(target), NotStarted, deadline)
+            except NotStarted as silent:
+                reason = target.explain(str(silent))
+                raise ConnectError(f"{target} does not answer: {reason}") from None
+
+
+def _has_intents(name: str) -> bool:
+    record = Record.from_environment()
+    with contextlib.suppress(orbctl.OrbctlError):
+        return record is not None and any(one.name == name for one in record.intents())
+    return False
 
 
 def _wait_for_cloud_init(runner: Runner, deadline: float) -> None:
-    status, output = runner.run_lines(
-        "command -v cloud-init >/dev/null || exit 0; cloud-init status --wait",
-        timeout=max(1.0, deadline - time.monotonic()),
-    )
-    # 2 means that it is done, with warnings.
-    if status not in (0, 2):
+    try:
+        status, output = runner.run_lines(
+            waiting.cloud_init(), timeout=max(1.0, deadline - time.monotonic())
+        )
+    except CommandTimeout:
+        raise ConnectError("cloud-init is not done: set orbstack_boot_timeout") from None
+    if status != 0:
         raise ConnectError(f"cloud-init failed: {output.output}")

@@ -1,28 +1,105 @@
-"""The machines that somebody created, by name and id, so that only those are ever deleted."""
+"""The record: the machines that runs have made, so that only those are ever deleted.
+
+A text file with a name and an id on each line. From before a machine is made until its id is known,
+a line of another kind stands in its place, an intent:
+
+    NAME ? SINCE - WRITER PLACE        `orbctl` is being asked to make it
+    NAME ! SINCE UNTIL WRITER PLACE    it has made it, and the id is not written yet
+
+SINCE and UNTIL are seconds of the epoch, WRITER begins with the writer's process id, and PLACE says
+which `orbctl` was asked. Beside the file, in RECORD.orbctl, each id has its PLACE: a machine that
+is not listed is gone only if the `orbctl` that made it says so.
+
+shell/record.sh writes the same files, on whatever host the operations target. Both take RECORD.lock
+for it, a symlink that names its holder, and replace a file as a whole.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import glob
+import itertools
 import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import gevent
+
+from pyinfra_orbstack.answers import BadValue, Machine, OrbctlError, OrbctlMissing
+from pyinfra_orbstack.arguments import check_id, check_name, shell_line
 
 if TYPE_CHECKING:
-    from pyinfra_orbstack.orbctl import Machine, Orbctl
+    from pyinfra_orbstack.orbctl import Orbctl
 
 #: Names a file in which whoever creates machines writes down their names and ids.
 RECORD_VARIABLE = "PYINFRA_ORBSTACK_RECORD"
 
+#: Seconds after which a lock counts as forgotten: it is held for some milliseconds.
+LOCK_AGE = 60.0
+#: Seconds to wait for a lock. Long enough for a forgotten one to be taken away.
+LOCK_TIMEOUT = 90.0
+#: Seconds within which an `orbctl` that was left alone shows the machine that it makes.
+SHOWN = 10.0
+#: Seconds after which nobody is making a machine any more, whatever bears the writer's process id.
+MAKING = 3600.0
+
+_serial = itertools.count()
+
+
+class RecordError(OrbctlError, OSError):
+    """The record cannot be read or written; the text is one line."""
+
+
+class NotDeleted(OrbctlError):
+    """Machines of the record that were not deleted, each with its reason.
+
+    Attributes:
+        deleted: Names of those that were.
+    """
+
+    def __init__(self, problems: Iterable[str], deleted: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.deleted = deleted
+
+
+class Intent(NamedTuple):
+    """A machine that somebody was about to make, and whose id was not written down."""
+
+    name: str
+    since: int
+    until: int | None
+    writer: str
+    place: str
+    line: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether its writer may still be at it."""
+        return not _gone(self.writer) and time.time() - self.since < MAKING
+
+    def may_be(self, machine: Machine) -> bool:
+        """Whether a machine of that name can be the one, or is older."""
+        return machine.created is None or machine.created.timestamp() >= self.since
+
+    def is_certainly(self, machine: Machine) -> bool:
+        """Whether the machine was made while `orbctl` made one of that name, which was free."""
+        if self.until is None or machine.created is None:
+            return False
+        return self.since <= machine.created.timestamp() <= self.until + 1
+
 
 class Record:
-    """The machines that somebody created, so that only those are ever deleted.
+    """The machines that runs have made, and those that they were about to make.
 
-    A text file with a name and an id on each line. Whoever creates a machine adds it at once;
-    whoever deletes one looks for the id, as it may have been renamed, and compares it with what
-    `orbctl info` says of its name.
+    Whoever deletes a machine looks for the id, as it may have been renamed, and compares it with
+    what `orbctl info` says of its name. Every method raises `RecordError` when the file cannot be
+    read or written.
 
     Args:
-        path: The file; it need not exist.
+        path: The file; it need not exist. A symlink is followed, and stays one.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -34,52 +111,332 @@ class Record:
         path = os.environ.get(RECORD_VARIABLE)
         return cls(path) if path else None
 
+    # Reading
+
     def _entries(self) -> list[tuple[str, str]]:
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        # A line that a crash cut short names no machine.
-        return [(words[0], words[1]) for line in lines if len(words := line.split()) == 2]
+        split = (line.split() for line in _lines(self.path))
+        return [(words[0], words[1]) for words in split if _is_machine(words)]
 
     def machines(self) -> dict[str, str]:
         """Ids by the names that the machines were made with."""
         return dict(self._entries())
 
+    def intents(self) -> list[Intent]:
+        """Those that somebody is about to make, or was when the writing ended."""
+        return [found for line in _lines(self.path) if (found := _intent(line))]
+
     def existing(self, orbctl: Orbctl) -> list[Machine]:
         """Those that are still there, whatever they are called now."""
+        if self.intents():
+            self.settle(orbctl)
         ids = {machine_id for _, machine_id in self._entries()}
         return [machine for machine in orbctl.machines() if machine.id in ids] if ids else []
 
-    def add(self, machine: Machine) -> None:
-        """Write a machine down."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(f"{machine.name} {machine.id}\n")
+    def _is_gone(self, machine_id: str, place: str) -> bool:
+        """Whether a machine that is not listed there was made there, and so is gone."""
+        return f"{machine_id} {place}" in _lines(_beside(self.path))
 
-    def forget(self, machine_id: str) -> None:
-        """Take a machine out."""
-        if not self.path.exists():
+    # Writing
+
+    def add(self, machine: Machine, orbctl: Orbctl | None = None) -> None:
+        """Write a machine down, and that this `orbctl`, by default the usual one, has made it."""
+        with contextlib.suppress(OrbctlMissing):
+            orbctl = orbctl or _usual()
+        with self._held() as write:
+            if orbctl is not None:
+                made = f"{machine.id} {_place(orbctl)}"
+                write(_beside(self.path), lambda lines: [*lines, made])
+            write(
+                self.path,
+                lambda lines: [
+                    *(line for line in lines if not _is_intent(line, machine.name)),
+                    f"{machine.name} {machine.id}",
+                ],
+            )
+
+    def forget(self, *machine_ids: str) -> None:
+        """Take machines out."""
+        one_of = "|".join(map(re.escape, machine_ids)) or "$."
+        named, told = re.compile(one_of).search, re.compile(rf"\S+\s+({one_of})\s*").fullmatch
+        made = re.compile(rf"({one_of})\s").match
+        # The first is quick, and says no of nearly all.
+        self._take_out(lambda line: bool(named(line) and told(line)), lambda line: bool(made(line)))
+
+    def _take_out(
+        self, unwanted: Callable[[str], bool], beside: Callable[[str], bool] = lambda line: False
+    ) -> None:
+        try:
+            os.stat(self.path)
+        except FileNotFoundError:
             return
-        with self.path.open("r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            kept = [line for line in file if machine_id not in line.split()]
-            file.seek(0)
-            file.truncate()
-            file.writelines(kept)
+        except OSError as broken:
+            raise RecordError(f"cannot read the record {self.path}: {broken.strerror}") from None
+        with self._held() as write:
+            write(self.path, lambda lines: [line for line in lines if not unwanted(line)])
+            write(_beside(self.path), lambda lines: [line for line in lines if not beside(line)])
 
-    def delete_all(self, orbctl: Orbctl) -> list[str]:
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[Callable[[Path, Callable[[list[str]], list[str]]], None]]:
+        """Hold the record's lock; what is given rewrites a file."""
+        file = os.path.realpath(self.path)
+        try:
+            os.makedirs(os.path.dirname(file), exist_ok=True)
+            with contextlib.ExitStack() as stack:
+                # Who is next waits for the lock alone, however often another one takes it.
+                with _lock(f"{file}.next"):
+                    token = stack.enter_context(_lock(f"{file}.lock"))
+
+                def write(path: Path, change: Callable[[list[str]], list[str]]) -> None:
+                    before = _lines(path)
+                    after = change(before)
+                    if after != before:
+                        _replace(os.path.realpath(path), after, f"{file}.lock", token)
+
+                yield write
+        except RecordError:
+            raise
+        except OSError as broken:
+            raise RecordError(f"cannot write the record {self.path}: {broken.strerror}") from None
+
+    # What became of them
+
+    def settle(
+        self, orbctl: Orbctl, *, only: str | None = None, names_are_ours: bool = False
+    ) -> list[str]:
+        """See what became of the intents that nobody confirms any more.
+
+        A machine that is proven to be what came of one is written down. One that only may be is
+        named in what is returned, with the command that deletes it, and its intent stays.
+
+        Args:
+            orbctl: The `orbctl` that knows the machines.
+            only: A name; the intents of other ones are not looked at.
+            names_are_ours: The names are such that nobody else gives them to a machine.
+        """
+        intents = [one for one in self.intents() if only in (None, one.name)]
+        dead = [one for one in intents if not one.alive]
+        said = [
+            f"{one.name} is being made by {_process(one.writer)}"
+            for one in set(intents) - set(dead)
+        ]
+        if not dead:
+            return said
+        place = _place(orbctl)
+        listed = {machine.name: machine for machine in orbctl.machines()}
+        unseen = [one.since for one in dead if one.name not in listed and one.place == place]
+        left = max(unseen, default=0) + SHOWN - time.time()
+        if left > 0:
+            # What the dead one had called may only be about to begin.
+            gevent.sleep(min(left, SHOWN))
+            listed = {machine.name: machine for machine in orbctl.machines()}
+        known, over = set(self.machines().values()), set()
+        for intent in dead:
+            machine = listed.get(intent.name)
+            if intent.place != place:
+                said.append(
+                    f"{intent.name} may have been made by another orbctl, or for another user "
+                    f"({intent.place}): nothing was done about it"
+                )
+            elif machine is None or machine.id in known or not intent.may_be(machine):
+                over.add(intent.line)
+            elif names_are_ours or intent.is_certainly(machine):
+                self.add(machine, orbctl)
+            else:
+                said.append(
+                    f"{intent.name} ({machine.id}) may be what a run has made that was killed; "
+                    f"this deletes it: {shell_line(['delete', '--force', intent.name])}"
+                )
+        if over:
+            self._take_out(over.__contains__)
+        return said
+
+    def delete_all(self, orbctl: Orbctl, *, names_are_ours: bool = False) -> list[str]:
         """Delete every machine written down that is still the one that was created.
+
+        Each is tried, and forgotten once it is certainly gone.
 
         Returns:
             The names of those that were deleted.
+
+        Raises:
+            NotDeleted: Some were not; each is named, with the reason.
         """
-        # Read first: what somebody adds meanwhile is not to be forgotten.
-        entries, deleted = self._entries(), []
-        for machine in self.existing(orbctl):
-            if orbctl.delete(machine.name, machine.id):
-                deleted.append(machine.name)
-        for _, machine_id in entries:
-            self.forget(machine_id)
+        problems = self.settle(orbctl, names_are_ours=names_are_ours) if self.intents() else []
+        # Read before the machines are listed: what somebody adds meanwhile is not forgotten.
+        entries = {machine_id: name for name, machine_id in self._entries()}
+        listed = {machine.id: machine for machine in orbctl.machines()} if entries else {}
+        place, deleted, gone = _place(orbctl), [], []
+        for machine_id, name in entries.items():
+            machine = listed.get(machine_id)
+            try:
+                if machine is not None:
+                    if orbctl.remove(machine):
+                        deleted.append(machine.name)
+                    self.forget(machine_id)
+                elif self._is_gone(machine_id, place):
+                    gone.append(machine_id)
+                else:
+                    problems.append(
+                        f"{name} is not among the machines of {orbctl.command}, which need not be "
+                        f"the orbctl that made it: if it is gone, take its line out of {self.path}"
+                    )
+            except RecordError as problem:
+                problems.append(f"{name} is deleted, but {problem}")
+            except OrbctlError as problem:
+                problems.append(f"{name} was not deleted: {problem}")
+        if gone:
+            self.forget(*gone)
+        if problems:
+            raise NotDeleted(problems, deleted)
         return deleted
+
+
+# Lines ------------------------------------------------------------------------------------------
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file, which need not exist; any bytes survive being written again."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return []
+    except OSError as broken:
+        raise RecordError(f"cannot read the record {path}: {broken.strerror}") from None
+    return [line for line in text.split("\n") if line]
+
+
+def _beside(path: Path) -> Path:
+    return Path(f"{os.path.realpath(path)}.orbctl")
+
+
+def _is_machine(words: Sequence[str]) -> bool:
+    """Whether a line says a name and an id; one that was cut short, or made up, does not."""
+    try:
+        return len(words) == 2 and bool(check_name(words[0]) and check_id(words[1]))
+    except BadValue:
+        return False
+
+
+def _is_intent(line: str, name: str) -> bool:
+    intent = _intent(line)
+    return intent is not None and intent.name == name
+
+
+def _intent(line: str) -> Intent | None:
+    match = re.fullmatch(r"(\S+) [?!] (\d{1,12}) (-|\d{1,12}) ([0-9.]+) (.*)", line)
+    if match is None or not _is_machine([match[1], "0"]):
+        return None
+    until = None if match[3] == "-" else int(match[3])
+    return Intent(match[1], int(match[2]), until, match[4], match[5], line)
+
+
+def _usual() -> Orbctl:
+    from pyinfra_orbstack.orbctl import Orbctl
+
+    return Orbctl()
+
+
+def _place(orbctl: Orbctl) -> str:
+    """Which machines an `orbctl` knows: the program, whose it is, and the simulator's folder."""
+    env = orbctl.environment()
+    simulator = env.get("ORBCTL_SIMULATOR_HOME") or env.get("XDG_STATE_HOME") or ""
+    command = os.path.join(os.getcwd(), orbctl.command)
+    return " ".join((command, env["HOME"], simulator)).replace("\n", " ").strip()
+
+
+# The lock ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _lock(path: str) -> Iterator[str]:
+    """Hold a lock, a symlink that names its holder; only its greenlet waits.
+
+    One whose holder is gone is taken away under a lock of its own, which is named after the holder:
+    so nobody takes away what a third one has taken meanwhile.
+    """
+    token = f"{os.getpid()}.{time.time_ns()}.{next(_serial)}"
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            os.symlink(token, path)
+            break
+        except FileExistsError:
+            holder = _holder(path)
+        if holder and (_gone(holder) or _is_old(path)):
+            with _lock(f"{path}.{re.sub('[^0-9.]', '', holder)}"):
+                if _holder(path) == holder:
+                    os.unlink(path)
+        elif time.monotonic() > deadline:
+            raise RecordError(f"{path} is held by {_process(holder)}: remove it if that is not so")
+        else:
+            gevent.sleep(0.02)
+    try:
+        yield token
+    finally:
+        if _holder(path) == token:
+            os.unlink(path)
+
+
+def _holder(path: str) -> str:
+    """What a lock says of its holder; nothing if nobody holds it."""
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:
+        return ""
+
+
+def _process(writer: str) -> str:
+    return f"process {writer.partition('.')[0]}"
+
+
+def _gone(writer: str) -> bool:
+    """Whether the process that a lock or an intent names has certainly ended."""
+    pid = writer.partition(".")[0]
+    if not pid.isdecimal() or not int(pid):
+        return False
+    try:
+        os.kill(int(pid), 0)
+        # Where nobody waits for it, it stays in the list of processes.
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] == b"Z"
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        return False
+
+
+def _is_old(path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - os.lstat(path).st_mtime > LOCK_AGE
+    return False
+
+
+def _replace(file: str, lines: Sequence[str], lock: str, token: str) -> None:
+    """Make these lines the whole of a file, in one step, if the lock is still ours."""
+    # Those of writers that were killed; one that was only asleep fails then, as it should.
+    for left in glob.glob(f"{glob.escape(file)}.new.*"):
+        os.unlink(left)
+    new = f"{file}.new.{token}"
+    try:
+        with open(new, "x", encoding="utf-8", errors="surrogateescape", newline="\n") as out:
+            with contextlib.suppress(FileNotFoundError):
+                before = os.stat(file)
+                os.fchmod(out.fileno(), before.st_mode & 0o7777)
+                with contextlib.suppress(PermissionError):
+                    os.fchown(out.fileno(), before.st_uid, before.st_gid)
+            out.write("".join([f"{line}\n" for line in lines]))
+            out.flush()
+            os.fsync(out.fileno())
+        if _holder(lock) != token:
+            raise RecordError(f"{lock} was taken away: nothing was written")
+        os.replace(new, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+    folder = os.open(os.path.dirname(file), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

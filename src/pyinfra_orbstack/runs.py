@@ -26,7 +26,7 @@ from pyinfra.api.operations import run_ops
 from pyinfra.api.state import State
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
-from pyinfra_orbstack import connector, process, project, results
+from pyinfra_orbstack import inventory, process, project, results
 
 #: Names of groups, or their data by name.
 Groups = Union[Sequence[str], Mapping[str, Mapping[str, Any]]]
@@ -168,8 +168,8 @@ class Run:
     def _inventory(self, config: Config) -> Inventory:
         """The host with its data, and the project's configuration read on the way."""
         # The host may be younger than what this process has listed.
-        connector.list_machines.cache.clear()
-        connector.list_containers.cache.clear()
+        inventory.list_machines.cache.clear()
+        inventory.list_containers.cache.clear()
         own = {self.kind: {}, **self.groups}
         hosts = [(self.host, dict(self.data))]
         members: dict[str, Any] = {name: ([self.host], {}) for name in own if name != "all"}

@@ -1,21 +1,29 @@
-"""What a machine is made from: the data of a host that say so, checked in one place.
+"""What a machine is made from, and how a host is reached: checked once, before anything is done.
 
-A plan and a deploy come through here, so that the one promises nothing that the other cannot do.
+The keys of a host's data, the arguments of operations and the options of the pytest plugin all end
+here. `~` is the user's home in paths of the Mac; in paths of a machine it is refused, because whose
+home it is depends on who runs what.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pyinfra_orbstack import orbctl
-from pyinfra_orbstack.orbctl import BadValue
-
-PREFIX = "orbstack_"
-#: Keys with our prefix that a host has without anybody's doing.
-GIVEN = frozenset({"orbstack_vm"})
+from pyinfra_orbstack import arguments
+from pyinfra_orbstack.answers import BadValue
+from pyinfra_orbstack.arguments import (
+    ARCHS,
+    check_image_form,
+    check_name,
+    check_value,
+    limits,
+)
 
 #: What `orbctl create` can make machines of, as of OrbStack 2.2.
 DISTROS = frozenset(
@@ -27,13 +35,135 @@ DISTROS = frozenset(
 #: Versions that are words without a number, beside those that have one.
 WORDS = {"debian": {"sid", "testing", "unstable"}, "devuan": {"ceres", "testing", "unstable"}}
 
+# One value -------------------------------------------------------------------------------------
+#
+# Each of these returns the value, or raises `BadValue` with the key under which it stands.
 
-def check_keys(given: Iterable[str], known: Collection[str]) -> None:
+
+def _text(key: str, value: Any) -> str:
+    # `--data` makes a number of digits, and an id is one.
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return check_value(key, value)
+
+
+def _arch(key: str, value: Any) -> str:
+    if check_value(key, value) not in ARCHS:
+        raise BadValue(f"{key} is {' or '.join(ARCHS)}, not {value!r}")
+    return str(value)
+
+
+def _image(key: str, value: Any) -> str:
+    return check_image_form(key, check_value(key, value))
+
+
+def _switch(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadValue(f"{key} is True or False, not {value!r}")
+    return value
+
+
+def _limit(key: str, value: Any) -> Any:
+    if isinstance(value, str):
+        check_value(key, value)
+    kind = key.rpartition("_")[2]
+    try:
+        limits(**{kind: value})
+    except BadValue as bad:
+        raise BadValue(f"{key}{str(bad)[len(kind) :]}") from None
+    return value
+
+
+def _seconds(key: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise BadValue(f"{key} is a number of seconds above 0, not {value!r}")
+    return number
+
+
+def mac_path(key: str, value: Any) -> str:
+    """A path on the Mac, where only the user's own home has a short name."""
+    path = check_value(key, value)
+    if path[0] == "~" and path[1:2] not in ("", "/"):
+        raise BadValue(f"{key} {path!r}: ~ is your own home alone, so write the whole path")
+    return path
+
+
+def _machine_path(key: str, value: Any) -> str:
+    path = check_value(key, value)
+    if path[0] != "/":
+        raise BadValue(
+            f"{key} {path!r} is a path in the machine and begins with /; ~ is nobody's home there"
+        )
+    return path
+
+
+def _mounts(key: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        raise BadValue(f"{key} is a list such as [{value!r}], not text")
+    if not isinstance(value, (list, tuple)):
+        raise BadValue(f"{key} is a list such as ['~/src:/src'], not {value!r}")
+    for one in value:
+        source, colon, target = check_value(key, one).partition(":")
+        mac_path(key, source)
+        if colon:
+            _machine_path(key, target)
+    return list(value)
+
+
+def expanded(key: str, path: str) -> str:
+    """A path on this computer, with the user's home in it."""
+    if path[0] != "~":
+        return path
+    home = os.path.expanduser("~")
+    if home[:1] != "/":
+        raise BadValue(f"{key} {path!r}: there is no home for ~, so set HOME")
+    return home + path[1:]
+
+
+# The data of a host ----------------------------------------------------------------------------
+
+PREFIX = "orbstack_"
+#: What a machine is made from.
+MACHINE_KEYS: dict[str, Callable[[str, Any], Any]] = {
+    "orbstack_image": _image,
+    "orbstack_arch": _arch,
+    "orbstack_create_user": _text,
+    "orbstack_cloud_init": mac_path,
+    "orbstack_isolated": _switch,
+    "orbstack_isolate_network": _switch,
+    "orbstack_mounts": _mounts,
+    "orbstack_cpus": _limit,
+    "orbstack_memory": _limit,
+    "orbstack_disk": _limit,
+}
+#: How a host is reached.
+HOST_KEYS: dict[str, Callable[[str, Any], Any]] = {
+    "orbstack_user": _text,
+    "orbstack_workdir": _machine_path,
+    "orbstack_create": _switch,
+    "orbstack_start": _switch,
+    "orbstack_boot_timeout": _seconds,
+    "orbstack_transport": _text,
+}
+KEYS = {**MACHINE_KEYS, **HOST_KEYS}
+DEFAULTS: dict[str, Any] = {
+    "orbstack_isolated": False,
+    "orbstack_isolate_network": False,
+    "orbstack_mounts": [],
+    "orbstack_create": True,
+    "orbstack_start": True,
+    "orbstack_boot_timeout": 120,
+}
+#: Keys with our prefix that a host has without anybody's doing.
+GIVEN = frozenset({"orbstack_vm"})
+
+
+def check_keys(given: Iterable[str], known: Collection[str] = KEYS) -> None:
     """See that each key with our prefix is one that means something.
-
-    Args:
-        given: The keys of a host's data, from wherever they come.
-        known: The keys of the connector.
 
     Raises:
         BadValue: One is unknown; the nearest one that is known is named.
@@ -43,58 +173,209 @@ def check_keys(given: Iterable[str], known: Collection[str]) -> None:
             raise BadValue(f"{key} is not a key of this connector{_nearest(key, known)}")
 
 
-def create_args(name: str, data: Mapping[str, Any]) -> list[str]:
-    """The arguments of `orbctl` that create a machine as a host's data say.
+def check_data(data: Mapping[str, Any], keys: Collection[str] = KEYS) -> dict[str, Any]:
+    """The values of keys, checked; None is as good as nothing.
 
-    Args:
-        name: Its name.
-        data: The data of the connector, with all its keys.
+    Raises:
+        BadValue: One is wrong, or two do not go together.
+    """
+    found = {}
+    for key in keys:
+        value = DEFAULTS.get(key)
+        if key in data and data[key] is not None:
+            value = data[key]
+        found[key] = None if value is None else KEYS[key](key, value)
+    if not found.get("orbstack_isolated"):
+        for key in ("orbstack_isolate_network", "orbstack_mounts"):
+            if found.get(key):
+                raise BadValue(f"{key} needs orbstack_isolated")
+    return found
+
+
+def create_args(name: str, data: Mapping[str, Any]) -> list[str]:
+    """The arguments of `orbctl` that create a machine here as a host's data say.
 
     Raises:
         BadValue: A value that cannot work; its key is named.
     """
-    image = _text("orbstack_image", data["orbstack_image"])
-    distro, colon, version = image.partition(":")
-    if not distro or bool(colon) != bool(version):
-        raise BadValue(f"orbstack_image is DISTRO or DISTRO:VERSION, not {image!r}")
-    for what in ("cpus", "memory", "disk"):
-        try:
-            orbctl.limits(**{what: data[PREFIX + what]})
-        except BadValue as bad:
-            raise BadValue(f"{PREFIX}{bad}") from None
-    arch = data["orbstack_arch"]
-    if arch is not None:
-        try:
-            orbctl.check_arch(arch)
-        except BadValue as bad:
-            raise BadValue(f"{PREFIX}{bad}") from None
-    cloud_init = data["orbstack_cloud_init"]
-    if cloud_init is not None:
-        cloud_init = os.path.expanduser(_text("orbstack_cloud_init", cloud_init))
-        if not os.path.isfile(cloud_init):
-            raise BadValue(f"orbstack_cloud_init is a file on this computer, not {cloud_init!r}")
-    user = data["orbstack_create_user"]
-    if user is not None:
-        _text("orbstack_create_user", user)
-    isolated = data["orbstack_isolated"]
-    for key in ("orbstack_isolate_network", "orbstack_mounts"):
-        if data[key] and not isolated:
-            raise BadValue(f"{key} needs orbstack_isolated")
-    for mount in data["orbstack_mounts"]:
-        _text("orbstack_mounts", mount)
-    return orbctl.create_args(
-        name,
-        image,
-        arch=arch,
-        user=user,
-        cloud_init=cloud_init,
-        isolated=isolated,
-        isolate_network=data["orbstack_isolate_network"],
-        mounts=data["orbstack_mounts"],
-        cpus=data["orbstack_cpus"],
-        memory=data["orbstack_memory"],
-        disk=data["orbstack_disk"],
-    )
+    spec = MachineSpec.from_data(name, check_data(data, MACHINE_KEYS))
+    spec.check_files(PREFIX)
+    return spec.create_args(here=True)
+
+
+def _nearest(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f" (known: {', '.join(sorted(known))})"
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """What a machine is made from; None is what OrbStack chooses.
+
+    Raises:
+        BadValue: A value cannot be right, or two do not go together.
+    """
+
+    name: str
+    image: str | None = None
+    arch: str | None = None
+    user: str | None = None
+    cloud_init: str | None = None
+    cpus: str | float | None = None
+    memory: str | float | None = None
+    disk: str | float | None = None
+    isolated: bool | None = None
+    isolate_network: bool | None = None
+    mounts: Sequence[str] | None = None
+    forward_ssh_agent: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for key, check in (
+            ("image", _image),
+            ("arch", _arch),
+            ("user", _text),
+            ("cloud_init", mac_path),
+            ("isolated", _switch),
+            ("isolate_network", _switch),
+            ("mounts", _mounts),
+            ("forward_ssh_agent", _switch),
+        ):
+            value = getattr(self, key)
+            if value is not None:
+                object.__setattr__(self, key, check(key, value))
+        limits(self.cpus, self.memory, self.disk)
+        self.create_args()
+
+    @classmethod
+    def from_data(cls, name: str, data: Mapping[str, Any]) -> MachineSpec:
+        """What a host's checked data say."""
+        values = {key: data[f"orbstack_{key}"] for key in _OF_DATA}
+        return cls(name, user=data["orbstack_create_user"], **values)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The limits, as settings of a machine that exists; 0 lifts one."""
+        return limits(self.cpus, self.memory, self.disk)
+
+    @property
+    def limited(self) -> dict[str, Any]:
+        """The limits that are some, by the names they have here."""
+        names = {"cpu": "cpus", "memory_mib": "memory", "disk_bytes": "disk"}
+        return {
+            names[key]: getattr(self, names[key])
+            for key, value in self.settings.items()
+            if float(value)
+        }
+
+    def create_args(self, *, here: bool = False) -> list[str]:
+        """Arguments that create it.
+
+        Args:
+            here: `orbctl` is called on this computer, so that ``~`` is the home of who runs us.
+        """
+
+        def path(what: str, path: str) -> str:
+            return expanded(what, path) if here else path
+
+        return arguments.create_args(
+            self.name,
+            "image" if self.image is None else self.image,
+            arch=self.arch,
+            user=self.user,
+            cloud_init=path("cloud_init", self.cloud_init) if self.cloud_init and here else None,
+            isolated=bool(self.isolated),
+            isolate_network=bool(self.isolate_network),
+            mounts=[path("mounts", mount) for mount in self.mounts or ()],
+            # Machines that are not isolated have it anyway.
+            forward_ssh_agent=bool(self.forward_ssh_agent and self.isolated),
+            **self.limited,
+        )
+
+    def check_files(self, prefix: str = "") -> None:
+        """See that what it names on this computer is there.
+
+        Raises:
+            BadValue: It is not.
+        """
+        if self.cloud_init is not None:
+            path = expanded("cloud_init", self.cloud_init)
+            if not os.path.isfile(path):
+                raise BadValue(f"{prefix}cloud_init is a file on this computer, not {path!r}")
+            read_cloud_init(path)
+        for one in self.mounts or ():
+            source = expanded("mounts", one.partition(":")[0])
+            if not os.path.exists(source):
+                raise BadValue(f"{prefix}mounts: there is no {source!r} on this computer")
+
+    def unlike(self, distro: str, version: str, arch: str) -> list[str]:
+        """In what a machine that was just made from it is another one."""
+        said = []
+        if self.image and same_image(self.image, distro, version) is False:
+            said.append(f"it is {distro}:{version}, not {self.image}")
+        if self.arch and arch and self.arch != arch:
+            said.append(f"its arch is {arch}, not {self.arch}")
+        return said
+
+
+_OF_DATA = (
+    *("image", "arch", "cloud_init", "cpus", "memory", "disk"),
+    *("isolated", "isolate_network", "mounts"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a host's data say of how it is reached."""
+
+    user: str | None
+    workdir: str | None
+    transport: str | None
+    may_create: bool
+    may_start: bool
+    boot_timeout: float
+    cloud_init: bool
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Settings:
+        """What a host's checked data say."""
+        return cls(
+            user=data["orbstack_user"],
+            workdir=data["orbstack_workdir"],
+            transport=data["orbstack_transport"],
+            may_create=data["orbstack_create"],
+            may_start=data["orbstack_start"],
+            boot_timeout=data["orbstack_boot_timeout"],
+            cloud_init=data["orbstack_cloud_init"] is not None,
+        )
+
+
+def read_cloud_init(path: str) -> str:
+    """What a cloud-init file on this computer holds.
+
+    Raises:
+        BadValue: It cannot be read, or holds nothing.
+    """
+    path = expanded("cloud_init", mac_path("cloud_init", path))
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            script = file.read()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadValue(f"cloud_init cannot be read: {problem}") from None
+    if not script.strip():
+        raise BadValue(f"cloud_init {path!r} is empty")
+    return script
+
+
+# A machine that exists -------------------------------------------------------------------------
+
+# The names that OrbStack's index has for numbers; other versions read back as they were typed.
+_CODENAMES = {
+    "centos": {"9": "9-Stream", "10": "10-Stream"},
+    "debian": {"11": "bullseye", "12": "bookworm", "13": "trixie", "14": "forky"},
+    "devuan": {"4": "chimaera", "5": "daedalus", "6": "excalibur"},
+    "ubuntu": {"22.04": "jammy", "24.04": "noble", "25.10": "questing", "26.04": "resolute"},
+}
 
 
 def check_image(image: str) -> None:
@@ -109,17 +390,55 @@ def check_image(image: str) -> None:
     distro, _, version = image.partition(":")
     if distro not in DISTROS:
         raise BadValue(f"orbstack_image {image!r}: unknown distro{_nearest(distro, DISTROS)}")
-    words = {*orbctl._CODENAMES.get(distro, {}).values(), *WORDS.get(distro, ())}
+    words = {*_CODENAMES.get(distro, {}).values(), *WORDS.get(distro, ())}
     if words and version.isalpha() and version not in words:
         raise BadValue(
             f"orbstack_image {image!r}: unknown version of {distro}{_nearest(version, words)}"
         )
 
 
-def _text(key: str, value: Any) -> str:
-    return orbctl.check_value(key, value)
+def same_image(image: str, distro: str, version: str) -> bool | None:
+    """Whether a machine was made from ``image``; None where that cannot be known.
+
+    >>> same_image("ubuntu:24.04", "ubuntu", "noble"), same_image("ubuntu", "ubuntu", "noble")
+    (True, True)
+    """
+    wanted_distro, _, wanted = image.partition(":")
+    if not distro:
+        return None
+    if wanted_distro != distro:
+        return False
+    codenames = _CODENAMES.get(distro, {})
+    wanted, version = codenames.get(wanted, wanted), codenames.get(version, version)
+    if not wanted or wanted == version:
+        return True
+    both = {wanted, version}
+    known = both <= set(codenames.values())
+    return False if known or all(re.fullmatch(r"[\d.]+", one) for one in both) else None
 
 
-def _nearest(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f" (known: {', '.join(sorted(known))})"
+def same_mounts(wanted: Sequence[str], told: str) -> bool | None:
+    """Whether the ``mounts`` setting of a machine says this; None where that cannot be known.
+
+    How several mounts are told, and whether ``~`` is kept, is not documented.
+    """
+    if re.search(r"[][{}\"']", told) or any("," in mount for mount in wanted):
+        return None
+    left = [mount for mount in re.split(r"[,\n]", told) if mount.strip()]
+    for mount in wanted:
+        found = next((one for one in left if _same_mount(mount, one)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return not left
+
+
+def _same_mount(one: str, other: str) -> bool:
+    ends = []
+    for mount in (one, other):
+        source, _, target = mount.strip().partition(":")
+        ends.append([path.rstrip("/") for path in (source, target or source)])
+    return all(
+        a == b or (a[:2] == "~/" and b.endswith(a[1:])) or (b[:2] == "~/" and a.endswith(b[1:]))
+        for a, b in zip(*ends)
+    )

@@ -366,6 +366,7 @@ class Machine(Target):
     ) -> None:
         super().__init__("@orbstack", machine.name, machine.id, engine.root, groups, data)
         self._engine = engine
+        self._machine = machine
 
     def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
         from pyinfra_orbstack import orbctl
@@ -391,11 +392,10 @@ class Machine(Target):
         if self._engine.keep:
             return
         try:
-            self._engine.client.delete(self.name, self.id)
+            self._engine.client.remove(self._machine)
+            self._engine.record.forget(self.id)
         except OrbctlError as problem:
             warnings.warn(f"{self.name} was not deleted: {problem}", stacklevel=2)
-        else:
-            self._engine.record.forget(self.id)
 
 
 class Container(Target):
@@ -580,9 +580,11 @@ class Engine:
 
     def make(self, name: str, image: str | None, user: str | None) -> orbctl.Machine:
         """Make a machine that runs."""
+        from pyinfra_orbstack import orbctl
+
         source = self._base(image or self.image, user)
         name = f"{name}-{secrets.token_hex(4)}"
-        machine = self._make(name, lambda: self.client.clone(source, name))
+        machine = self._make(name, orbctl.machine_args("clone", source, name))
         self.client.start(name)
         self.wait(name)
         return machine
@@ -600,7 +602,7 @@ class Engine:
                 name = f"base-{self.run}-{secrets.token_hex(4)}"
                 args = orbctl.create_args(name, image, user=user)
                 try:
-                    self._make(name, lambda: self.client.create(args))
+                    self._make(name, args)
                     self.wait(name)
                     self.client.stop(name)
                 except orbctl.OrbctlError as problem:
@@ -610,36 +612,27 @@ class Engine:
                 bases[key] = name
         return bases[key]
 
-    def _make(self, name: str, make: Callable[[], None]) -> orbctl.Machine:
+    def _make(self, name: str, args: Sequence[str]) -> orbctl.Machine:
         """Make a machine and write it down; what an interruption leaves half made is removed."""
-        began = time.time() - 1
-        try:
-            make()
-            machine = self.client.info(name)
-            self.record.add(machine)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                left = self.client.info(name)
-                # The name was random and free; what bears it now is what this call left.
-                if left.created and left.created.timestamp() >= began:
-                    self.client.delete(name, left.id)
-                    self.record.forget(left.id)
-            raise
-        return machine
+        from pyinfra_orbstack import interrupts, making, orbctl
+
+        made = making.Making(self.client, name, args, self.record)
+        with interrupts.at_interrupt(made.give_up):
+            try:
+                return made.finish(orbctl.CREATE_TIMEOUT, _tell)
+            except BaseException:
+                made.undo(_tell)
+                raise
 
     def wait(self, name: str, seconds: float = 120) -> None:
         """Wait until a machine runs commands."""
-        from pyinfra_orbstack import orbctl
+        from pyinfra_orbstack import waiting
 
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                self.client.call(*orbctl.run_args(name, ["true"]))
-                return
-            except orbctl.OrbctlError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
+        waiting.until_it_answers(self.client, name, seconds)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 # Records of runs -------------------------------------------------------------------------------
@@ -689,8 +682,8 @@ def _delete_all(folder: Path) -> None:
             patch.setenv(*line.split("=", 1))
         record = orbctl.Record(folder / "machines")
         try:
-            if record.machines():
-                record.delete_all(orbctl.Orbctl())
+            # Nobody else gives machines such names.
+            record.delete_all(orbctl.Orbctl(), names_are_ours=True)
         except orbctl.OrbctlError as problem:
             names = ", ".join(record.machines())
             print(f"the next run tries again to delete {names}: {problem}", file=sys.stderr)

@@ -125,9 +125,15 @@ def test_D2_orbstack_not_running(
 @pytest.mark.parametrize("transport", PLACES)
 def test_D3_odd_listings(proxy: Proxy, machine: str, answer: str, transport: str) -> None:
     proxy.tell(f"{proxy.listing} print {answer}")
-    for name in ("", "*"):
-        with pytest.raises(InventoryError, match=r"cannot list (OrbStack's machines|containers)"):
-            list(OrbStackConnector.make_names_data(proxy.place + name))
+    with pytest.raises(InventoryError, match=r"cannot list (OrbStack's machines|containers)"):
+        list(OrbStackConnector.make_names_data(proxy.place))
+    # A pattern is a host that fails when it is connected to, and alone.
+    pattern = f"{proxy.place}*"
+    assert [host for host, _, _ in OrbStackConnector.make_names_data(pattern)] == [
+        f"@orbstack/{pattern}"
+    ]
+    with pytest.raises(ConnectError, match=r"cannot list (OrbStack's machines|containers)"):
+        Remote(pattern).connect()
     # What was named is judged when it is connected to.
     named = proxy.place + "web"
     assert [host for host, _, _ in OrbStackConnector.make_names_data(named)] == [

@@ -10,13 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyinfra_orbstack import orbctl
+from pyinfra_orbstack import asking, orbctl
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox", "zsh") if shutil.which(shell)]
 
 
 def _ask(shell: str, program: Path, *args: str, then: str = "") -> list[str]:
-    argv = [shell, *(["sh"] if shell == "busybox" else []), "-c", orbctl.ask(*args, then=then)]
+    argv = [
+        str(shutil.which(shell)),
+        *(["sh"] if shell == "busybox" else []),
+        "-c",
+        asking.ask(*args, then=then),
+    ]
     env = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere", orbctl.COMMAND_VARIABLE: str(program)}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     return done.stdout.split("\n")[:-1]
@@ -33,7 +38,7 @@ def _program(folder: Path, script: str) -> Path:
 def test_words_and_output_arrive_as_they_are(shell: str, tmp_path: Path) -> None:
     program = _program(tmp_path, 'printf "[%s]\\n" "$@"; cat; echo noise >&2')
     words = ["a b", "$(id)", "'\"`", "*", "\\n", "-x", ""]
-    told = orbctl.answer(_ask(shell, program, *words))
+    told = asking.answer(_ask(shell, program, *words))
     assert told.rstrip("\n").split("\n") == [f"[{word}]" for word in words]
 
 
@@ -41,19 +46,19 @@ def test_words_and_output_arrive_as_they_are(shell: str, tmp_path: Path) -> None
 def test_failures_are_told_apart(shell: str, tmp_path: Path) -> None:
     program = _program(tmp_path, 'echo out; echo "$1" >&2; echo later >&2; exit "$2"')
     with pytest.raises(orbctl.OrbctlError, match=r"^later$"):
-        orbctl.answer(_ask(shell, program, "first", "3"))
+        asking.answer(_ask(shell, program, "first", "3"))
     with pytest.raises(orbctl.MachineNotFound, match=r"^machine not found: 'x'$"):
-        orbctl.answer(_ask(shell, program, "[-32098] machine not found: 'x'", "1"))
+        asking.answer(_ask(shell, program, "[-32098] machine not found: 'x'", "1"))
     with pytest.raises(orbctl.OrbctlMissing):
-        orbctl.answer(_ask(shell, tmp_path / "none", "list"))
-    assert orbctl.answers(_ask(shell, program, "", "2"), accept=[2]) == ["out\n"]
+        asking.answer(_ask(shell, tmp_path / "none", "list"))
+    assert asking.answers(_ask(shell, program, "", "2"), accept=[2]) == ["out\n"]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_later_call_that_fails_is_left_out(shell: str, tmp_path: Path) -> None:
     program = _program(tmp_path, 'echo "$1"; exit "$2"')
     lines = _ask(shell, program, "one", "0", then="; ask two 1; ask three 0")
-    assert [text.strip() for text in orbctl.answers(lines)] == ["one", "three"]
+    assert [text.strip() for text in asking.answers(lines)] == ["one", "three"]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +66,10 @@ def test_later_call_that_fails_is_left_out(shell: str, tmp_path: Path) -> None:
 )
 def test_answer_that_was_cut_short_is_none(lines: list[str]) -> None:
     with pytest.raises(orbctl.BadAnswer, match="cut short"):
-        orbctl.answers(lines)
+        asking.answers(lines)
 
 
 @given(st.lists(st.text(alphabet=st.characters(blacklist_characters="\n"))))
 def test_nothing_that_orbctl_prints_is_taken_for_its_end(lines: list[str]) -> None:
     printed = [*lines, "orbctl: exit 1: no"]
-    assert orbctl.answer([*printed, "orbctl: exit 0: "]) == "\n".join(printed)
+    assert asking.answer([*printed, "orbctl: exit 0: "]) == "\n".join(printed)

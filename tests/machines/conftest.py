@@ -74,8 +74,8 @@ def kill_at(at: str, log: Path) -> None:
             if at in " ".join(call["argv"]) and call["exit"] is None:
                 pids = [call["pid"]]
                 # For an ordinary user the simulator is root's, and sudo stands between.
-                while len(pids) == 1 or status(pids[-1])["Name"] == "sudo":
-                    pids.append(int(status(pids[-1])["PPid"]))
+                while (parent := int(status(pids[-1])["PPid"])) != os.getpid():
+                    pids.append(parent)
                 sudo = ["sudo", "-n"] if os.geteuid() else []
                 subprocess.run([*sudo, "kill", "-KILL", *map(str, reversed(pids))], check=True)
                 return

@@ -6,12 +6,14 @@ import doctest
 
 import pytest
 
-from pyinfra_orbstack import orbctl, timing
+from pyinfra_orbstack import answers, arguments, inventory, orbctl, specification, timing
 
 
 def test_examples_in_docstrings() -> None:
-    assert doctest.testmod(orbctl).failed == 0
-    assert doctest.testmod(timing).failed == 0
+    for module in (answers, arguments, inventory, specification, timing):
+        done = doctest.testmod(module)
+        assert done.attempted > 0
+        assert done.failed == 0
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_limits_that_could_mean_anything_are_refused(limits: dict[str, object]) 
     ],
 )
 def test_same_image(image: str, distro: str, version: str, same: bool | None) -> None:
-    assert orbctl.same_image(image, distro, version) is same
+    assert specification.same_image(image, distro, version) is same
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_same_image(image: str, distro: str, version: str, same: bool | None) ->
     ],
 )
 def test_same_mounts(wanted: list[str], told: str, same: bool | None) -> None:
-    assert orbctl.same_mounts(wanted, told) is same
+    assert specification.same_mounts(wanted, told) is same
 
 
 def test_no_machine_is_never_all_of_orbstack() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyinfra_orbstack.orbctl import Orbctl, create_args
+from pyinfra_orbstack.orbctl import COMMAND_VARIABLE, Orbctl, Record, create_args
 from pyinfra_orbstack.project import is_simulator
 
 pytest_plugins = ["pytester"]
@@ -337,3 +337,33 @@ def test_a_run_that_is_still_going_is_not_swept(pytester: pytest.Pytester, clien
         os.killpg(run.pid, signal.SIGINT)
         run.wait(120)
     assert names(client) == before
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_ends_while_it_makes_a_machine_is_swept(
+    pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What makes the machine goes on without it, and writes it down."""
+    slow, made = pytester.path / "orbctl-slow", pytester.path / "made"
+    slow.write_text(
+        f'#!/bin/sh\n[ $1 = create ] && {{ {client.command} "$@"; : >{made}; sleep 2; exit; }}\n'
+        f'exec {client.command} "$@"\n'
+    )
+    slow.chmod(0o755)
+    monkeypatch.setenv(COMMAND_VARIABLE, str(slow))
+    pytester.makepyfile("def test(orbstack_machine): pass")
+    run = subprocess.Popen([sys.executable, "-m", "pytest", "-q"], start_new_session=True)
+    while not made.exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(number)
+    run.wait()
+    (record,) = (pytester.path / "state").rglob("machines")
+    deadline = time.monotonic() + 60
+    while not Record(record).machines():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (left,) = Record(record).machines()
+    assert left in names(client)
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gevent
 import pytest
 
 from pyinfra_orbstack import orbctl, project, testing
@@ -50,18 +51,47 @@ def test_a_machine_that_cannot_be_deleted_is_named(
         client.info(machine.name)
 
 
-def test_what_is_half_made_is_removed(machine: Machine) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_is_half_made_is_removed(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Interrupted while it is cloned, when there is a machine already."""
     engine, name = machine._engine, f"half-{secrets.token_hex(4)}"
+    real, made = engine.client.command, tmp_path / "made"
+    slow = tmp_path / "orbctl"
+    slow.write_text(
+        f'#!/bin/sh\n[ $1 = clone ] && {{ {real} "$@"; : >{made}; exec sleep 60; }}\n'
+        f'exec {real} "$@"\n'
+    )
+    slow.chmod(0o755)
+    main = gevent.getcurrent()
 
-    def make() -> None:
-        engine.client.clone(machine.name, name)
-        raise KeyboardInterrupt
+    def interrupt() -> None:
+        while not made.exists():
+            gevent.sleep(0.05)
+        main.throw(error)
 
-    with pytest.raises(KeyboardInterrupt):
-        engine._make(name, make)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.client, "command", str(slow))
+        gevent.spawn(interrupt)
+        with pytest.raises(error):
+            engine._make(name, orbctl.machine_args("clone", machine.name, name))
     with pytest.raises(orbctl.MachineNotFound):
         engine.client.info(name)
     assert name not in engine.record.machines()
+    assert engine.record.intents() == []
+
+
+def test_what_cannot_be_written_down_is_removed(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, name = machine._engine, f"lost-{secrets.token_hex(4)}"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "record", Record(tmp_path))
+        with pytest.raises(orbctl.OrbctlError, match="deleted again: cannot write the record"):
+            engine._make(name, orbctl.machine_args("clone", machine.name, name))
+    with pytest.raises(orbctl.MachineNotFound):
+        engine.client.info(name)
 
 
 def test_a_machine_that_does_not_answer_is_waited_for(machine: Machine) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, TypeVar, Union
@@ -18,7 +17,7 @@ from pyinfra.api.exceptions import FactError, FactValueError
 from pyinfra.api.facts import FactBase
 from typing_extensions import TypedDict, override
 
-from pyinfra_orbstack import orbctl
+from pyinfra_orbstack import asking, orbctl, shelltext, specification
 
 try:
     from pyinfra.api.exceptions import FactProcessError
@@ -28,8 +27,6 @@ except ImportError:  # pragma: no cover: before pyinfra 3.6, every error of a fa
 T = TypeVar("T")
 #: What a setting may be.
 Setting = Union[bool, int, str]
-#: Where, on the host that has OrbStack, it is written down what a machine's cloud-init file was.
-CLOUD_INIT_FOLDER = '"${XDG_STATE_HOME:-$HOME/.local/state}"/pyinfra-orbstack/cloud-init'
 
 
 class MachineData(TypedDict):
@@ -137,13 +134,11 @@ class OrbStackMachines(_OrbctlFact[dict[str, MachineData]]):
 
     @override
     def command(self, addresses: bool = True) -> str:
-        # A machine may go between the two calls: then its addresses are not known.
-        each = '; set -f; for m in $("$orbctl" list -r -q); do ask info "$m" --format json; done'
-        return orbctl.ask("list", "--format", "json", then=each if addresses else "")
+        return asking.telling("ask_all") if addresses else asking.ask("list", "--format", "json")
 
     @override
     def read(self, output: list[str]) -> dict[str, MachineData]:
-        listing, *infos = orbctl.answers(output)
+        listing, *infos = asking.answers(output)
         addresses = {}
         for text in infos:
             with contextlib.suppress(orbctl.BadAnswer):
@@ -172,14 +167,29 @@ class OrbStackMachine(_OrbctlFact[Union[MachineData, dict[str, Any]]]):
     @override
     def command(self, machine: str) -> str:
         with _refusing():
-            return orbctl.ask(*orbctl.info_args(machine))
+            return asking.ask(*orbctl.info_args(machine))
 
     @override
     def read(self, output: list[str]) -> MachineData | dict[str, Any]:
         try:
-            return _describe(orbctl.parse_info(orbctl.answer(output)))
+            return _describe(orbctl.parse_info(asking.answer(output)))
         except orbctl.MachineNotFound:
             return {}
+
+
+class SettledMachine(OrbStackMachine):
+    """
+    Returns one machine as ``OrbStackMachine`` does, once OrbStack is not busy with it.
+
+    + machine: its name
+    + seconds: how long to wait for that
+    """
+
+    @override
+    def command(self, machine: str, seconds: int) -> str:  # type: ignore[override]
+        with _refusing():
+            words = shelltext.words("ask_when_settled", orbctl.check_name(machine), seconds)
+        return asking.telling(words)
 
 
 class OrbStackMachineLogs(_OrbctlFact[list[str]]):
@@ -193,11 +203,11 @@ class OrbStackMachineLogs(_OrbctlFact[list[str]]):
     @override
     def command(self, machine: str, all_logs: bool = False) -> str:
         with _refusing():
-            return orbctl.ask(*orbctl.machine_args("logs --all" if all_logs else "logs", machine))
+            return asking.ask(*orbctl.machine_args("logs --all" if all_logs else "logs", machine))
 
     @override
     def read(self, output: list[str]) -> list[str]:
-        return orbctl.answer(output).splitlines()
+        return asking.answer(output).splitlines()
 
 
 class OrbStackConfig(_OrbctlFact[dict[str, Setting]]):
@@ -219,11 +229,11 @@ class OrbStackConfig(_OrbctlFact[dict[str, Setting]]):
 
     @override
     def command(self) -> str:
-        return orbctl.ask("config", "show")
+        return asking.ask("config", "show")
 
     @override
     def read(self, output: list[str]) -> dict[str, Setting]:
-        return orbctl.parse_config(orbctl.answer(output))
+        return orbctl.parse_config(asking.answer(output))
 
 
 class OrbStackConfigValue(_OrbctlFact[str]):
@@ -236,11 +246,11 @@ class OrbStackConfigValue(_OrbctlFact[str]):
     @override
     def command(self, key: str) -> str:
         with _refusing():
-            return orbctl.ask(*orbctl.config_args(key))
+            return asking.ask(*orbctl.config_args(key))
 
     @override
     def read(self, output: list[str]) -> str:
-        return orbctl.parse_value(orbctl.answer(output))
+        return orbctl.parse_value(asking.answer(output))
 
 
 class OrbStackVersion(_OrbctlFact[str]):
@@ -250,11 +260,11 @@ class OrbStackVersion(_OrbctlFact[str]):
 
     @override
     def command(self) -> str:
-        return orbctl.ask("version")
+        return asking.ask("version")
 
     @override
     def read(self, output: list[str]) -> str:
-        return orbctl.parse_version(orbctl.answer(output))
+        return orbctl.parse_version(asking.answer(output))
 
 
 class OrbStackStatus(_OrbctlFact[str]):
@@ -264,11 +274,11 @@ class OrbStackStatus(_OrbctlFact[str]):
 
     @override
     def command(self) -> str:
-        return orbctl.ask("status")
+        return asking.ask("status")
 
     @override
     def read(self, output: list[str]) -> str:
-        return orbctl.parse_status(orbctl.answers(output, whole=True, accept=(1, 2))[0])
+        return orbctl.parse_status(asking.answers(output, whole=True, accept=(1, 2))[0])
 
 
 class OrbStackDefaultMachine(_OrbctlFact[str]):
@@ -278,11 +288,11 @@ class OrbStackDefaultMachine(_OrbctlFact[str]):
 
     @override
     def command(self) -> str:
-        return orbctl.ask("default")
+        return asking.ask("default")
 
     @override
     def read(self, output: list[str]) -> str:
-        name = orbctl.parse_value(orbctl.answer(output))
+        name = orbctl.parse_value(asking.answer(output))
         return "" if name == "none" else name
 
 
@@ -299,11 +309,11 @@ class OrbStackSSH(_OrbctlFact[dict[str, Setting]]):
 
     @override
     def command(self) -> str:
-        return orbctl.ask("ssh")
+        return asking.ask("ssh")
 
     @override
     def read(self, output: list[str]) -> dict[str, Setting]:
-        return orbctl.parse_ssh(orbctl.answer(output))
+        return orbctl.parse_ssh(asking.answer(output))
 
 
 class CloudInitDigest(_OrbctlFact[str]):
@@ -318,8 +328,8 @@ class CloudInitDigest(_OrbctlFact[str]):
 
     @override
     def command(self, machine_id: str) -> str:
-        file = f"{CLOUD_INIT_FOLDER}/{orbctl.check_id(machine_id)}"
-        return f"if [ -f {file} ]; then cat {file}; else echo; fi"
+        with _refusing():
+            return shelltext.command(shelltext.words("digest_of", orbctl.check_id(machine_id)))
 
     @override
     def read(self, output: list[str]) -> str:
@@ -337,11 +347,8 @@ class PathKind(_OrbctlFact[str]):
     @override
     def command(self, path: str) -> str:
         with _refusing():
-            word = shlex.quote(orbctl.check_value("path", path))
-        return (
-            f"if [ -d {word} ]; then echo directory; "
-            f"elif [ -e {word} ]; then echo file; else echo absent; fi"
-        )
+            word = shelltext.mac_path(specification.mac_path("path", path))
+        return shelltext.command(f"kind_of {word}")
 
     @override
     def read(self, output: list[str]) -> str:

@@ -5,8 +5,7 @@ New deploys use `pyinfra_orbstack.operations.orbstack`, and `pyinfra_orbstack.fa
 what there is; docs/migrating.md has the names side by side. What was a parameter ``name`` is
 ``machine`` now: pyinfra keeps that word for itself, so it never worked but by position.
 
-What only shows something changes nothing. It shows the machine that the host's data names as
-``vm_name``, else every machine.
+What only shows something changes nothing. Where no machine is a parameter, it shows every one.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from pyinfra_orbstack import orbctl
 from pyinfra_orbstack.facts.orbstack import (
     OrbStackConfig,
     OrbStackConfigValue,
-    OrbStackMachine,
     OrbStackMachineLogs,
     OrbStackMachines,
     OrbStackSSH,
 )
 from pyinfra_orbstack.operations import orbstack
-from pyinfra_orbstack.operations.orbstack import Commands, _ask, _fail, _operation
+from pyinfra_orbstack.operations.common import Commands, ask, fail, orbstack_operation
 
 
 def _show(value: Any) -> Commands:
@@ -42,12 +40,8 @@ def _show(value: Any) -> Commands:
 
 
 def _show_machines(*keys: str) -> Commands:
-    found: dict[str, Any] = {}
-    if name := host.data.get("vm_name"):
-        found[name] = _ask(OrbStackMachine, machine=name)
-    else:
-        machines = _ask(OrbStackMachines)
-        found.update(machines)
+    machines = ask(OrbStackMachines)
+    found: dict[str, dict[str, Any]] = {name: {**one} for name, one in machines.items()}
     yield from _show(
         {name: {key: one.get(key) for key in keys or one} for name, one in found.items()}
     )
@@ -256,7 +250,7 @@ def vm_username_set(vm_name: str, username: str) -> Commands:
 # What only shows something ----------------------------------------------------------------------
 
 
-@_operation()
+@orbstack_operation()
 def vm_info() -> Commands:
     """
     Show all about machines. To use them, ask for the fact ``OrbStackMachine``.
@@ -272,7 +266,7 @@ def vm_info() -> Commands:
     yield from _show_machines()
 
 
-@_operation()
+@orbstack_operation()
 def vm_status_detailed() -> Commands:
     """
     Show all about machines. To use them, ask for the fact ``OrbStackMachine``.
@@ -288,7 +282,7 @@ def vm_status_detailed() -> Commands:
     yield from _show_machines()
 
 
-@_operation()
+@orbstack_operation()
 def vm_status() -> Commands:
     """
     Show the state of machines. To use them, ask for the fact ``OrbStackMachine``.
@@ -304,7 +298,7 @@ def vm_status() -> Commands:
     yield from _show_machines("state")
 
 
-@_operation()
+@orbstack_operation()
 def vm_ip() -> Commands:
     """
     Show the addresses of machines. To use them, ask for the fact ``OrbStackMachine``.
@@ -320,7 +314,7 @@ def vm_ip() -> Commands:
     yield from _show_machines("ip4")
 
 
-@_operation()
+@orbstack_operation()
 def vm_network_info() -> Commands:
     """
     Show addresses and domains of machines. To use them, ask for the fact ``OrbStackMachine``.
@@ -336,7 +330,7 @@ def vm_network_info() -> Commands:
     yield from _show_machines("ip4", "ip6", "domain")
 
 
-@_operation()
+@orbstack_operation()
 def vm_network_details() -> Commands:
     """
     Show addresses and domains of machines. To use them, ask for the fact ``OrbStackMachine``.
@@ -352,7 +346,7 @@ def vm_network_details() -> Commands:
     yield from _show_machines("ip4", "ip6", "domain")
 
 
-@_operation()
+@orbstack_operation()
 def vm_list() -> Commands:
     """
     Show every machine. To use them, ask for the fact ``OrbStackMachines``.
@@ -365,10 +359,10 @@ def vm_list() -> Commands:
 
         vm.vm_list()
     """
-    yield from _show(list(_ask(OrbStackMachines).values()))
+    yield from _show(list(ask(OrbStackMachines).values()))
 
 
-@_operation()
+@orbstack_operation()
 def vm_logs(all_logs: bool = False) -> Commands:
     """
     Show the logs of machines. To use them, ask for the fact ``OrbStackMachineLogs``.
@@ -383,17 +377,13 @@ def vm_logs(all_logs: bool = False) -> Commands:
 
         vm.vm_logs()
     """
-    name = host.data.get("vm_name")
-    names = [name]
-    if not name:
-        machines = _ask(OrbStackMachines, addresses=False)
-        names = list(machines)
+    machines = ask(OrbStackMachines, addresses=False)
     yield from _show(
-        {one: _ask(OrbStackMachineLogs, machine=one, all_logs=all_logs) for one in names}
+        {one: ask(OrbStackMachineLogs, machine=one, all_logs=all_logs) for one in machines}
     )
 
 
-@_operation()
+@orbstack_operation()
 def ssh_info(machine: str | None = None) -> Commands:
     """
     Show how to reach machines over SSH. To use it, ask for the fact ``OrbStackSSH``.
@@ -408,11 +398,11 @@ def ssh_info(machine: str | None = None) -> Commands:
 
         vm.ssh_info("web")
     """
-    details = _ask(OrbStackSSH)
+    details = ask(OrbStackSSH)
     yield from _show({**details, "command": _ssh_command(machine)})
 
 
-@_operation()
+@orbstack_operation()
 def ssh_connect_string(machine: str | None = None) -> Commands:
     """
     Show the command that opens a shell over SSH. To use it, write ``ssh NAME@orb``.
@@ -431,14 +421,13 @@ def ssh_connect_string(machine: str | None = None) -> Commands:
 
 
 def _ssh_command(machine: str | None) -> str:
-    name = machine or host.data.get("vm_name")
-    return f"ssh {orbctl.check_name(name)}@orb" if name else "ssh orb"
+    return f"ssh {orbctl.check_name(machine)}@orb" if machine else "ssh orb"
 
 
 # Settings ---------------------------------------------------------------------------------------
 
 
-@_operation()
+@orbstack_operation()
 def orbstack_config_get(key: str) -> Commands:
     """
     Show a setting. To use it, ask for the fact ``OrbStackConfig``.
@@ -453,10 +442,10 @@ def orbstack_config_get(key: str) -> Commands:
 
         vm.orbstack_config_get("memory_mib")
     """
-    yield from _show({key: _ask(OrbStackConfigValue, key=key)})
+    yield from _show({key: ask(OrbStackConfigValue, key=key)})
 
 
-@_operation()
+@orbstack_operation()
 def orbstack_config_show() -> Commands:
     """
     Show all settings. To use them, ask for the fact ``OrbStackConfig``.
@@ -469,7 +458,7 @@ def orbstack_config_show() -> Commands:
 
         vm.orbstack_config_show()
     """
-    yield from _show(_ask(OrbStackConfig))
+    yield from _show(ask(OrbStackConfig))
 
 
 @operation()
@@ -494,7 +483,7 @@ def orbstack_config_set(key: str, value: str) -> Commands:
 # From inside a machine --------------------------------------------------------------------------
 
 
-@_operation(anywhere=True)
+@orbstack_operation(anywhere=True)
 def vm_test_connectivity(target: str, method: str = "ping", count: int = 3) -> Commands:
     """
     Fail unless the host, which may be a machine, reaches something. Nothing is changed.
@@ -526,7 +515,7 @@ def vm_test_connectivity(target: str, method: str = "ping", count: int = 3) -> C
     yield from _probe(commands[method])
 
 
-@_operation(anywhere=True)
+@orbstack_operation(anywhere=True)
 def vm_dns_lookup(hostname: str, lookup_type: str = "A") -> Commands:
     """
     Fail unless the host, which may be a machine, resolves a name. Nothing is changed.
@@ -558,4 +547,4 @@ def _probe(words: list[str]) -> Commands:
     for line in said:
         logger.info(f"{host.print_prefix}{line}")
     if status != "0":
-        yield _fail(f"{shlex.join(words)}: exit code {status}")
+        yield fail(f"{shlex.join(words)}: exit code {status}")

@@ -1,0 +1,69 @@
+"""Asking `orbctl` through a shell, on whatever host that runs: shell/facts.sh, read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pyinfra_orbstack import shelltext
+from pyinfra_orbstack.answers import BadAnswer, OrbctlMissing, error
+from pyinfra_orbstack.orbctl import COMMAND_VARIABLE
+
+_ASKED = re.compile(r"orbctl: exit (\d+): ?(.*)")
+
+
+def ask(*args: str, then: str = "") -> str:
+    """A shell command that calls `orbctl` and tells all about it, for `answers` to read.
+
+    Args:
+        args: The arguments.
+        then: More shell text, in which ``ask ARGS...`` is another call.
+    """
+    return telling(shelltext.words("ask", *args) + then)
+
+
+def telling(call: str) -> str:
+    """A shell command that calls functions of facts.sh, for `answers` to read."""
+    return shelltext.command(f"have_orbctl\n{call}")
+
+
+def answer(lines: Sequence[str]) -> str:
+    """What `orbctl` printed when the command of `ask` was run.
+
+    Raises:
+        OrbctlError: It is missing, failed, or was cut short.
+    """
+    return answers(lines, whole=True)[0]
+
+
+def answers(lines: Sequence[str], *, whole: bool = False, accept: Sequence[int] = ()) -> list[str]:
+    """What each of several calls of `orbctl` printed; a later one that failed is left out.
+
+    Args:
+        lines: The output of a command of `ask`.
+        whole: There was one call, and what looks like the end of another is its own text.
+        accept: Exit codes, besides 0, that are no failure.
+
+    Raises:
+        OrbctlError: It is missing, was cut short, or its first call failed.
+    """
+    if lines[-1:] == ["orbctl: missing"]:
+        raise OrbctlMissing(
+            "there is no orbctl on this host, neither on PATH nor in OrbStack's and Homebrew's "
+            f"folders: install OrbStack there, or set {COMMAND_VARIABLE}"
+        )
+    found, text = [], []
+    for number, line in enumerate(lines, 1):
+        end = _ASKED.fullmatch(line)
+        if end is None or (whole and number < len(lines)):
+            text.append(line)
+            continue
+        status = int(end[1])
+        if status == 0 or status in accept:
+            found.append("\n".join(text))
+        elif not found:
+            raise error(end[2].replace("\t", "\n"), status)
+        text = []
+    if text or not found:
+        raise BadAnswer("the answer of orbctl was cut short")
+    return found

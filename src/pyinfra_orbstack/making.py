@@ -1,0 +1,145 @@
+"""Machines while they are made: written down or removed, whatever comes between.
+
+A shell of its own does it, with the functions that operations use, too: shell/machines.sh. Nothing
+that happens to this process ends it. Told to give up, it gives `orbctl` a moment to end by itself,
+and then removes what has been made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+import gevent
+
+from pyinfra_orbstack import orbctl, process, shell, shelltext
+from pyinfra_orbstack.answers import BadAnswer, Machine, OrbctlError, error, parse_info, plain_lines
+from pyinfra_orbstack.arguments import shell_line
+from pyinfra_orbstack.record import RECORD_VARIABLE, Record
+
+#: Seconds that it takes at most to remove what was made, or to say why that cannot be.
+CLEAN_UP = 60.0
+
+
+class Making:
+    """A machine that is being made.
+
+    Whoever holds it calls `interrupts.at_interrupt` with `give_up`, and `undo` when anything fails.
+
+    Args:
+        client: The `orbctl` that makes it.
+        name: What it will be called.
+        args: The arguments of `orbctl`.
+        record: Where it is written down.
+    """
+
+    def __init__(
+        self, client: orbctl.Orbctl, name: str, args: Sequence[str], record: Record | None
+    ) -> None:
+        self._client, self._name, self._args = client, name, args
+        self._env = client.environment()
+        self._env[orbctl.COMMAND_VARIABLE] = client.command
+        self._env[RECORD_VARIABLE] = str(record.path) if record else ""
+        # What it says at the end is the status, which pyinfra's @local may take away from us.
+        call = f'{shelltext.words("make_machine", name, *args)}; echo "status $? $found"'
+        self._child = process.Child(["sh", "-c", shelltext.command(call)], env=self._env)
+        self._reader = gevent.spawn(self._read)
+        self._killer: process.Detached | None = None
+        self._removal: process.Detached | None = None
+        #: The machine's id, once it is made and written down.
+        self._id = ""
+        self._told = False
+
+    def _read(self) -> tuple[int, list[str], str]:
+        """Read to the end: the status, what was said, and what is told of the machine."""
+        self._child.close_stdin()
+        said = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
+        left = set(said)
+        while left:
+            stream, data = self._child.read()
+            said[stream] += data
+            if not data:
+                left.discard(stream)
+        text, _, last = said[process.STDOUT].decode(errors="replace").rpartition("status ")
+        words = last.split()
+        self._id = words[1] if words[:1] == ["0"] and len(words) == 2 else ""
+        self._child.end()
+        notes = plain_lines(said[process.STDERR].decode(errors="replace"))
+        return int(words[0]) if words else 1, notes, text
+
+    def give_up(self) -> None:
+        """Have it removed; a signal handler may call this, and more than once."""
+        if self._id:
+            if self._removal is None:
+                remove = shelltext.command(shelltext.words("remove", self._name, self._id))
+                self._removal = process.Detached(["sh", "-c", remove], env=self._env)
+        elif self._killer is None and not self._reader.ready():
+            moment = ["/bin/sh", "-c", shell.text("moment"), "sh", str(self._child.pid)]
+            self._killer = process.Detached(moment)
+            os.kill(self._child.pid, signal.SIGTERM)
+
+    def finish(self, timeout: float, tell: Callable[[str], object]) -> Machine:
+        """Wait until it is made and written down.
+
+        Args:
+            timeout: Seconds that `orbctl` may take.
+            tell: Is called with each line that was said beside the error that is raised.
+
+        Raises:
+            MachineExists: There already is one of that name.
+            OrbctlError: It failed, or took too long; if a machine is left, it says so.
+        """
+        late = gevent.spawn_later(timeout, self.give_up)
+        try:
+            status, said, told = self._reader.get()
+        finally:
+            took_too_long = late.ready()
+            late.kill()
+        self._told = True
+        if status == 0:
+            for line in said:
+                tell(line)
+            with contextlib.suppress(BadAnswer):
+                return parse_info(told)
+            return Machine(self._id, self._name, "unknown")
+        problem = error("\n".join(said), status)
+        for line in said:
+            if str(problem) not in line or took_too_long:
+                tell(line)
+        if took_too_long:
+            raise OrbctlError(f"orbctl {self._args[0]} did not answer in {timeout:g} s")
+        raise problem
+
+    def undo(self, tell: Callable[[str], object]) -> None:
+        """Remove it, unless it was never made; what cannot be removed is told."""
+        was_made = bool(self._id)
+        self.give_up()
+        if not was_made and not self._told:
+            with contextlib.suppress(OSError, gevent.Timeout):
+                for line in self._reader.get(timeout=CLEAN_UP)[1]:
+                    tell(line)
+        if self._killer is not None:
+            with contextlib.suppress(OSError):
+                self._killer.result(CLEAN_UP)
+        if self._id:
+            # Made in the last moment, it may be.
+            self.give_up()
+        if self._removal is not None:
+            reason = self._why_not_removed(self._removal)
+            if reason:
+                tell(
+                    f"machine {self._name} was made and cannot be used; deleting it failed: "
+                    f"{reason}; this deletes it: "
+                    f"{shell_line(['delete', '--force', self._name])}"
+                )
+
+    @staticmethod
+    def _why_not_removed(removal: process.Detached) -> str:
+        try:
+            done = removal.result(CLEAN_UP)
+        except (OSError, TimeoutError) as broken:
+            return str(broken) or f"it took more than {CLEAN_UP:g} s"
+        failed = error(done.stderr.decode(errors="replace"), done.returncode)
+        return str(failed) if done.returncode else ""

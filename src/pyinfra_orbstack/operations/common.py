@@ -1,0 +1,177 @@
+"""What all operations on OrbStack have in common: how they refuse, and how they ask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pyinfra import host, logger, state
+from pyinfra.api import (
+    FactError,
+    OperationError,
+    OperationValueError,
+    QuoteString,
+    StringCommand,
+    operation,
+)
+from pyinfra.api.exceptions import PyinfraError
+from typing_extensions import ParamSpec
+
+from pyinfra_orbstack import inventory, orbctl, specification, waiting
+from pyinfra_orbstack.facts.orbstack import (
+    MachineData,
+    OrbStackMachines,
+    OrbStackVersion,
+    SettledMachine,
+)
+
+if TYPE_CHECKING:
+    from pyinfra.api.arguments_typed import PyinfraOperation
+    from pyinfra.api.facts import FactBase
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Commands = Generator[StringCommand, None, None]
+
+
+class Refused(OperationError):
+    """What this host has, or does not tell, stands against it."""
+
+
+class NotYet(Refused):
+    """Something is missing, or in the way, that an operation before this one may see to."""
+
+
+def orbstack_operation(
+    is_idempotent: bool = True, idempotent_notice: str | None = None, anywhere: bool = False
+) -> Callable[[Callable[P, Commands]], PyinfraOperation[P]]:
+    """pyinfra's decorator, for operations that raise `Refused` and `orbctl.BadValue`.
+
+    ``anywhere``: it does not call `orbctl`, so it may target a machine.
+    """
+
+    def decorate(function: Callable[P, Commands]) -> PyinfraOperation[P]:
+        @operation(is_idempotent=is_idempotent, idempotent_notice=idempotent_notice)
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> Commands:
+            try:
+                # Its name alone says what a host is.
+                if inventory.parse(str(host.name)) and not anywhere:
+                    raise Refused(
+                        f"{function.__name__} is about OrbStack, and {host.name} is a machine in "
+                        "it: target @local, or the Mac over SSH"
+                    )
+                yield from function(*args, **kwargs)
+            except (Refused, orbctl.BadValue) as refused:
+                # While operations run, a raise would end the run of every host, with a traceback;
+                # and a host that a fact has failed already is to fail alone in any case.
+                if state.is_executing or host in getattr(state, "failed_hosts", ()):
+                    yield fail(str(refused))
+                elif isinstance(refused, NotYet):
+                    # Nothing was done yet of what this run does, and nothing runs of this either.
+                    logger.warning(
+                        f"{host.print_prefix}{refused}; this fails unless an operation before it "
+                        "changes that"
+                    )
+                    yield fail(str(refused))
+                elif isinstance(refused, Refused):
+                    raise OperationError(str(refused)) from None
+                else:
+                    raise OperationValueError(str(refused)) from None
+
+        return run
+
+    return decorate
+
+
+def fail(reason: str) -> StringCommand:
+    """A command that does nothing but fail, and say why."""
+    return StringCommand("printf '%s\\n'", QuoteString(reason), ">&2; exit 1", _sudo=False)
+
+
+# What is ----------------------------------------------------------------------------------------
+
+
+def ask(fact: type[FactBase[T]], *, timeout: float = 0, **arguments: Any) -> T:
+    """A fact of the host that has OrbStack; never nothing because it could not be had."""
+    known: T | None = None
+    timeout = int(timeout or 2 * orbctl.READ_TIMEOUT)
+    try:
+        known = host.get_fact(fact, **arguments, _sudo=False, _timeout=timeout)
+    except FactError as failed:  # pragma: no cover: before pyinfra 3.6; later it fails the host
+        raise Refused(str(failed)) from None
+    except PyinfraError:
+        # No host is left. While operations run, pyinfra finds that out by itself after this one;
+        # from here it would get out as a traceback.
+        if not state.is_executing:
+            raise
+    if known is None:
+        raise Refused(f"{fact.__name__} could not be had from orbctl, so nothing was changed")
+    return known
+
+
+def machines_there() -> dict[str, MachineData]:
+    """All machines by name."""
+    return ask(OrbStackMachines, addresses=False)
+
+
+def patience() -> int:
+    """Seconds to wait for a machine."""
+    key = "orbstack_boot_timeout"
+    seconds: float = specification.check_data({key: host.data.get(key)}, [key])[key]
+    return math.ceil(seconds)
+
+
+def settled(found: MachineData) -> MachineData | None:
+    """A machine once OrbStack is not busy with it; None if it has gone meanwhile."""
+    if found["state"] in waiting.SETTLED:
+        return found
+    logger.info(f"{host.print_prefix}machine {found['name']} is {found['state']}: waiting for it")
+    seconds = patience()
+    # Twice asked, the last time.
+    limit = seconds + 2 * orbctl.READ_TIMEOUT
+    now = ask(SettledMachine, timeout=limit, machine=found["name"], seconds=seconds)
+    if now and now["state"] not in waiting.SETTLED:
+        raise Refused(
+            f"machine {now['name']} is still {now['state']} after {seconds} s: wait until that is "
+            "done, or set orbstack_boot_timeout"
+        )
+    return now or None  # type: ignore[return-value]
+
+
+def look(name: str) -> MachineData | None:
+    """The machine of that name, if there is one."""
+    found = machines_there().get(name)
+    return None if found is None else settled(found)
+
+
+def existing(name: str, machines: dict[str, MachineData] | None = None) -> MachineData:
+    """The machine of that name, which an operation before this one may have to make."""
+    orbctl.check_name(name)
+    machines = machines_there() if machines is None else machines
+    found = settled(machines[name]) if name in machines else None
+    if found is None:
+        names = sorted(set(machines) - {name})
+        known = f"there are: {', '.join(names)}" if names else "there is none"
+        raise NotYet(f"there is no machine {name!r} ({known})")
+    return found
+
+
+def require(version: str, **wanted: Any) -> None:
+    """Refuse what is wanted if this OrbStack is too old for it."""
+    named = [what for what, value in wanted.items() if value]
+    if named and not is_at_least(version):
+        raise Refused(
+            f"{', '.join(named)}: OrbStack {version} is needed, and this is "
+            f"{ask(OrbStackVersion)}: update it, or leave that out"
+        )
+
+
+def is_at_least(version: str) -> bool:
+    """Whether this OrbStack is of that version or later."""
+    here, there = (
+        [int(number) for number in one.split(".")[:2]] for one in (ask(OrbStackVersion), version)
+    )
+    return here >= there

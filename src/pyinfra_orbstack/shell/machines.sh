@@ -1,0 +1,287 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2034,SC2154
+# What operations, and connecting, do with `orbctl` on the host that has OrbStack. All of it is
+# functions; Python sends those that a command needs, and then the call.
+
+# find_orbctl FOLDER...: OrbStack's `orbctl`, also where PATH is short
+find_orbctl() {
+    for folder; do
+        case $folder in
+        [~]/*) PATH=$PATH:${HOME:-}${folder#?} ;;
+        *) PATH=$PATH:$folder ;;
+        esac
+    done
+    orbctl=${PYINFRA_ORBSTACK_ORBCTL:-orbctl}
+}
+
+# orb ARGUMENT...: call it, without the input of the command that we are
+orb() {
+    "$orbctl" "$@" </dev/null
+}
+
+# within SECONDS ARGUMENT...: call it, and end it when it takes longer
+within() (
+    seconds=$1
+    shift
+    "$orbctl" "$@" </dev/null &
+    call=$!
+    (
+        trap 'kill "$!"; exit' TERM
+        sleep "$seconds" &
+        wait "$!" && kill -9 "$call"
+    ) >/dev/null 2>&1 &
+    wait "$call"
+    status=$?
+    kill "$!" 2>/dev/null
+    exit "$status"
+)
+
+# look NAME: set `found` to the id of a machine, and `told` to all that `orbctl` tells of it.
+# 1: there is none. 2: it cannot be known, and `told` says why.
+look() {
+    again=yes
+    while :; do
+        if told=$(within 30 info "$1" --format json 2>&1); then
+            found=$(printf '%s\n' "$told" | sed -n 's/.*"id": *"\([0-9A-Za-z]*\)".*/\1/p' | head -n 1)
+            [ -z "$found" ] || return 0
+            told="orbctl did not tell the id of $1"
+        fi
+        found=
+        case $told in *'machine not found'* | *'no machine found'*) return 1 ;; esac
+        [ -n "$again" ] || break
+        again=
+        sleep 1
+    done
+    told=$(printf '%s\n' "${told:-orbctl info did not answer}" | tail -n 1)
+    return 2
+}
+
+# remove NAME ID: delete that machine and no other, by its name, which is all that `orbctl` can do
+remove() {
+    find_record
+    look "$1"
+    case $? in
+    0) ;;
+    1) forget "$2" && return ;;
+    *)
+        printf '%s\n' "$told" >&2
+        return 1
+        ;;
+    esac
+    if [ "$found" != "$2" ]; then
+        echo "$1 is another machine now: nothing was deleted" >&2
+        return 1
+    fi
+    orb delete --force "$1" && forget "$2"
+}
+
+# make_machine NAME ARGUMENT...: call `orbctl ARGUMENT...`, which makes a machine of that name, and
+# write it down; stdout gets what `orbctl` tells of it. Whoever calls this has just seen that there
+# is none of that name. Whatever interrupts it, the machine is in the record then, or removed, or
+# named: one is ours if the call has made it, or was making it when we ended the call.
+make_machine() {
+    name=$1
+    shift
+    find_record
+    cut='' since=$(date +%s)
+    trap 'cut=yes' HUP INT TERM
+    # Who has called may be gone; the shell itself tells of a call that was ended.
+    trap '' PIPE
+    # One that cannot be written is told of when there is something to write.
+    intend 2>/dev/null
+    said=$("$orbctl" "$@" 2>&1 </dev/null)
+    status=$?
+    [ -z "$said" ] || printf '%s\n' "$said" | tail -n 40 >&2
+    if [ "$status" = 0 ]; then
+        [ -n "$cut" ] || keep || status=1
+    elif [ -z "$cut" ] || ! was_cut_off "$status" "$said"; then
+        failed "$said"
+        cut=
+    fi
+    if [ -n "$cut" ]; then
+        give_up interrupted
+        status=130
+    fi
+    trap - HUP INT TERM
+    [ "$status" != 0 ] || printf '%s\n' "$told"
+    return "$status"
+}
+
+# was_cut_off STATUS SAID: whether a signal has ended the call before it knew that the name is taken
+was_cut_off() {
+    case $2 in *'already exists'*) return 1 ;; esac
+    [ "$1" -gt 128 ]
+}
+
+# keep: write the machine down that was just made; what cannot be written down is removed
+keep() {
+    made=$(date +%s)
+    if ! look "$name"; then
+        was_made "$made" 2>/dev/null
+        echo "machine $name was made, and its id cannot be read: $told; $(advice "$name")" >&2
+        return 1
+    fi
+    why=$(confirm "$found" 2>&1) && return
+    give_up "$why"
+    return 1
+}
+
+# give_up REASON: remove the machine that we have made, if there is one
+give_up() {
+    # Nothing of it is to be halved.
+    trap '' HUP INT TERM
+    look "$name"
+    case $? in
+    0) ;;
+    1)
+        drop_intent 2>/dev/null
+        return
+        ;;
+    *)
+        echo "$1, and whether machine $name was made cannot be known: $told; $(advice "$name")" >&2
+        return
+        ;;
+    esac
+    settle_down "$name" 10
+    if why=$(orb delete --force "$name" 2>&1); then
+        { forget "$found" && drop_intent; } 2>/dev/null
+        echo "machine $name was made and is deleted again: $1" >&2
+        return
+    fi
+    confirm "$found" 2>/dev/null
+    why=$(printf '%s\n' "$why" | tail -n 1)
+    echo "$1: machine $name was made, and deleting it failed: $why; $(advice "$name")" >&2
+}
+
+# failed SAID: see what a call has left that failed by itself, which proves nothing of whose it is
+failed() {
+    case $1 in
+    *'already exists'*)
+        drop_intent 2>/dev/null
+        return
+        ;;
+    esac
+    look "$name"
+    case $? in
+    0) echo "there is a machine $name all the same, and whose it is, is not known; $(advice "$name")" >&2 ;;
+    1) drop_intent 2>/dev/null ;;
+    esac
+}
+
+advice() {
+    echo "this deletes it: orbctl delete --force $1"
+}
+
+# state_of NAME: its state as `orbctl` has it; nothing where it cannot be known
+state_of() {
+    within 30 info "$1" --format json 2>/dev/null |
+        sed -n 's/.*"state": *"\([^"]*\)".*/\1/p' | head -n 1
+}
+
+# settle_down NAME SECONDS: wait while a machine is being made, started or stopped
+settle_down() {
+    end=$(($(date +%s) + $2))
+    while :; do
+        case $(state_of "$1") in '' | running | stopped) return ;; esac
+        [ "$(date +%s)" -lt "$end" ] || return 1
+        sleep 1
+    done
+}
+
+# until_it_answers NAME SECONDS: wait until a machine runs commands
+until_it_answers() {
+    end=$(($(date +%s) + $2))
+    until said=$(within 30 run -m "$1" -u root -w / true 2>&1); do
+        if [ "$(date +%s)" -ge "$end" ]; then
+            echo "$1 does not answer: $said" >&2
+            return 1
+        fi
+        sleep 1
+    done
+}
+
+# finish_cloud_init NAME COMMAND: run in the machine what waits for cloud-init
+finish_cloud_init() {
+    orb run -m "$1" -u root -w / sh -c "$2"
+}
+
+# check_user NAME USER: whether a machine that runs has that user
+check_user() {
+    said=$(orb run -m "$1" -u root -w / id -u "$2" 2>&1) && return
+    printf '%s\n' "machine $1 has to have the user $2 first: $said" >&2
+    return 1
+}
+
+# set_user NAME USER: change the default user, but only to one whom the machine has: to another
+# nobody gets in
+set_user() {
+    check_user "$1" "$2" && orb config set "machine.$1.username" "$2"
+}
+
+# set_user_when_stopped NAME USER SECONDS [stay]: start the machine, which has to run to be asked
+# for the user. If that comes to nothing, or it shall not stay so, it is stopped again.
+set_user_when_stopped() {
+    orb start "$1" && until_it_answers "$1" "$3" && set_user "$1" "$2"
+    status=$?
+    [ "$status" != 0 ] || [ "${4:-}" != stay ] || return 0
+    orb stop "$1" && return "$status"
+}
+
+# change_settings NAME KEY VALUE...: change settings of a machine, the first that fails ends it
+change_settings() {
+    machine=$1
+    shift
+    while [ $# -gt 1 ]; do
+        orb config set "machine.$machine.$1" "$2" || return
+        shift 2
+    done
+}
+
+# restart_with NAME KEY VALUE...: change settings that count from the next start. Stopped first, so
+# that a run that is interrupted anywhere is completed by the next one; it runs again also if a value
+# is refused.
+restart_with() {
+    orb stop "$1" || return
+    change_settings "$@"
+    status=$?
+    orb start "$1" && return "$status"
+}
+
+# make_from_user_data DIGEST NAME create ARGUMENT...: make_machine with the cloud-init file that
+# comes on stdin. No other user can read it, and it is gone when the machine is there.
+make_from_user_data() {
+    digest=$1 name=$2 folder=$(cloud_init_folder)
+    shift 3
+    (umask 077 && mkdir -p "$folder") || return
+    # A shell that was killed leaves its file; an hour later nobody can be using it any more.
+    find "$folder" -name 'new.*' -mmin +60 -exec rm -f {} +
+    data=$(mktemp "$folder/new.XXXXXX") || return
+    trap 'rm -f "$data"' EXIT
+    trap 'exit 130' HUP INT TERM
+    cat >"$data" && make_machine "$name" create --user-data "$data" "$@" &&
+        echo "$digest" >"$folder/$found"
+}
+
+# Where it is written down what a machine's cloud-init file was.
+cloud_init_folder() {
+    printf %s "${XDG_STATE_HOME:-$HOME/.local/state}/pyinfra-orbstack/cloud-init"
+}
+
+# remove_all_of NAME ID: the machine, and what is written down of it
+remove_all_of() {
+    remove "$1" "$2" && rm -f "$(cloud_init_folder)/$2"
+}
+
+# export_to NAME PATH: write a machine to a file that is whole or not there, and is private from the
+# first byte on, also if OrbStack itself creates it
+export_to() {
+    case $2 in
+    */*) private=${2%/*}/.${2##*/}.partial ;;
+    *) private=.$2.partial ;;
+    esac
+    rm -rf "$private" && mkdir -m 700 "$private" || return
+    trap 'rm -rf "$private"' EXIT
+    trap 'exit 130' HUP INT TERM
+    orb export "$1" "$private/${2##*/}" && chmod 600 "$private/${2##*/}" &&
+        mv -f "$private/${2##*/}" "$2"
+}
