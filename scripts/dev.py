@@ -376,6 +376,10 @@ def lint() -> None:
     run(PYTHON, "-m", "ruff", "check")
     run(PYTHON, "-m", "ruff", "format", "--check")
     run(PYTHON, "-m", "mypy")
+    # There is none for Python 3.9.
+    if (shellcheck := PYTHON.with_name("shellcheck")).exists():
+        run(shellcheck, "--shell=sh", *sorted((ROOT / "src").rglob("*.sh")))
+        run(shellcheck, ROOT / ".ci" / "run")
 
 
 def coverage() -> None:

@@ -74,10 +74,9 @@ class Keyboard:
         with contextlib.suppress(OSError):
             watcher = Child(argv, env=self._target.environment())
             try:
-                data = b"-"
-                while data:
-                    stream, data = watcher.read()
-                    if stream == STDOUT and data:
+                # Its stderr ends at once.
+                while (piece := watcher.read()) != (STDOUT, b""):
+                    if piece[0] == STDOUT:
                         self._end_of_file()
             finally:
                 watcher.end()

@@ -35,7 +35,7 @@ class TooManyFiles(OSError):
     """This process, or this computer, has too many open files."""
 
     def __str__(self) -> str:
-        return str(self.strerror)
+        return str(self.strerror or self.args[0])
 
 
 class Launched:

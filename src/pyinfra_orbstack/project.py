@@ -91,7 +91,7 @@ def pyinfra_argv(*words: str) -> list[str]:
 
 
 def call(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run a program in this terminal and return its exit status.
+    """Run a program in this terminal and return its exit status as a shell has it.
 
     Ctrl-C reaches it too, and what ends this process is handed on; it has things to put in order
     before it ends.
@@ -105,7 +105,8 @@ def call(argv: Sequence[str], env: Mapping[str, str]) -> int:
     try:
         while True:
             with contextlib.suppress(KeyboardInterrupt):
-                return child.wait()
+                status = child.wait()
+                return 128 - status if status < 0 else status
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,13 +6,15 @@ import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gevent
 import pytest
 from pyinfra.api.arguments import all_argument_meta
 from pyinfra.api.exceptions import ConnectError
 
-from pyinfra_orbstack import connector, session
+from pyinfra_orbstack import connector, protocol
 from pyinfra_orbstack.orbctl import MachineNotFound, Orbctl
 
 from ..conformance.conftest import Proxy, Remote
@@ -67,7 +69,7 @@ def test_output_before_a_timeout_is_shown(
 ) -> None:
     """Also what was no whole line yet, and what the end mark could begin with."""
     marks = (f"f{number:031x}" for number in itertools.count())
-    monkeypatch.setattr(session, "_token", lambda: next(marks))
+    monkeypatch.setattr(protocol, "secrets", SimpleNamespace(token_hex=lambda length: next(marks)))
     with pytest.raises(TimeoutError, match=r"did not end within 1\.5 s"):
         remote.run("echo whole; printf half; sleep 60", _timeout=1.5, _get_pty=pty)
     assert [line.split()[-1] for line in shown] == ["whole", "half"]
@@ -131,28 +133,37 @@ def test_upload_that_arrives_damaged(remote: Remote, kind: str) -> None:
 
 
 def test_upload_with_nowhere_to_go(remote: Remote) -> None:
-    """The folder for temporary files has no room, nor has the home folder."""
+    """No directory takes a new file: neither the target's own nor one for temporary files."""
     home = remote.out("echo $HOME")
-    remote.run(f"chmod 500 {home}; chmod 755 /tmp", _sudo=True)
+    remote.run("touch /srv/x; chmod 666 /srv/x", _sudo=True)
+    remote.run(f"chmod 500 {home}; chmod 755 /tmp /var/tmp /dev/shm", _sudo=True)
     try:
-        with pytest.raises(OSError, match="cannot write a temporary file: "):
-            remote.put(io.BytesIO(b"x"), "/var/tmp/x")
+        with pytest.raises(OSError, match=r"cannot write /srv/x: no directory takes a temporary"):
+            remote.put(io.BytesIO(b"x"), "/srv/x")
     finally:
-        remote.run(f"chmod 700 {home}; chmod 1777 /tmp", _sudo=True)
-    remote.put(io.BytesIO(b"x"), "/var/tmp/x")
+        remote.run(f"chmod 700 {home}; chmod 1777 /tmp /var/tmp /dev/shm", _sudo=True)
+    remote.put(io.BytesIO(b"x"), "/srv/x")
+    assert remote.out("cat /srv/x") == "x"
 
 
 def test_upload_that_is_given_up_while_it_is_written(remote: Remote) -> None:
-    """Here into a pipe that nobody reads."""
-    remote.run("rm -f /tmp/fifo; mkfifo /tmp/fifo")
-    with pytest.raises(gevent.Timeout), gevent.Timeout(2):
-        remote.put(io.BytesIO(b"x"), "/tmp/fifo")
-    assert remote.out("ls /tmp") == "fifo"
-    remote.run("rm /tmp/fifo")
+    """Its source stands still."""
+
+    class Still(io.RawIOBase):
+        def readinto(self, buffer: Any) -> int:
+            if remote.out("ls -A /tmp"):
+                gevent.sleep(60)
+            buffer[:1] = b"x"
+            return 1
+
+    with pytest.raises(gevent.Timeout), gevent.Timeout(3):
+        remote.put(Still(), "/tmp/given-up")
+    assert remote.out("ls -A /tmp") == ""
 
 
 @pytest.mark.skipif("_su_password" not in all_argument_meta, reason="pyinfra before 3.7")
 def test_upload_for_a_user_that_is_not_there(remote: Remote) -> None:
-    with pytest.raises(OSError, match="invalid user"):
+    with pytest.raises(OSError, match="nobody2"):
         remote.put(io.BytesIO(b"x"), "/tmp/x", _su_user="nobody2", _su_password="secret")
-    assert remote.out("ls /tmp") == ""
+    # pyinfra's own file for the password stays until it disconnects.
+    assert remote.out("ls -A /tmp | grep -v askpass; true") == ""

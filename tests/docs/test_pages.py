@@ -178,6 +178,8 @@ def texts() -> list[str]:
                         for part in node.values
                     )
                 )
+    for path in (ROOT / "src").rglob("*.sh"):
+        found.append(re.sub(r"\$\{?\w+\}?", "\0", path.read_text(encoding="utf-8")))
     return found
 
 

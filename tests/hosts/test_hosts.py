@@ -147,23 +147,14 @@ def test_some_of_all_tests_pass(name: str, tmp_path: Path) -> None:
     assert set(outcomes(done.stdout)) == {"passed"}
 
 
-REFUSED = pytest.mark.xfail(strict=True, reason="what is there is opened as if to be created")
-
-
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="needs root on Linux")
-@pytest.mark.parametrize("value", [0, pytest.param(2, marks=REFUSED)])
+@pytest.mark.parametrize("value", [0, 2])
 def test_files_of_others_can_be_written(value: int, tmp_path: Path) -> None:
     with sticky(value):
         done = run(Host(), tmp_path, "env", "CI=true", *PYTEST, *OTHERS_FILES)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-NO_ENTRY = pytest.mark.xfail(
-    strict=True, reason="orbctl asks for an entry where there is HOME, too"
-)
-
-
-@NO_ENTRY
 @pytest.mark.skipif(not LINUX or not shutil.which("unshare"), reason="needs unshare")
 def test_a_user_without_an_entry_is_told_what_is_missing(tmp_path: Path) -> None:
     probe = subprocess.run([*NOBODY.through, "true"], capture_output=True, text=True)

@@ -341,10 +341,10 @@ def test_a_run_that_is_still_going_is_not_swept(pytester: pytest.Pytester, clien
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_ends_while_it_makes_a_machine_is_swept(
+def test_a_run_that_ends_while_it_makes_a_machine_leaves_none(
     pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """What makes the machine goes on without it, and writes it down."""
+    """Killed, what makes the machine goes on without it and writes it down for the next run."""
     slow, made = pytester.path / "orbctl-slow", pytester.path / "made"
     slow.write_text(
         f'#!/bin/sh\n[ $1 = create ] && {{ {client.command} "$@"; : >{made}; sleep 2; exit; }}\n'
@@ -359,6 +359,9 @@ def test_a_run_that_ends_while_it_makes_a_machine_is_swept(
         time.sleep(0.05)
     run.send_signal(number)
     run.wait()
+    if number == signal.SIGTERM:
+        assert not any("machines" in path.name for path in (pytester.path / "state").rglob("*"))
+        return
     (record,) = (pytester.path / "state").rglob("machines")
     deadline = time.monotonic() + 60
     while not Record(record).machines():

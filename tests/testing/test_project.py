@@ -178,10 +178,6 @@ def test_a_folder_without_inventories_is_one_line(
 
 # What a plan promises --------------------------------------------------------------------------
 
-UNCONNECTED = pytest.mark.xfail(
-    reason="the connector does not ask pyinfra_orbstack.specification yet", strict=True
-)
-
 
 @pytest.mark.parametrize(
     ("data", "group_data", "said"),
@@ -190,22 +186,18 @@ UNCONNECTED = pytest.mark.xfail(
         ({"orbstack_image": "u", "orbstack_mounts": ["/a"]}, {}, "need"),
         ({"orbstack_image": "u", "orbstack_create_user": "-x"}, {}, "begins with '-'"),
         ({"orbstack_image": "u"}, {"orbstack_transport": "pigeon"}, "'pigeon' is unknown"),
-        pytest.param(
-            {"orbstack_imag": "ubuntu"}, {}, "did you mean orbstack_image", marks=UNCONNECTED
-        ),
-        pytest.param({"orbstack_image": "nosuch:1"}, {}, "unknown distro", marks=UNCONNECTED),
-        pytest.param({"orbstack_image": "ubuntu:nobel"}, {}, "noble?", marks=UNCONNECTED),
-        pytest.param(
+        ({"orbstack_imag": "ubuntu"}, {}, "did you mean orbstack_image"),
+        ({"orbstack_image": "nosuch:1"}, {}, "unknown distro"),
+        ({"orbstack_image": "ubuntu:nobel"}, {}, "noble?"),
+        (
             {"orbstack_image": "ubuntu", "orbstack_cpus": "many"},
             {},
             "orbstack_cpus is a number such as 2, not 'many'",
-            marks=UNCONNECTED,
         ),
-        pytest.param(
+        (
             {"orbstack_image": "ubuntu"},
             {"orbstack_memory": "4Q"},
             "orbstack_memory is a size such as",
-            marks=UNCONNECTED,
         ),
     ],
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyinfra import host
 from pyinfra.operations import server
 
-from pyinfra_orbstack import connector, results
+from pyinfra_orbstack import inventory, results
 from pyinfra_orbstack.runs import Groups, Run, check_groups
 from pyinfra_orbstack.testing import ContainerFactory, Machine, MachineFactory
 
@@ -105,7 +105,7 @@ def test_a_function_has_what_a_file_has(run: Run, machine: Machine) -> None:
 def test_a_machine_is_known_that_is_younger_than_a_listing(
     orbstack_machines: MachineFactory, machine: Machine
 ) -> None:
-    connector.list_machines()
+    inventory.list_machines()
     with orbstack_machines("young") as young:
         (step,) = young.apply(lambda: server.shell(name=host.data.vm_id, commands="true")).steps
         assert step.name == young.id
