@@ -361,7 +361,7 @@ def faults() -> None:
     """Run 10,000 steps with random faults; FAULT_SEED repeats a run."""
     setup("test")
     os.environ.setdefault("FAULT_STEPS", "10000")
-    pytest("tests/conformance/test_faults.py", "-k", "D23", "-s")
+    pytest("tests", "-m", "faults", "-s")
 
 
 def contract() -> None:

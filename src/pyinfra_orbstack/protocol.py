@@ -112,10 +112,19 @@ def _quoted(word: str | bytes) -> bytes:
     return shlex.quote(text).encode("latin-1")
 
 
+_PLAIN = (
+    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;/_+=@#()[]{}<>|&~^*?!$"
+)
+_OCTAL = [chr(byte) if byte in _PLAIN else f"\\{byte:03o}" for byte in range(256)]
+
+
 def octal(data: bytes) -> str:
-    """``data`` as the format of a `printf`, in ASCII alone."""
-    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:;/_+=@#()[]{}<>|&~^*?!$"
-    return "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data)
+    """``data`` as the format of a `printf`, in ASCII alone.
+
+    >>> octal(b"10%")
+    '10\\\\045'
+    """
+    return "".join(map(_OCTAL.__getitem__, data))
 
 
 def typed(script: bytes) -> bytes:

@@ -275,7 +275,8 @@ class Record:
                     self.forget(machine_id)
                 elif self._is_gone(machine_id, place):
                     gone.append(machine_id)
-                else:
+                # Else whoever was deleting it is done by now.
+                elif (name, machine_id) in self._entries():
                     problems.append(
                         f"{name} is not among the machines of {orbctl.command}, which need not be "
                         f"the orbctl that made it: if it is gone, take its line out of {self.path}"

@@ -22,11 +22,11 @@ from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.connectors.util import CommandOutput, OutputLine
 from pyinfra.progress import progress_spinner
 
-from pyinfra_orbstack import localfile, shell
+from pyinfra_orbstack import localfile, protocol, shell
 from pyinfra_orbstack.interrupts import Interrupted
 from pyinfra_orbstack.localfile import printable, worded
 from pyinfra_orbstack.process import STDERR
-from pyinfra_orbstack.protocol import NotStarted
+from pyinfra_orbstack.protocol import Line, MarkedStream, NotStarted
 
 if TYPE_CHECKING:
     from pyinfra_orbstack.runner import Runner
@@ -73,17 +73,6 @@ def shell_call(libraries: Iterable[str], *words: str, content: bool = False) -> 
     stdin = "" if content else " </dev/null"
     text = f"{''.join(map(shell.text, libraries))}{{ {line}; }}{stdin}\n"
     return text.encode("utf-8", "surrogateescape")
-
-
-_PLAIN = (
-    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;/_+=@#()[]{}<>|&~^*?!$"
-)
-_OCTAL = [chr(byte) if byte in _PLAIN else f"\\{byte:03o}" for byte in range(256)]
-
-
-def octal(data: bytes) -> str:
-    """``data`` as the format of a `printf`, in ASCII alone."""
-    return "".join(map(_OCTAL.__getitem__, data))
 
 
 class Deadline:
@@ -270,7 +259,7 @@ class Upload(_Transfer):
             digest.update(first)
             words = ("put", token, self._path, self._place)
             if whole:
-                text, head = self._call(*words, *digest.words(), octal(first))
+                text, head = self._call(*words, *digest.words(), protocol.octal(first))
                 stdin: Iterable[bytes] = [head]
             else:
                 text, head = self._call(*words, content=True)
@@ -411,20 +400,21 @@ class Download(_Transfer):
     def _attempt(self, arrival: localfile.Arrival, how: str) -> None:
         arrival.restart()
         token = secrets.token_hex(16)
-        stream, digest, noise = _Marked(token.encode()), Digest(), bytearray()
-        told: list[bytes] = []
+        stream, digest, noise = MarkedStream(token.encode()), Digest(), bytearray()
+        told: list[Line] = []
         with shown(f"downloading {self._path}") as count:
 
             def sink(number: int, data: bytes) -> None:
                 if number == STDERR:
                     noise.extend(data[: MOST_SAID - len(noise)])
                     return
-                for text, line in stream.feed(data):
-                    if told == [b"begin"]:
-                        arrival.write(count(digest.update(text)))
+                for piece in stream.feed(data):
+                    if isinstance(piece, Line):
+                        told.append(piece)
                     elif not told:
-                        noise.extend(text[: MOST_SAID - len(noise)])
-                    told.extend(line)
+                        noise.extend(piece[: MOST_SAID - len(noise)])
+                    elif len(told) == 1:
+                        arrival.write(count(digest.update(piece)))
 
             text, head = self._call("get", how, token, self._path)
             try:
@@ -433,33 +423,10 @@ class Download(_Transfer):
                 if broken is arrival.failure or isinstance(broken, (TimeoutError, Interrupted)):
                     raise
                 raise worded(broken, str(self._error(str(broken)))) from None
-        if len(told) < 2:
+        if [line.word for line in told] != [b"begin", b"end"]:
             raise self._error(_Said(token, status, noise.decode("utf-8", "replace")).reason())
-        if not digest.matches(told[1].decode("ascii", "replace").split()[1:]):
+        if not digest.matches(told[1].rest.decode("ascii", "replace").split()):
             raise ChecksumMismatch(str(self._error("it arrived with another checksum")))
-
-
-class _Marked:
-    """Separates lines that begin with a token, anywhere, from what stands around them."""
-
-    def __init__(self, token: bytes) -> None:
-        self._token = token
-        self._held = b""
-
-    def feed(self, data: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Take a piece and return what is certain by now: text, and a line behind it, if any."""
-        data = self._held + data
-        while (at := data.find(self._token)) >= 0 and b"\n" in data[at:]:
-            text, data = data[:at], data[at + len(self._token) :]
-            line, _, data = data.partition(b"\n")
-            yield text, [line.strip()]
-        if at < 0:
-            # The end may be the beginning of the token.
-            starts = range(max(0, len(data) - len(self._token) + 1), len(data))
-            begins = (start for start in starts if self._token.startswith(data[start:]))
-            at = next(begins, len(data))
-        self._held = data[at:]
-        yield data[:at], []
 
 
 class Digest:

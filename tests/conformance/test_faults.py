@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pyinfra_orbstack import docker, inventory, orbctl, session, shell
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
-from .conftest import PASSWORD, PLACES, WAYS, Guest, Proxy, Remote, in_container
+from .conftest import PASSWORD, PLACES, WAYS, Guest, Proxy, Remote
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
@@ -574,91 +573,3 @@ def test_D21_tmp_missing(
         remote.put(io.BytesIO(b"x" * 100_000), path)
         assert remote.out(f"wc -c <{path}; ls -A ~ | grep pyinfra || true").split() == ["100000"]
     assert guest.leftovers() == []
-
-
-# D23
-
-
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("transport", PLACES)
-def test_D23_seeded_faults(
-    machine: str,
-    guest: Guest,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-    transport: str,
-) -> None:
-    """Streams are cut and clients killed at random; every success is real, nothing runs twice."""
-    steps, faults = int(os.environ.get("FAULT_STEPS", "2000")), 0.1
-    if in_container(request):
-        # The same protocol behind a client that takes longer to come up.
-        steps, faults = max(100, steps // 20), 0.3
-    seed = int(os.environ.get("FAULT_SEED") or 0) or random.randrange(1, 10**6)
-    print(f"FAULT_SEED={seed}")
-    dice = random.Random(seed)
-    plan: list[tuple[str, int]] = []
-
-    class Faulty(session.Child):
-        """A client that dies, or whose stream is cut, after so many bytes."""
-
-        def __init__(self, argv: Any, **options: Any) -> None:
-            self.fault, self.left = plan.pop() if plan else ("", 0)
-            super().__init__(argv, **options)
-
-        def spoil(self, length: int) -> int:
-            passed = min(length, self.left)
-            self.left -= length
-            if self.left < 0:
-                os.killpg(self.pid, signal.SIGKILL)
-            return passed
-
-        def read(self, timeout: float | None = None) -> tuple[int, bytes]:
-            stream, data = super().read(timeout)
-            if (self.fault, stream) in (("stdout", 1), ("stderr", 2)) and self.left >= 0:
-                data = data[: self.spoil(len(data))]
-            elif self.left < 0:
-                data = b""
-            return stream, data
-
-        def write(self, data: bytes) -> None:
-            if self.fault == "stdin" and self.left >= 0:
-                data = data[: self.spoil(len(data))]
-            super().write(data)
-
-    monkeypatch.setattr(session, "Child", Faulty)
-    guest.sh("rm -f /tmp/steps; touch /tmp/steps; chmod 666 /tmp/steps")
-    remotes = [Remote(machine, orbstack_transport=way) for way in ("session", "spawn")]
-    for remote in remotes:
-        remote.connect()
-    succeeded: set[int] = set()
-    unknown: set[int] = set()
-    for step in range(steps):
-        remote = remotes[dice.random() < 0.05]
-        stdin = b"x" * dice.choice([0, 0, 10, 5000])
-        if dice.random() < faults:
-            if remote is remotes[0] and remote.host.connector._runner._session is not None:
-                if dice.random() < 0.5:
-                    remote.drop_session()
-                else:
-                    connection = remote.host.connector._runner._session._connection
-                    if connection is not None:
-                        child = connection.child
-                        child.fault = dice.choice(["stdin", "stdout", "stderr"])
-                        child.left = dice.randrange(600)
-            plan[:] = [(dice.choice(["stdin", "stdout", "stderr"]), dice.randrange(3000))]
-        try:
-            ran = remote.run(f"echo {step} >>/tmp/steps; cat; echo {step}", _stdin=stdin)
-        except OSError:
-            unknown.add(step)
-        else:
-            assert ran.ok
-            assert ran.out[-1].endswith(str(step))
-            succeeded.add(step)
-        plan.clear()
-    for remote in remotes:
-        remote.close()
-    ran_steps = [int(line) for line in guest.sh("cat /tmp/steps").split()]
-    assert len(ran_steps) == len(set(ran_steps)), "something ran twice"
-    assert succeeded <= set(ran_steps), "a false success"
-    assert unknown, "no fault was ever seen"
-    assert len(succeeded) > steps / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -478,3 +479,28 @@ def test_another_image_or_architecture_than_asked_for_is_told(
     prefix = f"[@orbstack/{name}] machine {name} was made, but "
     assert f"{prefix}it is debian:bookworm, not ubuntu:noble" in done.stderr
     assert f"{prefix}its arch is amd64, not arm64" in done.stderr
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(3600)
+def test_ended_at_any_moment(
+    start: Callable[[], Running], client: Orbctl, name: str, record: Record
+) -> None:
+    """By `kill -9`, SIGTERM or two Ctrl-C: what is there is written down, and nothing else is."""
+    seed = int(os.environ.get("FAULT_SEED") or 0) or random.randrange(1, 10**6)
+    print(f"FAULT_SEED={seed}")
+    dice = random.Random(seed)
+    for _ in range(max(3, int(os.environ.get("FAULT_STEPS", "0")) // 200)):
+        run = start()
+        time.sleep(dice.uniform(0.2, 1.5))
+        number = dice.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        run.process.send_signal(number)
+        if number == signal.SIGINT:
+            time.sleep(0.03)
+            run.process.send_signal(number)
+        run.process.wait(60)
+        # After `kill -9` the shell that makes it goes on, and writes down what it has made.
+        until(lambda: not record.intents())
+        made = there(client, name)
+        assert [one.id for one in made] == list(record.machines().values())
+        assert record.delete_all(client) == [one.name for one in made]
