@@ -6,7 +6,8 @@ import contextlib
 import os
 import stat
 
-from .state import Caller, Failure
+from .state import Caller, Failure, why
+from .trees import Descent
 
 _MOST = 1 << 20
 _SEED = "var/lib/cloud/seed/nocloud"
@@ -25,7 +26,7 @@ def read_user_data(path: str) -> bytes:
         with Caller():
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise Failure(f"{path}: {str(error.strerror).lower()}") from None
+        raise Failure(f"{path}: {why(error).lower()}") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise Failure(f"{path}: not a file")
@@ -42,32 +43,12 @@ def put_seed(root: int, user_data: bytes, ident: str, name: str) -> None:
     `ident` is new for each machine, also for a clone: cloud-init runs once for each.
     """
     meta = f"instance-id: {ident}\nlocal-hostname: {name}\n".encode()
-    with _folder(root, _SEED) as seed:
+    with contextlib.closing(Descent(root, make=True)) as descent:
+        seed = descent.to(_SEED.split("/"))
         _write(seed, "user-data", user_data, 0o600)
         _write(seed, "meta-data", meta, 0o644)
-    with _folder(root, _CONFIG) as config:
+        config = descent.to(_CONFIG.split("/"))
         _write(config, "99-orbctl-simulator.cfg", _LIMITS.encode(), 0o644)
-
-
-@contextlib.contextmanager
-def _folder(root: int, path: str):  # type: ignore[no-untyped-def]
-    """A directory below another, made where it is not there."""
-    place = os.dup(root)
-    try:
-        for name in path.split("/"):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=place)
-            try:
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-                inner = os.open(name, flags, dir_fd=place)
-            except OSError as error:
-                text = f"the image has no directory /{path}, for cloud-init: {error.strerror}"
-                raise Failure(text.lower()) from None
-            os.close(place)
-            place = inner
-        yield place
-    finally:
-        os.close(place)
 
 
 def _write(folder: int, name: str, data: bytes, mode: int) -> None:

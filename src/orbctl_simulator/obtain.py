@@ -8,7 +8,7 @@ from errno import ENOSPC
 
 from . import images, store
 from .progress import Progress, size
-from .state import Failure
+from .state import Failure, why
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def obtain(image: Image) -> tuple[store.Image | None, str]:
     try:
         return _obtain(image, told)
     except OSError as error:  # of the cache itself: each attempt tells of its own
-        return None, f"{error.filename or store.folder()}: {str(error.strerror).lower()}"
+        return None, f"{error.filename or store.folder()}: {why(error).lower()}"
 
 
 def _obtain(image: Image, told: str) -> tuple[store.Image | None, str]:
@@ -74,7 +74,7 @@ def _try(way: str, image: Image, work: Callable[[], store.Image]) -> tuple[store
         reason = str(failure)
         store.remember(this, reason)
     except OSError as error:
-        reason = f"{error.filename or store.folder()}: {str(error.strerror).lower()}"
+        reason = f"{error.filename or store.folder()}: {why(error).lower()}"
     return None, reason
 
 

@@ -110,11 +110,6 @@ def _versions(key: str) -> Iterator[Image]:
                 yield Image(os.path.join(place, serial))
 
 
-def is_shared(rootfs: str) -> bool:
-    """Whether a root is one of these, and not a state directory's own."""
-    return rootfs.startswith(folder() + os.sep)
-
-
 def registry() -> Lock:
     """The lock over which machines use which image, never held for long."""
     os.makedirs(folder(), mode=0o700, exist_ok=True)

@@ -13,7 +13,7 @@ import time
 from urllib.parse import quote
 
 from . import web
-from .state import Caller, Failure
+from .state import Caller, Failure, why
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Source:
             with Caller():
                 fd = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise web.Missing(f"{place}: {str(error.strerror).lower()}") from None
+            raise web.Missing(f"{place}: {why(error).lower()}") from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise Failure(f"{place}: not a file")

@@ -312,7 +312,7 @@ def deep(hostile: Hostile) -> None:
 
 
 def deeper(hostile: Hostile) -> None:
-    hostile.put("/".join(["d"] * 5000), b"x")
+    hostile.put("/".join(["d"] * 2500), b"x")
 
 
 def long_name(hostile: Hostile) -> None:
