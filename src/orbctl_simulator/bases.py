@@ -73,8 +73,15 @@ def local(image: Image) -> Base | None:
     """The state directory's own image comes first, of whichever variant it is."""
     if os.path.isdir(image.rootfs):
         return Base(image.key)
-    found = store.current(image.stored)
+    found = store.current(image.stored) if shares_images() else None
     return Base(found.name) if found else None
+
+
+def shares_images() -> bool:
+    """Whether images that all share are taken, and not the host's root in their place."""
+    from .obtain import VARIABLE
+
+    return os.environ.get(VARIABLE) != images.HOST
 
 
 def _obtained(image: Image) -> tuple[Base | None, str]:
@@ -92,10 +99,7 @@ def _obtained(image: Image) -> tuple[Base | None, str]:
 
 def _hosts_root_is_meant(image: Image) -> bool:
     """Whether whoever calls has chosen the host's root for what is the same."""
-    from .obtain import VARIABLE
-
-    same = os.environ.get(VARIABLE) == images.HOST and image.is_like_host()
-    return same and image.variant == "default"
+    return not shares_images() and image.is_like_host() and image.variant == "default"
 
 
 def _instead(image: Image, strict: bool, reasons: str) -> Base:

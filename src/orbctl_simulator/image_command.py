@@ -77,6 +77,8 @@ def _make(image: Image, verb: str) -> None:
 
 
 def _list() -> None:
+    """What `create` takes."""
+    from .bases import shares_images
     from .progress import size
 
     rows = []
@@ -85,7 +87,7 @@ def _list() -> None:
         fields = read_fields(_record(name)) if os.path.exists(_record(name)) else {}
         count = size(int(fields["size"])) if "size" in fields else "-"
         rows.append((f"{distro}:{version}", arch, "default", count, fields.get("source", "added")))
-    for image in store.everything():
+    for image in store.everything() if shares_images() else ():
         distro, version, arch, variant = image.key.split("_")
         source = f"{image.fields.get('source', '-')}, {image.serial}"
         count = size(int(image.fields.get("size", 0)))

@@ -758,3 +758,18 @@ def test_cache_that_cannot_be_used(users: list[Program], tmp_path: Path, kind: s
         listed = kind == "unwritable" and "list" in words
         assert answer.code == (not listed)
         assert len(answer.err.splitlines()) == (not listed)
+
+
+def test_host_in_place_of_images(users: list[Program], with_host: None) -> None:
+    """Asked for by the environment, also where images are at hand: only one's own are taken."""
+    assert users[0]("image", "pull", "alpine:3.22").code == 0
+    host = {"ORBCTL_SIMULATOR_IMAGES": "host"}
+    distro, version, _ = images.release()
+    made = users[0]("create", f"{distro}:{version}", "one", env=host)
+    assert (made.code, made.err) == (0, b"")
+    made = users[0]("create", "alpine:3.22", "two", env=host)
+    assert b"ORBCTL_SIMULATOR_IMAGES is host" in made.err
+    text = Path("/etc/os-release").read_text()
+    for name in ("one", "two"):
+        assert users[0]("run", "-m", name, "cat", "/etc/os-release").text == text
+    assert users[0]("image", "list", env=host).text == ""
