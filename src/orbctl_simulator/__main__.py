@@ -6,7 +6,7 @@ import os
 import sys
 
 from .cli import ELSEWHERE, Call, Options, find_command, help_all, help_for, parse
-from .state import Failure, end_with_sudo, home, shown, why
+from .state import Failure, cache, end_with_sudo, home, shown, why
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = (
@@ -31,9 +31,12 @@ def _through_sudo(program: str, words: list[str]) -> int:
     """
     os.environ["ORBCTL_SIMULATOR_CALLER"] = f"{os.getpid()} {':'.join(os.environ)}"
     os.environ["ORBCTL_SIMULATOR_HOME"] = home()
-    os.makedirs(home(), mode=0o700, exist_ok=True)
+    os.environ["ORBCTL_SIMULATOR_CACHE"] = cache()
+    for path in (home(), cache()):
+        os.makedirs(path, mode=0o700, exist_ok=True)
     kept = {name for name in os.environ if name.startswith("ORBCTL_SIMULATOR_")}
     kept |= {name for name in os.environ.get("ORBENV", "").split(":") if name in os.environ}
+    kept |= {name for name in os.environ if name.lower().endswith("_proxy")}
     kept |= {"ORBENV", "TERM"}
     command = ["sudo", "-n", "--preserve-env=" + ",".join(sorted(kept)), "--"]
     command += [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, program, *words]

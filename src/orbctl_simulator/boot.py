@@ -34,8 +34,9 @@ class Boot:
     def __init__(self, machine: Machine, create: bool = False, password: str = "") -> None:
         self.machine, self.pid, self._started = machine, 0, ""
         self._own_uptime = os.environ.get("ORBCTL_SIMULATOR_UPTIME") == "own"
-        arguments = ["create" if create else "start", machine.base, home(), cache()]
-        arguments += _shared(machine)
+        lower = machine.lower
+        arguments = ["create" if create else "start", str(len(lower)), *lower]
+        arguments += [home(), cache(), *_shared(machine)]
         secret = _readable(password)
         control, self._control = os.pipe()
         status, report = os.pipe()

@@ -125,6 +125,7 @@ COMMANDS = (
             Flag("strict-images", help="Simulator: refuse an image that is not there"),
             Flag("user", "u", "string", "Name of the default user"),
             Flag("user-data", "c", "string", "Path to cloud-init user data"),
+            Flag("variant", "", "string", "Simulator: variant of the image (default, cloud)"),
         ),
         ("add", "new"),
         least=1,
@@ -144,10 +145,15 @@ COMMANDS = (
     Command("export", "files:export", "NAME FILE", "Export a machine to a file", least=2, most=2),
     Command(
         "image",
-        "images:image",
-        "add NAME[:VERSION] ROOTFS | list | remove NAME[:VERSION]",
+        "image_command:image",
+        "add NAME[:VERSION] ROOTFS | build NAME[:VERSION] | list | pull NAME[:VERSION]"
+        " | remove NAME[:VERSION] | save NAME[:VERSION] FILE",
         "Simulator: manage base images",
-        (Flag("arch", "a", "string", "Architecture (arm64, amd64)"),),
+        (
+            Flag("arch", "a", "string", "Architecture (arm64, amd64)"),
+            Flag("remote", help="With list: what can be pulled"),
+            Flag("variant", "", "string", "Variant (default, cloud)"),
+        ),
         least=1,
         most=3,
     ),

@@ -34,7 +34,7 @@ def doctor(options: Options, _: list[str]) -> int:
     if unseen:
         text = "file systems of their own, which machines do not see: " + ", ".join(unseen)
         findings.append(("note", text))
-    findings += [("ok", f"image: {name}") for name in sorted(images.listed())]
+    findings += _images()
     for mark, text in findings:
         print(f"{mark:<8}{text}")
     return 1 if any(mark == "MISSING" for mark, _ in findings) else 0
@@ -73,6 +73,28 @@ def _sudo() -> tuple[str, str]:
     if ready:
         return "ok", f"sudo: in a layer of {cache()}"
     return "note", "sudo: the base has none; the first `create` will install it into a layer"
+
+
+def _images() -> list[tuple[str, str]]:
+    """Those that are here, and whether more can be had."""
+    from . import build, obtain, store
+
+    found = [("ok", f"image: {name}") for name in sorted(images.listed())]
+    for image in store.everything():
+        found.append(("ok", f"image: {image.name}, {image.fields.get('source', '')}"))
+    told = os.environ.get(obtain.VARIABLE, "")
+    if told in ("none", images.HOST):
+        found.append(("note", f"images to pull: {obtain.VARIABLE} is {told}"))
+    else:
+        try:
+            place = obtain.source()
+            place.reach()
+            found.append(("ok", f"images to pull: from {place}"))
+        except Failure as failure:
+            found.append(("note", f"images to pull: none: {failure}"))
+    ready = build.ready()
+    found.append(("ok" if ready else "note", f"images to build: {ready or 'none'}"))
+    return found
 
 
 def _unseen_mounts() -> list[str]:

@@ -8,7 +8,6 @@ import os
 import stat
 import tarfile
 
-from . import images
 from .account import Account
 from .archives import (
     Damaged,
@@ -21,6 +20,7 @@ from .archives import (
     reading,
     writing,
 )
+from .bases import base_of
 from .door import Door, complain, exit_code
 from .enter import select
 from .lifecycle import Draft, Pause
@@ -264,9 +264,8 @@ def _recorded(things: Iterator[Thing]) -> dict[str, str]:
         fields.pop(key, None)
     if not {"name", "user"} <= fields.keys():
         raise Failure(_NO_MACHINE)
-    image = fields.setdefault("image", "")
-    if image and image not in images.listed():
-        raise Failure(f"its image is not here: {image}")
+    fields.setdefault("image", "")
+    base_of(fields).check()
     return fields
 
 

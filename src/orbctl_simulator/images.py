@@ -9,16 +9,13 @@ from __future__ import annotations
 import os
 import re
 
-from .state import FILES, Failure, Lock, everything, home, machines, say
-from .sweeping import LOCK, NEW
-from .trees import folder, remove
+from . import store
+from .state import FILES, Failure, home
+from .sweeping import NEW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from .cli import Options
-    from .trees import Parts
 
 # The names that OrbStack knows, its default version first; numbers read back as codenames.
 DISTROS: dict[str, dict[str, str]] = {
@@ -39,6 +36,8 @@ DISTROS: dict[str, dict[str, str]] = {
     "ubuntu": {"resolute": "26.04", "questing": "25.10", "noble": "24.04", "jammy": "22.04"},
     "void": {"current": ""},
 }
+#: `create` by this name takes the host's own root.
+HOST = "host"
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -50,11 +49,21 @@ def host_arch() -> str:
 class Image:
     """What was asked for, by the names OrbStack reads it back with."""
 
-    def __init__(self, spec: str, arch: str = "", new: bool = False) -> None:
+    def __init__(
+        self, spec: str, arch: str = "", new: bool = False, variant: str = "default"
+    ) -> None:
         self.distro, _, version = spec.partition(":")
-        self.arch = arch or host_arch()
+        self.arch, self.variant = arch or host_arch(), variant or "default"
         if self.arch not in ("amd64", "arm64"):
             raise Failure(f"unknown architecture: '{self.arch}'")
+        if self.variant not in ("default", "cloud"):
+            raise Failure(f"unknown variant: '{self.variant}'")
+        self.is_host = self.distro == HOST and not new
+        if self.is_host:
+            if version or self.arch != host_arch():
+                raise Failure(f"{HOST} is this host's own root: it has one version")
+            self.distro, self.version, _ = release()
+            return
         known = DISTROS.get(self.distro)
         if known is None:
             raise Failure(f"unknown distro: '{self.distro}'")
@@ -67,7 +76,7 @@ class Image:
             self.version = next(mine, self.version)
         if version:
             self.version = _codename(known, version)
-            if not (new or self.version in known or os.path.isdir(self.rootfs)):
+            if not (new or self.version in known or self._is_here()):
                 raise Failure(f"unknown version for {self.distro}: '{version}'")
 
     @property
@@ -76,23 +85,30 @@ class Image:
 
     @property
     def rootfs(self) -> str:
-        return os.path.join(_folder(), self.key, FILES)
+        return os.path.join(folder(), self.key, FILES)
 
     @property
-    def base(self) -> str:
-        """The directory that takes its place: its own root file system, else the host's root."""
-        return self.rootfs if os.path.isdir(self.rootfs) else "/"
+    def stored(self) -> str:
+        """Its name among the images that all state directories share."""
+        return f"{self.key}_{self.variant}"
 
-    def is_there(self) -> bool:
-        return self.base != "/" or (self.arch == host_arch() and self._is_host())
+    def _is_here(self) -> bool:
+        return os.path.isdir(self.rootfs) or store.current(self.stored) is not None
 
-    def _is_host(self) -> bool:
+    def is_like_host(self) -> bool:
         distro, version, _ = release()
         known = DISTROS.get(distro, {})
-        return distro == self.distro and _codename(known, version) == self.version
+        here = (distro, _codename(known, version), host_arch())
+        return here == (self.distro, self.version, self.arch)
 
     def __str__(self) -> str:
-        return f"{self.distro}:{self.version} ({self.arch})"
+        kind = "" if self.variant == "default" else f", {self.variant}"
+        return f"{self.distro}:{self.version} ({self.arch}{kind})"
+
+
+def number(image: Image) -> str:
+    """Its version as a number, where its codename has one."""
+    return DISTROS.get(image.distro, {}).get(image.version, "")
 
 
 def _codename(known: dict[str, str], version: str) -> str:
@@ -114,89 +130,21 @@ def release() -> tuple[str, str, str]:
     return distro, version, fields.get("PRETTY_NAME", "this host")
 
 
-def image(options: Options, words: list[str]) -> int:
-    """``image add NAME[:VERSION] ROOTFS``, ``image list``, ``image remove NAME[:VERSION]``."""
-    verb, *rest = words
-    if {"add": 2, "list": 0, "remove": 1}.get(verb) != len(rest):
-        raise Failure("image: add NAME[:VERSION] ROOTFS, list, or remove NAME[:VERSION]")
-    if verb == "list":
-        for name in sorted(listed()):
-            distro, version, arch = name.split("_")
-            print(f"{distro}:{version}  {arch}")
-        return 0
-    chosen = Image(rest[0], options.text("arch"), new=True)
-    if verb == "add":
-        _add(chosen, rest[1])
-    else:
-        _remove(chosen)
-    return 0
-
-
 def listed() -> list[str]:
     try:
-        names = os.listdir(_folder())
+        names = os.listdir(folder())
     except FileNotFoundError:
         return []
     return [
         name
         for name in names
-        if not name.endswith(NEW) and os.path.isdir(os.path.join(_folder(), name, FILES))
+        if not name.endswith(NEW) and os.path.isdir(os.path.join(folder(), name, FILES))
     ]
 
 
-def _folder() -> str:
+def folder() -> str:
+    """Where the state directory's own lie."""
     return os.path.join(home(), "images")
-
-
-def _add(image: Image, source: str) -> None:
-    place = os.path.join(_folder(), image.key)
-    new = os.path.join(_folder(), image.key + NEW)
-    os.makedirs(_folder(), mode=0o700, exist_ok=True)
-    with Lock(new + LOCK):
-        if os.path.lexists(place):
-            raise Failure(f"image {image} is there already")
-        remove(new)
-        rootfs = os.path.join(new, FILES)
-        try:
-            os.mkdir(new, 0o700)  # whatever setuid programs there are in it
-            os.mkdir(rootfs, 0o700)
-            left = _copied(source, rootfs)
-            if not _has_shell(rootfs):
-                raise Failure(f"{source} is no root file system")
-            os.rename(new, place)
-        finally:
-            remove(new)
-    if left:
-        say(f"left out {len(left)} device files of {source}: machines have their own")
-
-
-def _copied(source: str, rootfs: str) -> set[Parts]:
-    """Put a directory's or an archive's content there; what has no place in an image."""
-    from . import archives, things
-
-    with folder(rootfs) as target:
-        if os.path.isdir(source):
-            fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                return things.copy(fd, target, things.IMAGE)
-            finally:
-                os.close(fd)
-        archives.limit_memory()
-        writer = things.Writer(target, things.IMAGE)
-        try:
-            with archives.Plain(source, compressed=False) as plain:
-                for thing in archives.members(archives.reading(plain, compressed=True)):
-                    writer.put(thing)
-            writer.finish()
-        except Failure as failure:
-            raise Failure(f"cannot read {source}: {failure}") from None
-        finally:
-            writer.close()
-        return writer.left
-
-
-def _has_shell(rootfs: str) -> bool:
-    return inside(rootfs, lambda: "yes" if os.path.lexists("/bin/sh") else "") == "yes"
 
 
 def inside(rootfs: str, look: Callable[[], str]) -> str:
@@ -217,15 +165,5 @@ def inside(rootfs: str, look: Callable[[], str]) -> str:
     return seen
 
 
-def _remove(image: Image) -> None:
-    gone = os.path.join(_folder(), image.key + NEW)  # half removed is as half made
-    if not os.path.isdir(image.rootfs):
-        raise Failure(f"image {image} is not there")
-    with Lock(gone + LOCK):
-        remove(gone)
-        with everything():  # under it machines get their records
-            users = [m.name for m in machines() if m.fields.get("image") == image.key]
-            if users:
-                raise Failure(f"image {image} is in use by {', '.join(users)}")
-            os.rename(os.path.dirname(image.rootfs), gone)
-        remove(gone)
+def has_shell(rootfs: str) -> bool:
+    return inside(rootfs, lambda: "yes" if os.path.lexists("/bin/sh") else "") == "yes"

@@ -57,8 +57,9 @@ _MASKED = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "mtrr"
 
 def main() -> None:
     status, secret = map(int, sys.argv[2:4])
-    how, base, *hidden = sys.argv[4:8]
-    shares = list(zip(sys.argv[8::2], sys.argv[9::2]))
+    how, count, *paths = sys.argv[4:]
+    lower, rest = paths[: int(count)], paths[int(count) :]
+    hidden, shares = rest[:2], list(zip(rest[2::2], rest[3::2]))
     os.setsid()  # no signal of the machine's to its own session is one to our parent
     close_all_but(status, secret)
     hide_from_others()
@@ -67,7 +68,7 @@ def main() -> None:
     # Of all its files this one is never replaced, and nobody in the machine gets at it.
     lock = os.open("../lock", os.O_RDONLY | os.O_CREAT, 0o600)
     try:
-        _build(read_fields("../machine"), how == "create", base, hidden, shares, secret)
+        _build(read_fields("../machine"), how == "create", lower, hidden, shares, secret)
     except Exception as error:
         # Text only, and no traceback: the files it would quote are no longer in sight.
         os.write(status, f"error {error}\n".encode(errors="surrogateescape"))
@@ -81,7 +82,7 @@ def main() -> None:
 def _build(
     fields: dict[str, str],
     fresh: bool,
-    base: str,
+    lower: list[str],
     hidden: list[str],
     shares: list[tuple[str, str]],
     secret: int,
@@ -90,7 +91,7 @@ def _build(
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     resolver = _host_resolver()
     sources = [(copy_of_mount(source), os.path.isdir(source)) for source, _ in shares]
-    _mount_overlay(base)
+    _mount_overlay(lower)
     os.chdir("root")
     pivot_root()
     # Before a single path is followed: from the machine's root, `..` would lead to the host's.
@@ -159,13 +160,14 @@ def _host_resolver() -> str:
         return ""
 
 
-def _mount_overlay(base: str) -> None:
+def _mount_overlay(lower: list[str]) -> None:
     """Mount it without naming the state folder: its path may hold what options cannot.
 
     No layer may lead to another place of its base by a mark, as of the host's private files.
     """
-    fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-    options = f"lowerdir=/proc/self/fd/{fd},upperdir=upper,workdir=work"
+    files = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) for path in lower]
+    places = ":".join(f"/proc/self/fd/{fd}" for fd in files)
+    options = f"lowerdir={places},upperdir=upper,workdir=work"
     safe = ",index=off,redirect_dir=nofollow,metacopy=off"
     try:
         mount("overlay", "root", "overlay", MS_NODEV, options + safe)
@@ -174,7 +176,8 @@ def _mount_overlay(base: str) -> None:
             f"this host cannot make an overlay in {os.getcwd()} ({error.strerror}): put"
             " ORBCTL_SIMULATOR_HOME on ext4, xfs, btrfs or a tmpfs, or see the `doctor` command"
         ) from None
-    os.close(fd)
+    for fd in files:
+        os.close(fd)
 
 
 def _mount_devices() -> None:

@@ -1,4 +1,4 @@
-"""What a base lacks for a deploy, sudo that is, in a layer that new machines start with."""
+"""What a base lacks, in layers that new machines start with, and a machine's own layer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import contextlib
 import os
 import select
 
+from . import parts, store
 from .account import Account
 from .boot import Boot
 from .door import Door, exit_code
-from .images import inside
 from .packages import wait_for_packages
 from .state import FILES, Failure, Lock, Machine, cache, say, shown
 from .sweeping import LOCK, NEW
@@ -18,97 +18,111 @@ from .trees import Descent, folder, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import IO
 
-# How to install sudo, by the program that does it, and the file that tells the packages' state.
-_INSTALLERS = {
-    "apt-get": (
-        "var/lib/dpkg/status",
-        "export DEBIAN_FRONTEND=noninteractive; set -- install -y -q --no-install-recommends sudo;"
-        ' apt-get "$@" || { apt-get update -q && apt-get "$@"; }',
-    ),
-    "dnf": ("var/lib/rpm", "dnf install -y sudo"),
-    "yum": ("var/lib/rpm", "yum install -y sudo"),
-    "zypper": ("var/lib/rpm", "zypper -n install sudo"),
-    "apk": ("lib/apk/db/installed", "apk add sudo"),
-    "pacman": ("var/lib/pacman/local", "pacman -Sy --noconfirm sudo"),
-    "xbps-install": ("var/db/xbps", "xbps-install -Sy sudo"),
-}
 _CLUTTER = (
-    *("etc/hostname", "etc/hosts", "opt/orbstack-guest", "tmp", "run", "root", "home"),
-    *("var/cache", "var/log", "var/tmp", "var/lib/apt/lists"),
+    *("etc/hostname", "etc/hosts", "etc/resolv.conf", "opt/orbstack-guest"),
+    *("tmp", "run", "root", "home", "dev", "var/cache", "var/log", "var/tmp", "var/lib/apt/lists"),
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info"),
 )
 _MOST_LOG = 1 << 20
 
 
-def seed(base: str, image: str) -> str | None:
-    """A directory with what `base` lacks for a deploy, or nothing when it lacks nothing.
+def over(base: str, image: str, title: str, wanted: Iterable[str]) -> list[str]:
+    """The names of the layers for `wanted` that belong over a base, made when they are not there.
 
-    It is copied into each new machine, not stacked under it: the kernel refuses a layer that
-    lies inside another one, and below the host's root everything does.
+    `image` is the base's name in a machine's record, `title` what people call it. Over the host's
+    root nothing can be stacked: the kernel refuses a layer that lies inside another one, and below
+    ``/`` everything does. There a layer is copied into each new machine.
     """
-    seen = _look() if base == "/" else inside(base, _look)
-    has_sudo, program, state = (seen + "\n\n").split("\n")[:3]
-    if has_sudo:
-        return None
-    if not program:
-        raise Failure(f"{base} has no sudo, and no package manager that is known here")
-    place = os.path.join(cache(), _key(image, state))
-    if not os.path.isdir(place):
-        os.makedirs(cache(), mode=0o700, exist_ok=True)
-        with Lock(place + NEW + LOCK):
-            if not os.path.isdir(place):
-                _build(base, image, program, place)
-    return os.path.join(place, FILES)
+    missing = parts.lacking(base, wanted)
+    if not missing:
+        return []
+    manager, what = parts.manager(base), " and ".join(missing)
+    if manager is None:
+        raise Failure(f"{title} has no {what}, and no package manager that is known here")
+    name = "+".join(missing) + _mark(base, image, manager)
+    layer = place(image, name)
+    if not os.path.isdir(layer):
+        os.makedirs(os.path.dirname(layer), mode=0o700, exist_ok=True)
+        with Lock(layer + NEW + LOCK):
+            if not os.path.isdir(layer):
+                say(f"{title} has no {what}: installing it once, with {manager}")
+                reason = _build(base, image, manager, missing, layer)
+                if reason:
+                    raise Failure(f"{what} could not be installed in {title}: {reason}")
+    return [name]
 
 
-def _look() -> str:
-    if os.path.exists("/usr/bin/sudo"):
-        return "sudo"
-    for program, (database, _) in _INSTALLERS.items():
-        is_there = any(os.path.exists(f"/{place}/{program}") for place in ("usr/bin", "sbin"))
-        if is_there and os.path.exists(f"/{database}"):
-            status = os.stat(f"/{database}")
-            return f"\n{program}\n{database} {status.st_size} {status.st_mtime_ns}"
-    return ""
+def place(image: str, name: str) -> str:
+    """Where a layer lies: with its image, where all state directories share that."""
+    if not name or "/" in name or name.startswith("."):
+        raise Failure(f"not the name of a layer: '{name}'")
+    if "@" in image:
+        return os.path.join(store.place(image), "layers", name)
+    return os.path.join(cache(), name)
 
 
-def _key(image: str, state: str) -> str:
+def _mark(base: str, image: str, manager: str) -> str:
+    """What tells the layers of a base from those of others with its name, or of its past."""
     from hashlib import sha256
 
-    return "sudo-" + sha256(os.fsencode(f"2 {image} {state}")).hexdigest()[:16]
+    if "@" in image:
+        return ""
+    database = parts.MANAGERS[manager].database
+    state = parts.status(base, database)
+    told = f"3 {image} {database}"
+    if state:
+        told += f" {state.st_size} {state.st_mtime_ns}"
+    return "-" + sha256(os.fsencode(told)).hexdigest()[:16]
 
 
-def _build(base: str, image: str, program: str, place: str) -> None:
-    """Install sudo in a machine that is never committed, and keep what that changed."""
-    say(f"{base} has no sudo: installing it once, with {program}, into {place}")
-    building = place + NEW
+def _build(base: str, image: str, manager: str, missing: list[str], layer: str) -> str:
+    """Install it in a machine that is never finished, and keep what that changed; or why not."""
+    from .unpack import tidy
+
+    building = layer + NEW
     remove(building)
     machine = Machine(building, {"name": "layer", "user": "root", "image": image})
+    words = [parts.MANAGERS[manager].script, "sh", *parts.MANAGERS[manager].packages(missing)]
     try:
         lay_out(machine)
+        _share_resolver(machine.upper)
         wait_for_packages(base)
         with Boot(machine):
-            code = _install(machine, _INSTALLERS[program][1])
+            code = _install(machine, words)
         if code != 0:
-            log = place + ".log"
+            log = layer + ".log"
             os.replace(machine.file("log"), log)
             with open(log, errors="replace") as file:
                 lines = [line.strip() for line in file if line.strip()] or ["no output"]
-            last = shown(lines[-1])
-            raise Failure(f"sudo could not be installed in {base}: {last} (all of it: {log})")
-        with folder(machine.upper) as layer:
+            return f"{shown(lines[-1])} (all of it: {log})"
+        with folder(machine.upper) as upper:
             for path in _CLUTTER:
-                _remove_below(layer, path)
+                _remove_below(upper, path)
+        tidy(machine.upper, whole=False)
         os.rename(machine.file(FILES), machine.file("all"))
         os.rename(machine.file("all/upper"), machine.file(FILES))
         for name in os.listdir(building):
             if name != FILES:
                 remove(os.path.join(building, name))
-        os.rename(building, place)
+        os.rename(building, layer)
+        return ""
     finally:
         remove(building)
+
+
+def _share_resolver(upper: str) -> None:
+    """Names are found as this host finds them; the layer does not keep it."""
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return
+    os.mkdir(os.path.join(upper, "etc"), 0o755)
+    with open(os.path.join(upper, "etc/resolv.conf"), "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _remove_below(root: int, path: str) -> None:
@@ -119,7 +133,7 @@ def _remove_below(root: int, path: str) -> None:
         remove(name, descent.to(folders))
 
 
-def _install(machine: Machine, script: str) -> int:
+def _install(machine: Machine, words: list[str]) -> int:
     """Its output comes through a pipe: a machine gets no file of the host's."""
     proxies = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
     door = Door(machine)
@@ -129,7 +143,7 @@ def _install(machine: Machine, script: str) -> int:
     def work() -> int:
         root = Account("root")
         env = {**root.environment(), **proxies}
-        return door.carry_out(root, ["/bin/sh", "-c", script], env)
+        return door.carry_out(root, ["/bin/sh", "-c", *words], env)
 
     pid = door.fork(work, streams={0: null, 1: writer, 2: writer})
     os.close(writer)
@@ -166,6 +180,8 @@ def lay_out(machine: Machine) -> None:
     os.mkdir(machine.file(FILES), 0o700)
     for name in ("upper", "work", "root"):
         os.mkdir(machine.file(f"{FILES}/{name}"), 0o755)
+    if "@" in machine.fields.get("image", ""):
+        store.hold(machine.fields["image"], machine.path)
     hide_private(machine)
 
 

@@ -11,6 +11,7 @@ import time
 from signal import SIGCONT, SIGSTOP
 
 from . import images, layers
+from .bases import WITHOUT_INIT, base_for
 from .boot import Boot, halt, start, stop
 from .config import power_off, take_resumed, wake
 from .door import Door
@@ -18,6 +19,7 @@ from .guest import set_hostname
 from .linux import sethostname
 from .packages import wait_for_packages
 from .state import (
+    FILES,
     Failure,
     Machine,
     Transition,
@@ -50,14 +52,20 @@ _RESERVED = ("all", "default", "docker", "k8s", "none")
 def create(options: Options, words: list[str]) -> int:
     name = words[1] if len(words) > 1 else words[0].partition(":")[0]
     try:
-        image = images.Image(words[0], options.text("arch"))
+        cloud = "cloud" if options.has("user-data") else ""
+        variant = options.text("variant") or cloud
+        image = images.Image(words[0], options.text("arch"), variant=variant)
         fields = _wanted(options, image)
         check_name(name)
-        _explain_base(options, image)
+        if any(machine.name == name for machine in machines()):
+            raise Failure(f"machine already exists: '{name}'")
+        base = base_for(image, _is_strict(options))
+        if base.note:
+            say(base.note)
         if options.on("isolate-network"):
             say("--isolate-network is only written down: machines share this host's network")
         password = _ask_password() if options.on("set-password") else ""
-        make(name, fields, password, options.call.hold)
+        make(name, {**fields, **base.fields}, password, options.call.hold)
     except Failure as failure:
         if str(failure).startswith("["):
             raise
@@ -83,8 +91,7 @@ def _wanted(options: Options, image: images.Image) -> dict[str, str]:
         "distro": image.distro,
         "version": image.version,
         "arch": image.arch,
-        "variant": "default",
-        "image": image.key if image.base != "/" else "",
+        "variant": image.variant,
         "isolated": "true" if isolated else "false",
         "isolate_network": "true" if options.on("isolate-network") else "false",
         "forward_ssh_agent": "true" if forwarded else "false",
@@ -142,13 +149,9 @@ def check_name(name: str) -> None:
         raise Failure(f"machine name is reserved: '{name}'")
 
 
-def _explain_base(options: Options, image: images.Image) -> None:
-    if image.is_there():
-        return
-    strict = options.on("strict-images") or os.environ.get("ORBCTL_SIMULATOR_STRICT_IMAGES") == "1"
-    if strict:
-        raise Failure(f"image not found: {image} (see `image add`)")
-    say(f"{image} is not here: using {images.release()[2]}, {images.host_arch()}, this host")
+def _is_strict(options: Options) -> bool:
+    strict = os.environ.get("ORBCTL_SIMULATOR_STRICT_IMAGES") == "1"
+    return strict or options.on("strict-images")
 
 
 class Draft:
@@ -200,10 +203,10 @@ def make(name: str, fields: dict[str, str], password: str = "", hold: float = 0)
     draft = Draft(name, fields, hold)
     with draft as machine:
         wait_for_packages(machine.base)
-        layer = layers.seed(machine.base, machine.fields["image"])
-        if layer:
-            layers.fill(machine, layer)
-        layers.hide_private(machine)
+        if machine.base == "/":
+            for layer in layers.over("/", "", "/", WITHOUT_INIT):
+                layers.fill(machine, os.path.join(layers.place("", layer), FILES))
+            layers.hide_private(machine)
         with Boot(machine, create=True, password=password) as boot:
             draft.finish()
             boot.commit()

@@ -59,9 +59,12 @@ def home() -> str:
 
 
 def cache() -> str:
-    """Where prepared layers lie; they can be shared by several state folders."""
+    """Where images, layers and programs lie, for all state directories of a user."""
     explicit = os.environ.get("ORBCTL_SIMULATOR_CACHE")
-    return os.path.realpath(explicit) if explicit else os.path.join(home(), "layers")
+    if explicit:
+        return os.path.realpath(explicit)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.realpath(os.path.join(base, "orbctl-simulator"))
 
 
 def say(text: str) -> None:
@@ -247,8 +250,17 @@ class Machine:
     @property
     def base(self) -> str:
         """The directory that it is a layer over."""
-        image = self.fields.get("image", "")
-        return os.path.join(home(), "images", image, FILES) if image else "/"
+        return self.lower[-1]
+
+    @property
+    def lower(self) -> list[str]:
+        """All that it is a layer over, the uppermost first."""
+        if not self.fields.get("image"):
+            return ["/"]
+        from .bases import base_of
+
+        base = base_of(self.fields)
+        return [*base.layers, base.path]
 
     @property
     def upper(self) -> str:

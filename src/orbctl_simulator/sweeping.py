@@ -40,7 +40,7 @@ def sweep() -> None:
             with everything():  # under it a machine gets its directory and its record
                 if not os.path.exists(os.path.join(folder, name, "machine")):
                     discard(Machine(os.path.join(folder, name), {}))
-    for place in (os.path.join(home(), "images"), cache()):
+    for place in (os.path.join(home(), "images"), cache(), os.path.join(cache(), "images")):
         for name in _names_in(place):
             if name.endswith(NEW):
                 _sweep_new(os.path.join(place, name))

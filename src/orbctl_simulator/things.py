@@ -77,7 +77,7 @@ class Use:
 
 
 def _is_plain(mark: str) -> bool:
-    return not mark.startswith(("trusted.", "security.evm", "security.ima"))
+    return not mark.startswith(("trusted.", "user.overlay.", "security.evm", "security.ima"))
 
 
 #: A machine's layer over its base; an image, which has nothing below; somebody's files.

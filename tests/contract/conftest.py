@@ -72,6 +72,8 @@ def orb(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Program:
     env["ORBCTL_SIMULATOR_CACHE"] = os.environ.get(
         "ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers")
     )
+    # What is asked for is how it answers, not what machines are made of.
+    env["ORBCTL_SIMULATOR_IMAGES"] = os.environ.get("ORBCTL_SIMULATOR_IMAGES", "host")
     program = Program([sys.executable, "-m", "orbctl_simulator"], env)
     trial = program("doctor")
     if trial.code != 0:

@@ -19,7 +19,8 @@ def make_program(home: Path, **env: str) -> Program:
     """A simulator with a state folder of its own."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
     cache = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
-    env = {"ORBCTL_SIMULATOR_HOME": str(home), "ORBCTL_SIMULATOR_CACHE": cache, **env}
+    own = {"ORBCTL_SIMULATOR_HOME": str(home), "ORBCTL_SIMULATOR_CACHE": cache}
+    env = {**own, "ORBCTL_SIMULATOR_IMAGES": "host", **env}
     return Program([sys.executable, "-m", "orbctl_simulator"], {**kept, **env})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from orbctl_simulator import images
 from tests.contract.conftest import ROOT, Made
 from tests.contract.program import Answer, Program
 from tests.simulator.conftest import make_program
@@ -250,7 +251,12 @@ def test_images(own: Program, rootfs: Path, tmp_path: Path) -> None:
     subprocess.run(["tar", "-C", rootfs, "-czf", archive, "."], check=True)
     assert own("image", "add", "alpine:3.22", str(rootfs)).code == 0
     assert own("image", "add", "void", str(archive)).code == 0
-    assert own("image", "list").text.split()[::2] == ["alpine:3.22", "void:current"]
+    rows = [line.split(maxsplit=5) for line in own("image", "list").lines]
+    assert [row[:3] for row in rows] == [
+        ["alpine:3.22", images.host_arch(), "default"],
+        ["void:current", images.host_arch(), "default"],
+    ]
+    assert [row[5] for row in rows] == [f"added from {rootfs}", f"added from {archive}"]
     assert own("image", "add", "void", str(archive)).code == 1
     assert own("image", "add", "arch", str(tmp_path)).code == 1
     for image, name in (("alpine", "one"), ("void", "two")):

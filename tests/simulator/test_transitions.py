@@ -162,7 +162,7 @@ def left_nothing(own: Program, tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert {entry["state"] for entry in known} <= {"running", "stopped"}
-    folders = {entry.name for entry in (tmp_path / "state" / "machines").iterdir()}
+    folders = {path.name for path in (tmp_path / "state" / "machines").glob("*")}
     assert folders == {entry["id"] for entry in known}
     for place in (tmp_path / "state", tmp_path / "cache"):
         assert not list(place.rglob("*.new"))

@@ -1,0 +1,180 @@
+"""Images made from a distribution's own archive, by its own tools.
+
+Small on purpose: what a deploy needs and does not install has to be missing here, too. Every
+package is there for something that a machine of OrbStack's does; see `_PACKAGES`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import mirrors, tools, unpack
+from .linux import (
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    default_signals,
+    end_with_parent,
+    mount,
+    unshare,
+)
+from .state import Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .mirrors import Archive
+    from .progress import Progress
+
+_PACKAGES = (
+    *("systemd", "systemd-sysv"),  # boots it, as it boots OrbStack's
+    *("dbus", "dbus-user-session", "libpam-systemd"),  # hostnamectl, loginctl, systemctl --user
+    "sudo",  # the default user's way to root
+    "ca-certificates",  # archives and downloads over https
+    *("iproute2", "iputils-ping", "netbase"),  # ip, ss, ping, /etc/services
+    "procps",  # ps, sysctl
+)
+# What a build leaves, and a machine must not share with others or makes for itself.
+_LEFT = (
+    *("etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap"),
+    *("etc/hostname", "etc/resolv.conf"),
+    *("run/*", "tmp/*", "var/tmp/*"),
+    *("var/lib/apt/lists/*", "var/cache/apt/*", "var/log/apt/*"),
+    *("var/log/alternatives.log", "var/log/bootstrap.log", "var/log/dpkg.log"),
+)
+_SETTINGS = "etc/apt/apt.conf.d/90mirror"
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_TICK = 0.1
+
+
+class Builder:
+    """A program that makes root file systems, as this host has it or can fetch it."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name = name or builders()[0]
+        tools.ensure((name,))
+        self._tool = tools.find(name, (name,))
+        share = os.path.join(os.path.dirname(os.path.dirname(self._tool.path)), "share")
+        self._files = os.path.join(share, name)
+
+    def command(self, archive: Archive, arch: str, target: str) -> tuple[list[str], dict[str, str]]:
+        common = ["--variant=minbase", f"--include={','.join(_PACKAGES)}"]
+        common.append(f"--keyring={archive.keyring}")
+        if self.name == "mmdebstrap":
+            words = [*common, "--mode=root", "--format=directory", f"--architectures={arch}"]
+            words += [f"--aptopt={line}" for line in archive.settings]
+            words += ["--dpkgopt=force-unsafe-io"]  # the half of it is not kept
+            words += [f"--hook-dir={self._files}/hooks/maybe-merged-usr"]
+            # Else the keys count, too, that this host trusts for packages of its own.
+            trust = f"deb [signed-by={archive.keyring}] "
+            lines = [line.replace("deb ", trust, 1) for line in archive.lines]
+            words += [archive.suite, target, *lines]
+        else:
+            words = [*common, f"--arch={arch}", archive.suite, target, archive.mirror]
+        return [self._tool.path, *words], {
+            **self._tool.environment,
+            **mirrors.proxies(),
+            "DEBOOTSTRAP_DIR": self._files,
+            "HOME": "/root",
+            "LC_ALL": "C.UTF-8",
+            "TMPDIR": os.path.dirname(target),  # of what it leaves there, nothing stays
+        }
+
+
+def builders() -> list[str]:
+    """Those that this host can have, the quicker one first."""
+    return ["mmdebstrap", "debootstrap"] if tools.can_fetch() else ["debootstrap"]
+
+
+def ready() -> str:
+    """What can be built here, and with what."""
+    names = [name for name in mirrors.NAMES if mirrors.keyring(name)]
+    if not names or not any(map(tools.is_available, builders())):
+        return ""
+    return f"{', '.join(names)}, with {builders()[0]}"
+
+
+def build(
+    builder: Builder, archive: Archive, arch: str, target: str, log: str, progress: Progress
+) -> int:
+    """Make a root file system in an empty directory; how many bytes it takes."""
+    command, env = builder.command(archive, arch, target)
+    progress.step(f"{builder.name}")
+    _run(command, env, log, progress)
+    files = [("etc/apt/sources.list", "".join(f"{line}\n" for line in archive.lines))]
+    if archive.settings:
+        files.append((_SETTINGS, "".join(f"{line}\n" for line in archive.settings)))
+    if builder.name == "debootstrap":  # which knows one suite, and not that of security
+        for path, text in files:
+            with open(os.path.join(target, path), "w", encoding="utf-8") as file:
+                file.write(text)
+        script = "apt-get -q update && apt-get -qy dist-upgrade"
+        env = {**env, "PATH": _PATH, "DEBIAN_FRONTEND": "noninteractive", "TMPDIR": "/tmp"}
+        _run(["/usr/sbin/chroot", target, "/bin/sh", "-c", script], env, log, progress)
+    return unpack.tidy(target, _LEFT, files)
+
+
+def _run(command: list[str], env: dict[str, str], log: str, progress: Progress) -> None:
+    """Run it where its mounts and processes are gone when it ends, or when we do."""
+    output = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        child = os.fork()
+        if child == 0:
+            try:
+                _become(command, env, output)
+            except BaseException as error:
+                os.write(output, f"E: {error}\n".encode(errors="surrogateescape"))
+            os._exit(1)
+        try:
+            status = _wait(child, output, progress)
+        except BaseException:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            raise
+        if status:
+            lines = os.pread(output, 1 << 24, 0).decode(errors="replace").splitlines()
+            wrong = [line[2:].strip() for line in lines if line.startswith("E:")]
+            wrong = [line for line in wrong if "/dev/pts" not in line]
+            reason = (wrong or lines[-1:] or ["it gave no reason"])[0]
+            raise Failure(f"{os.path.basename(command[0])}: {reason} (all of it: {log})")
+    finally:
+        os.close(output)
+
+
+def _become(command: list[str], env: dict[str, str], output: int) -> None:
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    end_with_parent()
+    unshare(CLONE_NEWNS | CLONE_NEWPID)
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    child = os.fork()
+    if child:
+        os._exit(1 if os.waitpid(child, 0)[1] else 0)
+    end_with_parent()
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    default_signals()
+    os.execve(command[0], command, env)
+
+
+def _wait(child: int, output: int, progress: Progress) -> int:
+    """Its status; meanwhile show what it says it does."""
+    place, rest = 0, b""
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        said = os.pread(output, 1 << 16, place)
+        place += len(said)
+        *lines, rest = (rest + said).split(b"\n")
+        steps = [line[2:].strip() for line in lines if line.startswith(b"I:")]
+        if steps:
+            progress.step(f"{steps[-1].decode(errors='replace')[:50]},")
+        if ended:
+            return status
+        progress.tick()
+        if not said:
+            time.sleep(_TICK)
