@@ -1,0 +1,366 @@
+"""The machines' network: one for each state directory, there while one of its machines runs.
+
+The **router** is a network namespace with one process that keeps it (see `router`). It has a
+bridge with a port for each machine, the user-mode NAT slirp4netns to the internet, the name server
+dnsmasq, and one veth to the host, which reaches machines by their addresses. Nothing else of the
+host changes: no forwarding, firewall rule, sysctl or name. The first `join` starts the router and
+the last `leave` ends it; it also exits when its last machine has ended in any other way.
+
+Contract for whoever boots a machine, in this order:
+
+1. Call `join` with a descriptor of the machine's new network namespace, before its init runs. It
+   makes ``eth0`` there with MAC, MTU, addresses and default route, so an image that configures
+   nothing has a network. When `join` returns, the machine's names resolve.
+2. Write what `guest_files` returns into the machine's root, replacing what is there (symbolic links
+   included); ``/run`` is the tmpfs that its init will find. ``/etc/resolv.conf`` names the router.
+   NetworkManager is told to leave ``eth0`` alone. systemd-networkd, ifupdown, dhcpcd, netplan and
+   cloud-init need no telling: what they ask for by DHCP and router solicitation is what ``eth0``
+   has already, because the router answers with it.
+3. Run the init. When the machine has ended, call `leave`.
+
+Every boot joins anew, whatever is left of the last one. `rename` and `delete` of a machine call
+`rename` and `forget`. After the router was killed, `connected` is false for a machine that still
+runs: `join` it again with its namespace. Calls take the network's lock and no other lock while
+they hold it.
+
+A machine cannot take the address or MAC of another one or of the router, and cannot serve DHCP or
+router advertisements. Through the router it reaches the host at ``host.orb.internal`` only; an
+isolated machine reaches neither the host nor other machines, nor do they reach it. dnsmasq, which
+parses what machines send, is nobody on the host; slirp4netns runs in its own sandbox.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from contextlib import suppress
+
+from . import firewall, names, netns, tools
+from .linux import CLONE_NEWPID, unshare
+from .plan import DOMAIN, Addresses, Member, Plan, check_name
+from .state import Failure, Lock, cache, is_same_process, start_time, write_file
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PROGRAM = (
+    f"import sys; sys.path.insert(0, {_ROOT!r}); from orbctl_simulator.router import main; main()"
+)
+_MTU = 1500
+_ETH = "eth0"
+
+
+class Network:
+    """The network of one state directory."""
+
+    def __init__(self, state: str) -> None:
+        self._state = os.path.realpath(state)
+        self._plan = Plan(self._state)
+
+    def join(self, ident: str, name: str, machine: int, isolated: bool = False) -> Addresses:
+        """Connect a machine by a descriptor of its network namespace."""
+        check_name(name)
+        netns.check(machine)
+        tools.ensure()
+        try:
+            with self._lock() as lock:
+                router = self._running() or self._start(lock)
+                member = self._plan.enrol(ident, name, isolated, router=router.key)
+                its = member.addresses(self._plan.subnets())
+                try:
+                    mark = router.connect(member, its, machine)
+                    netns.inside(machine, lambda: _configure(its))
+                    router.wait_for(mark)
+                except BaseException:
+                    self._disconnect(router, member)
+                    raise
+                return its
+        except OSError as error:
+            raise Failure(f"network: {netns.reason(error)}") from None
+
+    def leave(self, ident: str) -> None:
+        """Disconnect it; the last one takes the router with it. What is not there has left."""
+        member = self._plan.member(ident)
+        if member and os.path.isdir(self._plan.path):
+            with self._lock():
+                router = self._running()
+                if router:
+                    self._disconnect(router, member)
+
+    def rename(self, ident: str, name: str) -> None:
+        check_name(name)
+        if self._plan.member(ident) is None:
+            return
+        try:
+            with self._lock():
+                member = self._plan.member(ident)
+                if member is None:
+                    return
+                self._plan.enrol(ident, name, member.isolated, router=member.router)
+                router = self._running()
+                if router:
+                    router.wait_for(router.publish())
+        except OSError as error:
+            raise Failure(f"network: {netns.reason(error)}") from None
+
+    def forget(self, ident: str) -> None:
+        """Free its address: the machine is deleted."""
+        self.leave(ident)
+        self._plan.forget(ident)
+
+    def addresses(self, ident: str) -> Addresses | None:
+        """Those that it has or will have when it starts; none before its first `join`."""
+        member = self._plan.member(ident)
+        return member.addresses(self._plan.subnets()) if member else None
+
+    def connected(self, ident: str) -> bool:
+        """Whether the router that this machine joined still runs; cheap, without a process."""
+        member, router = self._plan.member(ident), self._running()
+        return bool(member and router and member.router == router.key)
+
+    def sweep(self, known: set[str] | None = None) -> None:
+        """Remove what killed processes left, and the addresses of machines not in `known`."""
+        if not os.path.isdir(self._plan.path):
+            return
+        with self._lock():
+            router = self._running()
+            ports = router.ports() if router else set()
+            if router and not ports:
+                router.end()
+            self._plan.tidy()
+            for member in self._plan.members():
+                if known is not None and member.id not in known and member.port not in ports:
+                    self._plan.forget(member.id)
+
+    def _lock(self) -> _Lock:
+        self._plan.make()
+        return _Lock(self._plan.file("lock"))
+
+    def _disconnect(self, router: _Router, member: Member) -> None:
+        try:
+            left = router.disconnect(member)
+        except Failure:
+            left = True
+        if not left:
+            router.end()
+
+    def _running(self) -> _Router | None:
+        try:
+            return _Router(self._plan)
+        except (OSError, ValueError):
+            return None
+
+    def _start(self, lock: _Lock) -> _Router:
+        waits, control = os.pipe()
+        answers, report = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                _become_router(self._plan.link, [waits, report, lock.fileno()], self._state)
+            except BaseException as error:
+                text = netns.reason(error)
+                os.write(report, f"error {text}\n".encode(errors="surrogateescape"))
+            os._exit(1)
+        os.close(waits)
+        os.close(report)
+        os.waitpid(child, 0)
+        try:
+            with open(answers, errors="surrogateescape") as file:
+                word, _, text = file.read().strip().partition(" ")
+            if word != "ok":
+                raise Failure(f"network: {text or 'the router ended while it started'}")
+            write_file(self._plan.file("router"), f"{text} {start_time(f'/proc/{text}')}\n")
+            router = _Router(self._plan)
+            os.write(control, b"!")
+            return router
+        finally:
+            os.close(control)
+
+
+class _Lock(Lock):
+    def __enter__(self) -> _Lock:
+        super().__enter__()
+        return self
+
+    def fileno(self) -> int:
+        return self._fd
+
+
+class _Router:
+    """A router that runs, held so that a reused process id cannot mislead us."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._process, self._netns = plan, -1, -1
+        with open(plan.file("router")) as file:
+            self.key = file.read().strip()
+        pid, _, started = self.key.partition(" ")
+        self._process = os.pidfd_open(int(pid))
+        proc = os.open(f"/proc/{int(pid)}", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if not is_same_process(f"/proc/self/fd/{proc}", started, plan.link):
+                raise ProcessLookupError
+            self._netns = os.open("ns/net", os.O_RDONLY, dir_fd=proc)
+        finally:
+            os.close(proc)
+
+    def __del__(self) -> None:
+        for fd in (self._process, self._netns):
+            if fd >= 0:
+                os.close(fd)
+
+    def ports(self) -> set[str]:
+        return set(netns.inside(self._netns, lambda: " ".join(netns.ports())).split())
+
+    def connect(self, member: Member, its: Addresses, machine: int) -> str:
+        """Its port, guarded before it is up, and its ``eth0``, not yet configured."""
+
+        def work() -> str:
+            ports = netns.ports()
+            mark = _publish(self._plan, ports | {member.port})
+            os.set_inheritable(machine, True)
+            pair = f"link add {member.port} mtu {_MTU} type veth"
+            peer = f"peer name {_ETH} address {its.mac} mtu {_MTU} netns /proc/self/fd/{machine}"
+            lines = [f"link del {member.port}"] if member.port in ports else []
+            lines += [f"{pair} {peer}", f"link set {member.port} master {firewall.BRIDGE} up"]
+            _batch(lines)
+            return mark
+
+        netns.inside(machine, _remove_old)
+        mark = netns.inside(self._netns, work)
+        self._reread()
+        return mark
+
+    def disconnect(self, member: Member) -> bool:
+        """Remove its port; whether others are left."""
+
+        def work() -> str:
+            ports = netns.ports()
+            if member.port in ports:
+                tools.call("ip", "link", "del", member.port)
+            ports.discard(member.port)
+            try:
+                return _publish(self._plan, ports) if ports else "none"
+            except (OSError, Failure):
+                return ""  # a full disk: the next one does it
+
+        mark = netns.inside(self._netns, work)
+        if mark not in ("", "none"):
+            self._reread()
+            self.wait_for(mark)
+        return mark != "none"
+
+    def publish(self) -> str:
+        mark = netns.inside(self._netns, lambda: _publish(self._plan, netns.ports()))
+        self._reread()
+        return mark
+
+    def _reread(self) -> None:
+        try:
+            signal.pidfd_send_signal(self._process, signal.SIGHUP)
+        except ProcessLookupError:
+            raise Failure("network: the router was killed") from None
+
+    def wait_for(self, mark: str) -> None:
+        subnets = self._plan.subnets()
+        if not netns.inside(self._netns, lambda: "y" * names.has_read(subnets, mark)):
+            raise Failure("network: the name server does not answer")
+
+    def end(self) -> None:
+        """The veth first, and not by the kernel later: the next router may come at once."""
+        with suppress(Failure):  # it may be ending by itself
+            netns.inside(self._netns, lambda: tools.call("ip", "link", "del", firewall.UPLINK))
+        try:
+            signal.pidfd_send_signal(self._process, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        select.select([self._process], [], [], 10)
+
+
+def _publish(plan: Plan, ports: set[str]) -> str:
+    """Tell the firewall and the name server who is there; in the router's namespace."""
+    subnets = plan.subnets()
+    joined = [member for member in plan.members() if member.port in ports]
+    tools.call("nft", "-f", "-", text=firewall.members(subnets, joined))
+    return names.publish(plan, subnets, joined)
+
+
+def _remove_old() -> None:
+    """What is left of a router that was killed: the kernel removes it too, but a moment later."""
+    for _ in range(9):
+        if _ETH not in netns.interfaces():
+            return
+        with suppress(Failure):
+            tools.call("ip", "link", "del", _ETH)
+    raise Failure(f"network: the machine's {_ETH} cannot be replaced")
+
+
+def _configure(its: Addresses) -> None:
+    """In the machine's namespace."""
+    settings = {"ipv6/conf/all/disable_ipv6": "0", f"ipv6/conf/{_ETH}/disable_ipv6": "0"}
+    # Its own address it has already; a network manager in it reads advertisements by itself.
+    netns.set_sysctls({**settings, f"ipv6/conf/{_ETH}/accept_ra": "0"})
+    lines = ["link set lo up", f"addr add {its.ip4}/24 broadcast + dev {_ETH}"]
+    if its.ip6:
+        lines.append(f"addr add {its.ip6}/64 dev {_ETH} nodad")
+    lines += [f"link set {_ETH} up", f"route add default via {its.gateway} dev {_ETH}"]
+    _batch(lines)
+
+
+def _batch(lines: list[str]) -> None:
+    tools.call("ip", "-batch", "-", text="\n".join([*lines, ""]))
+
+
+def _become_router(link: str, fds: list[int], state: str) -> None:
+    """Fork into a new process namespace, and let the fork become the router."""
+    os.setsid()
+    os.chdir("/")
+    unshare(CLONE_NEWPID)
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, link, *map(str, fds), state]
+    kept = {"PATH": os.environ.get("PATH", os.defpath), "ORBCTL_SIMULATOR_CACHE": cache()}
+    os.execve(sys.executable, command, kept)
+
+
+def guest_files(its: Addresses) -> dict[str, str]:
+    """What a machine's root needs to hold when its init starts."""
+    return {
+        "/etc/resolv.conf": f"nameserver {its.gateway}\nsearch {DOMAIN}\n",
+        "/run/NetworkManager/conf.d/00-orb.conf": (
+            f"[keyfile]\nunmanaged-devices=interface-name:{_ETH}\n"
+        ),
+    }
+
+
+def available() -> str | None:
+    """Why this host can have no network of machines, or nothing: found out by trying."""
+    if os.geteuid() != 0:
+        return "needs root"
+    missing = [name for name, path, _ in tools.listing() if not path]
+    if missing and not tools.can_fetch():
+        return f"{', '.join(missing)} missing: {tools.install_command(missing)}"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/net/tun: {error.strerror}: modprobe tun"
+    try:
+        owner, router = netns.create()
+        os.close(owner)
+        try:
+            if not missing:
+                netns.inside(router, _try_rules)
+        finally:
+            os.close(router)
+    except (Failure, OSError) as error:
+        return str(error)
+    return None
+
+
+def _try_rules() -> None:
+    _batch([f"link add {firewall.BRIDGE} type bridge", "link add m1 type veth peer name m2"])
+    tools.call("nft", "-f", "-", text=firewall.rules())

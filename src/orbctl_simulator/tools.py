@@ -1,0 +1,259 @@
+"""The programs that make the machines' network: found on the host, else fetched into the cache.
+
+On Debian and Ubuntu a missing one is fetched once, with the libraries that the host lacks, by apt
+itself: with the host's sources and signatures, but with caches, lists and archives in a temporary
+directory and without its hooks, so that nothing of the host's package state changes. Nothing is
+installed: the packages are unpacked into the cache and run from there. Elsewhere ``listing`` says
+which command installs them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .state import Failure, Lock, cache, say, write_file
+
+_PACKAGES = {
+    "ip": {"apt-get": "iproute2", "dnf": "iproute", "*": "iproute2"},
+    "nft": {"*": "nftables"},
+    "dnsmasq": {"apt-get": "dnsmasq-base", "*": "dnsmasq"},
+    "slirp4netns": {"*": "slirp4netns"},
+}
+NAMES = tuple(_PACKAGES)
+_INSTALLERS = {
+    "apt-get": "apt-get install --no-install-recommends",
+    "dnf": "dnf install",
+    "zypper": "zypper install",
+    "pacman": "pacman -S",
+    "apk": "apk add",
+    "xbps-install": "xbps-install -S",
+}
+_DIRECTORIES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_STATUS = "/var/lib/dpkg/status"
+_VERSION = {"ip": "-V"}
+_APT_DIRECTORIES = {
+    "State": "state",
+    "State::lists": "state/lists",
+    "Cache": "cache",
+    "Cache::archives": "cache/archives",
+    "Log": "log",
+}
+_APT = """\
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Pre-Invoke;
+#clear DPkg::Pre-Install-Pkgs;
+#clear DPkg::Post-Invoke;
+Debug::NoLocking "true";
+APT::Sandbox::User "root";
+APT::Install-Recommends "false";
+Acquire::Retries "1";
+Acquire::http::Timeout "30";
+Dir::State::status "/var/lib/dpkg/status";
+"""
+
+
+class Tool:
+    """A program by its path; what was fetched also by the directory that holds its libraries."""
+
+    def __init__(self, path: str, root: str = "") -> None:
+        self.path, self.root = path, root
+        self.environment = {"PATH": _DIRECTORIES, "LC_ALL": "C"}
+        if root:
+            self.environment["LD_LIBRARY_PATH"] = _libraries(root)
+
+    def seen_at(self, place: str) -> Tool:
+        """The same one where its directory is mounted at another place."""
+        return Tool(place + self.path[len(self.root) :], place)
+
+
+def find(name: str) -> Tool:
+    """The host's, else the cached one."""
+    path = _on_host(name)
+    if path:
+        return Tool(path)
+    root = _place(_missing())
+    path = _below(root, name)
+    if not path:
+        raise Failure(f"{name} is not installed: {install_command([name])}")
+    return Tool(path, root)
+
+
+def call(name: str, *words: str, text: str = "") -> str:
+    """Run one in the namespaces of this process; what it says when it fails is the failure."""
+    return _run(find(name), list(words), name, text)
+
+
+def ensure() -> None:
+    """Have all of them: fetch what is missing, or say what to install."""
+    missing = _missing()
+    if not missing:
+        return
+    root = _place(missing)
+    if _usable(root, missing):
+        return
+    if not can_fetch():
+        raise Failure(f"{', '.join(missing)}: not installed: {install_command(missing)}")
+    os.makedirs(cache(), mode=0o700, exist_ok=True)
+    with Lock(root + ".lock"):
+        if not _usable(root, missing):
+            say(f"fetching {', '.join(missing)} once, into {cache()}")
+            _fetch(missing, root)
+
+
+def can_fetch() -> bool:
+    return all(_on_host(name) for name in ("apt-get", "dpkg-deb")) and os.path.exists(_STATUS)
+
+
+def listing() -> list[tuple[str, str, str]]:
+    """Each tool, its path or nothing, and the command that installs it."""
+    found = []
+    for name in NAMES:
+        path = _on_host(name) or _below(_place(_missing()), name)
+        found.append((name, path, install_command([name])))
+    return found
+
+
+def install_command(names: list[str]) -> str:
+    installer = next((name for name in _INSTALLERS if _on_host(name)), "")
+    packages = [_package(name, installer) for name in names]
+    command = _INSTALLERS.get(installer, "install the packages")
+    return " ".join([command, *packages])
+
+
+def _package(name: str, installer: str) -> str:
+    return _PACKAGES[name].get(installer, _PACKAGES[name]["*"])
+
+
+def _missing() -> list[str]:
+    return [name for name in NAMES if not _on_host(name)]
+
+
+def _on_host(name: str) -> str:
+    for folder in f"{os.environ.get('PATH', '')}:{_DIRECTORIES}".split(":"):
+        path = os.path.join(folder, name)
+        usable = folder.startswith("/") and os.access(path, os.X_OK) and os.path.isfile(path)
+        if usable and os.path.basename(os.path.realpath(path)) != "busybox":  # too little of `ip`
+            return path
+    return ""
+
+
+def _below(root: str, name: str) -> str:
+    paths = (os.path.join(root, folder, name) for folder in ("usr/sbin", "usr/bin", "sbin", "bin"))
+    return next((path for path in paths if os.access(path, os.X_OK)), "")
+
+
+def _libraries(root: str) -> str:
+    folders = []
+    for parent in (os.path.join(root, "usr/lib"), os.path.join(root, "lib")):
+        if os.path.isdir(parent):
+            folders += [parent] + [entry.path for entry in os.scandir(parent) if entry.is_dir()]
+    return ":".join(folders)
+
+
+def _place(missing: list[str]) -> str:
+    """A directory for these tools on this distribution; it may serve others that are the same."""
+    from hashlib import sha256
+
+    told = os.uname().machine
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                told += repr([line for line in file if line.startswith((b"ID=", b"VERSION"))])
+            break
+    return os.path.join(cache(), "tools-" + sha256(f"1 {told} {missing}".encode()).hexdigest()[:16])
+
+
+def _usable(root: str, names: list[str]) -> bool:
+    """All there, and they run, which is tried again when the host's packages have changed."""
+    stamp = os.path.join(root, "stamp")
+    try:
+        state = os.stat(_STATUS)
+        now = f"{state.st_size} {state.st_mtime_ns}"
+        with open(stamp) as file:
+            if file.read() == now:
+                return True
+        _try(root, names)
+        write_file(stamp, now)
+        return True
+    except (OSError, Failure):
+        return False
+
+
+def _try(root: str, names: list[str]) -> None:
+    for name in names:
+        _run(Tool(_below(root, name), root), [_VERSION.get(name, "--version")], name)
+
+
+def _fetch(names: list[str], root: str) -> None:
+    from shutil import rmtree
+    from tempfile import mkdtemp
+
+    place = mkdtemp(prefix=os.path.basename(root) + ".build-", dir=cache())
+    try:
+        folder = os.path.join(place, "apt")
+        for name in ("state/lists/partial", "cache/archives/partial", "log"):
+            os.makedirs(os.path.join(folder, name))
+        with open(os.path.join(folder, "conf"), "w") as file:
+            file.write(_APT)
+        _download([_package(name, "apt-get") for name in names], folder)
+        new = os.path.join(place, "root")
+        os.mkdir(new, 0o755)
+        archives = os.path.join(folder, "cache/archives")
+        for archive in sorted(os.listdir(archives)):
+            if archive.endswith(".deb"):
+                _run(Tool(_on_host("dpkg-deb")), ["-x", os.path.join(archives, archive), new])
+        _try(new, names)
+        with open(os.path.join(new, "stamp"), "w") as file:
+            state = os.stat(_STATUS)
+            file.write(f"{state.st_size} {state.st_mtime_ns}")
+        rmtree(root, ignore_errors=True)
+        os.rename(new, root)
+    except OSError as error:
+        raise Failure(f"cannot fetch {', '.join(names)}: {error}") from None
+    finally:
+        rmtree(place, ignore_errors=True)
+
+
+def _download(packages: list[str], folder: str) -> None:
+    """With the host's lists as they are, else with new ones of our own."""
+    apt = Tool(_on_host("apt-get"))
+    proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
+    apt.environment.update(proxies, DEBIAN_FRONTEND="noninteractive")
+    options = ["-c", os.path.join(folder, "conf"), "-q", "-y"]
+    for key, path in _APT_DIRECTORIES.items():
+        options += ["-o", f"Dir::{key}={os.path.join(folder, path)}"]
+    install = ["--download-only", "--reinstall", "install", *packages]
+    try:
+        _run(apt, [*options, "-o", "Dir::State::lists=/var/lib/apt/lists", *install])
+    except Failure:
+        try:
+            _run(apt, [*options, "update"])
+            _run(apt, [*options, *install])
+        except Failure as failure:
+            command = f"{_INSTALLERS['apt-get']} {' '.join(packages)}"
+            raise Failure(f"cannot fetch {', '.join(packages)} ({failure}): {command}") from None
+
+
+def _run(tool: Tool, words: list[str], name: str = "", text: str = "") -> str:
+    given, shown = os.memfd_create("given"), os.memfd_create("shown")
+    try:
+        os.write(given, text.encode())
+        os.lseek(given, 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, given, 0)]
+        actions += [(os.POSIX_SPAWN_DUP2, shown, fd) for fd in (1, 2)]
+        command = [tool.path, *words]
+        pid = os.posix_spawn(tool.path, command, tool.environment, file_actions=actions)
+        status = os.waitpid(pid, 0)[1]
+        with open(f"/proc/self/fd/{shown}", encoding="utf-8", errors="replace") as file:
+            output = file.read()
+    finally:
+        os.close(given)
+        os.close(shown)
+    if status:
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        wrong = [line for line in lines if line.startswith(("E:", "Error", "RTNETLINK"))]
+        reason = (wrong or lines or [f"ended with status {status}"])[0]
+        raise Failure(f"{name or os.path.basename(tool.path)}: {reason}")
+    return output
