@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .plan import Member, Subnets
+    from .addresses import Member, Subnets
 
 BRIDGE, UPLINK, TAP = "br0", "host", "tap0"
 BRIDGE_MAC = "02:00:00:00:00:01"
@@ -22,6 +22,7 @@ table bridge orb {{
     chain ports {{
         type filter hook prerouting priority -300; policy accept;
         iifname @cut meta mark set 1
+        ether type {{ 8021q, 8021ad }} drop
         ether saddr @macs iifname . ether saddr != @own_macs drop
         ether type ip ip saddr @taken4 iifname . ip saddr != @own4 drop
         ether type arp arp saddr ip @taken4 iifname . arp saddr ip != @own4 drop

@@ -11,19 +11,19 @@ from __future__ import annotations
 import os
 import time
 
+from . import firewall, tools
+from .addresses import DOMAIN, HOST_NAME
 from .firewall import BRIDGE
-from .plan import DOMAIN, HOST_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from .plan import Member, Plan, Subnets
+    from .addresses import AddressBook, Member, Subnets
 
 # Where it finds the files, in a mount namespace of its own.
 PLACE = "/run/served"
 _INTERNAL = HOST_NAME.partition(".")[2]
-_PATIENCE = 10
 
 
 def arguments(subnets: Subnets) -> list[str]:
@@ -68,8 +68,19 @@ def _reverse(part: str) -> str:
     return ".".join([*reversed(part.split(".")), "in-addr.arpa"])
 
 
-def publish(plan: Plan, subnets: Subnets, joined: Iterable[Member]) -> str:
-    """Write its files; a signal makes it read them. Returns a name that it answers from then on."""
+def publish(book: AddressBook, ports: set[str]) -> str:
+    """Tell the firewall and the name server which machines are there, by their ports.
+
+    Called within the router's namespace. The name server reads its files on a signal; from then on
+    it knows the name that is returned.
+    """
+    subnets = book.subnets()
+    joined = [member for member in book.members() if member.port in ports]
+    tools.call("nft", "-f", "-", text=firewall.members(subnets, joined))
+    return _write_files(book, subnets, joined)
+
+
+def _write_files(book: AddressBook, subnets: Subnets, joined: list[Member]) -> str:
     mark = f"{time.time_ns():x}.{_INTERNAL}"
     hosts = [f"{subnets.loopback} {HOST_NAME}", f"{subnets.gateway} router.{DOMAIN} {mark}"]
     leases = []
@@ -81,7 +92,7 @@ def publish(plan: Plan, subnets: Subnets, joined: Iterable[Member]) -> str:
         hosts += [f"{address} {names}" for address in (its.ip4, its.ip6) if address]
         leases.append(f"{its.mac},{its.ip4},infinite")
     for name, lines in (("hosts", hosts), ("leases", leases)):
-        path = plan.file("served", name)
+        path = book.file("served", name)
         with open(f"{path}.new", "w") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write("\n".join([*lines, ""]))
@@ -89,14 +100,16 @@ def publish(plan: Plan, subnets: Subnets, joined: Iterable[Member]) -> str:
     return mark
 
 
-def has_read(subnets: Subnets, mark: str, ended: Callable[[], bool] = bool) -> bool:
+def has_read(
+    subnets: Subnets, mark: str, patience: float = 10, ended: Callable[[], bool] = bool
+) -> bool:
     """Wait until it has read what `publish` wrote; called within the router's namespace."""
     import socket
 
     labels = b"".join(bytes([len(label)]) + label.encode() for label in mark.split("."))
     question = b"OR\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
     wanted = socket.inet_aton(subnets.gateway)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         asking.settimeout(0.2)
         asking.connect((subnets.gateway, 53))

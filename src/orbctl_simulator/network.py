@@ -38,8 +38,8 @@ import sys
 from contextlib import suppress
 
 from . import firewall, names, netns, tools
+from .addresses import DOMAIN, AddressBook, Addresses, Member, check_id, check_name
 from .linux import CLONE_NEWPID, unshare
-from .plan import DOMAIN, Addresses, Member, Plan, check_name
 from .state import Failure, Lock, cache, is_same_process, start_time, write_file
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -55,48 +55,56 @@ class Network:
 
     def __init__(self, state: str) -> None:
         self._state = os.path.realpath(state)
-        self._plan = Plan(self._state)
+        self._book = AddressBook(self._state)
 
     def join(self, ident: str, name: str, machine: int, isolated: bool = False) -> Addresses:
         """Connect a machine by a descriptor of its network namespace."""
+        check_id(ident)
         check_name(name)
         netns.check(machine)
         tools.ensure()
         try:
             with self._lock() as lock:
-                router = self._running() or self._start(lock)
-                member = self._plan.enrol(ident, name, isolated, router=router.key)
-                its = member.addresses(self._plan.subnets())
-                try:
-                    mark = router.connect(member, its, machine)
-                    netns.inside(machine, lambda: _configure(its))
-                    router.wait_for(mark)
-                except BaseException:
-                    self._disconnect(router, member)
-                    raise
-                return its
+                for _ in range(2):
+                    with suppress(_Ended):
+                        return self._join(lock, ident, name, machine, isolated)
+                return self._join(lock, ident, name, machine, isolated)
         except OSError as error:
             raise Failure(f"network: {netns.reason(error)}") from None
 
+    def _join(self, lock: _Lock, ident: str, name: str, machine: int, isolated: bool) -> Addresses:
+        router = self._running() or self._start(lock)
+        port = ""
+        try:
+            member = self._book.enrol(ident, name, isolated, router=router.key)
+            port, its = member.port, member.addresses(self._book.subnets())
+            mark = router.connect(member, its, machine)
+            netns.inside(machine, lambda: _configure(its))
+            router.wait_for(mark)
+        except BaseException:
+            self._disconnect(router, port)
+            raise
+        return its
+
     def leave(self, ident: str) -> None:
         """Disconnect it; the last one takes the router with it. What is not there has left."""
-        member = self._plan.member(ident)
-        if member and os.path.isdir(self._plan.path):
+        member = self._book.member(ident)
+        if member and os.path.isdir(self._book.path):
             with self._lock():
                 router = self._running()
                 if router:
-                    self._disconnect(router, member)
+                    self._disconnect(router, member.port)
 
     def rename(self, ident: str, name: str) -> None:
         check_name(name)
-        if self._plan.member(ident) is None:
+        if self._book.member(ident) is None:
             return
         try:
             with self._lock():
-                member = self._plan.member(ident)
+                member = self._book.member(ident)
                 if member is None:
                     return
-                self._plan.enrol(ident, name, member.isolated, router=member.router)
+                self._book.enrol(ident, name, member.isolated, router=member.router)
                 router = self._running()
                 if router:
                     router.wait_for(router.publish())
@@ -106,39 +114,39 @@ class Network:
     def forget(self, ident: str) -> None:
         """Free its address: the machine is deleted."""
         self.leave(ident)
-        self._plan.forget(ident)
+        self._book.forget(ident)
 
     def addresses(self, ident: str) -> Addresses | None:
         """Those that it has or will have when it starts; none before its first `join`."""
-        member = self._plan.member(ident)
-        return member.addresses(self._plan.subnets()) if member else None
+        member = self._book.member(ident)
+        return member.addresses(self._book.subnets()) if member else None
 
     def connected(self, ident: str) -> bool:
         """Whether the router that this machine joined still runs; cheap, without a process."""
-        member, router = self._plan.member(ident), self._running()
+        member, router = self._book.member(ident), self._running()
         return bool(member and router and member.router == router.key)
 
     def sweep(self, known: set[str] | None = None) -> None:
         """Remove what killed processes left, and the addresses of machines not in `known`."""
-        if not os.path.isdir(self._plan.path):
+        if not os.path.isdir(self._book.path):
             return
         with self._lock():
             router = self._running()
             ports = router.ports() if router else set()
             if router and not ports:
                 router.end()
-            self._plan.tidy()
-            for member in self._plan.members():
+            self._book.tidy()
+            for member in self._book.members():
                 if known is not None and member.id not in known and member.port not in ports:
-                    self._plan.forget(member.id)
+                    self._book.forget(member.id)
 
     def _lock(self) -> _Lock:
-        self._plan.make()
-        return _Lock(self._plan.file("lock"))
+        self._book.make()
+        return _Lock(self._book.file("lock"))
 
-    def _disconnect(self, router: _Router, member: Member) -> None:
+    def _disconnect(self, router: _Router, port: str) -> None:
         try:
-            left = router.disconnect(member)
+            left = router.disconnect(port)
         except Failure:
             left = True
         if not left:
@@ -146,7 +154,7 @@ class Network:
 
     def _running(self) -> _Router | None:
         try:
-            return _Router(self._plan)
+            return _Router(self._book)
         except (OSError, ValueError):
             return None
 
@@ -156,7 +164,7 @@ class Network:
         child = os.fork()
         if child == 0:
             try:
-                _become_router(self._plan.link, [waits, report, lock.fileno()], self._state)
+                _become_router(self._book.link, [waits, report, lock.fileno()], self._state)
             except BaseException as error:
                 text = netns.reason(error)
                 os.write(report, f"error {text}\n".encode(errors="surrogateescape"))
@@ -167,14 +175,20 @@ class Network:
         try:
             with open(answers, errors="surrogateescape") as file:
                 word, _, text = file.read().strip().partition(" ")
+            if not word:
+                raise _Ended("network: the router was killed while it started")
             if word != "ok":
-                raise Failure(f"network: {text or 'the router ended while it started'}")
-            write_file(self._plan.file("router"), f"{text} {start_time(f'/proc/{text}')}\n")
-            router = _Router(self._plan)
+                raise Failure(f"network: {text}")
+            write_file(self._book.file("router"), f"{text} {start_time(f'/proc/{text}')}\n")
+            router = _Router(self._book)
             os.write(control, b"!")
             return router
         finally:
             os.close(control)
+
+
+class _Ended(Failure):
+    """The router has ended under our hands; another one may do."""
 
 
 class _Lock(Lock):
@@ -189,15 +203,15 @@ class _Lock(Lock):
 class _Router:
     """A router that runs, held so that a reused process id cannot mislead us."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan, self._process, self._netns = plan, -1, -1
-        with open(plan.file("router")) as file:
+    def __init__(self, book: AddressBook) -> None:
+        self._book, self._process, self._netns = book, -1, -1
+        with open(book.file("router")) as file:
             self.key = file.read().strip()
         pid, _, started = self.key.partition(" ")
         self._process = os.pidfd_open(int(pid))
         proc = os.open(f"/proc/{int(pid)}", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            if not is_same_process(f"/proc/self/fd/{proc}", started, plan.link):
+            if not is_same_process(f"/proc/self/fd/{proc}", started, book.link):
                 raise ProcessLookupError
             self._netns = os.open("ns/net", os.O_RDONLY, dir_fd=proc)
         finally:
@@ -216,7 +230,7 @@ class _Router:
 
         def work() -> str:
             ports = netns.ports()
-            mark = _publish(self._plan, ports | {member.port})
+            mark = names.publish(self._book, ports | {member.port})
             os.set_inheritable(machine, True)
             pair = f"link add {member.port} mtu {_MTU} type veth"
             peer = f"peer name {_ETH} address {its.mac} mtu {_MTU} netns /proc/self/fd/{machine}"
@@ -230,27 +244,27 @@ class _Router:
         self._reread()
         return mark
 
-    def disconnect(self, member: Member) -> bool:
-        """Remove its port; whether others are left."""
+    def disconnect(self, port: str) -> bool:
+        """Remove a port; whether others are left."""
 
         def work() -> str:
             ports = netns.ports()
-            if member.port in ports:
-                tools.call("ip", "link", "del", member.port)
-            ports.discard(member.port)
+            if port in ports:
+                tools.call("ip", "link", "del", port)
+            ports.discard(port)
             try:
-                return _publish(self._plan, ports) if ports else "none"
+                return names.publish(self._book, ports) if ports else "none"
             except (OSError, Failure):
                 return ""  # a full disk: the next one does it
 
         mark = netns.inside(self._netns, work)
         if mark not in ("", "none"):
             self._reread()
-            self.wait_for(mark)
+            self.wait_for(mark, 2)
         return mark != "none"
 
     def publish(self) -> str:
-        mark = netns.inside(self._netns, lambda: _publish(self._plan, netns.ports()))
+        mark = netns.inside(self._netns, lambda: names.publish(self._book, netns.ports()))
         self._reread()
         return mark
 
@@ -258,12 +272,21 @@ class _Router:
         try:
             signal.pidfd_send_signal(self._process, signal.SIGHUP)
         except ProcessLookupError:
-            raise Failure("network: the router was killed") from None
+            raise _Ended("network: the router was killed") from None
 
-    def wait_for(self, mark: str) -> None:
-        subnets = self._plan.subnets()
-        if not netns.inside(self._netns, lambda: "y" * names.has_read(subnets, mark)):
+    def wait_for(self, mark: str, patience: float = 10) -> None:
+        subnets = self._book.subnets()
+
+        def work() -> str:
+            return "yes" * names.has_read(subnets, mark, patience, self._has_ended)
+
+        if not netns.inside(self._netns, work):
+            if self._has_ended():
+                raise _Ended("network: the router was killed")
             raise Failure("network: the name server does not answer")
+
+    def _has_ended(self) -> bool:
+        return bool(select.select([self._process], [], [], 0)[0])
 
     def end(self) -> None:
         """The veth first, and not by the kernel later: the next router may come at once."""
@@ -274,14 +297,6 @@ class _Router:
         except ProcessLookupError:
             return
         select.select([self._process], [], [], 10)
-
-
-def _publish(plan: Plan, ports: set[str]) -> str:
-    """Tell the firewall and the name server who is there; in the router's namespace."""
-    subnets = plan.subnets()
-    joined = [member for member in plan.members() if member.port in ports]
-    tools.call("nft", "-f", "-", text=firewall.members(subnets, joined))
-    return names.publish(plan, subnets, joined)
 
 
 def _remove_old() -> None:
@@ -302,7 +317,7 @@ def _configure(its: Addresses) -> None:
     lines = ["link set lo up", f"addr add {its.ip4}/24 broadcast + dev {_ETH}"]
     if its.ip6:
         lines.append(f"addr add {its.ip6}/64 dev {_ETH} nodad")
-    lines += [f"link set {_ETH} up", f"route add default via {its.gateway} dev {_ETH}"]
+    lines += [f"link set {_ETH} up", f"route replace default via {its.gateway} dev {_ETH}"]
     _batch(lines)
 
 
@@ -343,7 +358,7 @@ def available() -> str | None:
         return "needs root"
     missing = [name for name, path, _ in tools.listing() if not path]
     if missing and not tools.can_fetch():
-        return f"{', '.join(missing)} missing: {tools.install_command(missing)}"
+        return f"{', '.join(missing)}: not installed: {tools.install_command(missing)}"
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR))
     except OSError as error:

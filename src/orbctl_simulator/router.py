@@ -21,6 +21,7 @@ import time
 from fcntl import fcntl
 
 from . import firewall, names, netns, tools, uplink
+from .addresses import AddressBook, new_prefix
 from .firewall import BRIDGE, BRIDGE_MAC, TAP, UPLINK
 from .linux import (
     CLONE_NEWNS,
@@ -31,29 +32,29 @@ from .linux import (
     setns,
     unshare,
 )
-from .plan import Plan, new_prefix
 from .state import Failure, Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 _MS_SLAVE = 1 << 19
 _LINKS, _ADDRESSES, _ROUTES = 0x1, 0x10 | 0x100, 0x40 | 0x400  # groups of rtnetlink
 _SANDBOXES = (("--enable-sandbox", "--enable-seccomp"), ("--enable-sandbox",), ())
-_ALL = ("all", "default")
-_SYSCTLS = {
-    "ipv4/ip_forward": "1",
-    "ipv6/conf/all/forwarding": "1",
-    "bridge/bridge-nf-call-iptables": "0",
-    "bridge/bridge-nf-call-ip6tables": "0",
-    "bridge/bridge-nf-call-arptables": "0",
+# A new namespace inherits the host's, which may be strict.
+_OFF = {
+    "ipv4": "rp_filter arp_ignore arp_announce arp_filter send_redirects accept_redirects",
+    "ipv6": "accept_ra accept_redirects disable_ipv6",
+    "bridge": "iptables ip6tables arptables",
 }
-for _name in ("rp_filter", "arp_ignore", "arp_announce", "arp_filter", "send_redirects"):
-    _SYSCTLS.update({f"ipv4/conf/{which}/{_name}": "0" for which in _ALL})
-for _name in ("accept_ra", "accept_redirects", "disable_ipv6"):
-    _SYSCTLS.update({f"ipv6/conf/{which}/{_name}": "0" for which in _ALL})
+
+
+def _settings() -> dict[str, str]:
+    values = {f"bridge/bridge-nf-call-{name}": "0" for name in _OFF["bridge"].split()}
+    for family in ("ipv4", "ipv6"):
+        for name in _OFF[family].split():
+            values.update({f"{family}/conf/{which}/{name}": "0" for which in ("all", "default")})
+    return {**values, "ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
     os.umask(0o022)
     os.chdir("/")
     try:
-        router = Router(Plan(path), link)
+        router = Router(AddressBook(path), link)
         router.start()
         os.write(int(status), f"ok {os.readlink('/proc/self')}\n".encode())
     except Exception as error:
@@ -110,12 +111,12 @@ class Service:
 
 
 class Router:
-    def __init__(self, plan: Plan, link: str) -> None:
-        self.plan, self.link = plan, link
+    def __init__(self, book: AddressBook, link: str) -> None:
+        self.book, self.link = book, link
         self.host = os.open("/proc/self/ns/net", os.O_RDONLY)
         self._host_changes = _watch(_ADDRESSES | _ROUTES)
         self.owner, self.netns = netns.create()
-        self.subnets = plan.subnets()
+        self.subnets = book.subnets()
         self.known: set[str] = set()
         self._blocked, self._log = "", 0
         self._sandboxes = list(_SANDBOXES)
@@ -125,21 +126,21 @@ class Router:
         netns.enter(self.netns)
         self._link_changes = _watch(_LINKS)
         self._wake = _catch_signals()
-        netns.set_sysctls(_SYSCTLS)
+        netns.set_sysctls(_settings())
         if not netns.has_ipv6():
             self.subnets.prefix6 = ""
         elif not self.subnets.prefix6:
             self.subnets.prefix6 = new_prefix()
         self.subnets = uplink.connect(self.host, self.link, self.subnets)
-        self.plan.save(self.subnets)
+        self.book.save(self.subnets)
         self._configure()
         self._route_to_host()
         self._nat.start()
         tools.call("nft", "-f", "-", text=firewall.rules())
         self.block_host()
-        mark = self.publish()
+        mark = names.publish(self.book, set())
         self._name_server.start()
-        if not names.has_read(self.subnets, mark, self._name_server.has_ended):
+        if not names.has_read(self.subnets, mark, ended=self._name_server.has_ended):
             raise Failure(f"dnsmasq: {_read_log(self._log)}")
 
     def _configure(self) -> None:
@@ -165,11 +166,12 @@ class Router:
 
     def _start_nat(self) -> int:
         """The user-mode NAT, in the host's network and the best sandbox that this host allows."""
-        while True:
-            flags = [*self._sandboxes[0], f"--cidr={self.subnets.link}.0/24", "--configure"]
+        said = ""
+        for sandbox in self._sandboxes:
             log, (ready, report) = _open_log(), os.pipe()
-            flags += [f"--mtu={uplink.MTU}", f"--ready-fd={report}", "--netns-type=path"]
-            words = [*flags, f"/proc/self/fd/{self.netns}", TAP]
+            words = [*sandbox, f"--cidr={self.subnets.link}.0/24", f"--mtu={uplink.MTU}"]
+            words += ["--configure", f"--ready-fd={report}", "--netns-type=path"]
+            words += [f"/proc/self/fd/{self.netns}", TAP]
 
             def become(words: list[str] = words, log: int = log, report: int = report) -> None:
                 setns(self.host)
@@ -180,16 +182,15 @@ class Router:
             pid = _fork(become, log)
             os.close(report)
             begun = select.select([ready], [], [], 10)[0] and os.read(ready, 1)
-            os.close(ready)
             said = _read_log(log)
+            os.close(ready)
             os.close(log)
             if begun:
+                self._sandboxes = [sandbox]
                 return pid
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            if len(self._sandboxes) == 1:
-                raise Failure(f"slirp4netns: {said}")
-            del self._sandboxes[0]
+        raise Failure(f"slirp4netns: {said}")
 
     def _start_name_server(self) -> int:
         """dnsmasq, which parses what machines send, as nobody on the host."""
@@ -199,7 +200,7 @@ class Router:
         def become() -> None:
             unshare(CLONE_NEWNS)
             mount(None, "/", None, MS_REC | _MS_SLAVE)
-            served, place = self.plan.file("served"), "/run/tools"
+            served, place = self.book.file("served"), "/run/tools"
             sources = [(served, names.PLACE)] + ([(tool.root, place)] if tool.root else [])
             opened = [(os.open(source, os.O_PATH), target) for source, target in sources]
             mount("tmpfs", "/run", "tmpfs", 0, "mode=755,size=64k")
@@ -237,11 +238,6 @@ class Router:
                 todo.add(sources[fd])
                 pause = 0.05
 
-    def publish(self) -> str:
-        joined = [member for member in self.plan.members() if member.port in self.known]
-        tools.call("nft", "-f", "-", text=firewall.members(self.subnets, joined))
-        return names.publish(self.plan, self.subnets, joined)
-
     def _look_at_services(self) -> bool:
         """Start again what has ended."""
         reaped = []
@@ -266,14 +262,15 @@ class Router:
             self.known = ports
             return True
         try:
-            with Lock(self.plan.file("lock"), wait=False) as lock:
+            with Lock(self.book.file("lock"), wait=False) as lock:
                 if not lock.held:
                     return False
-                self.known = netns.ports()
-                if not self.known:
+                ports = netns.ports()
+                if not ports:
                     self.end()
-                self.publish()
+                names.publish(self.book, ports)
                 self._name_server.hang_up()
+                self.known = ports
                 return True
         except FileNotFoundError:  # the state directory is gone
             if not ports:
@@ -292,7 +289,7 @@ class Router:
         self.block_host()
         if self.link in netns.inside(self.host, lambda: " ".join(netns.interfaces())).split():
             return True
-        with Lock(self.plan.file("lock"), wait=False) as lock:
+        with Lock(self.book.file("lock"), wait=False) as lock:
             if lock.held and netns.ports():
                 uplink.connect(self.host, self.link, self.subnets, move=False)
                 self._route_to_host()

@@ -30,6 +30,7 @@ _INSTALLERS = {
 }
 _DIRECTORIES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STATUS = "/var/lib/dpkg/status"
+_OPENED: dict[str, int] = {}
 _VERSION = {"ip": "-V"}
 _APT_DIRECTORIES = {
     "State": "state",
@@ -48,6 +49,7 @@ _APT = """\
 Debug::NoLocking "true";
 APT::Sandbox::User "root";
 APT::Install-Recommends "false";
+APT::Update::Error-Mode "any";
 Acquire::Retries "1";
 Acquire::http::Timeout "30";
 Dir::State::status "/var/lib/dpkg/status";
@@ -145,11 +147,20 @@ def _below(root: str, name: str) -> str:
 
 
 def _libraries(root: str) -> str:
+    if ":" in root or ";" in root:  # which would end an entry of the list
+        root = f"/proc/self/fd/{_opened(root)}"
     folders = []
     for parent in (os.path.join(root, "usr/lib"), os.path.join(root, "lib")):
         if os.path.isdir(parent):
             folders += [parent] + [entry.path for entry in os.scandir(parent) if entry.is_dir()]
     return ":".join(folders)
+
+
+def _opened(root: str) -> int:
+    if root not in _OPENED:
+        _OPENED[root] = os.open(root, os.O_PATH)
+        os.set_inheritable(_OPENED[root], True)
+    return _OPENED[root]
 
 
 def _place(missing: list[str]) -> str:
@@ -190,6 +201,9 @@ def _fetch(names: list[str], root: str) -> None:
     from shutil import rmtree
     from tempfile import mkdtemp
 
+    for name in os.listdir(cache()):
+        if name.startswith(os.path.basename(root) + ".build-"):  # of one that was killed
+            rmtree(os.path.join(cache(), name), ignore_errors=True)
     place = mkdtemp(prefix=os.path.basename(root) + ".build-", dir=cache())
     try:
         folder = os.path.join(place, "apt")

@@ -8,8 +8,8 @@ import time
 from ipaddress import IPv4Network
 
 from . import netns, tools
+from .addresses import Subnets, new_prefix
 from .firewall import UPLINK
-from .plan import Subnets, new_prefix
 from .state import Failure
 
 TYPE_CHECKING = False

@@ -1,6 +1,6 @@
 """Calls of the simulator's network, each in a process of its own, as commands make them.
 
-``python -m tests.simulator.network_calls STATE join ID NAME PID [isolated]``, and the like.
+``python -m tests.simulator.network.calls STATE join ID NAME PID [isolated]``, and the like.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 
+from orbctl_simulator.addresses import AddressBook
 from orbctl_simulator.network import Network
 from orbctl_simulator.state import Failure
 
@@ -24,6 +25,8 @@ def main() -> int:
             begun = time.monotonic()
             its = network.join(ident, name, namespace, bool(isolated))
             print(its.ip4, its.ip6 or "-", its.mac, f"{time.monotonic() - begun:.3f}")
+        elif verb == "link":
+            print(AddressBook(state).link)
         elif verb == "sweep":
             network.sweep(set(words) if words else None)
         elif verb == "connected":

@@ -131,7 +131,7 @@ def check_name(name: str) -> None:
         raise Failure(f"invalid machine name: {name!r}")
 
 
-class Plan:
+class AddressBook:
     """The directory ``network`` of a state directory."""
 
     def __init__(self, state: str) -> None:

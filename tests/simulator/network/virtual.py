@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _BECOME = """
 import sys
 from orbctl_simulator.linux import end_with_parent, unshare
@@ -59,6 +60,7 @@ def ask(name, kind=1, server=None):
             found.append(socket.inet_ntop({1: socket.AF_INET, 28: socket.AF_INET6}[what], data))
     return " ".join(sorted(found)) if code == 0 else f"error {code}"
 """
+FETCH = "print(fetch(sys.argv[1], sys.argv[2]).decode())"
 _SERVE = """
 import socket, sys, threading
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
@@ -71,13 +73,13 @@ while True:
 """
 
 
+def cache() -> str:
+    return os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
+
+
 def environment() -> dict[str, str]:
-    cache = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
-    return {
-        **os.environ,
-        "ORBCTL_SIMULATOR_CACHE": cache,
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-    }
+    paths = f"{ROOT / 'src'}:{ROOT}"
+    return {**os.environ, "ORBCTL_SIMULATOR_CACHE": cache(), "PYTHONPATH": paths}
 
 
 class Machine:
@@ -116,6 +118,15 @@ class Machine:
         """What a program prints that runs on its network."""
         return python(code, *words, net=self.net, gateway=self.gateway)
 
+    def started(self, code: str, *words: object) -> subprocess.Popen[str]:
+        """The same, still running; it has said that it is ready."""
+        program = f"import socket, sys\n{code}"
+        command = [*self.net, sys.executable, "-c", program, *map(str, words)]
+        call = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert call.stdout
+        assert call.stdout.readline() == "ready\n"
+        return call
+
     def ip(self, *words: str) -> str:
         return subprocess.run(
             [*self.net, "ip", *words], check=True, capture_output=True, text=True
@@ -132,14 +143,24 @@ class Machine:
     def asks(self, name: str, kind: int = 1) -> str:
         return self.python("print(ask(sys.argv[1], int(sys.argv[2])))", name, kind)
 
-    def reaches(self, address: str, port: int) -> bool:
-        code = """
-try:
-    print(fetch(sys.argv[1], sys.argv[2]).decode())
-except OSError as error:
-    print("no", error)
+    def reached(self, *targets: tuple[str, int]) -> list[tuple[str, int]]:
+        return reached(targets, self.net)
+
+
+def reached(
+    targets: Sequence[tuple[str, int]], net: list[str] | None = None
+) -> list[tuple[str, int]]:
+    """Those of these servers that answer."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+def answers(target):
+    try: return bool(fetch(*target))
+    except OSError: return False
+targets = list(zip(sys.argv[1::2], sys.argv[2::2]))
+with ThreadPoolExecutor(len(targets)) as pool: print(*map(int, pool.map(answers, targets)))
 """
-        return not self.python(code, address, port).startswith("no")
+    answers = python(code, *(word for target in targets for word in target), net=net).split()
+    return [target for target, answer in zip(targets, answers) if answer == "1"]
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -178,7 +199,7 @@ class Net:
         self.machines: list[Machine] = []
 
     def start(self, *words: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.simulator.network_calls", str(self.state)]
+        command = [sys.executable, "-m", "tests.simulator.network.calls", str(self.state)]
         return subprocess.Popen(
             [*self.host, *command, *map(str, words)],
             stdout=subprocess.PIPE,
@@ -222,28 +243,28 @@ class Net:
     def router(self) -> int:
         """The process that keeps the router, or 0."""
         try:
-            pid = int((self.state / "network/router").read_text().split()[0])
+            pid = int(run(*self.host, "cat", f"{self.state}/network/router").split()[0])
             shown = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
+        except (subprocess.CalledProcessError, FileNotFoundError, ProcessLookupError):
             return 0
         return pid if os.fsencode(self.state) in shown else 0
 
     def programs(self) -> dict[str, int]:
         """What the router runs, by name."""
         found: dict[str, int] = {}
-        for entry in Path("/proc").iterdir() if self.router() else ():
+        router = self.router()
+        for entry in Path("/proc").iterdir() if router else ():
             with contextlib.suppress(OSError, IndexError):
                 if entry.name.isdigit():
                     stat = (entry / "stat").read_text().rpartition(") ")[2].split()
-                    if int(stat[1]) == self.router() and stat[0] not in "ZX":
+                    if int(stat[1]) == router and stat[0] not in "ZX":
                         name = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
                         found[name.rpartition("/")[2]] = int(entry.name)
         return found
 
+    @cached_property
     def link(self) -> str:
-        from orbctl_simulator.plan import Plan
-
-        return Plan(str(self.state)).link
+        return self("link")
 
     def leftovers(self) -> list[str]:
         """What is still there of it on its host: interface, routes, processes."""
@@ -251,19 +272,22 @@ class Net:
             line
             for words in (["-o", "addr"], ["route"], ["-6", "route"])
             for line in run(*self.host, "ip", *words).splitlines()
-            if self.link() in line
+            if self.link in line
         ]
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 shown = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-                if self.link().encode() in shown:
+                if self.link.encode() in shown:
                     found.append(shown.replace(b"\0", b" ").decode())
         return found
 
-    def end(self) -> None:
+    def __enter__(self) -> Net:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for machine in self.machines:
-            self.answer("leave", machine.id)
             machine.end()
+        self("sweep")
         eventually(lambda: not self.leftovers(), self.leftovers)
 
 
@@ -287,7 +311,7 @@ def host_now(host: list[str] | None = None) -> dict[str, Any]:
     for words in ("addr", "-4 route", "-6 route", "rule"):
         entries = json.loads(run(*(host or []), "ip", "-j", *words.split()) or "[]")
         shown[words] = [
-            {key: value for key, value in entry.items() if key != "ifindex"}
+            _lasting(entry)
             for entry in entries
             if not str(entry.get("ifname", entry.get("dev"))).startswith("orb-")
         ]
@@ -297,7 +321,7 @@ def host_now(host: list[str] | None = None) -> dict[str, Any]:
     from orbctl_simulator import tools
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORBCTL_SIMULATOR_CACHE", environment()["ORBCTL_SIMULATOR_CACHE"])
+        patch.setenv("ORBCTL_SIMULATOR_CACHE", cache())
         nft = tools.find("nft")
     done = subprocess.run(
         [*(host or []), nft.path, "list", "ruleset"],
@@ -308,6 +332,13 @@ def host_now(host: list[str] | None = None) -> dict[str, Any]:
     )
     shown["nft"] = done.stdout
     return shown
+
+
+def _lasting(entry: dict[str, Any]) -> dict[str, Any]:
+    """Without what passes: that an address is still checked for doubles, or for how long it is."""
+    passing = ("ifindex", "tentative", "valid_life_time", "preferred_life_time", "addr_info")
+    kept = {key: value for key, value in entry.items() if key not in passing}
+    return {**kept, "addresses": [_lasting(address) for address in entry.get("addr_info", ())]}
 
 
 @contextlib.contextmanager
@@ -325,6 +356,21 @@ def other_host(*setup: str) -> Iterator[list[str]]:
         for command in setup:
             run(*words, "sh", "-c", command)
         yield words
+    finally:
+        stop(keeper)
+
+
+@contextlib.contextmanager
+def other_mounts(setup: str) -> Iterator[list[str]]:
+    """A mount namespace of the host in which a command has been run; yields as above."""
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
+    keeper = subprocess.Popen(
+        [*command, f"{setup} && echo up && exec sleep 600"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert keeper.stdout
+        assert keeper.stdout.readline() == "up\n"
+        yield ["nsenter", f"--mount=/proc/{keeper.pid}/ns/mnt"]
     finally:
         stop(keeper)
 
