@@ -346,7 +346,7 @@ def _fork(become: Callable[[], None], log: int) -> int:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             become()
         except BaseException as error:
-            os.write(log, f"{error}\n".encode())
+            os.write(log, netns.reason(error).encode(errors="replace"))
         finally:
             os._exit(127)
     return pid

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from orbctl_simulator import network
+from orbctl_simulator import network, tools
 from tests.simulator.network.virtual import (
     Net,
+    cache,
     eventually,
     other_mounts,
     python,
@@ -252,6 +253,49 @@ def test_refused(own: Net) -> None:
     with open("/proc/self/ns/mnt") as file, pytest.raises(Exception, match="not a network"):
         network.Network(str(own.state)).join(machine.id, "web", file.fileno())
     assert own.leftovers() == []
+
+
+def program(folder: Path, name: str, script: str) -> dict[str, str]:
+    """The environment in which a script is found in place of a program, and calls it as "$REAL"."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORBCTL_SIMULATOR_CACHE", cache())
+        real = tools.find(name)
+    folder.mkdir()
+    libraries = real.environment.get("LD_LIBRARY_PATH", "")
+    lines = ["#!/bin/sh", f"REAL='{real.path}'", f"export LD_LIBRARY_PATH='{libraries}'", script]
+    (folder / name).write_text("\n".join(lines))
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("name", ["nft", "ip", "slirp4netns", "dnsmasq"])
+def test_program_that_fails(tmp_path: Path, stack: ExitStack, name: str) -> None:
+    """Its own words are the reason, and nothing is left; the next call works."""
+    script = "echo Error: out of luck >&2; exit 3"
+    env = program(tmp_path / "bin", name, script)
+    net = stack.enter_context(Net(tmp_path / "state", **env))
+    one = net.machine("one")
+    code, out, err = net.answer(*net.join_words(one))
+    reason = "Permission denied: " if name == "dnsmasq" else "Error: out of luck"
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith(f"network: {name}: {reason}")
+    eventually(lambda: not net.leftovers(), net.leftovers)
+    net.env.clear()
+    net.join(one)
+    assert one.asks("one") == one.ip4
+
+
+def test_host_without_sandboxes(tmp_path: Path, stack: ExitStack) -> None:
+    """The user-mode NAT then runs in what this host allows, and is started so again."""
+    script = 'case "$*" in *--enable-sandbox*) exit 1;; esac; exec "$REAL" "$@"'
+    env = program(tmp_path / "bin", "slirp4netns", script)
+    net = stack.enter_context(Net(tmp_path / "state", **env))
+    one = net.join("one")
+    pid = net.programs()["slirp4netns"]
+    assert b"--enable" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: net.programs().get("slirp4netns", pid) != pid)
+    assert one.asks("one") == one.ip4
 
 
 def test_full_disk(tmp_path: Path, stack: ExitStack) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -78,10 +78,21 @@ def test_mounts(net: Net, web: Machine) -> None:
     assert not Path("/run/served").exists()
 
 
+def namespaces() -> set[str]:
+    """The network namespaces of all processes."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/ns/net"):
+        with suppress(OSError):
+            found.add(os.readlink(entry))
+    return found
+
+
 def test_the_host_is_as_before(own: Net) -> None:
     before = host_now()
     assert own.leftovers() == []
     first, second = own.join("first"), own.join("second", isolated=True)
+    namespace = os.readlink(f"/proc/{own.router()}/ns/net")
+    assert namespace in namespaces()
     during = host_now()
     assert {key for key in before if before[key] != during[key]} == set()
     assert len([line for line in own.leftovers() if " scope global" in line]) <= 2
@@ -91,6 +102,7 @@ def test_the_host_is_as_before(own: Net) -> None:
     assert own.router() == 0
     assert own.leftovers() == []
     assert host_now() == before
+    eventually(lambda: namespace not in namespaces())
 
 
 def test_two_state_directories(own: Net, tmp_path: Path, stack: ExitStack) -> None:
