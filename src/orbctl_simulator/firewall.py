@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .addresses import Member, Subnets
 
 BRIDGE, UPLINK, TAP = "br0", "host", "tap0"
+MTU = 1500
 BRIDGE_MAC = "02:00:00:00:00:01"
 
 _RULES = f"""

@@ -32,9 +32,9 @@ parses what machines send, is nobody on the host; slirp4netns runs in its own sa
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
+import time
 from contextlib import suppress
 
 from . import firewall, names, netns, tools
@@ -46,7 +46,6 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = (
     f"import sys; sys.path.insert(0, {_ROOT!r}); from orbctl_simulator.router import main; main()"
 )
-_MTU = 1500
 _ETH = "eth0"
 
 
@@ -106,8 +105,9 @@ class Network:
                     return
                 self._book.enrol(ident, name, member.isolated, router=member.router)
                 router = self._running()
-                if router:
-                    router.wait_for(router.publish())
+                with suppress(_Ended):  # then the next one begins with the new name
+                    if router:
+                        router.wait_for(router.publish())
         except OSError as error:
             raise Failure(f"network: {netns.reason(error)}") from None
 
@@ -204,21 +204,18 @@ class _Router:
     """A router that runs, held so that a reused process id cannot mislead us."""
 
     def __init__(self, book: AddressBook) -> None:
-        self._book, self._process, self._netns = book, -1, -1
+        self._book, self._proc, self._netns = book, -1, -1
         with open(book.file("router")) as file:
             self.key = file.read().strip()
         pid, _, started = self.key.partition(" ")
-        self._process = os.pidfd_open(int(pid))
-        proc = os.open(f"/proc/{int(pid)}", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if not is_same_process(f"/proc/self/fd/{proc}", started, book.link):
-                raise ProcessLookupError
-            self._netns = os.open("ns/net", os.O_RDONLY, dir_fd=proc)
-        finally:
-            os.close(proc)
+        self._pid = int(pid)
+        self._proc = os.open(f"/proc/{self._pid}", os.O_RDONLY | os.O_DIRECTORY)
+        if not is_same_process(f"/proc/self/fd/{self._proc}", started, book.link):
+            raise ProcessLookupError
+        self._netns = os.open("ns/net", os.O_RDONLY, dir_fd=self._proc)
 
     def __del__(self) -> None:
-        for fd in (self._process, self._netns):
+        for fd in (self._proc, self._netns):
             if fd >= 0:
                 os.close(fd)
 
@@ -232,8 +229,9 @@ class _Router:
             ports = netns.ports()
             mark = names.publish(self._book, ports | {member.port})
             os.set_inheritable(machine, True)
-            pair = f"link add {member.port} mtu {_MTU} type veth"
-            peer = f"peer name {_ETH} address {its.mac} mtu {_MTU} netns /proc/self/fd/{machine}"
+            mtu = f"mtu {firewall.MTU}"
+            pair = f"link add {member.port} {mtu} type veth peer name {_ETH}"
+            peer = f"address {its.mac} {mtu} netns /proc/self/fd/{machine}"
             lines = [f"link del {member.port}"] if member.port in ports else []
             lines += [f"{pair} {peer}", f"link set {member.port} master {firewall.BRIDGE} up"]
             _batch(lines)
@@ -269,10 +267,8 @@ class _Router:
         return mark
 
     def _reread(self) -> None:
-        try:
-            signal.pidfd_send_signal(self._process, signal.SIGHUP)
-        except ProcessLookupError:
-            raise _Ended("network: the router was killed") from None
+        if not self._signal(signal.SIGHUP):
+            raise _Ended("network: the router was killed")
 
     def wait_for(self, mark: str, patience: float = 10) -> None:
         subnets = self._book.subnets()
@@ -286,17 +282,26 @@ class _Router:
             raise Failure("network: the name server does not answer")
 
     def _has_ended(self) -> bool:
-        return bool(select.select([self._process], [], [], 0)[0])
+        try:
+            return not start_time(f"/proc/self/fd/{self._proc}")
+        except OSError:
+            return True
+
+    def _signal(self, number: int) -> bool:
+        if self._has_ended():
+            return False
+        os.kill(self._pid, number)
+        return True
 
     def end(self) -> None:
         """The veth first, and not by the kernel later: the next router may come at once."""
         with suppress(Failure):  # it may be ending by itself
             netns.inside(self._netns, lambda: tools.call("ip", "link", "del", firewall.UPLINK))
-        try:
-            signal.pidfd_send_signal(self._process, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        select.select([self._process], [], [], 10)
+        with suppress(OSError):
+            os.unlink(self._book.file("router"))
+        deadline = time.monotonic() + 10
+        while self._signal(signal.SIGKILL) and time.monotonic() < deadline:
+            time.sleep(0.002)
 
 
 def _remove_old() -> None:

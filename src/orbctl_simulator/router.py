@@ -22,7 +22,7 @@ from fcntl import fcntl
 
 from . import firewall, names, netns, tools, uplink
 from .addresses import AddressBook, new_prefix
-from .firewall import BRIDGE, BRIDGE_MAC, TAP, UPLINK
+from .firewall import BRIDGE, BRIDGE_MAC, MTU, TAP, UPLINK
 from .linux import (
     CLONE_NEWNS,
     MS_BIND,
@@ -146,7 +146,7 @@ class Router:
     def _configure(self) -> None:
         lines = [
             "link set lo up",
-            f"link add {BRIDGE} address {BRIDGE_MAC} mtu {uplink.MTU} type bridge forward_delay 0"
+            f"link add {BRIDGE} address {BRIDGE_MAC} mtu {MTU} type bridge forward_delay 0"
             " mcast_snooping 0",
             f"addr add {self.subnets.gateway}/24 dev {BRIDGE}",
             f"link set {BRIDGE} up",
@@ -169,7 +169,7 @@ class Router:
         said = ""
         for sandbox in self._sandboxes:
             log, (ready, report) = _open_log(), os.pipe()
-            words = [*sandbox, f"--cidr={self.subnets.link}.0/24", f"--mtu={uplink.MTU}"]
+            words = [*sandbox, f"--cidr={self.subnets.link}.0/24", f"--mtu={MTU}"]
             words += ["--configure", f"--ready-fd={report}", "--netns-type=path"]
             words += [f"/proc/self/fd/{self.netns}", TAP]
 
@@ -279,6 +279,8 @@ class Router:
 
     def end(self) -> None:
         """The veth first, and not by the kernel later: the next router may come at once."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.book.file("router"))  # nobody shall take us for alive
         with contextlib.suppress(Failure):
             tools.call("ip", "link", "del", UPLINK)
         os._exit(0)

@@ -9,14 +9,13 @@ from ipaddress import IPv4Network
 
 from . import netns, tools
 from .addresses import Subnets, new_prefix
-from .firewall import UPLINK
+from .firewall import MTU, UPLINK
 from .state import Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-MTU = 1500
 _GATEWAY6 = "fe80::1"
 
 # The first is OrbStack's own of old; the others are for more networks at once, and for hosts

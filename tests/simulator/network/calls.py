@@ -10,7 +10,7 @@ import sys
 import time
 
 from orbctl_simulator.addresses import AddressBook
-from orbctl_simulator.network import Network
+from orbctl_simulator.network import Network, available
 from orbctl_simulator.state import Failure
 
 
@@ -25,6 +25,8 @@ def main() -> int:
             begun = time.monotonic()
             its = network.join(ident, name, namespace, bool(isolated))
             print(its.ip4, its.ip6 or "-", its.mac, f"{time.monotonic() - begun:.3f}")
+        elif verb == "available":
+            print(available() or "")
         elif verb == "link":
             print(AddressBook(state).link)
         elif verb == "sweep":

@@ -10,17 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from orbctl_simulator import network
-from tests.simulator.network.virtual import Machine, Net, cache, is_online, stop
+from tests.simulator.network.virtual import Machine, Net, is_online, stop
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _possible() -> None:
+def _possible(tmp_path_factory: pytest.TempPathFactory) -> None:
     if os.geteuid() != 0:
         pytest.skip("namespaces of the host need root")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORBCTL_SIMULATOR_CACHE", cache())
-        reason = network.available()
+    reason = Net(tmp_path_factory.mktemp("trial"))("available")
     if reason:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no network: {reason}")
 

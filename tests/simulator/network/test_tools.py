@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orbctl_simulator import network, tools
-from tests.simulator.network.virtual import ROOT, environment, other_mounts, run
+from orbctl_simulator import tools
+from tests.simulator.network.virtual import ROOT, cache, environment, host_now, other_mounts
 
 _HIDE = 'for path in {}; do test ! -e "$path" || mount --bind /dev/null "$path" || exit 1; done'
 MISSING = ("nft", "dnsmasq", "slirp4netns")
@@ -24,11 +23,16 @@ def hidden(*names: str) -> str:
     return _HIDE.format(" ".join(f"{folder}/{name}" for folder in folders for name in names))
 
 
-def call(host: list[str], cache: Path, code: str) -> subprocess.CompletedProcess[str]:
-    program = "from orbctl_simulator import network, tools\nfrom orbctl_simulator.state import "
-    program += f"Failure\ntry:\n    {code}\nexcept Failure as failure:\n    raise SystemExit(str("
-    program += "failure))"
-    env = {**environment(), "ORBCTL_SIMULATOR_CACHE": str(cache), "PATH": tools._DIRECTORIES}
+def call(host: list[str], place: Path, code: str) -> subprocess.CompletedProcess[str]:
+    program = f"""
+from orbctl_simulator import network, tools
+from orbctl_simulator.state import Failure
+try:
+    {code}
+except Failure as failure:
+    raise SystemExit(str(failure))
+"""
+    env = {**environment(), "ORBCTL_SIMULATOR_CACHE": str(place), "PATH": tools._DIRECTORIES}
     command = [*host, sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
 
@@ -58,15 +62,15 @@ def test_fetched(tmp_path: Path, stack: ExitStack, lists: str) -> None:
         setup += " && mount -t tmpfs none /var/lib/apt/lists"
     host = stack.enter_context(other_mounts(setup))
     before = packages()
-    cache = tmp_path / "cache; of: all"
+    place = tmp_path / "cache; of: all"
     for said in ("fetching nft, dnsmasq, slirp4netns once, into", ""):
-        done = call(host, cache, "tools.ensure(); print(tools.call('nft', '-v'))")
+        done = call(host, place, "tools.ensure(); print(tools.call('nft', '-v'))")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("nftables v")
         assert done.stderr.startswith(said)
         assert len(done.stderr.splitlines()) == bool(said)
     assert packages() == before
-    assert not [path for path in cache.iterdir() if ".build" in path.name]
+    assert not [path for path in place.iterdir() if ".build" in path.name]
 
 
 @pytest.mark.usefixtures("online", "apt")
@@ -126,9 +130,9 @@ def test_busybox_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_available(tmp_path: Path, stack: ExitStack) -> None:
     """What it tries leaves nothing; without a tun device it says what would make one."""
-    before = run("ip", "addr"), os.listdir("/proc/self/ns")
-    assert network.available() is None
-    assert (run("ip", "addr"), os.listdir("/proc/self/ns")) == before
+    before = host_now()
+    assert call([], Path(cache()), "print(network.available())").stdout == "None\n"
+    assert host_now() == before
     host = stack.enter_context(other_mounts("mount -t tmpfs none /dev/net"))
     done = call(host, tmp_path, "print(network.available())")
     assert done.stdout == "/dev/net/tun: No such file or directory: modprobe tun\n"
