@@ -1,7 +1,7 @@
-"""What a state directory has written down of its network: subnets, and who has which address.
+"""What a state directory records of its network: its subnets, and the address of each machine.
 
 An address belongs to a machine's id from its first `join` until `forget`; each has a file of its
-own, so freeing one works on a full disk. The subnet is chosen by the router when it starts.
+own, so freeing one works on a full disk. The router chooses the subnet when it starts.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Member:
     def __init__(self, ident: str, fields: dict[str, str]) -> None:
         self.id, self.fields = ident, fields
         self.number = int(fields["number"])
+        if not _FIRST <= self.number <= _LAST:
+            raise ValueError(f"no such address: {self.number}")
         self.name = fields["name"]
         self.isolated = fields.get("isolated") == "true"
         self.router = fields.get("router", "")  # the one that it joined
@@ -101,7 +103,7 @@ class Member:
 
 
 def mac_of(ident: str) -> str:
-    """Local, unicast, the same for ever; the second byte is set so that no zeros run in the ULA."""
+    """A local MAC; its second byte is not zero, so that the ULA has no run of zeros to shorten."""
     digest = _digest(ident)
     return f"02:{digest[0] | 1:02x}:" + ":".join(f"{byte:02x}" for byte in digest[1:5])
 
@@ -113,7 +115,7 @@ def _digest(text: str) -> bytes:
 
 
 def new_prefix() -> str:
-    """Of addresses that are nobody else's; no group of it is zero but the last."""
+    """A random ULA /64; only its last group is zero, for the same reason."""
     part = os.urandom(5)
     return f"fd{part[0]:02x}:{part[1] | 1:x}{part[2]:02x}:{part[3] | 1:x}{part[4]:02x}:0"
 
@@ -183,7 +185,7 @@ class AddressBook:
             return None
 
     def enrol(self, ident: str, name: str, isolated: bool, router: str) -> Member:
-        """Give it an address, by its id's own choice if that is free, else the next one."""
+        """Give it the address that its id suggests if that is free, else the next one."""
         known = self.member(ident)
         if known is None:
             taken = {member.number for member in self.members()}
@@ -207,7 +209,7 @@ class AddressBook:
             pass
 
     def tidy(self) -> None:
-        """Remove halves of files that killed processes have left; the lock is held."""
+        """Remove incomplete files that killed processes have left; the lock is held."""
         for folder in (self.path, self.file("machines")):
             for name in os.listdir(folder):
                 if "." in name:

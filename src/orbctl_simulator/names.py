@@ -82,7 +82,7 @@ def publish(book: AddressBook, ports: set[str]) -> str:
 
 def _write_files(book: AddressBook, subnets: Subnets, joined: list[Member]) -> str:
     mark = f"{time.time_ns():x}.{_INTERNAL}"
-    hosts = [f"{subnets.loopback} {HOST_NAME}", f"{subnets.gateway} router.{DOMAIN} {mark}"]
+    hosts = [f"{subnets.loopback} {HOST_NAME}", f"{subnets.gateway} router.{_INTERNAL} {mark}"]
     leases = []
     for member in joined:
         its = member.addresses(subnets)

@@ -6,7 +6,7 @@ dnsmasq, and one veth to the host, which reaches machines by their addresses. No
 host changes: no forwarding, firewall rule, sysctl or name. The first `join` starts the router and
 the last `leave` ends it; it also exits when its last machine has ended in any other way.
 
-Contract for whoever boots a machine, in this order:
+Contract for the code that boots a machine, in this order:
 
 1. Call `join` with a descriptor of the machine's new network namespace, before its init runs. It
    makes ``eth0`` there with MAC, MTU, addresses and default route, so an image that configures
@@ -14,11 +14,11 @@ Contract for whoever boots a machine, in this order:
 2. Write what `guest_files` returns into the machine's root, replacing what is there (symbolic links
    included); ``/run`` is the tmpfs that its init will find. ``/etc/resolv.conf`` names the router.
    NetworkManager is told to leave ``eth0`` alone. systemd-networkd, ifupdown, dhcpcd, netplan and
-   cloud-init need no telling: what they ask for by DHCP and router solicitation is what ``eth0``
-   has already, because the router answers with it.
+   cloud-init need no file: by DHCP and router advertisement the router gives them what ``eth0``
+   already has.
 3. Run the init. When the machine has ended, call `leave`.
 
-Every boot joins anew, whatever is left of the last one. `rename` and `delete` of a machine call
+Every boot joins again, whatever is left of the last one. `rename` and `delete` of a machine call
 `rename` and `forget`. After the router was killed, `connected` is false for a machine that still
 runs: `join` it again with its namespace. Calls take the network's lock and no other lock while
 they hold it.
@@ -68,7 +68,7 @@ class Network:
                     with suppress(_Ended):
                         return self._join(lock, ident, name, machine, isolated)
                 return self._join(lock, ident, name, machine, isolated)
-        except OSError as error:
+        except (OSError, Failure) as error:
             raise Failure(f"network: {netns.reason(error)}") from None
 
     def _join(self, lock: _Lock, ident: str, name: str, machine: int, isolated: bool) -> Addresses:
@@ -86,7 +86,7 @@ class Network:
         return its
 
     def leave(self, ident: str) -> None:
-        """Disconnect it; the last one takes the router with it. What is not there has left."""
+        """Disconnect it; the last one ends the router. A machine that is not there has left."""
         member = self._book.member(ident)
         if member and os.path.isdir(self._book.path):
             with self._lock():
@@ -108,7 +108,7 @@ class Network:
                 with suppress(_Ended):  # then the next one begins with the new name
                     if router:
                         router.wait_for(router.publish())
-        except OSError as error:
+        except (OSError, Failure) as error:
             raise Failure(f"network: {netns.reason(error)}") from None
 
     def forget(self, ident: str) -> None:
@@ -176,9 +176,9 @@ class Network:
             with open(answers, errors="surrogateescape") as file:
                 word, _, text = file.read().strip().partition(" ")
             if not word:
-                raise _Ended("network: the router was killed while it started")
+                raise _Ended("the router was killed while it started")
             if word != "ok":
-                raise Failure(f"network: {text}")
+                raise Failure(text)
             write_file(self._book.file("router"), f"{text} {start_time(f'/proc/{text}')}\n")
             router = _Router(self._book)
             os.write(control, b"!")
@@ -188,7 +188,7 @@ class Network:
 
 
 class _Ended(Failure):
-    """The router has ended under our hands; another one may do."""
+    """The router was killed during a call; the call may succeed with another one."""
 
 
 class _Lock(Lock):
@@ -234,7 +234,7 @@ class _Router:
             peer = f"address {its.mac} {mtu} netns /proc/self/fd/{machine}"
             lines = [f"link del {member.port}"] if member.port in ports else []
             lines += [f"{pair} {peer}", f"link set {member.port} master {firewall.BRIDGE} up"]
-            _batch(lines)
+            tools.ip(lines)
             return mark
 
         netns.inside(machine, _remove_old)
@@ -268,7 +268,7 @@ class _Router:
 
     def _reread(self) -> None:
         if not self._signal(signal.SIGHUP):
-            raise _Ended("network: the router was killed")
+            raise _Ended("the router was killed")
 
     def wait_for(self, mark: str, patience: float = 10) -> None:
         subnets = self._book.subnets()
@@ -278,8 +278,8 @@ class _Router:
 
         if not netns.inside(self._netns, work):
             if self._has_ended():
-                raise _Ended("network: the router was killed")
-            raise Failure("network: the name server does not answer")
+                raise _Ended("the router was killed")
+            raise Failure("the name server does not answer")
 
     def _has_ended(self) -> bool:
         try:
@@ -311,7 +311,7 @@ def _remove_old() -> None:
             return
         with suppress(Failure):
             tools.call("ip", "link", "del", _ETH)
-    raise Failure(f"network: the machine's {_ETH} cannot be replaced")
+    raise Failure(f"the machine's {_ETH} cannot be replaced")
 
 
 def _configure(its: Addresses) -> None:
@@ -323,11 +323,7 @@ def _configure(its: Addresses) -> None:
     if its.ip6:
         lines.append(f"addr add {its.ip6}/64 dev {_ETH} nodad")
     lines += [f"link set {_ETH} up", f"route replace default via {its.gateway} dev {_ETH}"]
-    _batch(lines)
-
-
-def _batch(lines: list[str]) -> None:
-    tools.call("ip", "-batch", "-", text="\n".join([*lines, ""]))
+    tools.ip(lines)
 
 
 def _become_router(link: str, fds: list[int], state: str) -> None:
@@ -382,5 +378,6 @@ def available() -> str | None:
 
 
 def _try_rules() -> None:
-    _batch([f"link add {firewall.BRIDGE} type bridge", "link add m1 type veth peer name m2"])
+    netns.set_sysctls({"ipv4/ip_forward": "1"})
+    tools.ip([f"link add {firewall.BRIDGE} type bridge", "link add m1 type veth peer name m2"])
     tools.call("nft", "-f", "-", text=firewall.rules())

@@ -156,13 +156,13 @@ class Router:
                 f"addr add fe80::1/64 dev {BRIDGE} nodad",
                 f"addr add {self.subnets.gateway6}/64 dev {BRIDGE} nodad",
             ]
-        tools.call("ip", "-batch", "-", text="\n".join([*lines, ""]))
+        tools.ip(lines)
 
     def _route_to_host(self) -> None:
         lines = [f"route add {self.subnets.host}/32 dev {UPLINK}"]
         if self.subnets.prefix6:
             lines.append(f"route add {self.subnets.host6}/128 dev {UPLINK}")
-        tools.call("ip", "-batch", "-", text="\n".join([*lines, ""]))
+        tools.ip(lines)
 
     def _start_nat(self) -> int:
         """The user-mode NAT, in the host's network and the best sandbox that this host allows."""
@@ -280,7 +280,7 @@ class Router:
     def end(self) -> None:
         """The veth first, and not by the kernel later: the next router may come at once."""
         with contextlib.suppress(OSError):
-            os.unlink(self.book.file("router"))  # nobody shall take us for alive
+            os.unlink(self.book.file("router"))  # so that no call takes us for alive
         with contextlib.suppress(Failure):
             tools.call("ip", "link", "del", UPLINK)
         os._exit(0)

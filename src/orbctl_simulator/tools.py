@@ -83,12 +83,17 @@ def find(name: str) -> Tool:
 
 
 def call(name: str, *words: str, text: str = "") -> str:
-    """Run one in the namespaces of this process; what it says when it fails is the failure."""
+    """Run one in the namespaces of this process; if it fails, raise what it says."""
     return _run(find(name), list(words), name, text)
 
 
+def ip(lines: list[str]) -> None:
+    """Several commands of ``ip`` in one process."""
+    call("ip", "-batch", "-", text="\n".join([*lines, ""]))
+
+
 def ensure() -> None:
-    """Have all of them: fetch what is missing, or say what to install."""
+    """Fetch what is missing, or say what to install."""
     missing = _missing()
     if not missing:
         return

@@ -45,7 +45,7 @@ def connect(host: int, link: str, wanted: Subnets, move: bool = True) -> Subnets
     os.set_inheritable(host, True)
     try:
         _until_gone(host, link)
-        tools.call("ip", "-batch", "-", text="\n".join([*lines, ""]))
+        tools.ip(lines)
     finally:
         os.set_inheritable(host, False)
     blocks = _candidates(wanted, link) if move else [IPv4Network(f"{wanted.link}.0/23")]
@@ -93,7 +93,7 @@ def _take(link: str, address: str, route: str) -> bool:
     nodad = " nodad" if ":" in address else ""
     lines = [f"addr add {address} dev {link}{nodad}", f"link set {link} up", f"route add {route}"]
     try:
-        tools.call("ip", "-batch", "-", text="\n".join([*lines, ""]))
+        tools.ip(lines)
         return True
     except Failure as failure:
         if "File exists" not in str(failure):
