@@ -16,7 +16,8 @@ Contract for the code that boots a machine, in this order:
    NetworkManager is told to leave ``eth0`` alone. systemd-networkd, ifupdown, dhcpcd, netplan and
    cloud-init need no file: by DHCP and router advertisement the router gives them what ``eth0``
    already has.
-3. Run the init. When the machine has ended, call `leave`.
+3. Close the descriptor, which would keep the namespace alive, and run the init. When the machine
+   has ended, call `leave`.
 
 Every boot joins again, whatever is left of the last one. `rename` and `delete` of a machine call
 `rename` and `forget`. After the router was killed, `connected` is false for a machine that still
