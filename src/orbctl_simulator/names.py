@@ -1,0 +1,124 @@
+"""The name server: what it is started with, the files it reads, whether it has read them.
+
+It is dnsmasq, root of nothing but the router's own user namespace. It answers for the machines'
+names and sends the rest to the host's resolver, which the user-mode NAT stands for. By DHCP and
+router advertisements it gives each machine the addresses that it has already: an image whose own
+network manager asks for some ends up with the same. Names that a machine gives itself are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import firewall, tools
+from .addresses import DOMAIN, HOST_NAME
+from .firewall import BRIDGE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .addresses import AddressBook, Member, Subnets
+
+# Where it finds the files, in a mount namespace of its own.
+PLACE = "/run/served"
+_INTERNAL = HOST_NAME.partition(".")[2]
+
+
+def arguments(subnets: Subnets) -> list[str]:
+    words = [
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file=",
+        "--log-facility=/dev/null",
+        "--user=root",
+        "--group=root",
+        "--no-hosts",
+        "--no-resolv",
+        "--no-poll",
+        f"--server={subnets.resolver}",
+        f"--addn-hosts={PLACE}/hosts",
+        f"--interface={BRIDGE}",
+        "--except-interface=lo",
+        "--bind-interfaces",
+        "--domain-needed",
+        f"--local=/{DOMAIN}/",
+        f"--local=/{_INTERNAL}/",
+        f"--local=/{_reverse(subnets.machines)}/",
+        "--dhcp-authoritative",
+        "--leasefile-ro",
+        "--quiet-dhcp",
+        "--quiet-dhcp6",
+        "--quiet-ra",
+        "--dhcp-ignore-names",
+        f"--dhcp-hostsfile={PLACE}/leases",
+        f"--dhcp-range={subnets.address(0)},static,255.255.255.0,infinite",
+        f"--dhcp-option=option:domain-name,{DOMAIN}",
+        f"--dhcp-option=option:domain-search,{DOMAIN}",
+    ]
+    if subnets.prefix6:
+        # A router lifetime of zero: there is no IPv6 to the internet to be default router for.
+        words += ["--enable-ra", f"--ra-param={BRIDGE},600,0"]
+        words += [f"--dhcp-range={subnets.prefix6}::,ra-only,64,infinite"]
+    return words
+
+
+def _reverse(part: str) -> str:
+    return ".".join([*reversed(part.split(".")), "in-addr.arpa"])
+
+
+def publish(book: AddressBook, ports: set[str]) -> str:
+    """Tell the firewall and the name server which machines are there, by their ports.
+
+    Called within the router's namespace. The name server reads its files on a signal; from then on
+    it knows the name that is returned.
+    """
+    subnets = book.subnets()
+    joined = [member for member in book.members() if member.port in ports]
+    tools.call("nft", "-f", "-", text=firewall.members(subnets, joined))
+    return _write_files(book, subnets, joined)
+
+
+def _write_files(book: AddressBook, subnets: Subnets, joined: list[Member]) -> str:
+    mark = f"{time.time_ns():x}.{_INTERNAL}"
+    hosts = [f"{subnets.loopback} {HOST_NAME}", f"{subnets.gateway} router.{_INTERNAL} {mark}"]
+    leases = []
+    for member in joined:
+        its = member.addresses(subnets)
+        names = f"{member.name}.{DOMAIN}"
+        if "." not in member.name and member.name.lower() != "localhost":
+            names += f" {member.name}"
+        hosts += [f"{address} {names}" for address in (its.ip4, its.ip6) if address]
+        leases.append(f"{its.mac},{its.ip4},infinite")
+    for name, lines in (("hosts", hosts), ("leases", leases)):
+        path = book.file("served", name)
+        with open(f"{path}.new", "w") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write("\n".join([*lines, ""]))
+        os.replace(f"{path}.new", path)
+    return mark
+
+
+def has_read(
+    subnets: Subnets, mark: str, patience: float = 10, ended: Callable[[], bool] = bool
+) -> bool:
+    """Wait until it has read what `publish` wrote; called within the router's namespace."""
+    import socket
+
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in mark.split("."))
+    question = b"OR\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
+    wanted = socket.inet_aton(subnets.gateway)
+    deadline = time.monotonic() + patience
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(0.2)
+        asking.connect((subnets.gateway, 53))
+        while time.monotonic() < deadline and not ended():
+            try:
+                asking.send(question)
+                if asking.recv(512).endswith(wanted):
+                    return True
+            except OSError:
+                pass  # it does not listen yet
+            time.sleep(0.002)
+    return False

@@ -1,0 +1,338 @@
+"""What is killed, deleted, full or done at once: nothing is left, and the next call works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from orbctl_simulator import network, tools
+from tests.simulator.network.virtual import (
+    Net,
+    cache,
+    eventually,
+    other_mounts,
+    python,
+    run,
+    serve,
+)
+
+
+def test_addresses_are_stable(own: Net) -> None:
+    """Over stop and start, rename, and the end of everything; a deleted machine's is free again."""
+    one, two = own.join("one"), own.join("two")
+    known = {machine.id: (machine.ip4, machine.ip6, machine.mac) for machine in (one, two)}
+    assert len({address for entry in known.values() for address in entry}) == 6
+    own("leave", one.id)
+    assert own("addresses", one.id) == " ".join(known[one.id][:2])
+    own("leave", two.id)
+    own("rename", two.id, "other")
+    for machine in (two, one):
+        own.join(machine)
+        assert (machine.ip4, machine.ip6, machine.mac) == known[machine.id]
+    own("forget", one.id)
+    assert own("addresses", one.id) == "none"
+    assert own("addresses", "01NEVER") == "none"
+
+
+def test_sweep(own: Net) -> None:
+    """Addresses of machines that nobody knows any more are freed, but not under one that runs."""
+    one, two, three = own.join("one"), own.join("two"), own.join("three")
+    own("leave", three.id)
+    (own.state / "network/machines/01X.99").write_text("half a fi")
+    own("sweep", two.id)
+    assert own("addresses", three.id) == "none"
+    assert own("addresses", one.id) == f"{one.ip4} {one.ip6}"
+    own("leave", one.id)
+    own("leave", two.id)
+    own("sweep", two.id)
+    assert [path.name for path in (own.state / "network/machines").iterdir()] == [two.id]
+    own("sweep")
+    assert own("addresses", two.id) != "none"
+
+
+def test_all_addresses_in_use(own: Net) -> None:
+    one = own.join("one")
+    for number in range(10, 251):
+        path = own.state / "network/machines" / f"01FULL{number}"
+        path.write_text(f"number={number}\nname=full{number}\nisolated=false\nrouter=\n")
+    code, out, err = own.answer(*own.join_words(own.machine("late")))
+    assert (code, out) == (1, "")
+    assert err == "network: all 241 addresses are in use: delete a machine"
+    assert own("connected", one.id) == "True"
+
+
+@pytest.mark.parametrize("name", ["dnsmasq", "slirp4netns"])
+def test_killed_program(own: Net, name: str, servers: list[subprocess.Popen[str]]) -> None:
+    """The router starts it again."""
+    one = own.join("one")
+    port = serve(servers, [], "127.0.0.1", 0, "host")
+    for _ in range(2):
+        pid = own.programs()[name]
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda pid=pid: own.programs().get(name, pid) != pid)
+        code = """
+until = time.monotonic() + 20
+while time.monotonic() < until:
+    try:
+        print(fetch(ask("host.orb.internal"), sys.argv[1]).decode())
+        break
+    except OSError: time.sleep(0.1)
+"""
+        assert one.python(code, port) == "host to 127.0.0.1"
+        assert one.asks("one.orb.local") == one.ip4
+        assert own("connected", one.id) == "True"
+
+
+def test_killed_router(own: Net) -> None:
+    """Everything of it ends; machines that still run can join again, in any order."""
+    one, two = own.join("one"), own.join("two")
+    before = one.ip4, one.ip6, two.ip4, two.ip6
+    for _ in range(3):
+        os.kill(own.router(), signal.SIGKILL)
+        assert own("connected", one.id) == "False"
+        own.join(two)
+        assert own("connected", two.id) == "True"
+        assert own("connected", one.id) == "False"
+        own.join(one)
+        assert (one.ip4, one.ip6, two.ip4, two.ip6) == before
+        port = two.serve(two.ip4)
+        assert one.reached((two.ip4, port))
+    os.kill(own.router(), signal.SIGKILL)
+    eventually(lambda: not own.leftovers(), own.leftovers)
+    own("leave", one.id)
+    own("sweep")
+
+
+def test_deleted_veth(own: Net) -> None:
+    """Somebody tidies the host up: the router puts it back."""
+    one = own.join("one")
+    port = one.serve(one.ip4)
+    run("ip", "link", "del", own.link)
+    code = """
+until = time.monotonic() + 20
+while time.monotonic() < until:
+    try:
+        print(fetch(sys.argv[1], sys.argv[2]).decode())
+        break
+    except OSError: time.sleep(0.1)
+"""
+    assert python(code, one.ip4, port) == f"one to {one.gateway}"
+    assert one.asks("one.orb.local") == one.ip4
+
+
+def test_machines_that_end_by_themselves(own: Net) -> None:
+    """Their names go; with the last one goes the router, and nobody has called anything."""
+    one, two = own.join("one"), own.join("two")
+    two.end()
+    eventually(lambda: one.asks("two.orb.local") == "error 3")
+    assert own("connected", one.id) == "True"
+    one.end()
+    eventually(lambda: not own.leftovers(), own.leftovers)
+    again = own.join("again")
+    assert again.asks("again") == again.ip4
+
+
+def test_deleted_state_directory(own: Net) -> None:
+    """The network stays while its machines run, and goes with them."""
+    one = own.join("one")
+    link = own.link
+    os.rename(own.state / "network", own.state / "away")
+    run("rm", "-rf", str(own.state / "away"))
+    one.end()
+    eventually(lambda: link not in run("ip", "addr"))
+
+
+def test_same_machine_twice(own: Net) -> None:
+    """A machine that starts again has a new namespace, while its old one may still be there."""
+    old = own.join("web")
+    new = own.machine("web")
+    new.id = old.id
+    own.join(new)
+    assert (new.ip4, new.mac) == (old.ip4, old.mac)
+    assert "eth0" not in old.ip("link")
+    assert new.asks("web.orb.local") == new.ip4
+    own.join(new)
+    assert new.asks("web.orb.local") == new.ip4
+
+
+def test_starters_at_once(own: Net) -> None:
+    """Six at the same moment make one router; six that leave end it."""
+    for _ in range(2):
+        machines = [own.machine(f"m{number}") for number in range(6)]
+        calls = [own.start(*own.join_words(machine)) for machine in machines]
+        for machine, call in zip(machines, calls):
+            out, err = call.communicate()
+            assert call.returncode == 0, err
+            own.joined(machine, out)
+        assert len({machine.ip4 for machine in machines}) == 6
+        assert all(machines[0].asks(machine.name) == machine.ip4 for machine in machines)
+        calls = [own.start("forget", machine.id) for machine in machines]
+        # The first one to start comes while the last ones leave.
+        late = own.machine("late")
+        calls.append(own.start(*own.join_words(late)))
+        assert [call.communicate()[1] for call in calls] == [""] * 7
+        assert own("connected", late.id) == "True"
+        own("forget", late.id)
+        assert own.leftovers() == []
+
+
+def test_killed_starter(own: Net) -> None:
+    """At any moment: what it has begun goes, or the next one goes on with it."""
+    for step in range(18):
+        machine = own.machine("web")
+        call = own.start(*own.join_words(machine))
+        time.sleep(0.05 + step * 0.02)
+        call.kill()
+        call.communicate()
+        if step % 3 == 0:
+            own.join(machine)
+            assert machine.asks("web.orb.local") == machine.ip4
+        elif step % 3 == 1:
+            other = own.join("other")
+            assert other.asks("other") == other.ip4
+            own("forget", other.id)
+        machine.end()
+        if step % 2:
+            eventually(lambda: not own.leftovers(), own.leftovers)
+        own("forget", machine.id)
+    assert own.router() == 0
+    assert own.leftovers() == []
+
+
+def test_router_killed_while_it_starts(own: Net) -> None:
+    """The command that waits for it says so, and nothing is left."""
+    for step in range(8):
+        machine = own.machine("web")
+        call = own.start(*own.join_words(machine))
+        link, deadline = own.link.encode(), time.monotonic() + 10
+        found = 0
+        while not found and call.poll() is None and time.monotonic() < deadline:
+            found = next((pid for pid in _routers(link)), 0)
+        time.sleep(step * 0.018)
+        if found:
+            os.kill(found, signal.SIGKILL)
+        _, err = call.communicate(timeout=60)
+        assert call.returncode == 0 or err.startswith("network: "), err
+        own.join(machine)
+        assert machine.asks("web") == machine.ip4
+        machine.end()
+        own("forget", machine.id)
+
+
+def _routers(link: bytes) -> Iterator[int]:
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                shown = Path(f"/proc/{entry}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if link in shown and b"orbctl_simulator.router" in shown:
+                yield int(entry)
+
+
+def test_refused(own: Net) -> None:
+    """Nothing but names and ids, and no namespace but a machine's; nothing has changed then."""
+    machine = own.machine("web")
+    for name in ("a b", "a\nb", "-x", "*", "a/b", "", "é", "a\tb", "#x", "x" * 64, "--conf-file=x"):
+        code, _, err = own.answer("join", machine.id, name, machine.pid)
+        assert (code, err) == (1, f"invalid machine name: {name!r}")
+    for ident in ("../x", "", "a b", "x" * 65, "é"):
+        code, _, err = own.answer("join", ident, "web", machine.pid)
+        assert (code, err) == (1, f"invalid machine id: {ident!r}")
+        assert own.answer("forget", ident)[0] == 1
+    assert own.answer("join", machine.id, "web", os.getpid())[2] == (
+        "the host's own network cannot be a machine's"
+    )
+    with open("/proc/self/ns/mnt") as file, pytest.raises(Exception, match="not a network"):
+        network.Network(str(own.state)).join(machine.id, "web", file.fileno())
+    assert own.leftovers() == []
+
+
+def program(folder: Path, name: str, script: str) -> dict[str, str]:
+    """The environment in which a script is found in place of a program, and calls it as "$REAL"."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORBCTL_SIMULATOR_CACHE", cache())
+        real = tools.find(name)
+    folder.mkdir()
+    libraries = real.environment.get("LD_LIBRARY_PATH", "")
+    lines = ["#!/bin/sh", f"REAL='{real.path}'", f"export LD_LIBRARY_PATH='{libraries}'", script]
+    (folder / name).write_text("\n".join(lines))
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("name", ["nft", "ip", "slirp4netns", "dnsmasq"])
+def test_program_that_fails(tmp_path: Path, stack: ExitStack, name: str) -> None:
+    """Its own words are the reason, and nothing is left; the next call works."""
+    script = "echo Error: out of luck >&2; exit 3"
+    env = program(tmp_path / "bin", name, script)
+    net = stack.enter_context(Net(tmp_path / "state", **env))
+    one = net.machine("one")
+    code, out, err = net.answer(*net.join_words(one))
+    reason = "Permission denied: " if name == "dnsmasq" else "Error: out of luck"
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith(f"network: {name}: {reason}")
+    eventually(lambda: not net.leftovers(), net.leftovers)
+    net.env.clear()
+    net.join(one)
+    assert one.asks("one") == one.ip4
+
+
+def test_host_without_sandboxes(tmp_path: Path, stack: ExitStack) -> None:
+    """The user-mode NAT then runs in what this host allows, and is started so again."""
+    script = 'case "$*" in *--enable-sandbox*) exit 1;; esac; exec "$REAL" "$@"'
+    env = program(tmp_path / "bin", "slirp4netns", script)
+    net = stack.enter_context(Net(tmp_path / "state", **env))
+    one = net.join("one")
+    pid = net.programs()["slirp4netns"]
+    assert b"--enable" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: net.programs().get("slirp4netns", pid) != pid)
+    assert one.asks("one") == one.ip4
+
+
+def test_full_disk(tmp_path: Path, stack: ExitStack) -> None:
+    """`join` says so and leaves nothing; `leave` and `forget` work."""
+    state = tmp_path / "state"
+    state.mkdir()
+    mount = f"mount -t tmpfs -o size=256k,mode=700 none '{state}'"
+    host = stack.enter_context(other_mounts(mount))
+    net = stack.enter_context(Net(state, host))
+    fill = [*host, "sh", "-c", f"cat /dev/zero >'{state}/full' 2>/dev/null; true"]
+    one, two = net.join("one"), net.join("two")
+    run(*fill)
+    code, _, err = net.answer(*net.join_words(net.machine("late")))
+    assert code == 1
+    assert err.startswith("network: No space left on device")
+    net("leave", one.id)
+    net("forget", one.id)
+    assert two.asks("two") == two.ip4
+    net("forget", two.id)
+    assert net.leftovers() == []
+    run(*fill)
+    code, _, err = net.answer(*net.join_words(two))
+    assert code == 1
+    assert err.startswith("network: No space left on device")
+    run(*host, "rm", f"{state}/full")
+    net.join(two)
+    assert two.asks("two") == two.ip4
+
+
+def test_fifty(own: Net, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many as a large test suite starts; the times are printed."""
+    machines = [own.join(f"m{number}") for number in range(50)]
+    assert len({machine.ip4 for machine in machines}) == 50
+    assert machines[0].asks("m49.orb.local") == machines[49].ip4
+    assert machines[49].asks("m0.orb.local") == machines[0].ip4
+    took = sorted(machine.took for machine in machines[1:])
+    with capsys.disabled():
+        print(
+            f" first join {machines[0].took * 1000:.0f} ms, then {took[24] * 1000:.0f} ms", end=""
+        )
