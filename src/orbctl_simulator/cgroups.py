@@ -1,0 +1,216 @@
+"""The control groups of a booted machine: one in every hierarchy that the host has.
+
+So the kernel shows a machine nothing of the others' groups, its processes can be frozen and killed
+together, and its limits hold. The hierarchy of version 2 is mounted for the moment and in no
+namespace: it does not matter whether or where the host has mounted it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from errno import EBUSY, ENOENT
+
+from .userns import system_call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_FSOPEN, _FSCONFIG, _FSMOUNT, _CONFIG_CREATE, _CLOEXEC = 430, 431, 432, 6, 1
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
+_PERIOD = 100_000
+# What is not the machine's own init's to manage: commands that are run in it.
+LEAF = "orb"
+# Whoever removes the groups has to walk through what a machine's root has made of them.
+_MOST = (("cgroup.max.depth", "32"), ("cgroup.max.descendants", "10000"))
+
+
+class Hierarchy:
+    """One tree of groups: its root as an open directory, and what it controls."""
+
+    def __init__(self, root: int, version: int, controllers: set[str]) -> None:
+        self.root, self.version, self.controllers = root, version, controllers
+
+
+def hierarchies() -> Generator[Hierarchy, None, None]:
+    root = _version_2()
+    try:
+        yield Hierarchy(root, 2, set(_read("cgroup.controllers", root).split()))
+    finally:
+        os.close(root)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.split() for line in file]
+    seen = set()
+    for fields in lines:
+        kind, _, options = fields[fields.index("-") + 1 :]
+        if kind == "cgroup" and fields[2] not in seen and fields[3] == "/":
+            seen.add(fields[2])
+            root = os.open(fields[4], _DIRECTORY)
+            try:
+                yield Hierarchy(root, 1, set(options.split(",")))
+            finally:
+                os.close(root)
+
+
+def _version_2() -> int:
+    context = system_call(_FSOPEN, "control groups", b"cgroup2", _CLOEXEC)
+    try:
+        system_call(_FSCONFIG, "control groups", context, _CONFIG_CREATE, None, None, 0)
+        mount = system_call(_FSMOUNT, "control groups", context, _CLOEXEC, 0)
+    finally:
+        os.close(context)
+    try:
+        return os.open(".", _DIRECTORY, dir_fd=mount)
+    finally:
+        os.close(mount)
+
+
+def _write(path: str, text: str, root: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=root)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _read(path: str, root: int) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
+    try:
+        return os.read(fd, 1 << 16).decode()
+    finally:
+        os.close(fd)
+
+
+def name_of(machine_id: str) -> str:
+    return f"orb-{machine_id}"
+
+
+def enter(machine_id: str, owner: int, cpus: float, memory: int) -> None:
+    """Make a machine's groups, and move this process into them; `owner` may divide them further."""
+    name = name_of(machine_id)
+    for tree in hierarchies():
+        _enable(tree, cpus, memory)
+        os.mkdir(name, 0o755, dir_fd=tree.root)
+        if tree.version == 1 and "cpuset" in tree.controllers:
+            for setting in ("cpuset.cpus", "cpuset.mems"):
+                _write(f"{name}/{setting}", _read(setting, tree.root), tree.root)
+        _limit(tree, name, cpus, memory)
+        if tree.version == 2:
+            for setting, most in _MOST:
+                _write(f"{name}/{setting}", most, tree.root)
+            os.mkdir(f"{name}/{LEAF}", 0o755, dir_fd=tree.root)
+            for group in (name, f"{name}/{LEAF}"):
+                for path in (group, *(f"{group}/{entry}" for entry in _DELEGATED)):
+                    os.chown(path, owner, owner, dir_fd=tree.root)
+        _write(f"{name}/cgroup.procs", "0", tree.root)
+
+
+def _enable(tree: Hierarchy, cpus: float, memory: int) -> None:
+    """Have the limits' files in the groups below the root, as the engines of containers do."""
+    if tree.version == 2:
+        there = set(_read("cgroup.subtree_control", tree.root).split())
+        for controller, wanted in (("cpu", cpus), ("memory", memory)):
+            if wanted and controller in tree.controllers - there:
+                _write("cgroup.subtree_control", f"+{controller}", tree.root)
+
+
+def _limit(tree: Hierarchy, name: str, cpus: float, memory: int) -> None:
+    quota = str(int(cpus * _PERIOD))
+    if cpus and "cpu" in tree.controllers:
+        if tree.version == 2:
+            _write(f"{name}/cpu.max", f"{quota} {_PERIOD}", tree.root)
+        else:
+            _write(f"{name}/cpu.cfs_period_us", str(_PERIOD), tree.root)
+            _write(f"{name}/cpu.cfs_quota_us", quota, tree.root)
+    if memory and "memory" in tree.controllers:
+        setting = "memory.max" if tree.version == 2 else "memory.limit_in_bytes"
+        _write(f"{name}/{setting}", str(memory), tree.root)
+
+
+def limits() -> dict[str, str]:
+    """How this host enforces each limit: by control groups of which version."""
+    found: dict[str, str] = {}
+    for tree in hierarchies():
+        for controller in tree.controllers & {"cpu", "memory"}:
+            found[controller] = f"control groups version {tree.version}"
+    return found
+
+
+class Leaf:
+    """The group of a machine that commands run in, open before its world is entered."""
+
+    def __init__(self, machine_id: str) -> None:
+        self.files = []
+        for tree in hierarchies():
+            path = name_of(machine_id) + (f"/{LEAF}" if tree.version == 2 else "")
+            flags = os.O_WRONLY | os.O_CLOEXEC
+            self.files.append(os.open(f"{path}/cgroup.procs", flags, dir_fd=tree.root))
+
+    def enter(self) -> None:
+        for file in self.files:
+            os.write(file, b"0")
+            os.close(file)
+
+
+def freeze(machine_id: str, frozen: bool) -> None:
+    for tree in hierarchies():
+        if tree.version == 2:
+            _write(f"{name_of(machine_id)}/cgroup.freeze", str(int(frozen)), tree.root)
+            while f"frozen {int(frozen)}" not in _read(
+                f"{name_of(machine_id)}/cgroup.events", tree.root
+            ):
+                time.sleep(0.001)
+
+
+def is_empty(machine_id: str) -> bool:
+    """Whether no process of it is alive."""
+    root = _version_2()
+    try:
+        return "populated 0" in _read(f"{name_of(machine_id)}/cgroup.events", root)
+    except FileNotFoundError:
+        return True
+    finally:
+        os.close(root)
+
+
+def remove(machine_id: str, patience: float = 10) -> None:
+    """Kill whatever is left in a machine's groups, and remove them."""
+    deadline = time.monotonic() + patience
+    for tree in hierarchies():
+        while not _removed(name_of(machine_id), tree):
+            if time.monotonic() > deadline:
+                raise OSError(EBUSY, "a process of the machine does not end")
+            time.sleep(0.002)
+
+
+def _removed(name: str, tree: Hierarchy) -> bool:
+    try:
+        group = os.open(name, _DIRECTORY, dir_fd=tree.root)
+    except FileNotFoundError:
+        return True
+    try:
+        if tree.version == 2:
+            _write("cgroup.kill", "1", group)
+        _remove_below(group)
+        os.rmdir(name, dir_fd=tree.root)
+        return True
+    except OSError as error:
+        if error.errno not in (EBUSY, ENOENT):
+            raise
+        return False
+    finally:
+        os.close(group)
+
+
+def _remove_below(group: int) -> None:
+    with os.scandir(group) as entries:
+        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for name in names:
+        inner = os.open(name, _DIRECTORY, dir_fd=group)
+        try:
+            _remove_below(inner)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=group)
