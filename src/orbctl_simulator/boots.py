@@ -107,7 +107,8 @@ class Boot:
         return self._is_wired and self.console is not None
 
     def go_on(self) -> None:
-        """Let its first process become its init."""
+        """Let its first process become its init, which ends with its parent: with us, by now."""
+        os.waitpid(self._helpers.pop(0), 0)
         self.is_released = True
         os.write(self._orders, b"!\0")
 
@@ -152,8 +153,9 @@ class Boot:
             os._exit(0)
 
     def kill(self) -> None:
-        for pid in (self.init if self.init > 0 else self._helpers[0], *self._helpers[1:]):
-            os.kill(pid, _SIGKILL)
+        for pid in (self.init, *self._helpers):
+            if pid > 0:
+                os.kill(pid, _SIGKILL)
 
     def reap(self) -> None:
         """Take its outcome, if there is one, and end its helpers."""

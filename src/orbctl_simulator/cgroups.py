@@ -21,6 +21,7 @@ _FSOPEN, _FSCONFIG, _FSMOUNT, _CONFIG_CREATE, _CLOEXEC = 430, 431, 432, 6, 1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 _PERIOD = 100_000
+_PATIENCE = 10.0
 # What is not the machine's own init's to manage: commands that are run in it.
 LEAF = "orb"
 # Whoever removes the groups has to walk through what a machine's root has made of them.
@@ -130,11 +131,11 @@ def _limit(tree: Hierarchy, name: str, cpus: float, memory: int) -> None:
 
 
 def limits() -> dict[str, str]:
-    """How this host enforces each limit: by control groups of which version."""
+    """Which limits this host can enforce, and by which version of its control groups."""
     found: dict[str, str] = {}
     for tree in hierarchies():
         for controller in tree.controllers & {"cpu", "memory"}:
-            found[controller] = f"control groups version {tree.version}"
+            found[controller] = f"version {tree.version}"
     return found
 
 
@@ -155,13 +156,17 @@ class Leaf:
 
 
 def freeze(machine_id: str, frozen: bool) -> None:
-    for tree in hierarchies():
-        if tree.version == 2:
-            _write(f"{name_of(machine_id)}/cgroup.freeze", str(int(frozen)), tree.root)
-            while f"frozen {int(frozen)}" not in _read(
-                f"{name_of(machine_id)}/cgroup.events", tree.root
-            ):
-                time.sleep(0.001)
+    """Let all its processes stand still, or go on; return when they do."""
+    root, name = _version_2(), name_of(machine_id)
+    try:
+        _write(f"{name}/cgroup.freeze", str(int(frozen)), root)
+        deadline = time.monotonic() + _PATIENCE
+        while f"frozen {int(frozen)}" not in _read(f"{name}/cgroup.events", root):
+            if time.monotonic() > deadline:
+                raise OSError(EBUSY, "a process of the machine does not stand still")
+            time.sleep(0.001)
+    finally:
+        os.close(root)
 
 
 def is_empty(machine_id: str) -> bool:
@@ -175,9 +180,9 @@ def is_empty(machine_id: str) -> bool:
         os.close(root)
 
 
-def remove(machine_id: str, patience: float = 10) -> None:
+def remove(machine_id: str) -> None:
     """Kill whatever is left in a machine's groups, and remove them."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + _PATIENCE
     for tree in hierarchies():
         while not _removed(name_of(machine_id), tree):
             if time.monotonic() > deadline:

@@ -25,8 +25,6 @@ from .world import Plan, Share, hide_from_others
 
 _SIGINT, _SIGTERM = 2, 15
 _PR_SET_CHILD_SUBREAPER, _SIG_BLOCK, _SIGINFO = 36, 0, 128
-#: How long a machine may take to shut down.
-PATIENCE = 10.0
 # What is to become of the machine: it goes on, or it ends.
 _NOT, _IN_ORDER, _AT_ONCE = range(3)
 _GLANCE, _TICK = 0.02, 2.0  # how often it looks around, at a boot and later
@@ -68,9 +66,9 @@ class Supervisor:
 
     def __init__(self, ident: str, control: int, status: int, words: list[str]) -> None:
         self._control, self._status = control, status
-        self._state, cache, clock, patience, *rest = words
+        self._state, cache, clock, boot_time, stop_time, *rest = words
         os.environ["ORBCTL_SIMULATOR_CACHE"] = cache
-        self._patience = float(patience)
+        self._boot_time, self._stop_time = float(boot_time), float(stop_time)
         self._plan = _plan(ident, rest)
         # Of all its files this one is never replaced, and whoever opens it by /proc gains nothing.
         self._lock = os.open("lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -88,8 +86,8 @@ class Supervisor:
             cgroups.remove(self._plan.id)
             unwire(self._plan, self._state)
             os.close(ids)
-        except OSError as error:
-            self._tell(f"error {error}")
+        except Exception as error:
+            self._tell(f"error {type(error).__name__}: {error}")
 
     def _live(self) -> bool:
         """One boot of the machine, to its end; whether it asks for another."""
@@ -99,7 +97,7 @@ class Supervisor:
         if self._life.clock == "own":  # each begins a little differently, so it can be told apart
             self._plan.clock = self._life.boots % 30 / 20
         self._write(STARTING)
-        self._deadline = time.monotonic() + self._patience
+        self._deadline = time.monotonic() + self._boot_time
         boot = Boot(self._plan, self._state)
         while not self._turn(boot):
             pass
@@ -154,13 +152,13 @@ class Supervisor:
             self._write(RUNNING)
             self._tell("up")
         elif late:
-            seconds = f"{self._patience:g}"
+            seconds = f"{self._boot_time:g}"
             boot.error = f"setup: machine didn't start in {seconds}s (missing IP address)"
 
     def _bring_down(self, boot: Boot, how: int) -> None:
         if how <= self._end:
             return
-        self._end, self._deadline = how, time.monotonic() + PATIENCE
+        self._end, self._deadline = how, time.monotonic() + self._stop_time
         self._write(STOPPING)
         if how == _AT_ONCE:
             boot.kill()

@@ -49,9 +49,13 @@ def system_call(number: int, what: str, *arguments: object) -> int:
 
 
 def take_range() -> tuple[int, int]:
-    """The first id of a range that is ours while the second, a file, stays open."""
+    """The first id of a range that is ours while the second, a file, stays open.
+
+    Not the first one that is free: what is left of an ended machine might still have its ids.
+    """
     os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
-    for number in range(1, _RANGES):
+    begin = os.urandom(1)[0]
+    for number in (1 + (begin + step) % (_RANGES - 1) for step in range(_RANGES - 1)):
         lock = os.open(f"{_LOCKS}/ids-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             flock(lock, LOCK_EX | LOCK_NB)

@@ -14,6 +14,7 @@ import _socket
 import ctypes
 import os
 import resource
+import select
 import time
 
 from . import cgroups, guest, userns
@@ -151,6 +152,20 @@ def leave_keys() -> None:
     userns.system_call(number, "session keyring", _JOIN_SESSION_KEYRING, None)
 
 
+class _Needs:
+    """Says what a host must have for a step that it refused."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        if isinstance(error, OSError):
+            raise OSError(f"needs {self._what} ({error.strerror or error})") from None
+
+
 class Builder:
     """Makes the world in a child of the supervisor.
 
@@ -183,10 +198,12 @@ class Builder:
     def _outside(self) -> None:
         fields = self._plan.fields
         cpus, memory = float(fields.get("cpu") or 0), int(fields.get("memory_mib") or 0) << 20
-        cgroups.enter(self._plan.id, self._first, cpus, memory)
+        with _Needs("control groups of version 2, Linux 5.14 or later"):
+            cgroups.enter(self._plan.id, self._first, cpus, memory)
         for kind, soft, hard in _LIMITS:
             _raise_limit(kind, soft, hard)
-        self._own = userns.of_machine(self._first)
+        with _Needs("user namespaces, which this host, or the container it is, does not allow"):
+            self._own = userns.of_machine(self._first)
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
         host = os.open("/", os.O_PATH | os.O_DIRECTORY)
@@ -209,16 +226,20 @@ class Builder:
             _start_clock(self._plan.clock)
         userns.become_root_in(self._own)
         hide_from_others()
-        unshare(_SPACES)
+        with _Needs("namespaces within user namespaces"):
+            unshare(_SPACES)
         end_with_parent()
 
     def _stack(self) -> None:
         """The overlay, by relative paths: the state folder's own may hold what options cannot."""
+        files = os.path.realpath(self._plan.files)
         store = userns.of_store(self._first)
-        trees = [userns.copy_of_mount(lower, self._own) for lower in self._plan.lowers]
-        trees.append(userns.copy_of_mount(self._plan.files, store, userns.NO_DEVICES))
-        mount("tmpfs", f"{self._plan.files}/root", "tmpfs", MS_NODEV | MS_NOSUID, "size=1m")
-        os.chdir(f"{self._plan.files}/root")
+        trees = []
+        for path, space in [(lower, self._own) for lower in self._plan.lowers] + [(files, store)]:
+            with _Needs(f"Linux 5.19 or later, and {path} on ext4, xfs, btrfs or a tmpfs"):
+                trees.append(userns.copy_of_mount(path, space, userns.NO_DEVICES))
+        mount("tmpfs", f"{files}/root", "tmpfs", MS_NODEV | MS_NOSUID, "size=1m")
+        os.chdir(f"{files}/root")
         lowers = [str(number) for number in range(len(self._plan.lowers))]
         for name, tree in zip([*lowers, "stored"], trees):
             os.mkdir(name, 0o755)
@@ -228,7 +249,8 @@ class Builder:
         options = f"lowerdir={':'.join(lowers)},upperdir=stored/upper,workdir=stored/work"
         with userns.FileOwner(self._first):
             options += ",index=off,redirect_dir=off,metacopy=off"
-            mount("overlay", "system", "overlay", MS_NODEV, options)
+            with _Needs(f"overlays in {files}, so ext4, xfs, btrfs or a tmpfs"):
+                mount("overlay", "system", "overlay", MS_NODEV, options)
 
     def _mount_outer(self, misc: list[tuple[str, int, int]]) -> None:
         """What only the host can mount: devices work on no other's file system."""
@@ -290,10 +312,13 @@ class Builder:
             ends = _make_console()
             leave_keys()
             drop_rights()
-            end_with_parent()
             fds = " ".join(map(str, (*ends, socket.fileno())))
             self._tell(f"built {fds} {'systemd' if systemd else 'other'}")
-            self._set_up_files(self._await_orders())
+            files = self._await_orders()
+            end_with_parent()
+            if select.select([self._orders], [], [], 0)[0]:
+                os._exit(1)  # too late: it has just ended
+            self._set_up_files(files)
             for fd in (0, 1, 2):
                 os.dup2(ends[1], fd)
             default_signals()
@@ -315,8 +340,9 @@ class Builder:
         _change_root(root)
         for path in ("/proc", "/sys"):
             os.makedirs(path, mode=0o755, exist_ok=True)
-        mount("proc", "/proc", "proc", _SAFE)
-        mount("sysfs", "/sys", "sysfs", _SAFE | MS_RDONLY)
+        with _Needs("/proc and /sys whole, not covered in part as in a container"):
+            mount("proc", "/proc", "proc", _SAFE)
+            mount("sysfs", "/sys", "sysfs", _SAFE | MS_RDONLY)
         if os.path.isdir("/sys/fs/cgroup"):
             mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _SAFE)
         options = "newinstance,ptmxmode=0666,mode=0620,gid=5"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.contract.conftest import ROOT, Made
-from tests.contract.program import Program
+from tests.contract.program import Answer, Program
 
 
 def make_program(home: Path, **env: str) -> Program:
@@ -106,3 +109,141 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "etc/group").write_text("root:x:0:\nwheel:x:10:old\nother:x:501:\n")
     (root / "etc/os-release").write_text('ID=alpine\nVERSION_ID="3.22"\nPRETTY_NAME="Tiny"\n')
     return root
+
+
+class Booted:
+    """Machines that boot, in a state directory of their own."""
+
+    def __init__(self, program: Program, home: Path, root: Path) -> None:
+        self.program, self.home, self.root = program, home, root
+        self._count = 0
+
+    def __call__(self, *words: str, **options: Any) -> Answer:
+        return self.program(*words, **options)
+
+    def create(self, *flags: str, root: Path | None = None) -> str:
+        self._count += 1
+        name = f"boot-{self._count}"
+        answer = self("create", str(root or self.root), name, *flags)
+        assert answer.code == 0, answer
+        return name
+
+    def root_in(self, name: str, script: str) -> Answer:
+        return self("run", "-m", name, "-u", "root", "sh", "-c", script)
+
+    def pids(self, name: str) -> tuple[int, int]:
+        """Its init and its supervisor, as the host has them."""
+        init, supervisor = self("life", name).text.split()
+        return int(init), int(supervisor)
+
+    def directory(self, name: str) -> Path:
+        for path in (self.home / "machines").iterdir():
+            if f"name={name}\n" in (path / "machine").read_text():
+                return path
+        raise KeyError(name)
+
+
+def control_groups() -> set[str]:
+    """All groups of machines, in every hierarchy that the host has mounted."""
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    roots = [Path(fields[1]) for fields in lines if fields[2] in ("cgroup", "cgroup2")]
+    return {str(path) for root in roots for path in root.glob("orb-*")}
+
+
+def supervisors_of(home: Path) -> list[int]:
+    """The processes that stand beside the booted machines of a state directory."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if os.fsencode(home) in words and b"simulator.supervisor" in b"".join(words):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def debian_root() -> Path:
+    """The root file system that machines boot from: the one that is named, else a cached one."""
+    named = os.environ.get("ORBCTL_SIMULATOR_TEST_ROOT")
+    if named:
+        return Path(named)
+    layers = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
+    root = Path(layers, "test-root-bookworm")
+    if not root.exists():
+        _debootstrap(root)
+    return root
+
+
+def _debootstrap(root: Path) -> None:
+    new = root.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    packages = "systemd,systemd-sysv,libpam-systemd,dbus,sudo,ca-certificates"
+    command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(new)]
+    mirror = "http://deb.debian.org/debian"
+    try:
+        made = subprocess.run([*command, mirror], capture_output=True, text=True, check=False)
+        reason = "" if made.returncode == 0 else made.stdout.strip().rpartition("\n")[2]
+    except FileNotFoundError:
+        reason = "debootstrap is not installed"
+    if reason:
+        text = f"no root file system to boot: {reason}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
+    new.rename(root)
+
+
+def make_booted(home: Path, root: Path, **env: str) -> Booted:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
+    command = [sys.executable, "-m", "tests.simulator.boot_driver"]
+    env = {"ORBCTL_SIMULATOR_HOME": str(home), "PYTHONPATH": str(ROOT), **env}
+    return Booted(Program(command, {**kept, **env}), home, root)
+
+
+@pytest.fixture(scope="session")
+def booted(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    from orbctl_simulator import trial
+
+    reason = trial.why_not()
+    if reason:
+        text = f"this host cannot boot machines: {reason}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
+    before = control_groups()
+    home = tmp_path_factory.mktemp("booted state") / "é, of: all"
+    booted = make_booted(home, debian_root)
+    yield booted
+    for path in (home / "machines").iterdir():
+        assert (
+            booted("delete", re.findall("^name=(.*)", (path / "machine").read_text())[0]).code == 0
+        )
+    assert supervisors_of(home) == []
+    assert mounts_of(home) == []
+    assert control_groups() - before == set()
+
+
+@pytest.fixture(scope="session")
+def box(booted: Booted) -> str:
+    """A booted machine for tests that leave it as it was."""
+    return booted.create()
+
+
+@pytest.fixture
+def own_box(booted: Booted) -> Iterator[str]:
+    """A booted machine for one test."""
+    name = booted.create()
+    yield name
+    booted("delete", name)
+
+
+@pytest.fixture
+def small_root(rootfs: Path, tmp_path: Path) -> Path:
+    """A root file system of which a test says what its init does."""
+    root = tmp_path / "small"
+    shutil.copytree(rootfs, root, symlinks=True)
+    for name in ("sbin", "proc", "sys", "dev"):
+        (root / name).mkdir(exist_ok=True)
+    return root
+
+
+def have_init(root: Path, script: str) -> None:
+    (root / "sbin/init").write_text(f"#!/bin/sh\n{script}\n")
+    (root / "sbin/init").chmod(0o755)

@@ -1,0 +1,61 @@
+"""Whether this host can boot machines: found out by making the world of an empty one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from . import cgroups, stored, userns
+from .state import home, new_id
+from .world import Builder, Plan
+
+_DIRECTORIES = ("dev", "proc", "run", "sbin", "sys", "tmp")
+
+
+def why_not() -> str:
+    """What keeps this host from it, in one line, or nothing."""
+    if os.geteuid() != 0:
+        return "needs root"
+    ident = new_id()
+    place = os.path.join(home(), f"trial-{ident}")
+    try:
+        for name in ("upper", "work", "root", *(f"lower/{name}" for name in _DIRECTORIES)):
+            os.makedirs(os.path.join(place, name))
+        os.close(os.open(os.path.join(place, "lower/sbin/init"), os.O_CREAT, 0o755))
+        try:
+            for path in (place, os.path.join(place, "upper"), os.path.join(place, "work")):
+                stored.give(path)
+        except OSError as error:
+            return f"needs all ids of the host for its root ({error.strerror})"
+        return _reason(ident, place).replace(f"{place}/lower", home()).replace(place, home())
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _reason(ident: str, place: str) -> str:
+    answers, report = os.pipe()
+    orders, control = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(control)
+        os.chdir(place)
+        plan = Plan(ident, {"name": "trial"}, [os.path.join(place, "lower")])
+        try:
+            plan.first_id, _ = userns.take_range()
+        except OSError as error:
+            os.write(report, f"error {error}\n".encode())
+            os._exit(1)
+        Builder(plan, report, orders).run()
+    os.close(report)
+    os.close(orders)
+    os.waitpid(pid, 0)
+    os.close(control)  # it ends before it becomes an init
+    with open(answers, errors="surrogateescape") as file:
+        told = dict(line.rstrip("\n").partition(" ")[::2] for line in file)
+    try:
+        cgroups.remove(ident)
+    except OSError as error:
+        told.setdefault("error", error.strerror or str(error))
+    return "" if "built" in told else told.get("error", "its first process ended")
