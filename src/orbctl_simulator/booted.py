@@ -33,56 +33,72 @@ def _patience() -> tuple[str, str]:
 
 
 class Start:
-    """A started machine that still dies with us; `commit` lets it live on."""
+    """A machine that starts, and dies with us still; `commit` lets it live on.
 
-    def __init__(
-        self, machine: Machine, lowers: list[str], shares: list[str], create: bool = False
-    ) -> None:
+    The process that is to stand beside it loads what it needs while we get its files ready.
+    """
+
+    def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        clock = os.environ.get("ORBCTL_SIMULATOR_UPTIME") or "own"
-        how = "create" if create else "start"
-        words = [home(), cache(), clock, *_patience(), ".", how, str(len(lowers)), *lowers, *shares]
-        control, self._control = os.pipe()
-        status, report = os.pipe()
+        waits, self._control = os.pipe()
+        self._status, report = os.pipe()
         child = os.fork()
         if child == 0:
-            self._become_supervisor(control, report, words)
-        os.close(control)
+            self._become_supervisor(waits, report)
+        os.close(waits)
         os.close(report)
         os.waitpid(child, 0)
-        with open(status, errors="surrogateescape") as file:
-            word, _, text = file.readline().rstrip("\n").partition(" ")
-        if word != "up":
-            os.close(self._control)
-            raise Failure(text or "setup: the process beside the machine has ended")
 
-    def _become_supervisor(self, control: int, report: int, words: list[str]) -> None:
+    def _become_supervisor(self, control: int, report: int) -> None:
         """In a child's child, so that nobody has to wait for it."""
         try:
             os.setsid()
-            os.chdir(self._machine.path)
             if os.fork():
                 os._exit(0)
+            os.chdir(self._machine.path)
             null = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
             for fd in (control, report):
                 os.set_inheritable(fd, True)
-            command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self._machine.id]
-            os.execve(sys.executable, [*command, str(control), str(report), *words], {})
+            command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self._machine.path]
+            os.execve(sys.executable, [*command, str(control), str(report)], {})
         except BaseException as error:
             os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
         finally:
             os._exit(1)
 
+    def boot(self, lowers: list[str], shares: list[str], create: bool = False) -> None:
+        """Return when it is up; `lowers` are its root file systems, the uppermost first.
+
+        `shares` are sources, targets and the ids of whom each belongs to.
+        """
+        clock = os.environ.get("ORBCTL_SIMULATOR_UPTIME") or "own"
+        how = "create" if create else "start"
+        words = [home(), cache(), clock, *_patience(), ".", how, str(len(lowers)), *lowers, *shares]
+        text = "".join(f"{word}\0" for word in words) + "\0"
+        try:  # noqa: SIM105 contextlib takes longer to load
+            os.write(self._control, text.encode(errors="surrogateescape"))
+        except BrokenPipeError:
+            pass  # it says why
+        with open(self._status, errors="surrogateescape") as file:
+            word, _, text = file.readline().rstrip("\n").partition(" ")
+        if word != "up":
+            raise Failure(text or "setup: the process beside the machine has ended")
+
     def commit(self) -> None:
         os.write(self._control, b"!")
         os.close(self._control)
+        self._control = -1
 
-    def abandon(self) -> None:
-        """End it and all its processes."""
-        os.close(self._control)
-        end(self._machine, at_once=True)
+    def __enter__(self) -> Start:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it and all its processes, unless it is to live on."""
+        if self._control >= 0:
+            os.close(self._control)
+            end(self._machine, at_once=True)
 
 
 def state(machine: Machine) -> str:

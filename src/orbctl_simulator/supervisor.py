@@ -33,11 +33,24 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    ident, control, status, *words = sys.argv[1:]
-    close_all_but(int(control), int(status))
+    path, control, status = sys.argv[1], *map(int, sys.argv[2:])
+    close_all_but(control, status)
     hide_from_others()
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)
-    Supervisor(ident, int(control), int(status), words).run()
+    words = _words(control)
+    if words:
+        Supervisor(os.path.basename(path), control, status, words).run()
+
+
+def _words(control: int) -> list[str]:
+    """What is to be booted, when that is known; or nothing, when nothing is."""
+    data = b""
+    while not data.endswith(b"\0\0"):
+        more = os.read(control, 1 << 16)
+        if not more:
+            return []
+        data += more
+    return data[:-2].decode(errors="surrogateescape").split("\0")
 
 
 def _plan(ident: str, words: list[str]) -> Plan:

@@ -25,8 +25,8 @@ def _shares(machine: Machine) -> list[str]:
     return told
 
 
-def _start(machine: Machine, create: bool = False) -> booted.Start:
-    return booted.Start(machine, [machine.fields["base"]], _shares(machine), create)
+def _boot(start: booted.Start, machine: Machine, create: bool = False) -> None:
+    start.boot([machine.fields["base"]], _shares(machine), create)
 
 
 def _lay_out(machine: Machine) -> None:
@@ -46,13 +46,12 @@ def create(base: str, name: str, *flags: str) -> None:
     with everything():
         _lay_out(machine)
     try:
-        with machine.lock():
-            boot = _start(machine, create=True)
+        with machine.lock(), booted.Start(machine) as starting:
+            _boot(starting, machine, create=True)
             machine.fields["made"] = "yes"
             machine.save()
-            boot.commit()
+            starting.commit()
     except Failure as failure:
-        booted.end(machine, at_once=True)
         shutil.rmtree(path)
         raise rpc(f"create '{name}': {failure}") from None
 
@@ -72,7 +71,9 @@ def start(name: str) -> None:
     with machine.lock():
         if booted.state(machine) == "stopped":
             try:
-                _start(machine).commit()
+                with booted.Start(machine) as starting:
+                    _boot(starting, machine)
+                    starting.commit()
             except Failure as failure:
                 raise rpc(f"start '{name}': {failure}") from None
 
