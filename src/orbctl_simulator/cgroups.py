@@ -111,10 +111,18 @@ def enter(machine_id: str, owner: int, cpus: float, memory: int) -> None:
 def _enable(tree: Hierarchy, cpus: float, memory: int) -> None:
     """Have the limits' files in the groups below the root, as the engines of containers do."""
     if tree.version == 2:
-        there = set(_read("cgroup.subtree_control", tree.root).split())
+        there = _enabled(tree)
         for controller, wanted in (("cpu", cpus), ("memory", memory)):
             if wanted and controller in tree.controllers - there:
-                _write("cgroup.subtree_control", f"+{controller}", tree.root)
+                try:  # noqa: SIM105 contextlib takes longer to load
+                    _write("cgroup.subtree_control", f"+{controller}", tree.root)
+                except OSError:
+                    pass  # something on this host stands against it: then there is no limit
+        tree.controllers = _enabled(tree)
+
+
+def _enabled(tree: Hierarchy) -> set[str]:
+    return set(_read("cgroup.subtree_control", tree.root).split())
 
 
 def _limit(tree: Hierarchy, name: str, cpus: float, memory: int) -> None:
@@ -143,16 +151,37 @@ class Leaf:
     """The group of a machine that commands run in, open before its world is entered."""
 
     def __init__(self, machine_id: str) -> None:
-        self.files = []
+        self._files = []
         for tree in hierarchies():
-            path = name_of(machine_id) + (f"/{LEAF}" if tree.version == 2 else "")
-            flags = os.O_WRONLY | os.O_CLOEXEC
-            self.files.append(os.open(f"{path}/cgroup.procs", flags, dir_fd=tree.root))
+            group = name_of(machine_id)
+            if tree.version == 2:
+                group += f"/{LEAF}"
+                self._files.append(_processes_of(group, tree.root))
+            elif _exists(group, tree.root):
+                self._files.append(_processes_of(group, tree.root))
 
     def enter(self) -> None:
-        for file in self.files:
+        for file in self._files:
             os.write(file, b"0")
             os.close(file)
+
+
+def _processes_of(group: str, root: int) -> int:
+    """Root of the machine may have removed it, if nothing ran in there."""
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    try:
+        return os.open(f"{group}/cgroup.procs", flags, dir_fd=root)
+    except FileNotFoundError:
+        os.mkdir(group, 0o755, dir_fd=root)
+        return os.open(f"{group}/cgroup.procs", flags, dir_fd=root)
+
+
+def _exists(group: str, root: int) -> bool:
+    try:
+        os.stat(group, dir_fd=root)
+        return True
+    except FileNotFoundError:
+        return False
 
 
 def freeze(machine_id: str, frozen: bool) -> None:

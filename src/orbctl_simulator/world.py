@@ -248,7 +248,7 @@ class Builder:
         self._upper = os.open("stored/upper", os.O_PATH | os.O_DIRECTORY)
         options = f"lowerdir={':'.join(lowers)},upperdir=stored/upper,workdir=stored/work"
         with userns.FileOwner(self._first):
-            options += ",index=off,redirect_dir=off,metacopy=off"
+            options += ",index=off,redirect_dir=nofollow,metacopy=off"
             with _Needs(f"overlays in {files}, so ext4, xfs, btrfs or a tmpfs"):
                 mount("overlay", "system", "overlay", MS_NODEV, options)
 

@@ -249,6 +249,14 @@ def test_where_commands_run(booted: Booted, box: str) -> None:
     assert booted.root_in(box, "systemctl status --no-pager >/dev/null").code == 0
 
 
+def test_control_group_of_commands_is_made_again(booted: Booted, own_box: str) -> None:
+    script = f"systemd-run -q --on-active=0.1 rmdir /sys/fs/cgroup/{cgroups.LEAF}"
+    assert booted.root_in(own_box, script).code == 0
+    group = f"orb-{booted.directory(own_box).name}/{cgroups.LEAF}"
+    wait_for(lambda: not any(Path("/sys/fs/cgroup").glob(f"**/{group}")))
+    assert booted.root_in(own_box, "echo here").text == "here\n"
+
+
 @pytest.fixture
 def killed(booted: Booted, own_box: str) -> Iterator[tuple[str, int, int]]:
     """Its supervisor is killed; afterwards the machine starts as if nothing had been."""
@@ -587,3 +595,15 @@ def test_limits(booted: Booted) -> None:
     total = booted.root_in(name, "grep MemTotal /proc/meminfo").text
     assert total in Path("/proc/meminfo").read_text()
     assert booted("delete", name).code == 0
+
+
+def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
+    """They are there all the same; nothing of them stays, whoever cleans up."""
+    hide = "umount -l /sys/fs/cgroup; while umount -l /sys/fs/cgroup; do :; done 2>/dev/null"
+    words = [*booted.program.command, "create", str(booted.root), "unmounted"]
+    made = ["unshare", "-m", "sh", "-c", f'{hide}; "$@"', "sh", *words]
+    before = control_groups()
+    subprocess.run(made, env=booted.program.env, check=True)
+    assert booted.root_in("unmounted", "systemctl is-system-running").text == "running\n"
+    assert booted("delete", "unmounted").code == 0
+    assert control_groups() == before
