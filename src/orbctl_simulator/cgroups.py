@@ -1,8 +1,7 @@
 """The control groups of a booted machine: one in every hierarchy that the host has.
 
 So the kernel shows a machine nothing of the others' groups, its processes can be frozen and killed
-together, and its limits hold. The hierarchy of version 2 is mounted for the moment and in no
-namespace: it does not matter whether or where the host has mounted it.
+together, and its limits hold.
 """
 
 from __future__ import annotations
@@ -36,26 +35,39 @@ class Hierarchy:
 
 
 def hierarchies() -> Generator[Hierarchy, None, None]:
-    root = _version_2()
+    """The hierarchy of version 2 comes first."""
+    mounts = _mounts()
+    root = _version_2(mounts)
     try:
         yield Hierarchy(root, 2, set(_read("cgroup.controllers", root).split()))
     finally:
         os.close(root)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        lines = [line.split() for line in file]
-    seen = set()
-    for fields in lines:
-        kind, _, options = fields[fields.index("-") + 1 :]
-        if kind == "cgroup" and fields[2] not in seen and fields[3] == "/":
-            seen.add(fields[2])
-            root = os.open(fields[4], _DIRECTORY)
+    for kind, point, options in mounts:
+        if kind == "cgroup":
+            root = os.open(point, _DIRECTORY)
             try:
                 yield Hierarchy(root, 1, set(options.split(",")))
             finally:
                 os.close(root)
 
 
-def _version_2() -> int:
+def _mounts() -> list[tuple[str, str, str]]:
+    """Where the host has mounted whole hierarchies: kind, place and options, each one once."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.split() for line in file if " - cgroup" in line]
+    found: dict[str, tuple[str, str, str]] = {}
+    for fields in lines:
+        kind, _, options = fields[fields.index("-") + 1 :]
+        if fields[3] == "/" and "rw" in fields[5].split(","):
+            found.setdefault(fields[2], (kind, fields[4].replace("\\040", " "), options))
+    return list(found.values())
+
+
+def _version_2(mounts: list[tuple[str, str, str]] | None = None) -> int:
+    """Its root. Where it is not mounted, it is for a moment, in no namespace; that is slower."""
+    for kind, point, _ in _mounts() if mounts is None else mounts:
+        if kind == "cgroup2":
+            return os.open(point, _DIRECTORY)
     context = system_call(_FSOPEN, "control groups", b"cgroup2", _CLOEXEC)
     try:
         system_call(_FSCONFIG, "control groups", context, _CONFIG_CREATE, None, None, 0)
