@@ -377,7 +377,7 @@ class Builder:
             guest.prepare(fields["name"], fields["user"])
             _say_up_to_date()
         if self._plan.is_first:
-            _forget_identity()
+            _renew_identity()
         guest.set_hostname(fields["name"])
         _write({path: text for path, text in files.items() if not path.startswith("/run/")})
         _change_root(root)
@@ -416,12 +416,15 @@ def _find_init() -> str:
     raise OSError("its image has no init")
 
 
-def _forget_identity() -> None:
-    """A machine that is new, or a copy, is given an id of its own by its init."""
+def _renew_identity() -> None:
+    """A machine that is new, or a copy, has an id of its own."""
     if os.path.lexists("/etc/machine-id"):
-        os.unlink("/etc/machine-id")
-        os.close(os.open("/etc/machine-id", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444))
-    if os.path.isfile("/var/lib/dbus/machine-id"):
+        ident = bytearray(os.urandom(16))
+        ident[6], ident[8] = ident[6] & 0x0F | 0x40, ident[8] & 0x3F | 0x80  # as systemd makes it
+        _write({"/etc/machine-id": f"{ident.hex()}\n"})
+    if os.path.isfile("/var/lib/dbus/machine-id") and not os.path.islink(
+        "/var/lib/dbus/machine-id"
+    ):
         os.unlink("/var/lib/dbus/machine-id")
 
 
