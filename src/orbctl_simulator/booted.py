@@ -1,4 +1,4 @@
-"""Starting and ending a booted machine, from the side of the commands."""
+"""Starting and stopping booted machines, on the side of the commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 
 from . import cgroups
-from .life import Life
+from .runstate import RunState
 from .state import Failure, Machine, cache, home, rpc
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -17,12 +17,10 @@ _PROGRAM = (
     f"import sys; sys.path.insert(0, {_ROOT!r});"
     " from orbctl_simulator.supervisor import main; main()"
 )
+_PATIENCE = 10.0  # seconds until a supervisor counts as hanging
 
 
-_LONGEST = 10.0
-
-
-def _patience() -> tuple[str, str]:
+def _timeouts() -> tuple[str, str]:
     """How many seconds a machine may take to boot, and to shut down."""
     names = ("ORBCTL_SIMULATOR_BOOT_TIMEOUT", "ORBCTL_SIMULATOR_STOP_TIMEOUT")
     boot, stop = (os.environ.get(name) or default for name, default in zip(names, ("30", "10")))
@@ -33,9 +31,10 @@ def _patience() -> tuple[str, str]:
 
 
 class Start:
-    """A machine that starts, and dies with us still; `commit` lets it live on.
+    """A machine that is being started. It is killed with this process, or at the end of this
+    context, unless it is committed.
 
-    The process that is to stand beside it loads what it needs while we get its files ready.
+    The supervisor loads its modules while the machine's files are prepared.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -50,7 +49,7 @@ class Start:
         os.waitpid(child, 0)
 
     def _become_supervisor(self, control: int, report: int) -> None:
-        """In a child's child, so that nobody has to wait for it."""
+        """Fork once more, so that nobody has to wait for the supervisor."""
         try:
             os.setsid()
             if os.fork():
@@ -69,22 +68,23 @@ class Start:
             os._exit(1)
 
     def boot(self, lowers: list[str], shares: list[str], create: bool = False) -> None:
-        """Return when it is up; `lowers` are its root file systems, the uppermost first.
+        """Boot the machine; returns when it is up.
 
-        `shares` are sources, targets and the ids of whom each belongs to.
+        `lowers` are its root file systems, the uppermost first. `shares` are groups of four words:
+        source, target, and the ids of the owner.
         """
         clock = os.environ.get("ORBCTL_SIMULATOR_UPTIME") or "own"
         how = "create" if create else "start"
-        words = [home(), cache(), clock, *_patience(), ".", how, str(len(lowers)), *lowers, *shares]
-        text = "".join(f"{word}\0" for word in words) + "\0"
-        try:  # noqa: SIM105 contextlib takes longer to load
+        plan = [how, ".", home(), cache(), str(len(lowers)), *lowers, *shares]
+        text = "".join(f"{word}\0" for word in (clock, *_timeouts(), *plan)) + "\0"
+        try:  # noqa: SIM105 contextlib is slow to import
             os.write(self._control, text.encode(errors="surrogateescape"))
         except BrokenPipeError:
-            pass  # it says why
+            pass  # the supervisor has reported why it ended
         with open(self._status, errors="surrogateescape") as file:
-            word, _, text = file.readline().rstrip("\n").partition(" ")
+            word, _, reason = file.readline().rstrip("\n").partition(" ")
         if word != "up":
-            raise Failure(text or "setup: the process beside the machine has ended")
+            raise Failure(reason or "setup: the machine's supervisor was killed")
 
     def commit(self) -> None:
         os.write(self._control, b"!")
@@ -95,19 +95,18 @@ class Start:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it and all its processes, unless it is to live on."""
         if self._control >= 0:
             os.close(self._control)
             end(self._machine, at_once=True)
 
 
 def state(machine: Machine) -> str:
-    life = Life.read(machine.file("pid"))
-    return life.state if life and life.is_supervised else "stopped"
+    found = RunState.read(machine.file("pid"))
+    return found.state if found and found.is_supervised else "stopped"
 
 
 class Pause:
-    """A running machine's processes stand still; they go on, too, if we are killed meanwhile."""
+    """In this context, a machine's processes are frozen. They are thawed if we are killed."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._watcher, self._go_on = machine, 0, -1
@@ -133,23 +132,26 @@ class Pause:
 
 
 def _freeze(machine: Machine, frozen: bool) -> None:
-    try:  # noqa: SIM105 contextlib takes longer to load
+    try:  # noqa: SIM105 contextlib is slow to import
         cgroups.freeze(machine.id, frozen)
     except FileNotFoundError:
-        pass  # it has just ended
+        pass  # it has just stopped
 
 
 def end(machine: Machine, at_once: bool = False) -> None:
-    """Shut it down, and return when nothing of it is left; what a killed supervisor left, too."""
-    life = Life.read(machine.file("pid"))
-    if life is not None and life.is_supervised:
-        with open(f"/proc/{life.supervisor}/stat", "rb"):
-            pidfd = os.pidfd_open(life.supervisor)
-        if life.is_supervised:
+    """Shut a machine down, or kill it; also cleans up after a killed supervisor."""
+    found = RunState.read(machine.file("pid"))
+    if found is not None and found.is_supervised:
+        try:
+            supervisor = os.pidfd_open(found.supervisor)
+        except ProcessLookupError:
+            supervisor = -1
+        if supervisor >= 0 and found.is_supervised:
             number = signal.SIGINT if at_once else signal.SIGTERM
-            signal.pidfd_send_signal(pidfd, number)
-            _wait_for(pidfd, _LONGEST + (0 if at_once else float(_patience()[1])))
-        os.close(pidfd)
+            signal.pidfd_send_signal(supervisor, number)
+            _wait_for(supervisor, _PATIENCE + (0 if at_once else float(_timeouts()[1])))
+        if supervisor >= 0:
+            os.close(supervisor)
     try:
         cgroups.remove(machine.id)
     except OSError as error:
@@ -157,7 +159,7 @@ def end(machine: Machine, at_once: bool = False) -> None:
 
 
 def _wait_for(supervisor: int, seconds: float) -> None:
-    """It knows how long to wait for its machine; when it hangs itself, it is ended."""
+    """Wait until a supervisor has ended; kill it if it hangs."""
     if not select.select([supervisor], [], [], seconds)[0]:
         signal.pidfd_send_signal(supervisor, signal.SIGKILL)
         select.select([supervisor], [], [])

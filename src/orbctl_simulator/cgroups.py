@@ -1,7 +1,7 @@
-"""The control groups of a booted machine: one in every hierarchy that the host has.
+"""The control groups of a booted machine: one in every hierarchy that the host has mounted.
 
-So the kernel shows a machine nothing of the others' groups, its processes can be frozen and killed
-together, and its limits hold.
+They enforce the machine's limits, freeze and kill its processes together, and keep other groups out
+of its sight: a control group namespace shows only what is below the group that it was created in.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 _PERIOD = 100_000
 _PATIENCE = 10.0
-# What is not the machine's own init's to manage: commands that are run in it.
-LEAF = "orb"
-# Whoever removes the groups has to walk through what a machine's root has made of them.
+# The group of commands that are run in the machine; its init manages the others.
+COMMANDS = "orb"
+# Removing the groups walks through everything that the machine's root has created in them.
 _MOST = (("cgroup.max.depth", "32"), ("cgroup.max.descendants", "10000"))
 
 
 class Hierarchy:
-    """One tree of groups: its root as an open directory, and what it controls."""
+    """A tree of control groups, with its root as an open directory."""
 
     def __init__(self, root: int, version: int, controllers: set[str]) -> None:
         self.root, self.version, self.controllers = root, version, controllers
 
 
 def hierarchies() -> Generator[Hierarchy, None, None]:
-    """The hierarchy of version 2 comes first."""
+    """All hierarchies; version 2 comes first."""
     mounts = _mounts()
     root = _version_2(mounts)
     try:
@@ -52,7 +52,7 @@ def hierarchies() -> Generator[Hierarchy, None, None]:
 
 
 def _mounts() -> list[tuple[str, str, str]]:
-    """Where the host has mounted whole hierarchies: kind, place and options, each one once."""
+    """File system, mount point and options of each mounted hierarchy."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.split() for line in file if " - cgroup" in line]
     found: dict[str, tuple[str, str, str]] = {}
@@ -64,7 +64,7 @@ def _mounts() -> list[tuple[str, str, str]]:
 
 
 def _version_2(mounts: list[tuple[str, str, str]] | None = None) -> int:
-    """Its root. Where it is not mounted, it is for a moment, in no namespace; that is slower."""
+    """Open the root of version 2. If the host has not mounted it, a detached mount is made."""
     for kind, point, _ in _mounts() if mounts is None else mounts:
         if kind == "cgroup2":
             return os.open(point, _DIRECTORY)
@@ -101,7 +101,7 @@ def name_of(machine_id: str) -> str:
 
 
 def enter(machine_id: str, owner: int, cpus: float, memory: int) -> None:
-    """Make a machine's groups, and move this process into them; `owner` may divide them further."""
+    """Create a machine's groups and move this process into them; `owner` may create subgroups."""
     name = name_of(machine_id)
     for tree in hierarchies():
         _enable(tree, cpus, memory)
@@ -113,15 +113,15 @@ def enter(machine_id: str, owner: int, cpus: float, memory: int) -> None:
         if tree.version == 2:
             for setting, most in _MOST:
                 _write(f"{name}/{setting}", most, tree.root)
-            os.mkdir(f"{name}/{LEAF}", 0o755, dir_fd=tree.root)
-            for group in (name, f"{name}/{LEAF}"):
+            os.mkdir(f"{name}/{COMMANDS}", 0o755, dir_fd=tree.root)
+            for group in (name, f"{name}/{COMMANDS}"):
                 for path in (group, *(f"{group}/{entry}" for entry in _DELEGATED)):
                     os.chown(path, owner, owner, dir_fd=tree.root)
         _write(f"{name}/cgroup.procs", "0", tree.root)
 
 
 def _enable(tree: Hierarchy, cpus: float, memory: int) -> None:
-    """Have the limits' files in the groups below the root, as the engines of containers do."""
+    """Enable the controllers that the limits need, as container engines do."""
     if tree.version == 2:
         there = _enabled(tree)
         for controller, wanted in (("cpu", cpus), ("memory", memory)):
@@ -129,7 +129,7 @@ def _enable(tree: Hierarchy, cpus: float, memory: int) -> None:
                 try:  # noqa: SIM105 contextlib takes longer to load
                     _write("cgroup.subtree_control", f"+{controller}", tree.root)
                 except OSError:
-                    pass  # something on this host stands against it: then there is no limit
+                    pass  # the host does not allow it, so the limit is not enforced
         tree.controllers = _enabled(tree)
 
 
@@ -151,7 +151,7 @@ def _limit(tree: Hierarchy, name: str, cpus: float, memory: int) -> None:
 
 
 def limits() -> dict[str, str]:
-    """Which limits this host can enforce, and by which version of its control groups."""
+    """The controllers that can enforce limits, with their version of control groups."""
     found: dict[str, str] = {}
     for tree in hierarchies():
         for controller in tree.controllers & {"cpu", "memory"}:
@@ -159,27 +159,27 @@ def limits() -> dict[str, str]:
     return found
 
 
-class Leaf:
-    """The group of a machine that commands run in, open before its world is entered."""
+class CommandGroup:
+    """The group that a machine's commands run in. It is opened before entering the machine."""
 
     def __init__(self, machine_id: str) -> None:
         self._files = []
         for tree in hierarchies():
             group = name_of(machine_id)
             if tree.version == 2:
-                group += f"/{LEAF}"
+                group += f"/{COMMANDS}"
                 self._files.append(_processes_of(group, tree.root))
             elif _exists(group, tree.root):
                 self._files.append(_processes_of(group, tree.root))
 
-    def enter(self) -> None:
+    def join(self) -> None:
         for file in self._files:
             os.write(file, b"0")
             os.close(file)
 
 
 def _processes_of(group: str, root: int) -> int:
-    """Root of the machine may have removed it, if nothing ran in there."""
+    """Open the list of a group's processes. The machine's root may have removed an empty group."""
     flags = os.O_WRONLY | os.O_CLOEXEC
     try:
         return os.open(f"{group}/cgroup.procs", flags, dir_fd=root)
@@ -197,21 +197,21 @@ def _exists(group: str, root: int) -> bool:
 
 
 def freeze(machine_id: str, frozen: bool) -> None:
-    """Let all its processes stand still, or go on; return when they do."""
+    """Freeze or thaw all processes of a machine, and wait until it is done."""
     root, name = _version_2(), name_of(machine_id)
     try:
         _write(f"{name}/cgroup.freeze", str(int(frozen)), root)
         deadline = time.monotonic() + _PATIENCE
         while f"frozen {int(frozen)}" not in _read(f"{name}/cgroup.events", root):
             if time.monotonic() > deadline:
-                raise OSError(EBUSY, "a process of the machine does not stand still")
+                raise OSError(EBUSY, "a process of the machine cannot be frozen")
             time.sleep(0.001)
     finally:
         os.close(root)
 
 
 def is_empty(machine_id: str) -> bool:
-    """Whether no process of it is alive."""
+    """Whether no process of the machine is alive."""
     root = _version_2()
     try:
         return "populated 0" in _read(f"{name_of(machine_id)}/cgroup.events", root)
@@ -221,13 +221,19 @@ def is_empty(machine_id: str) -> bool:
         os.close(root)
 
 
-def remove(machine_id: str) -> None:
-    """Kill whatever is left in a machine's groups, and remove them."""
+def remove(machine_id: str, grace: float = 0) -> None:
+    """Kill the processes that are left in a machine's groups, and remove the groups.
+
+    Commands that have just lost their machine get the time to report how they ended.
+    """
+    begun = time.monotonic()
+    while time.monotonic() < begun + grace and not is_empty(machine_id):
+        time.sleep(0.002)
     deadline = time.monotonic() + _PATIENCE
     for tree in hierarchies():
         while not _removed(name_of(machine_id), tree):
             if time.monotonic() > deadline:
-                raise OSError(EBUSY, "a process of the machine does not end")
+                raise OSError(EBUSY, "a process of the machine cannot be killed")
             time.sleep(0.002)
 
 

@@ -1,7 +1,7 @@
-"""What a booted machine writes to its console, kept for `logs`.
+"""The console of a booted machine, logged for `logs`.
 
-Whoever has root in the machine decides what that is. So no more of it is kept than is worth
-reading, and of its control characters only line breaks and tabs: somebody's terminal will show it.
+The machine's root controls what is written there, and a terminal will show it: the log is limited
+in size, and contains no control characters except line breaks and tabs.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import os
 
 _MOST = 1 << 20
-_UNSEEN = bytes(code for code in range(32) if code not in b"\n\t") + b"\x7f"
+_UNPRINTED = bytes(code for code in range(32) if code not in b"\n\t") + b"\x7f"
 
 
 class Console:
-    """The machine's console: our end of its terminal, and the file that keeps what comes out."""
+    """Our end of the console's terminal, and its log."""
 
     def __init__(self, path: str, terminal: int, other_end: int) -> None:
-        # Without anybody at its other end a terminal hangs up.
+        # Held open: a terminal that nobody has open hangs up.
         self.terminal, self._other_end = terminal, other_end
         self._path = path
 
     def read(self) -> None:
-        keep(self._path, os.read(self.terminal, 1 << 16))
+        log(self._path, os.read(self.terminal, 1 << 16))
 
     def close(self) -> None:
-        """After reading what is left in it: the last words are often those that matter."""
+        """Log what is left to read, then close it."""
         os.close(self._other_end)
         try:
             while True:
@@ -33,21 +33,21 @@ class Console:
             os.close(self.terminal)
 
 
-def keep(path: str, data: bytes) -> None:
-    """Append to the log, of which the newer half stays when it has grown too long."""
+def log(path: str, data: bytes) -> None:
+    """Append to a log. When it is too long, only its newer half is kept."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        log = os.open(path, flags, 0o600)
+        file = os.open(path, flags, 0o600)
     except OSError:
-        return  # the state directory has gone, or its disk is full: no reason to end the machine
+        return  # deleted, or a full disk: no reason to stop the machine
     try:
-        length = os.lseek(log, 0, os.SEEK_END)
+        length = os.lseek(file, 0, os.SEEK_END)
         if length > _MOST:
-            kept = os.pread(log, _MOST // 2, length - _MOST // 2)
-            os.ftruncate(log, 0)
-            os.write(log, kept)
-        os.write(log, data.translate(None, _UNSEEN))
+            kept = os.pread(file, _MOST // 2, length - _MOST // 2)
+            os.ftruncate(file, 0)
+            os.write(file, kept)
+        os.write(file, data.translate(None, _UNPRINTED))
     except OSError:
         pass
     finally:
-        os.close(log)
+        os.close(file)

@@ -1,4 +1,4 @@
-"""The way into a booted machine, for a process of the host's that is to become one of its own."""
+"""Entering a booted machine with a process of the host's."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 from . import cgroups, userns
 from .linux import close_all_but, setns
-from .world import drop_rights, hide_from_others, leave_keys
+from .rights import drop_capabilities, hide_from_others, leave_keys
 
-# The user namespace comes last: until then the host's own rights open the others, and when the
-# machine's root has rights over this process, it holds nothing of the host's any more.
+# The user namespace is entered last. It takes the host's rights to enter the others, and once the
+# machine's root has rights over this process, it must not hold anything of the host's.
 _KINDS = ("time", "uts", "ipc", "net", "cgroup", "mnt", "pid")
 
 
 class Entry:
-    """What is needed to get in, opened on the host's side."""
+    """What is needed to enter a machine, opened in advance."""
 
     def __init__(self, machine_id: str, proc: int) -> None:
         """`proc` is the open directory ``/proc/PID`` of the machine's init."""
@@ -23,16 +23,15 @@ class Entry:
         self._spaces = [os.open(f"ns/{kind}", flags, dir_fd=proc) for kind in kinds]
         self._user = os.open("ns/user", flags, dir_fd=proc)
         self._root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
-        self._leaf = cgroups.Leaf(machine_id)
+        self._group = cgroups.CommandGroup(machine_id)
 
     def enter(self, *kept: int) -> None:
-        """Go in, as root of the machine; the children of this process are then seen in there.
+        """Become root of the machine; children of this process will be its processes.
 
-        Of the open files only 0, 1, 2 and `kept` are left. What is to be used inside must be
-        imported before.
+        Only descriptors 0, 1, 2 and `kept` stay open. Modules must be imported before.
         """
         hide_from_others()
-        self._leaf.enter()
+        self._group.join()
         close_all_but(self._root, self._user, *self._spaces, *kept)
         for space in self._spaces:
             setns(space)
@@ -44,4 +43,4 @@ class Entry:
         hide_from_others()
         os.close(self._user)
         leave_keys()
-        drop_rights()
+        drop_capabilities()

@@ -1,4 +1,4 @@
-"""The files of booted machines as they lie on the disk, under ids that nobody on the host has."""
+"""Files of booted machines on the host's disk, where they have ids that no user of the host has."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def give(path: str) -> None:
-    """Let a directory that we have just made belong to root of the machine."""
+def give_to_root(path: str) -> None:
+    """Let a directory that we have just created belong to the machine's root."""
     os.chown(path, userns.STORED, userns.STORED, follow_symlinks=False)
 
 
 def with_plain_owners(path: str, work: Callable[[], int]) -> int:
-    """Do `work` in a child for which the files in `path` have the ids that they have in a machine.
+    """Run `work` in a child that sees the files in `path` with the owners they have in a machine.
 
-    It returns what `work` does, which is 0 if all went well. So what is copied from elsewhere, or
-    packed, has plain ids, and the disk has the others.
+    Archives and copies then contain plain ids, while the disk has stored ones. Returns what `work`
+    returns, 0 for success.
     """
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""Whether this host can boot machines: found out by making the world of an empty one."""
+"""Whether this host can boot machines: tries to build the world of an empty one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import shutil
 
 from . import cgroups, stored, userns
+from .bootplan import Plan
 from .state import home, new_id
-from .world import Builder, Plan
+from .world import Builder
 
 _DIRECTORIES = ("dev", "proc", "run", "sbin", "sys", "tmp")
 
 
 def why_not() -> str:
-    """What keeps this host from it, in one line, or nothing."""
+    """What prevents it, in one line, or an empty string."""
     if os.geteuid() != 0:
         return "needs root"
     ident = new_id()
@@ -24,9 +25,9 @@ def why_not() -> str:
         os.close(os.open(os.path.join(place, "lower/sbin/init"), os.O_CREAT, 0o755))
         try:
             for path in (place, os.path.join(place, "upper"), os.path.join(place, "work")):
-                stored.give(path)
+                stored.give_to_root(path)
         except OSError as error:
-            return f"needs all ids of the host for its root ({error.strerror})"
+            return f"needs root with all ids of the host ({error.strerror})"
         return _reason(ident, place).replace(f"{place}/lower", home()).replace(place, home())
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
@@ -41,7 +42,8 @@ def _reason(ident: str, place: str) -> str:
     if pid == 0:
         os.close(control)
         os.chdir(place)
-        plan = Plan(ident, {"name": "trial"}, [os.path.join(place, "lower")])
+        plan = Plan(ident, ["start", ".", place, place, "1", os.path.join(place, "lower")])
+        plan.fields = {"name": "trial"}
         try:
             plan.first_id, _ = userns.take_range()
         except OSError as error:
@@ -51,11 +53,11 @@ def _reason(ident: str, place: str) -> str:
     os.close(report)
     os.close(orders)
     os.waitpid(pid, 0)
-    os.close(control)  # it ends before it becomes an init
+    os.close(control)  # the first process exits, as it has no supervisor
     with open(answers, errors="surrogateescape") as file:
         told = dict(line.rstrip("\n").partition(" ")[::2] for line in file)
     try:
         cgroups.remove(ident)
     except OSError as error:
         told.setdefault("error", error.strerror or str(error))
-    return "" if "built" in told else told.get("error", "its first process ended")
+    return "" if "built" in told else told.get("error", "the first process was killed")

@@ -1,16 +1,17 @@
-"""User namespaces, and mounts that show a file system under other ids.
+"""User namespaces, and mounts that map the owners of files.
 
-Three kinds of ids stand for one user of a machine:
+A user of a machine has three ids:
 
-- inside, 0 is root and 501 the default user, as everywhere;
-- while the machine runs, its processes have the ids of a range of the host's that no other running
-  machine has: two machines can neither see each other's keys nor use up each other's quotas;
-- on the disk all machines' files have the ids from `STORED` on, so a copy of a machine needs no
-  change of owners. Nobody on the host has one of these ids, and a set-uid file that a machine's
-  root wrote gives its caller nothing.
+- inside the machine: 0 for root, 501 for the default user;
+- on the host, while the machine runs: an id from a range that no other running machine uses. Keys,
+  inotify instances and other per-user quotas are counted by these ids, so machines cannot read or
+  exhaust each other's;
+- on disk: `STORED` plus the id inside. All machines share this range, so copying a machine changes
+  no owner. No user of the host has such an id, so a set-uid file written by a machine's root grants
+  nothing on the host.
 
-Mounts that map ids translate between the last two. Ids above 0x70000000 are used by nobody: the
-ranges of users, of ``/etc/subuid`` and of systemd's containers end below.
+Idmapped mounts translate between the last two. Ids from 0x70000000 to 0x7fffffff are unassigned:
+the ranges of users, of ``/etc/subuid`` and of systemd's containers end below.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def system_call(number: int, what: str, *arguments: object) -> int:
 
 
 def take_range() -> tuple[int, int]:
-    """The first id of a range that is ours while the second, a file, stays open.
+    """Reserve a range of ids: returns its first id and a lock file that reserves it while open.
 
-    Not the first one that is free: what is left of an ended machine might still have its ids.
+    The search starts at random, so a range is rarely reused while the kernel still tears down the
+    machine that had it.
     """
     os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
     begin = os.urandom(1)[0]
@@ -62,20 +64,20 @@ def take_range() -> tuple[int, int]:
             return STORED + number * SPAN, lock
         except BlockingIOError:
             os.close(lock)
-    raise OSError(f"{_RANGES - 1} machines run already, and there are ids for no more")
+    raise OSError(f"{_RANGES - 1} machines are running, which is the limit")
 
 
 def keep_capabilities() -> None:
-    """Let a change of ids leave this process its capabilities."""
+    """Keep this process's capabilities when its ids change."""
     if _libc.prctl(_PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0) == -1:
         error = ctypes.get_errno()
         raise OSError(error, f"securebits: {os.strerror(error)}")
 
 
 def make(uids: str, gids: str, owner: int = 0) -> int:
-    """A user namespace with these maps (``inside outside count`` lines), as a file.
+    """Create a user namespace with these maps (lines of ``inside outside count``) and open it.
 
-    The kernel counts what a namespace uses (inotify instances, for one) for its owner, too.
+    The kernel also charges what a namespace uses, such as inotify instances, to its `owner`.
     """
     ready, made = os.pipe()
     over, alive = os.pipe()
@@ -96,7 +98,7 @@ def make(uids: str, gids: str, owner: int = 0) -> int:
     os.close(over)
     try:
         if os.read(ready, 1) != b"!":
-            raise OSError("this host, or the container it is, allows no user namespaces")
+            raise OSError("user namespaces are not allowed")
         for name, lines in (("uid_map", uids), ("gid_map", gids)):
             with open(f"/proc/{pid}/{name}", "w") as file:
                 file.write(lines)
@@ -108,29 +110,30 @@ def make(uids: str, gids: str, owner: int = 0) -> int:
 
 
 def of_machine(first: int) -> int:
-    """The one that a machine lives in; as a mount's it shows a plain root file system."""
+    """The namespace a machine runs in. As a mount's map, it shows a plain root file system."""
     line = f"0 {first} {SPAN}\n"
     return make(line, line, owner=first)
 
 
 def of_store(first: int) -> int:
-    """For the mount by which a machine sees its own stored files."""
+    """The map of the mount that shows a machine its stored files."""
     line = f"{STORED} {first} {SPAN}\n"
     return make(line, line)
 
 
 def of_share(first: int, uid: int, gid: int, user: int) -> int:
-    """For the mount of a directory that host and machine share.
+    """The map of the mount of a directory that the host shares with a machine.
 
-    Files of `uid` and `gid`, who shares it, belong to the machine's `user` and the other way round
-    (for root: to its root). What others in the machine write belongs to nobody on the host; the
-    files of others on the host belong to nobody in the machine.
+    Files of the caller (`uid`, `gid`) are owned by `user` in the machine, and files that `user`
+    creates are owned by the caller on the host. If root shares, its files are owned by the
+    machine's root. What other users of the machine create gets an id from the stored range on the
+    host; files of the host's other users are owned by nobody in the machine.
     """
-    meant = user if uid else 0
-    return make(_swap(first, uid, meant), _swap(first, gid, meant))
+    inside = user if uid else 0
+    return make(_share_map(first, uid, inside), _share_map(first, gid, inside))
 
 
-def _swap(first: int, own: int, user: int) -> str:
+def _share_map(first: int, own: int, user: int) -> str:
     lines = f"{own} {first + user} 1\n"
     if user:
         lines += f"{STORED} {first} {user}\n"
@@ -145,9 +148,9 @@ def become_root_in(userns: int) -> None:
 
 
 def copy_of_mount(path: str | int, userns: int | None = None, flags: int = 0) -> int:
-    """The mount that `path` is in, from there on and without what is mounted below it, as a file.
+    """Copy the mount of `path`, from `path` down and without mounts below it; returns it as a file.
 
-    It shows the ids that `userns` maps those of its files to, with `flags` set.
+    `userns` maps the owners of its files; `flags` are added.
     """
     here, name = (path, b"") if isinstance(path, int) else (_AT_FDCWD, os.fsencode(path))
     how = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_EMPTY_PATH if isinstance(path, int) else 0)
@@ -172,7 +175,7 @@ def put_mount(tree: int, target: str) -> None:
 
 
 class FileOwner:
-    """What this process makes in the meantime belongs to that id; its rights stay."""
+    """In this context, files that this process creates are owned by `number`."""
 
     def __init__(self, number: int) -> None:
         self._number = number

@@ -1,4 +1,4 @@
-"""Connecting a machine to the network while it is made, in a process that does nothing else."""
+"""Connecting a machine to the network, in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from .world import Plan
+    from .bootplan import Plan
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def wire(plan: Plan, state: str, told: int, report: int, orders: int) -> NoReturn:
-    """Connect the machine whose first process comes over `told`; then say ``joined``.
+def connect(plan: Plan, told: int, report: int, orders: int) -> NoReturn:
+    """Connect the machine whose first process is read from `told`, and report ``joined``.
 
-    What it needs is loaded while that process is made. Files that the network needs in the machine
-    go to `orders`.
+    Imports happen while the machine is built. Files that the network needs in the machine are
+    written to `orders`.
     """
     try:
         end_with_parent()
@@ -30,8 +30,8 @@ def wire(plan: Plan, state: str, told: int, report: int, orders: int) -> NoRetur
         if pid:
             namespace = os.open(f"/proc/{int(pid)}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             isolated = plan.fields.get("isolate_network") == "true"
-            its = Network(state).join(plan.id, plan.fields["name"], namespace, isolated)
-            words = (word for pair in guest_files(its).items() for word in pair)
+            addresses = Network(plan.state).join(plan.id, plan.name, namespace, isolated)
+            words = (word for pair in guest_files(addresses).items() for word in pair)
             os.write(orders, "".join(f"{word}\0" for word in words).encode())
             os.write(report, b"joined\n")
     except ImportError:
@@ -41,15 +41,14 @@ def wire(plan: Plan, state: str, told: int, report: int, orders: int) -> NoRetur
     os._exit(0)
 
 
-def unwire(plan: Plan, state: str) -> None:
-    """Give its place in the network up; in a child, with which ends what that loads."""
+def disconnect(plan: Plan) -> None:
     pid = os.fork()
     if pid == 0:
         try:
             os.environ["PATH"] = _PATH
             from .network import Network
 
-            Network(state).leave(plan.id)
+            Network(plan.state).leave(plan.id)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from orbctl_simulator import booted, lifecycle, stored
 from orbctl_simulator.enter import Account, execute
 from orbctl_simulator.entry import Entry
-from orbctl_simulator.life import Life
+from orbctl_simulator.runstate import RunState
 from orbctl_simulator.state import Failure, Machine, everything, find, home, new_id, rpc
 
 FLAGS = {"--cpus": "cpu", "--memory": "memory_mib", "--mount": "mounts"}
@@ -32,10 +32,10 @@ def _boot(start: booted.Start, machine: Machine, create: bool = False) -> None:
 def _lay_out(machine: Machine) -> None:
     os.mkdir(machine.path, 0o700)
     machine.save()
-    stored.give(machine.path)
+    stored.give_to_root(machine.path)
     for name in ("upper", "work", "root"):
         os.mkdir(machine.file(name), 0o755)
-        stored.give(machine.file(name))
+        stored.give_to_root(machine.file(name))
 
 
 def create(base: str, name: str, *flags: str) -> None:
@@ -99,7 +99,7 @@ def state(name: str) -> None:
 
 
 def life(name: str) -> None:
-    life = Life.read(find(name).file("pid"))
+    life = RunState.read(find(name).file("pid"))
     assert life
     print(life.init, life.supervisor)
 
@@ -109,7 +109,7 @@ def run(*words: str) -> None:
     user = "user"
     if rest[0] == "-u":
         user, rest = rest[1], rest[2:]
-    life = Life.read(find(name).file("pid"))
+    life = RunState.read(find(name).file("pid"))
     if life is None or not life.has_init:
         raise rpc(f"machine not running: '{name}'")
     entry = Entry(find(name).id, os.open(f"/proc/{life.init}", os.O_RDONLY))

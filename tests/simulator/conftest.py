@@ -244,6 +244,10 @@ def small_root(rootfs: Path, tmp_path: Path) -> Path:
     return root
 
 
+#: What an init does that has started something, and so has booted.
+WITH_CHILD = "cat /dev/console >/dev/null &"
+
+
 def have_init(root: Path, script: str) -> None:
     (root / "sbin/init").write_text(f"#!/bin/sh\n{script}\n")
     (root / "sbin/init").chmod(0o755)

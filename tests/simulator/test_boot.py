@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from orbctl_simulator import cgroups, userns
-from orbctl_simulator.life import Life
+from orbctl_simulator.runstate import RunState
 from tests.simulator.conftest import (
+    WITH_CHILD,
     Booted,
     control_groups,
     have_init,
@@ -244,15 +245,15 @@ def is_running_somewhere(mark: str) -> bool:
 def test_where_commands_run(booted: Booted, box: str) -> None:
     """In a control group of the machine, beside those that its init manages, in all hierarchies."""
     shown = booted("run", "-m", box, "cat", "/proc/self/cgroup").text.splitlines()
-    assert f"0::/{cgroups.LEAF}" in shown
-    assert {line.rpartition(":")[2] for line in shown} <= {"/", f"/{cgroups.LEAF}"}
+    assert f"0::/{cgroups.COMMANDS}" in shown
+    assert {line.rpartition(":")[2] for line in shown} <= {"/", f"/{cgroups.COMMANDS}"}
     assert booted.root_in(box, "systemctl status --no-pager >/dev/null").code == 0
 
 
 def test_control_group_of_commands_is_made_again(booted: Booted, own_box: str) -> None:
-    script = f"systemd-run -q --on-active=0.1 rmdir /sys/fs/cgroup/{cgroups.LEAF}"
+    script = f"systemd-run -q --on-active=0.1 rmdir /sys/fs/cgroup/{cgroups.COMMANDS}"
     assert booted.root_in(own_box, script).code == 0
-    group = f"orb-{booted.directory(own_box).name}/{cgroups.LEAF}"
+    group = f"orb-{booted.directory(own_box).name}/{cgroups.COMMANDS}"
     wait_for(lambda: not any(Path("/sys/fs/cgroup").glob(f"**/{group}")))
     assert booted.root_in(own_box, "echo here").text == "here\n"
 
@@ -346,7 +347,7 @@ def test_killed_in_the_middle_of_create(debian_root: Path, tmp_path: Path) -> No
                 os.kill(supervisor, signal.SIGKILL)
         elif number % 3 == 2:
             for path in (tmp_path / "state" / "machines").glob("*/pid"):
-                life = Life.read(str(path))
+                life = RunState.read(str(path))
                 if life and life.has_init:
                     os.kill(life.init, signal.SIGKILL)
         else:
@@ -368,7 +369,7 @@ def test_killed_in_the_middle_of_create(debian_root: Path, tmp_path: Path) -> No
         ("exit 0", "setup: machine crashed on startup"),
         ("kill -9 $$; cat /no", "setup: machine crashed on startup"),
         ("exec cat", "setup: machine didn't start in 2s (missing IP address)"),
-        (None, "its image has no init"),
+        (None, "the image has no init"),
     ],
 )
 def test_machine_that_does_not_come_up(
@@ -493,7 +494,8 @@ def test_setting_up_writes_to_nothing_that_is_shared(
     booted: Booted, small_root: Path, tmp_path: Path
 ) -> None:
     """Users, names and the like are put into the machine's own files, whatever lies over them."""
-    have_init(small_root, "cat /no; while :; do read line </dev/console; done")
+    have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
+    os.mkfifo(small_root / "command")
     shared = tmp_path / "shared"
     for name in ("etc", "home", "opt", "usr"):
         (shared / name).mkdir(parents=True)
@@ -517,7 +519,7 @@ def test_other_inits(booted: Booted, small_root: Path, tmp_path: Path, kind: str
         (small_root / "etc/inittab").write_text(table)
     else:
         loop = "echo booted >/booted; while :; do read line </command && break; done"
-        have_init(small_root, f"cat /no; {loop}; echo ended >/ended")
+        have_init(small_root, f"{WITH_CHILD} {loop}; echo ended >/ended")
         (small_root / "sbin/poweroff").write_text("#!/bin/sh\necho now >/command\n")
         (small_root / "sbin/poweroff").chmod(0o755)
         os.mkfifo(small_root / "command")
@@ -561,8 +563,8 @@ def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
     home = f"ORBCTL_SIMULATOR_HOME={tmp_path}/state"
     scripts = {
         "": "",
-        "mount -t tmpfs none /proc/sys;": "/proc and /sys whole",
-        "mount -t tmpfs none /sys/kernel;": "/proc and /sys whole",
+        "mount -t tmpfs none /proc/sys;": "nothing is mounted over",
+        "mount -t tmpfs none /sys/kernel;": "nothing is mounted over",
         f"cd {tmp_path}; mkdir l u w state; mount -t overlay -o lowerdir=l,upperdir=u,workdir=w"
         " overlay state;": "Linux 5.19 or later",
     }

@@ -19,7 +19,7 @@ import pytest
 
 from orbctl_simulator import userns
 from tests.contract.program import Answer
-from tests.simulator.conftest import Booted, have_init
+from tests.simulator.conftest import WITH_CHILD, Booted, have_init
 
 EPERM, ENOENT, EACCES, EINVAL, ENOSYS, ESTALE, EOPNOTSUPP = 1, 2, 13, 22, 38, 116, 95
 ARM = platform.machine() == "aarch64"
@@ -82,7 +82,8 @@ def test_no_new_devices(booted: Booted, box: str, place: str) -> None:
 
 
 def test_devices_of_an_image_do_not_open(booted: Booted, small_root: Path) -> None:
-    have_init(small_root, "cat /no; while :; do read line </dev/console; done")
+    have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
+    os.mkfifo(small_root / "command")
     os.mknod(small_root / "null", 0o20666, os.makedev(1, 3))
     (small_root / "null").chmod(0o666)
     name = booted.create(root=small_root)

@@ -1,4 +1,4 @@
-"""What is written down of a booted machine that runs: which processes it is, and how far it is."""
+"""The state of a running booted machine, in the file ``pid`` of its directory."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ if TYPE_CHECKING:
 STARTING, RUNNING, STOPPING = "starting", "running", "stopping"
 
 
-class Life:
-    """The file ``pid``: the first three fields are those of a machine that is not booted, too."""
+class RunState:
+    """The machine's init and its supervisor, each with its start time, and what they are doing.
+
+    The first three words are the same as for a machine without init.
+    """
 
     def __init__(self, words: list[str]) -> None:
-        pid, self.started, self.clock, supervisor, self.supervisor_started, self.state, boots = (
-            words
-        )
-        self.init, self.supervisor, self.boots = int(pid), int(supervisor), int(boots)
+        init, self.started, self.clock, supervisor, self.supervisor_started, self.state = words[:6]
+        self.init, self.supervisor = int(init), int(supervisor)
+        (self.boots,) = map(int, words[6:])
 
     @classmethod
-    def own(cls, clock: str, boots: int) -> Life:
-        """That of the machine whose supervisor this process is, before its init is there."""
+    def of_supervisor(cls, clock: str, boots: int) -> RunState:
+        """That of this process's machine, before it has an init."""
         pid = os.getpid()
         words = ["0", "-", clock, str(pid), start_time(f"/proc/{pid}"), STARTING, str(boots)]
         return cls(words)
 
     @classmethod
-    def read(cls, path: str) -> Life | None:
+    def read(cls, path: str) -> RunState | None:
         try:
             with open(path) as file:
                 return cls(file.read().split())
@@ -47,11 +49,11 @@ class Life:
 
     @property
     def has_init(self) -> bool:
-        """Never asked of the process itself: what it shows of its memory can make a reader wait."""
         return self.init > 0 and _is_alive(self.init, self.started)
 
 
 def _is_alive(pid: int, started: str) -> bool:
+    """Uses nothing that reads the process's memory, which its owner could make block."""
     try:
         return start_time(f"/proc/{pid}") == started
     except OSError:
