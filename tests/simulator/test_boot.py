@@ -114,6 +114,41 @@ def test_no_marks_of_a_container(booted: Booted, box: str) -> None:
     assert booted.root_in(box, "findmnt -n -o PROPAGATION /").text == "shared\n"
 
 
+def test_marks_of_a_container_in_an_image(booted: Booted, small_root: Path) -> None:
+    """An image that was made for containers loses them."""
+    have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
+    os.mkfifo(small_root / "command")
+    (small_root / "usr/sbin").mkdir()
+    for path in (".dockerenv", "usr/sbin/policy-rc.d"):
+        (small_root / path).write_text("")
+    name = booted.create(root=small_root)
+    assert booted.root_in(name, "ls -a / /usr/sbin").text.count("docker") == 0
+    assert booted.root_in(name, "ls /usr/sbin").text == ""
+    assert booted("delete", name).code == 0
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/lib/systemd/systemd"), reason="this host has no systemd to boot"
+)
+def test_hosts_own_root(booted: Booted) -> None:
+    """It boots as well, without the host's services, mounts, state directory and marks."""
+    name = booted.create(root=Path("/"))
+    assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
+    list_units = "systemctl list-units --type=service --state=running --plain --no-legend"
+    shown = booted.root_in(name, f"{list_units} | cut -d' ' -f1").text.split()
+    assert {unit for unit in shown if not unit.startswith("systemd-")} <= {
+        *("console-getty.service", "dbus.service", "user@501.service"),
+    }
+    assert booted.root_in(name, f"ls '{booted.home}/machines'").code != 0
+    assert booted.root_in(name, f"umount '{booted.home}'").code != 0
+    assert booted.root_in(name, "cat /etc/fstab; ls -A /root /home/*").code == 0
+    for path in ("/.dockerenv", "/usr/sbin/policy-rc.d"):
+        assert booted.root_in(name, f"test -e {path}").code == 1
+    assert booted("restart", name).code == 0
+    assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
+    assert booted("delete", name).code == 0
+
+
 def test_what_a_deploy_may_do(booted: Booted, box: str) -> None:
     """Rights in its own namespaces, which a machine without an init has to do without."""
     for script in (
