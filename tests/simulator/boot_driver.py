@@ -1,4 +1,4 @@
-"""Stands in for the commands while none of them boots machines yet: words in, an exit code out."""
+"""Calls the modules that boot machines, as long as no command of the simulator does."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Booted:
-    """Machines that boot, in a state directory of their own."""
+    """Calls for machines that boot, with a state directory."""
 
     def __init__(self, program: Program, home: Path, root: Path) -> None:
         self.program, self.home, self.root = program, home, root
@@ -132,7 +132,7 @@ class Booted:
         return self("run", "-m", name, "-u", "root", "sh", "-c", script)
 
     def pids(self, name: str) -> tuple[int, int]:
-        """Its init and its supervisor, as the host has them."""
+        """The process ids of its init and its supervisor."""
         init, supervisor = self("life", name).text.split()
         return int(init), int(supervisor)
 
@@ -144,14 +144,14 @@ class Booted:
 
 
 def control_groups() -> set[str]:
-    """All groups of machines, in every hierarchy that the host has mounted."""
+    """The control groups of all machines, in every hierarchy."""
     lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     roots = [Path(fields[1]) for fields in lines if fields[2] in ("cgroup", "cgroup2")]
     return {str(path) for root in roots for path in root.glob("orb-*")}
 
 
 def supervisors_of(home: Path) -> list[int]:
-    """The processes that stand beside the booted machines of a state directory."""
+    """The supervisors of a state directory's machines."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ def supervisors_of(home: Path) -> list[int]:
 
 @pytest.fixture(scope="session")
 def debian_root() -> Path:
-    """The root file system that machines boot from: the one that is named, else a cached one."""
+    """The Debian root file system that machines boot."""
     named = os.environ.get("ORBCTL_SIMULATOR_TEST_ROOT")
     if named:
         return Path(named)
@@ -236,7 +236,7 @@ def own_box(booted: Booted) -> Iterator[str]:
 
 @pytest.fixture
 def small_root(rootfs: Path, tmp_path: Path) -> Path:
-    """A root file system of which a test says what its init does."""
+    """A root file system for an init that a test provides."""
     root = tmp_path / "small"
     shutil.copytree(rootfs, root, symlinks=True)
     for name in ("sbin", "proc", "sys", "dev"):
@@ -244,7 +244,7 @@ def small_root(rootfs: Path, tmp_path: Path) -> Path:
     return root
 
 
-#: What an init does that has started something, and so has booted.
+#: With a child, an init counts as booted.
 WITH_CHILD = "cat /dev/console >/dev/null &"
 
 

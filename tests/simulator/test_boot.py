@@ -1,4 +1,4 @@
-"""Machines that boot: their own init as process 1, and what only an init makes possible."""
+"""Machines that boot their image's init, and what only an init makes possible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for(what: object, seconds: float = 30) -> None:
-    """Until it is true, in a time that only a machine that hangs would take."""
+    """Wait until `what` is true; only a machine that hangs takes so long."""
     deadline = time.monotonic() + seconds
     assert callable(what)
     while not what():
@@ -47,12 +47,12 @@ def is_running(booted: Booted, name: str) -> bool:
 
 
 def inits_start(booted: Booted, name: str) -> str:
-    """By which a boot is told from the one before, from inside."""
+    """The start time of process 1, which differs between boots."""
     return booted.root_in(name, "cut -d' ' -f22 /proc/1/stat").text
 
 
 def test_is_up_when_create_returns(booted: Booted) -> None:
-    """Its init has done all that it does at a boot, and nothing of that has failed."""
+    """The init has finished booting, and no unit has failed."""
     name = booted.create()
     assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
     assert booted.root_in(name, "systemctl --failed --no-legend").text == ""
@@ -82,7 +82,7 @@ def test_tools_of_systemd(booted: Booted, box: str, command: str, shows: str) ->
 
 
 def test_sandbox_of_a_unit(booted: Booted, box: str) -> None:
-    """`ProtectSystem=strict` is enforced, not only taken."""
+    """`ProtectSystem=strict` is enforced, not only accepted."""
     options = "-p ProtectSystem=strict -p ProtectHome=yes -p ProtectKernelTunables=yes"
     run = f"systemd-run --wait --pipe -q {options}"
     answer = booted.root_in(box, f"{run} touch /usr/new")
@@ -98,7 +98,7 @@ def test_timer(booted: Booted, box: str) -> None:
 
 
 def test_users_own_manager(booted: Booted, own_box: str) -> None:
-    """`systemd --user`, as a login or lingering starts it."""
+    """`systemd --user` runs as after a login."""
     start = "systemd-run -q --uid=user -p Delegate=yes -E XDG_RUNTIME_DIR=/run/user/501"
     script = f"install -d -o user -m 700 /run/user/501; {start} /lib/systemd/systemd --user"
     assert booted.root_in(own_box, script).code == 0
@@ -115,7 +115,7 @@ def test_no_marks_of_a_container(booted: Booted, box: str) -> None:
 
 
 def test_marks_of_a_container_in_an_image(booted: Booted, small_root: Path) -> None:
-    """An image that was made for containers loses them."""
+    """They are removed from an image that was made for containers."""
     have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
     os.mkfifo(small_root / "command")
     (small_root / "usr/sbin").mkdir()
@@ -131,7 +131,7 @@ def test_marks_of_a_container_in_an_image(booted: Booted, small_root: Path) -> N
     not os.path.exists("/lib/systemd/systemd"), reason="this host has no systemd to boot"
 )
 def test_hosts_own_root(booted: Booted) -> None:
-    """It boots as well, without the host's services, mounts, state directory and marks."""
+    """It boots without the host's services, mounts and state directory."""
     name = booted.create(root=Path("/"))
     assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
     list_units = "systemctl list-units --type=service --state=running --plain --no-legend"
@@ -150,7 +150,7 @@ def test_hosts_own_root(booted: Booted) -> None:
 
 
 def test_what_a_deploy_may_do(booted: Booted, box: str) -> None:
-    """Rights in its own namespaces, which a machine without an init has to do without."""
+    """Root has rights in its namespaces that it lacks in machines without init."""
     for script in (
         "mount -t tmpfs none /mnt && umount /mnt",
         "hostname other && hostname $(cat /etc/hostname)",
@@ -164,7 +164,7 @@ def test_what_a_deploy_may_do(booted: Booted, box: str) -> None:
 
 
 def test_identity(booted: Booted) -> None:
-    """Each machine has its own, a copy as well, and keeps it."""
+    """Each machine has its own id, also a clone, and keeps it."""
     first, copy = booted.create(), "copy-of-first"
     look = "cat /etc/machine-id"
     ident = booted.root_in(first, look).text
@@ -182,7 +182,7 @@ def test_identity(booted: Booted) -> None:
 
 @pytest.mark.parametrize("command", ["reboot", "systemctl reboot", "shutdown -r now"])
 def test_reboot(booted: Booted, own_box: str, command: str) -> None:
-    """The same machine with its files, and another boot, with nothing left of the one before."""
+    """The files stay; nothing else of the boot before does."""
     init, supervisor = booted.pids(own_box)
     ident = booted.root_in(own_box, "touch /tmp/x /run/x /root/kept; cat /etc/machine-id").text
     start = inits_start(booted, own_box)
@@ -221,7 +221,7 @@ def have_unit(booted: Booted, name: str, patience: str) -> None:
 
 
 def test_stop_is_in_order(booted: Booted, own_box: str) -> None:
-    """Services are stopped as they want to be, and no file system is left as a power cut would."""
+    """Services run their own stop commands."""
     have_unit(booted, own_box, "100ms")
     pids = booted.pids(own_box)
     assert booted("stop", own_box).code == 0
@@ -231,7 +231,7 @@ def test_stop_is_in_order(booted: Booted, own_box: str) -> None:
 
 
 def test_stop_has_a_deadline(booted: Booted, own_box: str) -> None:
-    """A service that never ends is cut off with its machine."""
+    """A service that does not stop is killed with the machine."""
     assert booted("stop", "-f", own_box).code == 0
     assert booted("start", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "1"}).code == 0
     have_unit(booted, own_box, "infinity")
@@ -252,7 +252,7 @@ def test_stop_at_once(booted: Booted, own_box: str) -> None:
 
 
 def test_commands_end_with_the_machine(booted: Booted, own_box: str) -> None:
-    """What was run in it, daemons that it left behind included, is gone when `stop` returns."""
+    """`stop` returns when commands and the daemons they started are gone."""
     marks = [f"60.{time.time_ns()}", f"61.{time.time_ns()}"]
     call = booted.program.started("run", "-m", own_box, "sh", "-c", f"echo up; sleep {marks[0]}")
     assert call.stdout
@@ -278,7 +278,7 @@ def is_running_somewhere(mark: str) -> bool:
 
 
 def test_where_commands_run(booted: Booted, box: str) -> None:
-    """In a control group of the machine, beside those that its init manages, in all hierarchies."""
+    """Commands run in their own control group of the machine, in every hierarchy."""
     shown = booted("run", "-m", box, "cat", "/proc/self/cgroup").text.splitlines()
     assert f"0::/{cgroups.COMMANDS}" in shown
     assert {line.rpartition(":")[2] for line in shown} <= {"/", f"/{cgroups.COMMANDS}"}
@@ -295,7 +295,7 @@ def test_control_group_of_commands_is_made_again(booted: Booted, own_box: str) -
 
 @pytest.fixture
 def killed(booted: Booted, own_box: str) -> Iterator[tuple[str, int, int]]:
-    """Its supervisor is killed; afterwards the machine starts as if nothing had been."""
+    """A machine whose supervisor is killed. After the test, it starts as usual."""
     init, supervisor = booted.pids(own_box)
     os.kill(supervisor, signal.SIGKILL)
     yield own_box, init, supervisor
@@ -319,7 +319,7 @@ def test_stop_cleans_up_behind_a_killed_supervisor(
 
 
 def test_delete_of_a_machine_whose_supervisor_is_stopped(booted: Booted) -> None:
-    """Not even one that hangs keeps a machine alive."""
+    """A supervisor that hangs does not keep its machine alive."""
     name = booted.create()
     init, supervisor = booted.pids(name)
     ident = booted.directory(name).name
@@ -331,7 +331,7 @@ def test_delete_of_a_machine_whose_supervisor_is_stopped(booted: Booted) -> None
 
 
 def test_supervisor_that_root_of_the_machine_disowned(booted: Booted, own_box: str) -> None:
-    """An init that no longer wants to end with its parent is ended by the next command."""
+    """An init that does not end with its parent is killed by the next command."""
     # prctl(PR_SET_PDEATHSIG, 0), by an init of the machine's own: a shell that execs it again.
     script = "exec perl -e 'syscall(157, 1, 0); exec @ARGV' /lib/systemd/systemd"
     wrapped = (
@@ -356,7 +356,7 @@ def test_init_that_is_killed(booted: Booted, own_box: str) -> None:
 
 
 def test_machine_ends_with_its_directory(debian_root: Path, tmp_path: Path) -> None:
-    """Nobody could stop it any more."""
+    """No command could stop it any more."""
     booted = make_booted(tmp_path / "gone", debian_root)
     name = booted.create()
     pids, ident = booted.pids(name), booted.directory(name).name
@@ -366,7 +366,7 @@ def test_machine_ends_with_its_directory(debian_root: Path, tmp_path: Path) -> N
 
 
 def test_killed_in_the_middle_of_create(debian_root: Path, tmp_path: Path) -> None:
-    """Whenever its creator is killed, and with whom: nothing goes on that nobody wrote down."""
+    """Killing the command, the supervisor or the init at any time leaves nothing running."""
     booted = make_booted(tmp_path / "state", debian_root)
     begun = time.monotonic()
     name = booted.create()
@@ -410,7 +410,7 @@ def test_killed_in_the_middle_of_create(debian_root: Path, tmp_path: Path) -> No
 def test_machine_that_does_not_come_up(
     booted: Booted, small_root: Path, init: str | None, reason: str
 ) -> None:
-    """It is told in OrbStack's own words, and nothing of it is left."""
+    """`create` fails with OrbStack's message and leaves nothing behind."""
     if init:
         have_init(small_root, init)
     before = control_groups(), supervisors_of(booted.home), list(booted.home.glob("machines/*"))
@@ -422,7 +422,7 @@ def test_machine_that_does_not_come_up(
 
 
 def test_service_that_hangs_at_boot(booted: Booted, own_box: str) -> None:
-    """As on OrbStack: what counts is that the machine is there, not that all is done in it."""
+    """`start` does not fail because of it, as OrbStack only waits for an address."""
     unit = "[Service]\nType=oneshot\nExecStart=/bin/sleep 1000\nTimeoutStopSec=1\n"
     script = (
         "cat >/etc/systemd/system/slow.service; mkdir -p /etc/systemd/system/basic.target.wants"
@@ -446,7 +446,7 @@ def test_wrong_timeouts(booted: Booted, own_box: str) -> None:
 
 
 def test_console_is_kept(booted: Booted, own_box: str) -> None:
-    """What init says is there to read, without what would steer a terminal, and not without end."""
+    """The log has the init's messages, no control sequences, and a limited size."""
     path = booted.directory(own_box) / "console"
     assert "Reached target" in path.read_text()
     script = r"printf 'a\\033[2Jb\\r\\007c\\n' >/dev/console; yes | head -c 3000000 >/dev/console"
@@ -460,7 +460,7 @@ def test_console_is_kept(booted: Booted, own_box: str) -> None:
 
 
 def test_ids_on_the_disk(booted: Booted, box: str) -> None:
-    """Files of machines belong to nobody on the host, so what is set-uid there is so for nobody."""
+    """No user of the host owns a machine's files, so set-uid files have no effect there."""
     script = "cp /bin/true /root/suid && chmod 4755 /root/suid && cp /bin/true /home/user/plain"
     assert booted.root_in(box, f"{script} && chown user /home/user/plain").code == 0
     upper = booted.directory(box) / "upper"
@@ -471,7 +471,7 @@ def test_ids_on_the_disk(booted: Booted, box: str) -> None:
 
 
 def test_ids_while_it_runs(booted: Booted, box: str, own_box: str) -> None:
-    """No two machines share one, and none is a user's of the host."""
+    """Machines have different ids, and none of a user of the host."""
     maps = [Path(f"/proc/{booted.pids(name)[0]}/uid_map").read_text() for name in (box, own_box)]
     assert maps[0] != maps[1]
     assert all(int(line.split()[1]) > userns.STORED for line in maps)
@@ -479,7 +479,7 @@ def test_ids_while_it_runs(booted: Booted, box: str, own_box: str) -> None:
 
 
 def test_capabilities_of_files(booted: Booted, own_box: str) -> None:
-    """They are kept over boots, whichever ids the machine then has."""
+    """They are kept when the machine gets other ids at its next boot."""
     # setxattr of security.capability: version 2, effective, cap_net_raw permitted
     perl = 'my ($f, $n, $v) = ("/root/cat", "security.capability");'
     perl += '$v = pack("V5", 0x02000001, 1 << 13, 0, 0, 0);'
@@ -497,7 +497,7 @@ def test_capabilities_of_files(booted: Booted, own_box: str) -> None:
 
 
 def test_shared_directory(booted: Booted, tmp_path: Path) -> None:
-    """The machine's user works in it as whoever shares it, and nobody else gets in that way."""
+    """The machine's user acts as the caller in it; others do not."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "theirs").write_text("from the host")
@@ -528,7 +528,7 @@ def test_shared_below_a_temporary_directory(booted: Booted, tmp_path: Path) -> N
 def test_setting_up_writes_to_nothing_that_is_shared(
     booted: Booted, small_root: Path, tmp_path: Path
 ) -> None:
-    """Users, names and the like are put into the machine's own files, whatever lies over them."""
+    """Users, names and the like are written to the machine's own files only."""
     have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
     os.mkfifo(small_root / "command")
     shared = tmp_path / "shared"
@@ -546,7 +546,7 @@ def test_setting_up_writes_to_nothing_that_is_shared(
 
 @pytest.mark.parametrize("kind", ["busybox", "script"])
 def test_other_inits(booted: Booted, small_root: Path, tmp_path: Path, kind: str) -> None:
-    """An init that tells nobody how far it is, and is asked to end by the system's own command."""
+    """Inits that do not report when they are up, and need a command to shut down."""
     if kind == "busybox":
         _add_busybox(small_root, tmp_path)
         table = "::sysinit:/bin/sh -c 'echo booted >/booted'\n::respawn:/bin/cat /dev/console\n"
@@ -591,7 +591,7 @@ def test_ten_at_once(booted: Booted) -> None:
 
 
 def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
-    """It is found out by trying, in one line that says what is missing, and leaves nothing."""
+    """The reason is found by trying, in one line, and nothing is left behind."""
     code = "import sys; from orbctl_simulator import trial; sys.stdout.write(trial.why_not())"
     look = [*booted.program.command[:1], "-c", code]
     before = control_groups()
@@ -614,7 +614,7 @@ def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
 
 
 def test_limits(booted: Booted) -> None:
-    """They hold where the host's control groups allow it, and it is known by which."""
+    """They are enforced where the host's control groups allow it."""
     how = cgroups.limits()
     name = booted.create("--cpus", "0.5", "--memory", "200")
     group = f"orb-{booted.directory(name).name}"
@@ -635,7 +635,7 @@ def test_limits(booted: Booted) -> None:
 
 
 def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
-    """They are there all the same; nothing of them stays, whoever cleans up."""
+    """Machines use control groups anyway, and leave none."""
     hide = "umount -l /sys/fs/cgroup; while umount -l /sys/fs/cgroup; do :; done 2>/dev/null"
     words = [*booted.program.command, "create", str(booted.root), "unmounted"]
     made = ["unshare", "-m", "sh", "-c", f'{hide}; "$@"', "sh", *words]

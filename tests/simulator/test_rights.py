@@ -1,4 +1,4 @@
-"""What root of a booted machine cannot do to the host, each tried as an attack on a canary.
+"""Attacks by a booted machine's root on the host.
 
 The root file systems of the tests have no Python and no compiler, but perl for system calls.
 """
@@ -50,7 +50,7 @@ def number(name: str) -> int:
 
 
 def call(booted: Booted, box: str, name: str, *arguments: str) -> tuple[int, int]:
-    """The result and the error of a system call by root, with arguments in perl."""
+    """Result and error number of a system call by root; arguments are perl expressions."""
     names = [f"$a{position}" for position in range(len(arguments))]
     sets = "".join(f"my {name} = {text};" for name, text in zip(names, arguments))
     words = ", ".join([str(number(name)), *names])
@@ -65,7 +65,7 @@ def refused(answer: Answer) -> bool:
 
 
 def test_devices(booted: Booted, box: str) -> None:
-    """Those that every program needs, and what is made for users without rights."""
+    """Only devices that every program needs or that are meant for unprivileged users."""
     shown = booted.root_in(box, "cd /dev; find . -type c -o -type b | sort").text.split()
     needed = {"full", "null", "pts/0", "pts/ptmx", "random", "tty", "urandom", "zero"}
     found = {entry[2:] for entry in shown if not re.match(r"./pts/[1-9]", entry)}
@@ -94,7 +94,7 @@ def test_devices_of_an_image_do_not_open(booted: Booted, small_root: Path) -> No
 
 @pytest.mark.parametrize("point", ["/", "/var/lib/docker", "/mnt/shared"])
 def test_nodev_cannot_be_taken_away(booted: Booted, sharing: str, point: str) -> None:
-    """Neither by root itself nor in a namespace that it makes."""
+    """Neither by root nor in namespaces that it creates."""
     for how in ("remount,dev", "remount,bind,dev", "remount,bind,rw,suid,dev"):
         for prefix in ("", "unshare -m ", "unshare -Urm "):
             assert refused(booted.root_in(sharing, f"{prefix}mount -o {how} {point}"))
@@ -113,13 +113,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sharing(booted: Booted, shared: Path) -> str:
-    """A machine that sees a directory of the host."""
+    """A machine with a directory of the host."""
     return booted.create("--mount", f"{shared}:/mnt/shared")
 
 
 @pytest.mark.parametrize("point", ["/", "/dev", "/mnt/shared", "/var/lib/docker"])
 def test_what_the_host_mounted_stays(booted: Booted, sharing: str, point: str) -> None:
-    """Nothing of the host comes to light below it."""
+    """Unmounting reveals nothing of the host."""
     for how in ("umount", "umount -l"):
         for prefix in ("", "unshare -m ", "unshare -Urm "):
             assert refused(booted.root_in(sharing, f"{prefix}{how} {point}"))
@@ -133,7 +133,7 @@ def test_shared_directory_has_no_way_out(booted: Booted, sharing: str, shared: P
 
 @pytest.mark.parametrize("point", ["/", "/mnt/shared", "/var/lib/docker", "/dev"])
 def test_no_file_by_its_handle(booted: Booted, sharing: str, shared: Path, point: str) -> None:
-    """A directory that is in sight does not open others of its file system by their numbers."""
+    """File handles do not lead to other directories of a visible file system."""
     inodes = [2, shared.parent.stat().st_ino, (shared.parent / "canary").stat().st_ino]
     for inode in inodes:
         for generation in (0, 1):
@@ -153,7 +153,7 @@ OPENED = "perl -ne 'use Fcntl; chomp; print \"$_\\n\" if sysopen(F, $_, O_WRONLY
 
 
 def test_settings_of_the_kernel(booted: Booted, box: str) -> None:
-    """Every file below /proc/sys is opened for writing: only the machine's own ones can be."""
+    """Of all files below /proc/sys, only namespaced settings can be opened for writing."""
     opened = booted.root_in(box, f"find /proc/sys -type f | {OPENED}").text.split()
     own = r"(net|user|fs/mqueue)/|kernel/(hostname|domainname|sem|msg|shm|auto_msg|pid_max|ns_last)"
     assert [path for path in opened if not re.match(f"/proc/sys/({own})", path)] == []
@@ -179,7 +179,7 @@ def test_windows_into_the_kernel(booted: Booted, box: str, path: str) -> None:
 
 
 def test_sys_cannot_be_written(booted: Booted, own_box: str) -> None:
-    """Nor when it is mounted writable, which its owner may do, or a second time."""
+    """Also not after mounting it writable or a second time."""
     script = """
         mount -o remount,rw /sys; mkdir -p /mnt/sys; mount -t sysfs none /mnt/sys
         find /sys /mnt/sys -path '*/fs/cgroup' -prune -o -type f -perm /222 -print
@@ -189,7 +189,7 @@ def test_sys_cannot_be_written(booted: Booted, own_box: str) -> None:
 
 
 def test_system_calls_that_reach_the_host(booted: Booted, box: str) -> None:
-    """Modules, clocks, swap, another kernel, accounting, the log, probes: none of it."""
+    """Modules, clocks, swap, kexec, accounting, the kernel log and probes are refused."""
     nothing, empty = '"/nothing"', '""'
     now = 'pack("qq", time, 0)'
     attempts = {
@@ -215,7 +215,7 @@ def test_system_calls_that_reach_the_host(booted: Booted, box: str) -> None:
 
 
 def test_reboot_is_the_machines_own(booted: Booted, own_box: str) -> None:
-    """Every argument of the system call; that of the host would have ended this test."""
+    """No argument of the system call reaches the host, which would have ended this test."""
     for command in ("0x89ABCDEF", "0x00000000", "0x45584543", "0xD000FCE2"):
         result, error = call(booted, own_box, "reboot", "0xfee1dead", "672274793", command)
         assert (result, error) == (-1, EINVAL)
@@ -223,7 +223,7 @@ def test_reboot_is_the_machines_own(booted: Booted, own_box: str) -> None:
 
 @pytest.fixture
 def canary() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the host's."""
+    """A process of the host."""
     process = subprocess.Popen(["sleep", "600"])
     yield process
     assert process.poll() is None
@@ -234,7 +234,7 @@ def canary() -> Iterator[subprocess.Popen[bytes]]:
 def test_processes_of_the_host(
     booted: Booted, own_box: str, canary: subprocess.Popen[bytes]
 ) -> None:
-    """They are neither seen nor signalled, one by one or all at once."""
+    """They can be neither seen nor signalled."""
     assert refused(booted.root_in(own_box, f"kill -0 {canary.pid}"))
     names = booted.root_in(own_box, "cat /proc/[0-9]*/comm").text.split()
     assert not {"pytest", "python", "python3"} & {*names}
@@ -244,7 +244,7 @@ def test_processes_of_the_host(
 
 
 def test_sockets_of_the_host(booted: Booted, box: str, tmp_path: Path) -> None:
-    """Its loopback, abstract names and paths lead nowhere."""
+    """Neither its loopback nor its Unix sockets can be reached."""
     abstract = f"canary-{secrets.token_hex(4)}"
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,
@@ -270,7 +270,7 @@ def test_sockets_of_the_host(booted: Booted, box: str, tmp_path: Path) -> None:
 
 
 def test_files_of_the_host(booted: Booted, box: str) -> None:
-    """No process of the machine has a root, a directory or an open file outside of it."""
+    """No process of the machine has a root, directory or open file of the host."""
     machines = str(booted.home / "machines")
     script = """
         for my $p (glob "/proc/[0-9]*") {
@@ -284,7 +284,7 @@ def test_files_of_the_host(booted: Booted, box: str) -> None:
 
 
 def test_control_groups(booted: Booted, own_box: str) -> None:
-    """Of no hierarchy is more to be had than the machine's own part, and of that not the limits."""
+    """In every hierarchy, only the machine's part is visible, and its limits are read-only."""
     mark = f"canary-{secrets.token_hex(4)}"
     made = []
     lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -330,7 +330,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def test_keys_of_the_caller(booted: Booted, box: str) -> None:
-    """A key of whoever calls, in the session that starts and enters the machine, stays there."""
+    """Keys of the session that enters the machine cannot be found or read in it."""
     mark = f"canary-{secrets.token_hex(4)}"
     code = (
         "import ctypes, os, sys; c = ctypes.CDLL(None);"
@@ -353,7 +353,7 @@ def test_keys_of_the_caller(booted: Booted, box: str) -> None:
 
 
 def test_keys_of_another_machine(booted: Booted, box: str, own_box: str) -> None:
-    """Keys have numbers of the whole kernel's, and are told by their owners' ids alone."""
+    """Keys are addressed by numbers of the whole kernel; only owners' ids protect them."""
     add = (
         "my ($t, $d, $p) = ('user', 'canary', 'secret');"
         f"my $k = syscall({number('add_key')}, $t, $d, $p, 6, -3);"
@@ -403,9 +403,9 @@ ATTACKER = r"""
 
 
 def test_who_enters_is_not_looked_into(booted: Booted, own_box: str) -> None:
-    """Between the host and the command that it becomes, a process holds nothing to be had.
+    """A process that enters the machine exposes nothing before it becomes the command.
 
-    An attacker in the machine tries all the time; it sees the commands themselves.
+    An attacker in the machine inspects all processes meanwhile; it does see the commands.
     """
     mark = f"canary-{secrets.token_hex(4)}"
     words = ("run", "-m", own_box, "-u", "root", "perl", "-e", ATTACKER, mark)
@@ -423,7 +423,7 @@ def test_who_enters_is_not_looked_into(booted: Booted, own_box: str) -> None:
 
 
 def test_supervisor_is_closed(booted: Booted, box: str) -> None:
-    """Nothing of its creator lives on in it, and only the host's root can look."""
+    """It keeps nothing of its creator, and other users cannot inspect it."""
     _, supervisor = booted.pids(box)
     proc = Path(f"/proc/{supervisor}")
     assert (proc / "environ").read_bytes() in (b"", b"\0")
@@ -442,7 +442,7 @@ def test_supervisor_is_closed(booted: Booted, box: str) -> None:
 
 
 def test_it_is_in_no_ones_way(booted: Booted, own_box: str) -> None:
-    """A machine's root is no user of the host's, so its processes are nobody's there."""
+    """A machine's processes have ids and namespaces of their own on the host."""
     init = booted.pids(own_box)[0]
     status = Path(f"/proc/{init}/status").read_text()
     uids = re.findall(r"^[UG]id:\s+(\d+)", status, re.MULTILINE)
