@@ -88,7 +88,7 @@ class Supervisor:
                 pass
             cgroups.remove(self._plan.id, _GRACE)
             disconnect(self._plan)
-            os.close(ids)
+            userns.release_range(self._plan.first_id, ids)
         except Exception as error:
             self._tell(f"error {type(error).__name__}: {error}")
 

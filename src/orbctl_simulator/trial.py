@@ -30,12 +30,13 @@ def why_not() -> str:
             return f"needs root with all ids of the host ({error.strerror})"
         return _reason(ident, place).replace(f"{place}/lower", home()).replace(place, home())
     except OSError as error:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _reason(ident: str, place: str) -> str:
+    first, ids = userns.take_range()
     answers, report = os.pipe()
     orders, control = os.pipe()
     pid = os.fork()
@@ -44,11 +45,7 @@ def _reason(ident: str, place: str) -> str:
         os.chdir(place)
         plan = Plan(ident, ["start", ".", place, place, "1", os.path.join(place, "lower")])
         plan.fields = {"name": "trial"}
-        try:
-            plan.first_id, _ = userns.take_range()
-        except OSError as error:
-            os.write(report, f"error {error}\n".encode())
-            os._exit(1)
+        plan.first_id = first
         Builder(plan, report, orders).run()
     os.close(report)
     os.close(orders)
@@ -60,4 +57,5 @@ def _reason(ident: str, place: str) -> str:
         cgroups.remove(ident)
     except OSError as error:
         told.setdefault("error", error.strerror or str(error))
+    userns.release_range(first, ids)
     return "" if "built" in told else told.get("error", "the first process was killed")

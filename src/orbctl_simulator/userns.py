@@ -55,16 +55,34 @@ def take_range() -> tuple[int, int]:
     The search starts at random, so a range is rarely reused while the kernel still tears down the
     machine that had it.
     """
-    os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
     begin = os.urandom(1)[0]
     for number in (1 + (begin + step) % (_RANGES - 1) for step in range(_RANGES - 1)):
-        lock = os.open(f"{_LOCKS}/ids-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            flock(lock, LOCK_EX | LOCK_NB)
+        lock = _try_lock(number)
+        if lock >= 0:
             return STORED + number * SPAN, lock
-        except BlockingIOError:
-            os.close(lock)
     raise OSError(f"{_RANGES - 1} machines are running, which is the limit")
+
+
+def _try_lock(number: int) -> int:
+    os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
+    lock = os.open(_lock_of(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        flock(lock, LOCK_EX | LOCK_NB)
+        if os.fstat(lock).st_nlink:  # otherwise it was released, and another process has a new one
+            return lock
+    except BlockingIOError:
+        pass
+    os.close(lock)
+    return -1
+
+
+def _lock_of(number: int) -> str:
+    return f"{_LOCKS}/ids-{number}"
+
+
+def release_range(first: int, lock: int) -> None:
+    os.unlink(_lock_of((first - STORED) // SPAN))
+    os.close(lock)
 
 
 def keep_capabilities() -> None:

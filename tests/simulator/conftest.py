@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -150,6 +151,18 @@ def control_groups() -> set[str]:
     return {str(path) for root in roots for path in root.glob("orb-*")}
 
 
+def ranges_of_ids() -> set[str]:
+    """The locks of ranges of ids that machines use; killed supervisors leave unlocked files."""
+    found = set()
+    for path in Path("/run/orbctl-simulator").glob("ids-*"):
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.add(str(path))
+    return found
+
+
 def supervisors_of(home: Path) -> list[int]:
     """The supervisors of a state directory's machines."""
     found = []
@@ -207,7 +220,7 @@ def booted(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     if reason:
         text = f"this host cannot boot machines: {reason}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
-    before = control_groups()
+    before = control_groups() | ranges_of_ids()
     home = tmp_path_factory.mktemp("booted state") / "é, of: all"
     booted = make_booted(home, debian_root)
     yield booted
@@ -217,7 +230,7 @@ def booted(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
     assert supervisors_of(home) == []
     assert mounts_of(home) == []
-    assert control_groups() - before == set()
+    assert (control_groups() | ranges_of_ids()) - before == set()
 
 
 @pytest.fixture(scope="session")
