@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,19 @@ WITH_CHILD = "cat /dev/console >/dev/null &"
 def have_init(root: Path, script: str) -> None:
     (root / "sbin/init").write_text(f"#!/bin/sh\n{script}\n")
     (root / "sbin/init").chmod(0o755)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for(what: object, seconds: float = 30) -> None:
+    """Wait until `what` is true; only a machine that hangs takes so long."""
+    deadline = time.monotonic() + seconds
+    assert callable(what)
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
