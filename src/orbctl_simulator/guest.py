@@ -59,11 +59,14 @@ def _set_resolver(content: str) -> None:
     _write(_RESOLVER, content.splitlines(), 0o644)
 
 
-def prepare(name: str, user: str, resolver: str) -> None:
-    """What a new machine gets once; a deploy may change all of it, and it stays changed."""
+def prepare(name: str, user: str, resolver: str, hosts: tuple[str, ...] = ()) -> None:
+    """What a new machine gets once; a deploy may change all of it, and it stays changed.
+
+    `hosts` are names that its resolver does not know.
+    """
     _set_resolver(resolver)
     fresh = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    _write("/etc/hosts", [*fresh, "127.0.0.1\thost.orb.internal"], 0o644)
+    _write("/etc/hosts", [*fresh, *hosts], 0o644)
     if os.path.lexists("/etc/resolv.conf"):
         os.unlink("/etc/resolv.conf")
     os.symlink(_RESOLVER, "/etc/resolv.conf")

@@ -52,6 +52,8 @@ from .state import read_fields
 
 _DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
 _LINKS = (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))
+# It is in the network of its host.
+_HOSTS = ("127.0.0.1\thost.orb.internal",)
 _MASKED = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "mtrr")
 
 
@@ -100,7 +102,7 @@ def _build(
 
     sethostname(fields["name"])
     if fresh:
-        guest.prepare(fields["name"], fields["user"], resolver)
+        guest.prepare(fields["name"], fields["user"], resolver, _HOSTS)
     else:
         guest.refresh(fields["name"], resolver)
     os.umask(0)

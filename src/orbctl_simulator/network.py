@@ -72,7 +72,7 @@ class Network:
         except (OSError, Failure) as error:
             raise Failure(f"network: {netns.reason(error)}") from None
 
-    def _join(self, lock: _Lock, ident: str, name: str, machine: int, isolated: bool) -> Addresses:
+    def _join(self, lock: Lock, ident: str, name: str, machine: int, isolated: bool) -> Addresses:
         router = self._running() or self._start(lock)
         port = ""
         try:
@@ -141,9 +141,9 @@ class Network:
                 if known is not None and member.id not in known and member.port not in ports:
                     self._book.forget(member.id)
 
-    def _lock(self) -> _Lock:
+    def _lock(self) -> Lock:
         self._book.make()
-        return _Lock(self._book.file("lock"))
+        return Lock(self._book.file("lock"))
 
     def _disconnect(self, router: _Router, port: str) -> None:
         try:
@@ -159,13 +159,13 @@ class Network:
         except (OSError, ValueError):
             return None
 
-    def _start(self, lock: _Lock) -> _Router:
+    def _start(self, lock: Lock) -> _Router:
         waits, control = os.pipe()
         answers, report = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                _become_router(self._book.link, [waits, report, lock.fileno()], self._state)
+                _become_router(self._book.link, [waits, report, lock.fd], self._state)
             except BaseException as error:
                 text = netns.reason(error)
                 os.write(report, f"error {text}\n".encode(errors="surrogateescape"))
@@ -190,15 +190,6 @@ class Network:
 
 class _Ended(Failure):
     """The router was killed during a call; the call may succeed with another one."""
-
-
-class _Lock(Lock):
-    def __enter__(self) -> _Lock:
-        super().__enter__()
-        return self
-
-    def fileno(self) -> int:
-        return self._fd
 
 
 class _Router:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,3 +176,173 @@ class Elsewhere:
 @pytest.fixture
 def elsewhere(orb: Program, root_only: None, tmp_path: Path) -> Elsewhere:
     return Elsewhere(tmp_path, orb.env["ORBCTL_SIMULATOR_CACHE"])
+
+
+class Booted:
+    """Calls for machines that boot, with a state directory."""
+
+    def __init__(self, program: Program, home: Path, root: Path) -> None:
+        self.program, self.home, self.root = program, home, root
+        self._count = 0
+
+    def __call__(self, *words: str, **options: Any) -> Answer:
+        return self.program(*words, **options)
+
+    def create(self, *flags: str, root: Path | None = None) -> str:
+        self._count += 1
+        name = f"boot-{self._count}"
+        answer = self("create", str(root or self.root), name, *flags)
+        assert answer.code == 0, answer
+        return name
+
+    def root_in(self, name: str, script: str) -> Answer:
+        return self("run", "-m", name, "-u", "root", "sh", "-c", script)
+
+    def pids(self, name: str) -> tuple[int, int]:
+        """The process ids of its init and its supervisor."""
+        init, supervisor = self("life", name).text.split()
+        return int(init), int(supervisor)
+
+    def directory(self, name: str) -> Path:
+        for path in (self.home / "machines").iterdir():
+            if f"name={name}\n" in (path / "machine").read_text():
+                return path
+        raise KeyError(name)
+
+
+def control_groups() -> set[str]:
+    """The control groups of all machines, in every hierarchy."""
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    roots = [Path(fields[1]) for fields in lines if fields[2] in ("cgroup", "cgroup2")]
+    return {str(path) for root in roots for path in root.glob("orb-*")}
+
+
+def ranges_of_ids() -> set[str]:
+    """The locks of ranges of ids that machines use; killed supervisors leave unlocked files."""
+    found = set()
+    for path in Path("/run/orbctl-simulator").glob("ids-*"):
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.add(str(path))
+    return found
+
+
+def supervisors_of(home: Path) -> list[int]:
+    """The supervisors of a state directory's machines."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if os.fsencode(home) in words and b"simulator.supervisor" in b"".join(words):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def debian_root() -> Path:
+    """The Debian root file system that machines boot."""
+    named = os.environ.get("ORBCTL_SIMULATOR_TEST_ROOT")
+    if named:
+        return Path(named)
+    layers = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
+    root = Path(layers, "test-root-bookworm")
+    if not root.exists():
+        _debootstrap(root)
+    return root
+
+
+def _debootstrap(root: Path) -> None:
+    new = root.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    packages = "systemd,systemd-sysv,libpam-systemd,dbus,sudo,ca-certificates"
+    command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(new)]
+    mirror = "http://deb.debian.org/debian"
+    try:
+        made = subprocess.run([*command, mirror], capture_output=True, text=True, check=False)
+        reason = "" if made.returncode == 0 else made.stdout.strip().rpartition("\n")[2]
+    except FileNotFoundError:
+        reason = "debootstrap is not installed"
+    if reason:
+        text = f"no root file system to boot: {reason}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
+    new.rename(root)
+
+
+def make_booted(home: Path, root: Path, **env: str) -> Booted:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
+    command = [sys.executable, "-m", "tests.simulator.boot_driver"]
+    env = {"ORBCTL_SIMULATOR_HOME": str(home), "PYTHONPATH": str(ROOT), **env}
+    return Booted(Program(command, {**kept, **env}), home, root)
+
+
+@pytest.fixture(scope="session")
+def booted(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    from orbctl_simulator import trial
+
+    reason = trial.why_not()
+    if reason:
+        text = f"this host cannot boot machines: {reason}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
+    before = control_groups() | ranges_of_ids()
+    home = tmp_path_factory.mktemp("booted state") / "é, of: all"
+    booted = make_booted(home, debian_root)
+    yield booted
+    for path in (home / "machines").iterdir():
+        assert (
+            booted("delete", re.findall("^name=(.*)", (path / "machine").read_text())[0]).code == 0
+        )
+    assert supervisors_of(home) == []
+    assert mounts_of(home) == []
+    assert (control_groups() | ranges_of_ids()) - before == set()
+
+
+@pytest.fixture(scope="session")
+def box(booted: Booted) -> str:
+    """A booted machine for tests that leave it as it was."""
+    return booted.create()
+
+
+@pytest.fixture
+def own_box(booted: Booted) -> Iterator[str]:
+    """A booted machine for one test."""
+    name = booted.create()
+    yield name
+    booted("delete", name)
+
+
+@pytest.fixture
+def small_root(rootfs: Path, tmp_path: Path) -> Path:
+    """A root file system for an init that a test provides."""
+    root = tmp_path / "small"
+    shutil.copytree(rootfs, root, symlinks=True)
+    for name in ("sbin", "proc", "sys", "dev"):
+        (root / name).mkdir(exist_ok=True)
+    return root
+
+
+#: With a child, an init counts as booted.
+WITH_CHILD = "cat /dev/console >/dev/null &"
+
+
+def have_init(root: Path, script: str) -> None:
+    (root / "sbin/init").write_text(f"#!/bin/sh\n{script}\n")
+    (root / "sbin/init").chmod(0o755)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for(what: object, seconds: float = 30) -> None:
+    """Wait until `what` is true; only a machine that hangs takes so long."""
+    deadline = time.monotonic() + seconds
+    assert callable(what)
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

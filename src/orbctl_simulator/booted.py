@@ -1,0 +1,165 @@
+"""Starting and stopping booted machines, on the side of the commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import sys
+
+from . import cgroups
+from .runstate import RunState
+from .state import FILES, Failure, Machine, cache, home, rpc
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PROGRAM = (
+    f"import sys; sys.path.insert(0, {_ROOT!r});"
+    " from orbctl_simulator.supervisor import main; main()"
+)
+_PATIENCE = 10.0  # seconds until a supervisor counts as hanging
+
+
+def _timeouts() -> tuple[str, str]:
+    """How many seconds a machine may take to boot, and to shut down."""
+    names = ("ORBCTL_SIMULATOR_BOOT_TIMEOUT", "ORBCTL_SIMULATOR_STOP_TIMEOUT")
+    boot, stop = (os.environ.get(name) or default for name, default in zip(names, ("30", "10")))
+    for name, value in zip(names, (boot, stop)):
+        if not re.fullmatch(r"\d+(\.\d+)?", value):
+            raise Failure(f"{name}: not a number of seconds: '{value}'")
+    return boot, stop
+
+
+class Start:
+    """A machine that is being started. It is killed with this process, or at the end of this
+    context, unless it is committed.
+
+    The supervisor loads its modules while the machine's files are prepared.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        waits, self._control = os.pipe()
+        self._status, report = os.pipe()
+        child = os.fork()
+        if child == 0:
+            self._become_supervisor(waits, report)
+        os.close(waits)
+        os.close(report)
+        os.waitpid(child, 0)
+
+    def _become_supervisor(self, control: int, report: int) -> None:
+        """Fork once more, so that nobody has to wait for the supervisor."""
+        try:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            os.chdir(self._machine.path)
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            for fd in (control, report):
+                os.set_inheritable(fd, True)
+            command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self._machine.path]
+            os.execve(sys.executable, [*command, str(control), str(report)], {})
+        except BaseException as error:
+            os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
+        finally:
+            os._exit(1)
+
+    def boot(self, lowers: list[str], shares: list[str], create: bool = False) -> None:
+        """Boot the machine; returns when it is up.
+
+        `lowers` are its root file systems, the uppermost first. `shares` are groups of four words:
+        source, target, and the ids of the owner.
+        """
+        clock = os.environ.get("ORBCTL_SIMULATOR_UPTIME") or "own"
+        how = "create" if create else "start"
+        plan = [how, FILES, home(), cache(), str(len(lowers)), *lowers, *shares]
+        text = "".join(f"{word}\0" for word in (clock, *_timeouts(), *plan)) + "\0"
+        try:  # noqa: SIM105 contextlib is slow to import
+            os.write(self._control, text.encode(errors="surrogateescape"))
+        except BrokenPipeError:
+            pass  # the supervisor has reported why it ended
+        with open(self._status, errors="surrogateescape") as file:
+            word, _, reason = file.readline().rstrip("\n").partition(" ")
+        if word != "up":
+            raise Failure(reason or "setup: the machine's supervisor was killed")
+
+    def commit(self) -> None:
+        os.write(self._control, b"!")
+        os.close(self._control)
+        self._control = -1
+
+    def __enter__(self) -> Start:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._control >= 0:
+            os.close(self._control)
+            end(self._machine, at_once=True)
+
+
+def state(machine: Machine) -> str:
+    found = RunState.read(machine.file("pid"))
+    return found.state if found and found.is_supervised else "stopped"
+
+
+class Pause:
+    """In this context, a machine's processes are frozen. They are thawed if we are killed."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._watcher, self._go_on = machine, 0, -1
+
+    def __enter__(self) -> None:
+        if state(self._machine) == "stopped":
+            return
+        waits, self._go_on = os.pipe()
+        self._watcher = os.fork()
+        if self._watcher == 0:
+            os.setsid()
+            os.close(self._go_on)
+            os.read(waits, 1)
+            _freeze(self._machine, False)
+            os._exit(0)
+        os.close(waits)
+        _freeze(self._machine, True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._watcher:
+            os.close(self._go_on)
+            os.waitpid(self._watcher, 0)
+
+
+def _freeze(machine: Machine, frozen: bool) -> None:
+    try:  # noqa: SIM105 contextlib is slow to import
+        cgroups.freeze(machine.id, frozen)
+    except FileNotFoundError:
+        pass  # it has just stopped
+
+
+def end(machine: Machine, at_once: bool = False) -> None:
+    """Shut a machine down, or kill it; also cleans up after a killed supervisor."""
+    found = RunState.read(machine.file("pid"))
+    if found is not None and found.is_supervised:
+        try:
+            supervisor = os.pidfd_open(found.supervisor)
+        except ProcessLookupError:
+            supervisor = -1
+        if supervisor >= 0 and found.is_supervised:
+            number = signal.SIGINT if at_once else signal.SIGTERM
+            signal.pidfd_send_signal(supervisor, number)
+            _wait_for(supervisor, _PATIENCE + (0 if at_once else float(_timeouts()[1])))
+        if supervisor >= 0:
+            os.close(supervisor)
+    try:
+        cgroups.remove(machine.id)
+    except OSError as error:
+        raise rpc(f"stop '{machine.name}': {error.strerror}") from None
+
+
+def _wait_for(supervisor: int, seconds: float) -> None:
+    """Wait until a supervisor has ended; kill it if it hangs."""
+    if not select.select([supervisor], [], [], seconds)[0]:
+        signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+        select.select([supervisor], [], [])

@@ -1,0 +1,77 @@
+"""What a supervisor is told to boot."""
+
+from __future__ import annotations
+
+import os
+
+from . import guest, userns
+
+
+class Share:
+    """A file or directory of the host's that is mounted in the machine, and its owner's ids."""
+
+    def __init__(self, source: str, target: str, uid: int, gid: int) -> None:
+        self.source, self.target, self.uid, self.gid = source, target, uid, gid
+        self._tree, self._is_directory = -1, True
+
+    def open(self, first_id: int) -> None:
+        space = userns.of_share(first_id, self.uid, self.gid, guest.USER_ID)
+        try:
+            flags = userns.NO_SUID | userns.NO_DEVICES
+            self._tree = userns.copy_of_mount(self.source, space, flags)
+            self._is_directory = os.path.isdir(self.source)
+        except OSError as error:
+            raise self._failed(error) from None
+        finally:
+            os.close(space)
+
+    def make_target(self) -> None:
+        """Create the mount point in the machine's own files."""
+        try:
+            if self._is_directory:
+                os.makedirs(self.target, mode=0o755, exist_ok=True)
+            else:
+                os.makedirs(os.path.dirname(self.target), mode=0o755, exist_ok=True)
+                os.close(os.open(self.target, os.O_CREAT | os.O_RDONLY | os.O_NONBLOCK, 0o644))
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def attach(self) -> None:
+        try:
+            userns.put_mount(self._tree, self.target)
+        except OSError as error:
+            raise self._failed(error) from None
+        finally:
+            os.close(self._tree)
+
+    def _failed(self, error: OSError) -> OSError:
+        return OSError(f"mount {self.source} on {self.target}: {os.strerror(error.errno or 0)}")
+
+
+class Plan:
+    """A machine to be booted. Paths are relative to its own directory."""
+
+    def __init__(self, machine_id: str, words: list[str]) -> None:
+        """`words` are those of `booted.Start.boot`."""
+        self.id = machine_id
+        self.fields: dict[str, str] = {}
+        self.first_id = 0
+        self.is_first_boot = False
+        #: What its clock shows when it boots; without a value it is the host's.
+        self.clock: float | None = None
+        how, self.files, self.state, self.cache, count, *rest = words
+        #: Whether its files have never been set up.
+        self.is_new = how == "create"
+        #: Root file systems, the uppermost first.
+        self.lowers = rest[: int(count)]
+        told = iter(rest[int(count) :])
+        self.shares = [Share(a, b, int(uid), int(gid)) for a, b, uid, gid in zip(*[told] * 4)]
+
+    @property
+    def name(self) -> str:
+        return self.fields["name"]
+
+    @property
+    def hidden(self) -> tuple[str, str]:
+        """Directories of the host's that no machine may see, if its image is the host's root."""
+        return self.state, self.cache

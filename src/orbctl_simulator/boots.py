@@ -1,0 +1,175 @@
+"""One boot of a machine, from its first process to the end of its init."""
+
+from __future__ import annotations
+
+import os
+
+from . import userns
+from .console import Console
+from .entry import Entry
+from .linux import default_signals, end_with_parent
+from .runstate import children
+from .wiring import connect
+from .world import ENVIRONMENT, Builder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from .bootplan import Plan
+
+_SIGHUP, _SIGKILL = 1, 9
+_POWER_OFF = 34 + 4  # SIGRTMIN+4, for systemd
+_PIDFD_GETFD = 438
+# An init other than systemd is booting while it has a child with one of these names.
+_SCRIPTS = {"init", "openrc", "rc", "rcS", "startpar", "sysinit"}
+_QUIET_CHECKS = 5  # in a row, until it is considered booted
+
+
+class Boot:
+    """A boot as the supervisor sees it.
+
+    Two processes report lines to it: the builder (see `world.Builder`), and the one that connects
+    the network, with ``joined``. Both may report ``error TEXT``.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.init = self.pidfd = self.socket = -1
+        self.console: Console | None = None
+        self.error, self.status, self.is_released = "", -1, False
+        self._plan = plan
+        self._is_systemd = self._is_connected = self._is_ready = self._has_children = False
+        self._quiet_checks = 0
+        self._building, report = os.pipe()
+        orders, self._orders = os.pipe()
+        self._helpers = [os.fork()]
+        if self._helpers[0] == 0:
+            os.close(self._orders)
+            Builder(plan, report, orders).run()
+        os.close(report)
+        os.close(orders)
+        connecting, report = os.pipe()
+        told, self._tell = os.pipe()
+        self._helpers.append(os.fork())
+        if self._helpers[1] == 0:
+            os.close(self._tell)
+            connect(plan, told, report, self._orders)
+        os.close(report)
+        os.close(told)
+        self._reports = {self._building: b"", connecting: b""}
+
+    def files(self) -> set[int]:
+        """Descriptors to wait for."""
+        others = {self.pidfd, self.socket, self.console.terminal if self.console else -1}
+        return {*self._reports, *others} - {-1}
+
+    def read(self, ready: set[int]) -> bool:
+        """Read from descriptors that are ready. Returns whether the boot is over."""
+        for report in ready & self._reports.keys():
+            self._read_report(report)
+        if self.socket in ready:
+            self._is_ready |= b"READY=1" in os.read(self.socket, 4096).split(b"\n")
+        if self.console and self.console.terminal in ready:
+            self.console.read()
+        return self.pidfd in ready or (self.init < 0 and self._building not in self._reports)
+
+    def _read_report(self, report: int) -> None:
+        data = os.read(report, 4096)
+        *lines, rest = (self._reports.pop(report) + data).split(b"\n")
+        if data:
+            self._reports[report] = rest
+        else:
+            os.close(report)
+        for line in lines:
+            word, _, text = line.decode(errors="surrogateescape").partition(" ")
+            if word == "init":
+                self.init = int(text)
+                self.pidfd = os.pidfd_open(self.init)
+                try:  # noqa: SIM105 contextlib is slow to import
+                    os.write(self._tell, text.encode())
+                except BrokenPipeError:
+                    pass  # connecting failed, which is reported
+            elif word == "built":
+                *fds, kind = text.split()
+                self._is_systemd = kind == "systemd"
+                ours, theirs, self.socket = map(self._take, fds)
+                self.console = Console("console", ours, theirs)
+            elif word == "joined":
+                self._is_connected = True
+            elif not self.error:
+                self.error = text
+
+    def _take(self, fd: str) -> int:
+        return userns.system_call(_PIDFD_GETFD, "console", self.pidfd, int(fd), 0)
+
+    @property
+    def is_built(self) -> bool:
+        return self._is_connected and self.console is not None
+
+    def release(self) -> None:
+        """Let the first process execute the init.
+
+        It ends with its parent, which is this process once the builder has ended.
+        """
+        os.waitpid(self._helpers.pop(0), 0)
+        self.is_released = True
+        os.write(self._orders, b"!\0")
+
+    def is_up(self) -> bool:
+        """Whether the init has finished booting, as far as can be seen from outside."""
+        if self._is_systemd or not self.is_built:
+            return self._is_ready
+        names = set(children(self.init))
+        self._has_children |= bool(names)
+        self._quiet_checks = 0 if names & _SCRIPTS else self._quiet_checks + 1
+        return self._has_children and self._quiet_checks >= _QUIET_CHECKS
+
+    def has_started_anything(self) -> bool:
+        return self.is_built and next(children(self.init), None) is not None
+
+    @property
+    def wants_reboot(self) -> bool:
+        """The kernel kills the init with SIGHUP when a reboot is requested in its namespace."""
+        return os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) == _SIGHUP
+
+    def power_off(self) -> None:
+        """Ask the init to shut down."""
+        if not self.is_built:
+            self.kill()
+        elif self._is_systemd:
+            os.kill(self.init, _POWER_OFF)
+        else:
+            self._helpers.append(os.fork())
+            if self._helpers[-1] == 0:
+                self._run_poweroff()
+
+    def _run_poweroff(self) -> NoReturn:
+        try:
+            end_with_parent()
+            proc = os.open(f"/proc/{self.init}", os.O_RDONLY | os.O_DIRECTORY)
+            Entry(self._plan.id, proc).enter()
+            default_signals()
+            words = ["sh", "-c", "exec poweroff </dev/null >/dev/console 2>&1"]
+            os.waitpid(os.posix_spawn("/bin/sh", words, ENVIRONMENT), 0)
+        finally:
+            os._exit(0)
+
+    def kill(self) -> None:
+        for pid in (self.init, *self._helpers):
+            if pid > 0:
+                os.kill(pid, _SIGKILL)
+
+    def finish(self) -> None:
+        """Get the exit status of the init, if it has one, and end the helpers."""
+        os.close(self._tell)
+        os.close(self._orders)
+        if self.init > 0:
+            self.status = os.waitpid(self.init, os.WNOHANG)[1]
+        for pid in self._helpers:
+            os.kill(pid, _SIGKILL)
+            os.waitpid(pid, 0)
+        if self.console:
+            self.console.close()
+        for fd in (*self._reports, self.pidfd, self.socket):
+            if fd >= 0:
+                os.close(fd)

@@ -1,0 +1,53 @@
+"""The console of a booted machine, logged for `logs`.
+
+The machine's root controls what is written there, and a terminal will show it: the log is limited
+in size, and contains no control characters except line breaks and tabs.
+"""
+
+from __future__ import annotations
+
+import os
+
+_MOST = 1 << 20
+_UNPRINTED = bytes(code for code in range(32) if code not in b"\n\t") + b"\x7f"
+
+
+class Console:
+    """Our end of the console's terminal, and its log."""
+
+    def __init__(self, path: str, terminal: int, other_end: int) -> None:
+        # Held open: a terminal that nobody has open hangs up.
+        self.terminal, self._other_end = terminal, other_end
+        self._path = path
+
+    def read(self) -> None:
+        log(self._path, os.read(self.terminal, 1 << 16))
+
+    def close(self) -> None:
+        """Log what is left to read, then close it."""
+        os.close(self._other_end)
+        try:
+            while True:
+                self.read()
+        except OSError:
+            os.close(self.terminal)
+
+
+def log(path: str, data: bytes) -> None:
+    """Append to a log. When it is too long, only its newer half is kept."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        file = os.open(path, flags, 0o600)
+    except OSError:
+        return  # deleted, or a full disk: no reason to stop the machine
+    try:
+        length = os.lseek(file, 0, os.SEEK_END)
+        if length > _MOST:
+            kept = os.pread(file, _MOST // 2, length - _MOST // 2)
+            os.ftruncate(file, 0)
+            os.write(file, kept)
+        os.write(file, data.translate(None, _UNPRINTED))
+    except OSError:
+        pass
+    finally:
+        os.close(file)

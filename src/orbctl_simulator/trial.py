@@ -1,0 +1,61 @@
+"""Whether this host can boot machines: tries to build the world of an empty one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from . import cgroups, stored, userns
+from .bootplan import Plan
+from .state import home, new_id
+from .world import Builder
+
+_DIRECTORIES = ("dev", "proc", "run", "sbin", "sys", "tmp")
+
+
+def why_not() -> str:
+    """What prevents it, in one line, or an empty string."""
+    if os.geteuid() != 0:
+        return "needs root"
+    ident = new_id()
+    place = os.path.join(home(), f"trial-{ident}")
+    try:
+        for name in ("upper", "work", "root", *(f"lower/{name}" for name in _DIRECTORIES)):
+            os.makedirs(os.path.join(place, name))
+        os.close(os.open(os.path.join(place, "lower/sbin/init"), os.O_CREAT, 0o755))
+        try:
+            for path in (place, os.path.join(place, "upper"), os.path.join(place, "work")):
+                stored.give_to_root(path)
+        except OSError as error:
+            return f"needs root with all ids of the host ({error.strerror})"
+        return _reason(ident, place).replace(f"{place}/lower", home()).replace(place, home())
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _reason(ident: str, place: str) -> str:
+    first, ids = userns.take_range()
+    answers, report = os.pipe()
+    orders, control = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(control)
+        os.chdir(place)
+        plan = Plan(ident, ["start", ".", place, place, "1", os.path.join(place, "lower")])
+        plan.fields = {"name": "trial"}
+        plan.first_id = first
+        Builder(plan, report, orders).run()
+    os.close(report)
+    os.close(orders)
+    os.waitpid(pid, 0)
+    os.close(control)  # the first process exits, as it has no supervisor
+    with open(answers, errors="surrogateescape") as file:
+        told = dict(line.rstrip("\n").partition(" ")[::2] for line in file)
+    try:
+        cgroups.remove(ident)
+    except OSError as error:
+        told.setdefault("error", error.strerror or str(error))
+    userns.release_range(first, ids)
+    return "" if "built" in told else told.get("error", "the first process was killed")

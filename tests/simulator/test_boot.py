@@ -1,0 +1,365 @@
+"""Machines that boot their image's init, and what only an init makes possible."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orbctl_simulator import userns
+from tests.simulator.conftest import (
+    WITH_CHILD,
+    Booted,
+    control_groups,
+    have_init,
+    is_alive,
+    wait_for,
+)
+
+
+def is_running(booted: Booted, name: str) -> bool:
+    return booted("state", name).text == "running\n"
+
+
+def inits_start(booted: Booted, name: str) -> str:
+    """The start time of process 1, which differs between boots."""
+    return booted.root_in(name, "cut -d' ' -f22 /proc/1/stat").text
+
+
+def test_is_up_when_create_returns(booted: Booted) -> None:
+    """The init has finished booting, and no unit has failed."""
+    name = booted.create()
+    assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
+    assert booted.root_in(name, "systemctl --failed --no-legend").text == ""
+    assert booted("state", name).text == "running\n"
+    assert booted.root_in(name, "readlink /proc/1/exe").text.strip().endswith("/systemd")
+
+
+@pytest.mark.parametrize(
+    ("command", "shows"),
+    [
+        ("hostnamectl status", r"Static hostname: boot-\d"),
+        ("timedatectl status", "Time zone: .*UTC"),
+        ("loginctl list-users --no-legend; echo ok", "ok"),
+        ("logger -t test hello; journalctl --sync; journalctl -t test -o cat", "hello"),
+        ("systemd-run --wait --pipe -q -p PrivateTmp=yes sh -c 'ls -A /tmp; echo ok'", "^ok$"),
+        ("systemd-run --wait --pipe -q -p DynamicUser=yes id -u", r"^6\d{4}$"),
+        (
+            "systemd-run --wait --pipe -q -p PrivateDevices=yes sh -c 'echo x >/dev/null; echo ok'",
+            "ok",
+        ),
+        ("systemd-run --wait --pipe -q -p PrivateNetwork=yes wc -l /proc/net/dev", "^3 "),
+        ("systemd-run --wait --pipe -q -p RestrictAddressFamilies=AF_UNIX echo ok", "ok"),
+    ],
+)
+def test_tools_of_systemd(booted: Booted, box: str, command: str, shows: str) -> None:
+    assert re.search(shows, booted.root_in(box, command).text, re.MULTILINE)
+
+
+def test_sandbox_of_a_unit(booted: Booted, box: str) -> None:
+    """`ProtectSystem=strict` is enforced, not only accepted."""
+    options = "-p ProtectSystem=strict -p ProtectHome=yes -p ProtectKernelTunables=yes"
+    run = f"systemd-run --wait --pipe -q {options}"
+    answer = booted.root_in(box, f"{run} touch /usr/new")
+    assert answer.code != 0
+    assert b"Read-only file system" in answer.err
+    assert booted.root_in(box, f"{run} ls -A /home").text == ""
+
+
+def test_timer(booted: Booted, box: str) -> None:
+    script = "systemd-run -q --on-active=0.1 --timer-property=AccuracySec=10ms touch /tmp/timer"
+    assert booted.root_in(box, script).code == 0
+    wait_for(lambda: booted.root_in(box, "test -e /tmp/timer").code == 0)
+
+
+def test_users_own_manager(booted: Booted, own_box: str) -> None:
+    """`systemd --user` runs as after a login."""
+    start = "systemd-run -q --uid=user -p Delegate=yes -E XDG_RUNTIME_DIR=/run/user/501"
+    script = f"install -d -o user -m 700 /run/user/501; {start} /lib/systemd/systemd --user"
+    assert booted.root_in(own_box, script).code == 0
+    wait_for(lambda: booted.root_in(own_box, "test -S /run/user/501/systemd/private").code == 0)
+    unit = "XDG_RUNTIME_DIR=/run/user/501 systemctl --user --wait is-system-running"
+    assert booted("run", "-m", own_box, "sh", "-c", unit).out == b"running\n"
+
+
+def test_no_marks_of_a_container(booted: Booted, box: str) -> None:
+    for path in ("/.dockerenv", "/run/.containerenv", "/usr/sbin/policy-rc.d"):
+        assert booted.root_in(box, f"test -e {path}").code == 1
+    assert booted.root_in(box, "systemd-detect-virt").text == "lxc\n"
+    assert booted.root_in(box, "findmnt -n -o PROPAGATION /").text == "shared\n"
+
+
+def test_marks_of_a_container_in_an_image(booted: Booted, small_root: Path) -> None:
+    """They are removed from an image that was made for containers."""
+    have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
+    os.mkfifo(small_root / "command")
+    (small_root / "usr/sbin").mkdir()
+    for path in (".dockerenv", "usr/sbin/policy-rc.d"):
+        (small_root / path).write_text("")
+    name = booted.create(root=small_root)
+    assert booted.root_in(name, "ls -a / /usr/sbin").text.count("docker") == 0
+    assert booted.root_in(name, "ls /usr/sbin").text == ""
+    assert booted("delete", name).code == 0
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/lib/systemd/systemd"), reason="this host has no systemd to boot"
+)
+def test_hosts_own_root(booted: Booted) -> None:
+    """It boots without the host's services, mounts and state directory."""
+    name = booted.create(root=Path("/"))
+    assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
+    list_units = "systemctl list-units --type=service --state=running --plain --no-legend"
+    shown = booted.root_in(name, f"{list_units} | cut -d' ' -f1").text.split()
+    assert {unit for unit in shown if not unit.startswith("systemd-")} <= {
+        *("console-getty.service", "dbus.service", "user@501.service"),
+    }
+    assert booted.root_in(name, f"ls '{booted.home}/machines'").code != 0
+    assert booted.root_in(name, f"umount '{booted.home}'").code != 0
+    assert booted.root_in(name, "cat /etc/fstab; ls -A /root /home/*").code == 0
+    for path in ("/.dockerenv", "/usr/sbin/policy-rc.d"):
+        assert booted.root_in(name, f"test -e {path}").code == 1
+    assert booted("restart", name).code == 0
+    assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
+    assert booted("delete", name).code == 0
+
+
+def test_what_a_deploy_may_do(booted: Booted, box: str) -> None:
+    """Root has rights in its namespaces that it lacks in machines without init."""
+    for script in (
+        "mount -t tmpfs none /mnt && umount /mnt",
+        "hostname other && hostname $(cat /etc/hostname)",
+        "sysctl -q -w net.ipv4.ip_forward=1 2>/dev/null || echo 1 >/proc/sys/net/ipv4/ip_forward",
+        "unshare --user --map-root-user --mount --pid --fork mount -t proc proc /proc",
+        "mount --bind /etc /mnt && umount /mnt",
+        "ls -l /proc/1/fd /proc/1/cwd >/dev/null",
+        "chroot / true",
+    ):
+        assert booted.root_in(box, script).code == 0, script
+
+
+def test_identity(booted: Booted) -> None:
+    """Each machine has its own id, also a clone, and keeps it."""
+    first, copy = booted.create(), "copy-of-first"
+    look = "cat /etc/machine-id"
+    ident = booted.root_in(first, look).text
+    assert re.fullmatch(r"[0-9a-f]{32}\n", ident)
+    assert booted.root_in(first, "echo kept >/root/kept; chown user /root/kept").code == 0
+    assert booted("clone", first, copy).code == 0
+    assert booted("restart", first).code == 0
+    assert booted.root_in(first, look).text == ident
+    assert booted("start", copy).code == 0
+    assert booted.root_in(copy, look).text not in ("", ident)
+    assert booted.root_in(copy, "cat /root/kept; stat -c %U /root/kept").text == "kept\nuser\n"
+    assert booted.root_in(copy, "hostname; cat /etc/hostname").text == f"{copy}\n{copy}\n"
+    assert booted("delete", copy).code == 0
+
+
+@pytest.mark.parametrize("command", ["reboot", "systemctl reboot", "shutdown -r now"])
+def test_reboot(booted: Booted, own_box: str, command: str) -> None:
+    """The files stay; nothing else of the boot before does."""
+    init, supervisor = booted.pids(own_box)
+    ident = booted.root_in(own_box, "touch /tmp/x /run/x /root/kept; cat /etc/machine-id").text
+    start = inits_start(booted, own_box)
+    booted.root_in(own_box, command)
+    wait_for(lambda: booted.pids(own_box)[0] != init and is_running(booted, own_box))
+    assert booted.pids(own_box)[1] == supervisor
+    assert booted.root_in(own_box, "ls /root/kept /tmp/x /run/x").out == b"/root/kept\n"
+    assert booted.root_in(own_box, "cat /etc/machine-id").text == ident
+    assert inits_start(booted, own_box) != start
+    assert float(booted.root_in(own_box, "cut -d' ' -f1 /proc/uptime").text) < 60
+    assert booted.root_in(own_box, "systemctl is-system-running").text == "running\n"
+
+
+@pytest.mark.parametrize("command", ["poweroff", "halt", "shutdown -h now"])
+def test_poweroff(booted: Booted, own_box: str, command: str) -> None:
+    pids = booted.pids(own_box)
+    booted.root_in(own_box, command)
+    wait_for(lambda: not any(map(is_alive, pids)))
+    assert booted("state", own_box).text == "stopped\n"
+    assert not any(booted.directory(own_box).name in group for group in control_groups())
+    assert booted("start", own_box).code == 0
+    assert is_running(booted, own_box)
+
+
+UNIT = """[Service]
+ExecStart=/bin/sh -c 'trap "" TERM; while :; do sleep 100 & wait; done'
+ExecStop=/bin/sh -c 'echo stopped >>/root/order'
+TimeoutStopSec={}
+"""
+
+
+def have_unit(booted: Booted, name: str, patience: str) -> None:
+    script = "cat >/etc/systemd/system/slow.service && systemctl start slow"
+    words = ("run", "-m", name, "-u", "root", "sh", "-c", script)
+    assert booted(*words, stdin=UNIT.format(patience).encode()).code == 0
+
+
+def test_stop_is_in_order(booted: Booted, own_box: str) -> None:
+    """Services run their own stop commands."""
+    have_unit(booted, own_box, "100ms")
+    pids = booted.pids(own_box)
+    assert booted("stop", own_box).code == 0
+    assert not any(map(is_alive, pids))
+    assert booted("start", own_box).code == 0
+    assert booted.root_in(own_box, "cat /root/order").text == "stopped\n"
+
+
+def test_stop_has_a_deadline(booted: Booted, own_box: str) -> None:
+    """A service that does not stop is killed with the machine."""
+    assert booted("stop", "-f", own_box).code == 0
+    assert booted("start", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "1"}).code == 0
+    have_unit(booted, own_box, "infinity")
+    pids = booted.pids(own_box)
+    assert booted("stop", own_box).code == 0
+    assert not any(map(is_alive, pids))
+    assert booted("start", own_box).code == 0
+    assert booted.root_in(own_box, "cat /root/order").text == "stopped\n"
+
+
+def test_stop_at_once(booted: Booted, own_box: str) -> None:
+    have_unit(booted, own_box, "infinity")
+    pids = booted.pids(own_box)
+    assert booted("stop", "-f", own_box).code == 0
+    assert not any(map(is_alive, pids))
+    assert booted("start", own_box).code == 0
+    assert booted.root_in(own_box, "test -e /root/order").code == 1
+
+
+def test_console_is_kept(booted: Booted, own_box: str) -> None:
+    """The log has the init's messages, no control sequences, and a limited size."""
+    path = booted.directory(own_box) / "console"
+    assert "Reached target" in path.read_text()
+    script = r"printf 'a\\033[2Jb\\r\\007c\\n' >/dev/console; yes | head -c 3000000 >/dev/console"
+    assert booted.root_in(own_box, script).code == 0
+    assert booted.root_in(own_box, "echo the end >/dev/console").code == 0
+    wait_for(lambda: "the end" in path.read_text()[-100:])
+    assert path.stat().st_size < 1 << 21
+    assert set(path.read_bytes()) & set(range(32)) == {9, 10} & set(path.read_bytes())
+    assert booted("stop", own_box).code == 0
+    assert "Powering off" in path.read_text() or "Power-Off" in path.read_text()
+
+
+def test_ids_on_the_disk(booted: Booted, box: str) -> None:
+    """No user of the host owns a machine's files, so set-uid files have no effect there."""
+    script = "cp /bin/true /root/suid && chmod 4755 /root/suid && cp /bin/true /home/user/plain"
+    assert booted.root_in(box, f"{script} && chown user /home/user/plain").code == 0
+    upper = booted.directory(box) / ".files/upper"
+    assert (upper / "root/suid").stat().st_uid == userns.STORED
+    assert (upper / "home/user/plain").stat().st_uid == userns.STORED + 501
+    owners = {path.lstat().st_uid for path in upper.rglob("*")}
+    assert all(userns.STORED <= uid < userns.STORED + userns.SPAN for uid in owners)
+
+
+def test_ids_while_it_runs(booted: Booted, box: str, own_box: str) -> None:
+    """Machines have different ids, and none of a user of the host."""
+    maps = [Path(f"/proc/{booted.pids(name)[0]}/uid_map").read_text() for name in (box, own_box)]
+    assert maps[0] != maps[1]
+    assert all(int(line.split()[1]) > userns.STORED for line in maps)
+    assert all(int(line.split()[2]) > 67278 for line in maps)
+
+
+def test_capabilities_of_files(booted: Booted, own_box: str) -> None:
+    """They are kept when the machine gets other ids at its next boot."""
+    # setxattr of security.capability: version 2, effective, cap_net_raw permitted
+    perl = 'my ($f, $n, $v) = ("/root/cat", "security.capability");'
+    perl += '$v = pack("V5", 0x02000001, 1 << 13, 0, 0, 0);'
+    perl += "exit(syscall(188, $f, $n, $v, length $v, 0) != 0)"
+    script = f"cp /bin/cat /root/cat && chmod 755 /root /root/cat && perl -e '{perl}'"
+    assert booted.root_in(own_box, script).code == 0
+    look = ("run", "-m", own_box, "/root/cat", "/proc/self/status")
+    first = booted(*look).text
+    assert "CapEff:\t0000000000002000" in first
+    assert booted("stop", own_box).code == 0
+    other = booted.create()  # takes the ids that it had
+    assert booted("start", own_box).code == 0
+    assert "CapEff:\t0000000000002000" in booted(*look).text
+    assert booted("delete", other).code == 0
+
+
+def test_shared_directory(booted: Booted, tmp_path: Path) -> None:
+    """The machine's user acts as the caller in it; others do not."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "theirs").write_text("from the host")
+    for path in (shared, shared / "theirs"):
+        os.chown(path, 12345, 12345)
+    name = booted.create("--mount", f"{shared}:/mnt/work")
+    assert booted("run", "-m", name, "cat", "/mnt/work/theirs").text == "from the host"
+    script = "echo from inside >/mnt/work/mine; stat -c %u:%g /mnt/work/theirs /mnt/work/mine"
+    assert booted("run", "-m", name, "sh", "-c", script).text == "501:501\n" * 2
+    assert (shared / "mine").stat().st_uid == (shared / "mine").stat().st_gid == 12345
+    assert booted.root_in(name, "cp /bin/true /mnt/work/root; chmod 4755 /mnt/work/root").code == 0
+    assert (shared / "root").stat().st_uid >= userns.STORED
+    assert booted("restart", name).code == 0
+    assert booted("run", "-m", name, "cat", "/mnt/work/mine").text == "from inside\n"
+    assert booted("delete", name).code == 0
+    assert (shared / "theirs").read_text() == "from the host"
+
+
+def test_shared_below_a_temporary_directory(booted: Booted, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    name = booted.create("--mount", f"{tmp_path}:/tmp/one\t{tmp_path}/file:/run/two")
+    assert booted.root_in(name, "cat /tmp/one/file /run/two").text == "herehere"
+    assert booted.root_in(name, "systemctl is-system-running").text == "running\n"
+    assert booted("stop", name).code == 0
+    assert booted("delete", name).code == 0
+
+
+def test_setting_up_writes_to_nothing_that_is_shared(
+    booted: Booted, small_root: Path, tmp_path: Path
+) -> None:
+    """Users, names and the like are written to the machine's own files only."""
+    have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
+    os.mkfifo(small_root / "command")
+    shared = tmp_path / "shared"
+    for name in ("etc", "home", "opt", "usr"):
+        (shared / name).mkdir(parents=True)
+    (shared / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nuser:x:501:501::/:/bin/sh\n")
+    (shared / "usr/local").mkdir()
+    mounts = "\t".join(f"{shared}/{name}:/{name}" for name in ("etc", "home", "opt", "usr/local"))
+    before = {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+    name = booted.create("--mount", mounts, root=small_root)
+    assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
+    assert booted("delete", name).code == 0
+    assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", ["busybox", "script"])
+def test_other_inits(booted: Booted, small_root: Path, tmp_path: Path, kind: str) -> None:
+    """Inits that do not report when they are up, and need a command to shut down."""
+    if kind == "busybox":
+        _add_busybox(small_root, tmp_path)
+        table = "::sysinit:/bin/sh -c 'echo booted >/booted'\n::respawn:/bin/cat /dev/console\n"
+        table += "::shutdown:/bin/sh -c 'echo ended >/ended'\n"
+        (small_root / "etc/inittab").write_text(table)
+    else:
+        loop = "echo booted >/booted; while :; do read line </command && break; done"
+        have_init(small_root, f"{WITH_CHILD} {loop}; echo ended >/ended")
+        (small_root / "sbin/poweroff").write_text("#!/bin/sh\necho now >/command\n")
+        (small_root / "sbin/poweroff").chmod(0o755)
+        os.mkfifo(small_root / "command")
+    name = booted.create(root=small_root)
+    assert booted.root_in(name, "cat /booted").text == "booted\n"
+    assert booted.root_in(name, "id; hostname").text.split("\n")[1] == name
+    assert booted("stop", name).code == 0
+    assert (booted.directory(name) / ".files/upper/ended").read_text() == "ended\n"
+    assert booted("restart", name).code == 0
+    assert booted("delete", name).code == 0
+
+
+def _add_busybox(root: Path, tmp_path: Path) -> None:
+    fetch = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", "busybox-static"]
+    fetched = subprocess.run(fetch, cwd=tmp_path, capture_output=True, text=True, check=False)
+    packages = list(tmp_path.glob("busybox-static_*.deb"))
+    if not packages:
+        reason = f"busybox could not be fetched: {fetched.stderr.strip()}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    subprocess.run(["dpkg", "-x", str(packages[0]), str(tmp_path / "deb")], check=True)
+    program = next(path for path in (tmp_path / "deb").rglob("busybox") if path.is_file())
+    for name in ("sbin/init", "sbin/poweroff", "sbin/reboot"):
+        shutil.copy2(program, root / name)

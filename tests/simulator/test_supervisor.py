@@ -1,0 +1,286 @@
+"""Booted machines that fail, hang, or lose a process, and many at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orbctl_simulator import cgroups
+from orbctl_simulator.runstate import RunState
+from tests.simulator.conftest import (
+    Booted,
+    control_groups,
+    have_init,
+    is_alive,
+    make_booted,
+    mounts_of,
+    supervisors_of,
+    wait_for,
+)
+
+
+def test_commands_end_with_the_machine(booted: Booted, own_box: str) -> None:
+    """`stop` returns when commands and the daemons they started are gone."""
+    marks = [f"60.{time.time_ns()}", f"61.{time.time_ns()}"]
+    call = booted.program.started("run", "-m", own_box, "sh", "-c", f"echo up; sleep {marks[0]}")
+    assert call.stdout
+    call.stdout.readline()
+    booted(
+        "run", "-m", own_box, "sh", "-c", f"setsid sleep {marks[1]} </dev/null >/dev/null 2>&1 &"
+    )
+    wait_for(lambda: all(map(is_running_somewhere, marks)))
+    assert booted("stop", own_box).code == 0
+    assert not any(map(is_running_somewhere, marks))
+    call.communicate(timeout=10)
+    assert call.returncode in (137, 143)
+
+
+def is_running_somewhere(mark: str) -> bool:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes() == f"sleep\0{mark}\0".encode():
+                return is_alive(int(folder.name))
+        except OSError:
+            continue
+    return False
+
+
+def test_where_commands_run(booted: Booted, box: str) -> None:
+    """Commands run in their own control group of the machine, in every hierarchy."""
+    shown = booted("run", "-m", box, "cat", "/proc/self/cgroup").text.splitlines()
+    assert f"0::/{cgroups.COMMANDS}" in shown
+    assert {line.rpartition(":")[2] for line in shown} <= {"/", f"/{cgroups.COMMANDS}"}
+    assert booted.root_in(box, "systemctl status --no-pager >/dev/null").code == 0
+
+
+def test_control_group_of_commands_is_made_again(booted: Booted, own_box: str) -> None:
+    script = f"systemd-run -q --on-active=0.1 rmdir /sys/fs/cgroup/{cgroups.COMMANDS}"
+    assert booted.root_in(own_box, script).code == 0
+    group = f"orb-{booted.directory(own_box).name}/{cgroups.COMMANDS}"
+    wait_for(lambda: not any(Path("/sys/fs/cgroup").glob(f"**/{group}")))
+    assert booted.root_in(own_box, "echo here").text == "here\n"
+
+
+@pytest.fixture
+def killed(booted: Booted, own_box: str) -> Iterator[tuple[str, int, int]]:
+    """A machine whose supervisor is killed. After the test, it starts as usual."""
+    init, supervisor = booted.pids(own_box)
+    os.kill(supervisor, signal.SIGKILL)
+    yield own_box, init, supervisor
+    assert booted("state", own_box).text == "stopped\n"
+    assert booted("start", own_box).code == 0
+    assert booted.root_in(own_box, "systemctl is-system-running").text == "running\n"
+
+
+def test_machine_ends_with_its_supervisor(booted: Booted, killed: tuple[str, int, int]) -> None:
+    _, init, _ = killed
+    wait_for(lambda: not is_alive(init))
+
+
+def test_stop_cleans_up_behind_a_killed_supervisor(
+    booted: Booted, killed: tuple[str, int, int]
+) -> None:
+    name, init, _ = killed
+    assert booted("stop", name).code == 0
+    assert not is_alive(init)
+    assert not any(booted.directory(name).name in group for group in control_groups())
+
+
+def test_delete_of_a_machine_whose_supervisor_is_stopped(booted: Booted) -> None:
+    """A supervisor that hangs does not keep its machine alive."""
+    name = booted.create()
+    init, supervisor = booted.pids(name)
+    ident = booted.directory(name).name
+    os.kill(supervisor, signal.SIGSTOP)
+    assert booted("delete", name).code == 0
+    assert not is_alive(init)
+    assert not is_alive(supervisor)
+    assert not any(ident in group for group in control_groups())
+
+
+def test_supervisor_that_root_of_the_machine_disowned(booted: Booted, own_box: str) -> None:
+    """An init that does not end with its parent is killed by the next command."""
+    # prctl(PR_SET_PDEATHSIG, 0), by an init of the machine's own: a shell that execs it again.
+    script = "exec perl -e 'syscall(157, 1, 0); exec @ARGV' /lib/systemd/systemd"
+    wrapped = (
+        f"rm /sbin/init; printf '#!/bin/sh\n%s\n' \"{script}\" >/sbin/init; chmod +x /sbin/init"
+    )
+    assert booted.root_in(own_box, wrapped).code == 0
+    assert booted("restart", own_box).code == 0
+    init, supervisor = booted.pids(own_box)
+    os.kill(supervisor, signal.SIGKILL)
+    time.sleep(0.2)
+    assert is_alive(init)
+    assert booted("stop", own_box).code == 0
+    assert not is_alive(init)
+
+
+def test_init_that_is_killed(booted: Booted, own_box: str) -> None:
+    init, supervisor = booted.pids(own_box)
+    os.kill(init, signal.SIGKILL)
+    wait_for(lambda: not is_alive(supervisor))
+    assert booted("state", own_box).text == "stopped\n"
+    assert booted("start", own_box).code == 0
+
+
+def test_machine_ends_with_its_directory(debian_root: Path, tmp_path: Path) -> None:
+    """No command could stop it any more."""
+    booted = make_booted(tmp_path / "gone", debian_root)
+    name = booted.create()
+    pids, ident = booted.pids(name), booted.directory(name).name
+    shutil.rmtree(tmp_path / "gone")
+    wait_for(lambda: not any(map(is_alive, pids)))
+    assert not any(ident in group for group in control_groups())
+
+
+def test_killed_in_the_middle_of_create(debian_root: Path, tmp_path: Path) -> None:
+    """Killing the command, the supervisor or the init at any time leaves nothing running."""
+    booted = make_booted(tmp_path / "state", debian_root)
+    begun = time.monotonic()
+    name = booted.create()
+    whole = time.monotonic() - begun
+    assert booted("delete", name).code == 0
+    before = control_groups()
+    for number in range(12):
+        words = ("create", str(debian_root), f"killed-{number}")
+        process = booted.program.started(*words, start_new_session=True)
+        time.sleep(whole * (0.1 + 0.08 * number))
+        if number % 3 == 1:  # the machine's supervisor, in the middle of the boot
+            for supervisor in supervisors_of(tmp_path / "state"):
+                os.kill(supervisor, signal.SIGKILL)
+        elif number % 3 == 2:
+            for path in (tmp_path / "state" / "machines").glob("*/pid"):
+                life = RunState.read(str(path))
+                if life and life.has_init:
+                    os.kill(life.init, signal.SIGKILL)
+        else:
+            process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            assert booted("delete", f"killed-{number}").code == 0
+    wait_for(lambda: supervisors_of(tmp_path / "state") == [])
+    assert mounts_of(tmp_path / "state") == []
+    for path in (tmp_path / "state" / "machines").iterdir():
+        cgroups.remove(path.name)
+    assert control_groups() == before
+
+
+@pytest.mark.parametrize(
+    ("init", "reason"),
+    [
+        ("exit 1", "setup: machine crashed on startup"),
+        ("exit 0", "setup: machine crashed on startup"),
+        ("kill -9 $$; cat /no", "setup: machine crashed on startup"),
+        ("exec cat", "setup: machine didn't start in 2s (missing IP address)"),
+        (None, "the image has no init"),
+    ],
+)
+def test_machine_that_does_not_come_up(
+    booted: Booted, small_root: Path, init: str | None, reason: str
+) -> None:
+    """`create` fails with OrbStack's message and leaves nothing behind."""
+    if init:
+        have_init(small_root, init)
+    before = control_groups(), supervisors_of(booted.home), list(booted.home.glob("machines/*"))
+    patience = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "2"}
+    answer = booted("create", str(small_root), "bad", env=patience)
+    assert answer == (1, b"", f"[-32098] create 'bad': {reason}\n".encode())
+    after = control_groups(), supervisors_of(booted.home), list(booted.home.glob("machines/*"))
+    assert after == before
+
+
+def test_service_that_hangs_at_boot(booted: Booted, own_box: str) -> None:
+    """`start` does not fail because of it, as OrbStack only waits for an address."""
+    unit = "[Service]\nType=oneshot\nExecStart=/bin/sleep 1000\nTimeoutStopSec=1\n"
+    script = (
+        "cat >/etc/systemd/system/slow.service; mkdir -p /etc/systemd/system/basic.target.wants"
+    )
+    script += "; ln -s ../slow.service /etc/systemd/system/basic.target.wants/"
+    words = ("run", "-m", own_box, "-u", "root", "sh", "-c", script)
+    assert booted(*words, stdin=unit.encode()).code == 0
+    assert booted("stop", own_box).code == 0
+    assert booted("start", own_box, env={"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "3"}).code == 0
+    assert booted.root_in(own_box, "systemctl is-system-running").out == b"starting\n"
+
+
+def test_wrong_timeouts(booted: Booted, own_box: str) -> None:
+    assert booted("stop", own_box).code == 0
+    for name in ("ORBCTL_SIMULATOR_BOOT_TIMEOUT", "ORBCTL_SIMULATOR_STOP_TIMEOUT"):
+        answer = booted("start", own_box, env={name: "soon"})
+        assert answer.code == 1
+        assert answer.err.decode() == (
+            f"[-32098] start '{own_box}': {name}: not a number of seconds: 'soon'\n"
+        )
+
+
+def test_ten_at_once(booted: Booted) -> None:
+    names = [f"ten-{number}" for number in range(10)]
+    calls = [booted.program.started("create", str(booted.root), name) for name in names]
+    answers = [call.communicate(timeout=200) for call in calls]
+    assert [call.returncode for call in calls] == [0] * 10, answers
+    for name in names:
+        assert booted.root_in(name, "hostname").text == f"{name}\n"
+        assert booted("delete", name).code == 0
+
+
+def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
+    """The reason is found by trying, in one line, and nothing is left behind."""
+    code = "import sys; from orbctl_simulator import trial; sys.stdout.write(trial.why_not())"
+    look = [*booted.program.command[:1], "-c", code]
+    before = control_groups()
+    home = f"ORBCTL_SIMULATOR_HOME={tmp_path}/state"
+    scripts = {
+        "": "",
+        "mount -t tmpfs none /proc/sys;": "nothing is mounted over",
+        "mount -t tmpfs none /sys/kernel;": "nothing is mounted over",
+        f"cd {tmp_path}; mkdir l u w state; mount -t overlay -o lowerdir=l,upperdir=u,workdir=w"
+        " overlay state;": "Linux 5.19 or later",
+    }
+    for script, reason in scripts.items():
+        words = ["unshare", "-m", "sh", "-c", f'{script} exec env {home} "$@"', "sh", *look]
+        told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        assert reason in told
+        assert bool(told) == bool(reason)
+        assert "\n" not in told
+    assert control_groups() == before
+    assert list((tmp_path / "state").glob("trial*")) == []
+
+
+def test_limits(booted: Booted) -> None:
+    """They are enforced where the host's control groups allow it."""
+    how = cgroups.limits()
+    name = booted.create("--cpus", "0.5", "--memory", "200")
+    group = f"orb-{booted.directory(name).name}"
+    fill = "perl -e '$x = \"x\" x (400 << 20); print 1'"
+    answer = booted.root_in(name, fill)
+    assert (answer.code == 137) == ("memory" in how), answer
+    if how.get("memory") == "version 2":
+        assert booted.root_in(name, "cat /sys/fs/cgroup/memory.max").text == f"{200 << 20}\n"
+    if how.get("cpu") == "version 2":
+        assert booted.root_in(name, "cat /sys/fs/cgroup/cpu.max").text == "50000 100000\n"
+    elif "cpu" in how:
+        quota = next(Path("/sys/fs/cgroup").glob(f"cpu*/{group}/cpu.cfs_quota_us"))
+        assert quota.read_text() == "50000\n"
+    assert booted.root_in(name, "nproc").text == f"{os.cpu_count()}\n"
+    total = booted.root_in(name, "grep MemTotal /proc/meminfo").text
+    assert total in Path("/proc/meminfo").read_text()
+    assert booted("delete", name).code == 0
+
+
+def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
+    """Machines use control groups anyway, and leave none."""
+    hide = "umount -l /sys/fs/cgroup; while umount -l /sys/fs/cgroup; do :; done 2>/dev/null"
+    words = [*booted.program.command, "create", str(booted.root), "unmounted"]
+    made = ["unshare", "-m", "sh", "-c", f'{hide}; "$@"', "sh", *words]
+    before = control_groups()
+    subprocess.run(made, env=booted.program.env, check=True)
+    assert booted.root_in("unmounted", "systemctl is-system-running").text == "running\n"
+    assert booted("delete", "unmounted").code == 0
+    assert control_groups() == before
