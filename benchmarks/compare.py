@@ -286,6 +286,8 @@ def bench(*args: Any, containers: bool) -> Iterator[Bench]:
         folder = Path(stack.enter_context(made_for_it))
         os.environ["TMPDIR"] = str(folder)
         os.environ["ORBCTL_SIMULATOR_HOME"] = str(folder / "simulator")
+        # What is compared are connections, whatever machines are made of.
+        os.environ.update(ORBCTL_SIMULATOR_INIT="none", ORBCTL_SIMULATOR_IMAGES="host")
         os.environ.setdefault("ORBCTL_SIMULATOR_CACHE", str(LAYERS))
         made = Bench(folder, *args)
         stack.callback(made.clean)

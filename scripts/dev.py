@@ -54,7 +54,7 @@ FEWEST_PAIRS = 3
 SMOKE = ("conformance", "connector", "facts", "machines", "operations")
 
 #: Markers of the tests that have a target of their own.
-SLOW = ("docs", "hosts", "release", "template")
+SLOW = ("boot", "docs", "hosts", "release", "template")
 #: What tools leave behind in a checkout.
 LEFTOVERS = ["build", "demo", "dist", "site", ".cache", ".venv", ".coverage", ".hypothesis"]
 LEFTOVERS += [".mypy_cache", ".pytest_cache", ".ruff_cache"]
@@ -256,6 +256,12 @@ def test() -> None:
     content = measure.tested(ROOT)
     pytest("tests", "-m", marked, "-n", "auto", "--dist", "loadfile")
     measure.note_passed(ROOT, content)
+
+
+def boot() -> None:
+    """Run the tests of machines that boot."""
+    setup("test")
+    pytest("tests/simulator", "tests/contract", "-m", "boot", "-n", "auto", "--dist", "loadfile")
 
 
 def hosts() -> None:
@@ -518,7 +524,7 @@ def remove(folder: Path) -> None:
 TARGETS = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(demo, test, hosts, template, compat, bench, conformance, faults, contract),
+        *(demo, test, boot, hosts, template, compat, bench, conformance, faults, contract),
         *(lint, coverage, docs, release_test, release_check, release, clean),
     )
 }

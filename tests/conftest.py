@@ -18,8 +18,9 @@ from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, Record
 from .containers import Containers, Unavailable, engine
 
 ROOT = Path(__file__).parent.parent
-# What is tested is not what machines are made of: the host's root is there at once.
+# What is tested is not what machines are made of: the host's root is there at once, without init.
 os.environ.setdefault("ORBCTL_SIMULATOR_IMAGES", "host")
+os.environ.setdefault("ORBCTL_SIMULATOR_INIT", "none")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,8 +13,35 @@ if TYPE_CHECKING:
 
     from .images import Image
 
-#: What a machine needs of its root when nothing boots it.
-WITHOUT_INIT = ("sudo",)
+
+#: Says whether new machines boot the init of their image; without it, where the host can.
+VARIABLE = "ORBCTL_SIMULATOR_INIT"
+IMAGE, NONE = "image", "none"
+
+
+def choose_init() -> tuple[str, str]:
+    """What a new machine's record has as its `init`, and what is to be said about that.
+
+    It is that of its image, or nothing.
+    """
+    told = os.environ.get(VARIABLE, "")
+    if told not in ("", IMAGE, NONE):
+        raise Failure(f"{VARIABLE}: {IMAGE} or {NONE}, not '{told}'")
+    if told == NONE:
+        return "", ""
+    from .trial import reason_of_host
+
+    reason = reason_of_host()
+    if reason and told == IMAGE:
+        raise Failure(f"this host cannot boot machines: {reason}")
+    if reason:
+        return "", f"it has no init, as with {VARIABLE}={NONE}: this host cannot boot it: {reason}"
+    return IMAGE, ""
+
+
+def needs(init: str) -> tuple[str, ...]:
+    """What a machine needs of its root, by its record's `init`."""
+    return ("init", "dbus", "sudo") if init else ("sudo",)
 
 
 class Base:
@@ -51,7 +78,7 @@ class Base:
                 raise Failure(f"its image is not here: {self.image}")
 
 
-def base_for(image: Image, strict: bool, wanted: Iterable[str] = WITHOUT_INIT) -> Base:
+def base_for(image: Image, strict: bool, wanted: Iterable[str]) -> Base:
     """The base of a new machine: a local image, one that is pulled or built now, or the host.
 
     `wanted` are the parts that it must have, see `parts`; of the host's root, what it lacks is

@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from .booted import Start
+
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = (
     f"import sys; sys.path.insert(0, {_ROOT!r}); from orbctl_simulator.init import main; main()"
@@ -37,7 +39,7 @@ class Boot:
         lower = machine.lower
         arguments = ["create" if create else "start", str(len(lower)), *lower]
         arguments += [home(), cache(), *_shared(machine)]
-        secret = _readable(password)
+        secret = readable(password)
         control, self._control = os.pipe()
         status, report = os.pipe()
         self._parent = os.fork()
@@ -142,7 +144,7 @@ class Boot:
         self.abandon()
 
 
-def _readable(secret: str) -> int:
+def readable(secret: str) -> int:
     """A file that a secret can be read from, once, and by nobody who does not have it."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -155,6 +157,21 @@ def note(machine: Machine, text: str) -> None:
     """A line of the machine's log, which `logs` shows."""
     with open(machine.file("console"), "a") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {machine.name}: {text}\n")
+
+
+def begin(machine: Machine, create: bool = False, password: str = "") -> Boot | Start:
+    """Start it, in the way that it was made for."""
+    if not machine.boots:
+        return Boot(machine, create, password)
+    from . import booted
+
+    shares, pairs = [], iter(_shared(machine))
+    for source, target in zip(pairs, pairs):
+        owner = os.stat(source)
+        shares += [source, target, str(owner.st_uid), str(owner.st_gid)]
+    started = booted.Start(machine, shares, create, password)
+    note(machine, f"started, pid {machine.process()}")
+    return started
 
 
 def _shared(machine: Machine) -> list[str]:
@@ -177,25 +194,55 @@ def _shared(machine: Machine) -> list[str]:
 def start(machine: Machine, verb: str = "", hold: float = 0) -> None:
     """Start it unless it runs; with a `verb` of a command, not while it is on its way elsewhere."""
     if machine.finished and machine.state == "running":
+        if machine.boots:
+            reconnect(machine)
         return
     with Transition(machine, "starting", verb, hold=hold):
-        if machine.process() is None:
+        if not _is_up(machine):
             try:
                 wait_for_packages(machine.base)
-                with Boot(machine) as boot:
-                    boot.commit()
+                with begin(machine) as started:
+                    started.commit()
                 wake()
             except Failure as failure:
                 raise rpc(f"start '{machine.name}': {failure}") from None
 
 
-def stop(machine: Machine, hold: float = 0) -> None:
+def reconnect(machine: Machine) -> None:
+    """Connect a machine again that has lost its network, as when the router was killed."""
+    from .network import Network
+
+    network, init = Network(home()), machine.process()
+    if init is None or network.connected(machine.id):
+        return
+    space = os.open(f"/proc/{init}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        network.join(machine.id, machine.name, space, machine.on("isolate_network"))
+    finally:
+        os.close(space)
+
+
+def _is_up(machine: Machine) -> bool:
+    """Whether it runs, now that nobody else starts or stops it; it may be rebooting by itself."""
+    if machine.boots:
+        from .booted import settle
+
+        return settle(machine)
+    return machine.process() is not None
+
+
+def stop(machine: Machine, hold: float = 0, at_once: bool = False) -> None:
     with Transition(machine, "stopping", "stop", hold=hold):
-        halt(machine)
+        halt(machine, at_once)
 
 
-def halt(machine: Machine) -> None:
+def halt(machine: Machine, at_once: bool = True) -> None:
     """End pid 1, and with it, by the kernel's own rule, every process of the machine."""
+    if machine.boots:
+        from .booted import end
+
+        end(machine, at_once)
+        return
     pid = machine.process()
     if pid is None:
         return

@@ -7,9 +7,10 @@ import re
 import select
 import signal
 import sys
+import time
 
 from . import cgroups
-from .runstate import RunState
+from .runstate import RUNNING, STARTING, STOPPED, STOPPING, RunState, state
 from .state import FILES, Failure, Machine, cache, home, rpc
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -17,6 +18,7 @@ _PROGRAM = (
     f"import sys; sys.path.insert(0, {_ROOT!r});"
     " from orbctl_simulator.supervisor import main; main()"
 )
+_CHECK = 0.02
 _PATIENCE = 10.0  # seconds until a supervisor counts as hanging
 
 
@@ -31,14 +33,26 @@ def _timeouts() -> tuple[str, str]:
 
 
 class Start:
-    """A machine that is being started. It is killed with this process, or at the end of this
-    context, unless it is committed.
+    """A machine that has been started, once it is up. It is killed with this process, or at the end
+    of this context, unless it is committed.
 
-    The supervisor loads its modules while the machine's files are prepared.
+    `shares` are groups of four words: source, target, and the ids of the owner.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(
+        self, machine: Machine, shares: list[str], create: bool = False, password: str = ""
+    ) -> None:
         self._machine = machine
+        self._start_supervisor()
+        try:
+            self._boot(machine.lower, shares, "create" if create else "start")
+            if password:
+                self._set_password(password)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _start_supervisor(self) -> None:
         waits, self._control = os.pipe()
         self._status, report = os.pipe()
         child = os.fork()
@@ -67,14 +81,8 @@ class Start:
         finally:
             os._exit(1)
 
-    def boot(self, lowers: list[str], shares: list[str], create: bool = False) -> None:
-        """Boot the machine; returns when it is up.
-
-        `lowers` are its root file systems, the uppermost first. `shares` are groups of four words:
-        source, target, and the ids of the owner.
-        """
+    def _boot(self, lowers: list[str], shares: list[str], how: str) -> None:
         clock = os.environ.get("ORBCTL_SIMULATOR_UPTIME") or "own"
-        how = "create" if create else "start"
         plan = [how, FILES, home(), cache(), str(len(lowers)), *lowers, *shares]
         text = "".join(f"{word}\0" for word in (clock, *_timeouts(), *plan)) + "\0"
         try:  # noqa: SIM105 contextlib is slow to import
@@ -85,6 +93,27 @@ class Start:
             word, _, reason = file.readline().rstrip("\n").partition(" ")
         if word != "up":
             raise Failure(reason or "setup: the machine's supervisor was killed")
+
+    def _set_password(self, password: str) -> None:
+        """With the machine's own program."""
+        from .account import Account
+        from .boot import readable
+        from .bootdoor import BootedDoor
+
+        door = BootedDoor(self._machine)
+        null = door.open_device("dev/null", (1, 3))
+        lines = (f"{name}:{password}\n" for name in (self._machine.user, "root"))
+        secret = readable("".join(lines))
+
+        def work() -> int:
+            root = Account("root")
+            return door.carry_out(root, ["chpasswd"], root.environment())
+
+        pid = door.fork(work, streams={0: secret, 1: null, 2: null})
+        os.close(secret)
+        os.close(null)
+        if os.waitpid(pid, 0)[1] != 0:
+            raise Failure("cannot set the password")
 
     def commit(self) -> None:
         os.write(self._control, b"!")
@@ -100,9 +129,16 @@ class Start:
             end(self._machine, at_once=True)
 
 
-def state(machine: Machine) -> str:
-    found = RunState.read(machine.file("pid"))
-    return found.state if found and found.is_supervised else "stopped"
+def settle(machine: Machine) -> bool:
+    """Wait for the end of what a machine does by itself. Returns whether it runs.
+
+    It may be rebooting, or shutting down after a command was killed.
+    """
+    while state(machine) == STARTING:
+        time.sleep(_CHECK)
+    if state(machine) == STOPPING:
+        end(machine)
+    return state(machine) == RUNNING
 
 
 class Pause:
@@ -112,7 +148,7 @@ class Pause:
         self._machine, self._watcher, self._go_on = machine, 0, -1
 
     def __enter__(self) -> None:
-        if state(self._machine) == "stopped":
+        if state(self._machine) == STOPPED:
             return
         waits, self._go_on = os.pipe()
         self._watcher = os.fork()

@@ -72,6 +72,11 @@ class Plan:
         return self.fields["name"]
 
     @property
+    def has_cloud_init(self) -> bool:
+        """Whether it is up before its init has finished, as cloud-init may take long or fail."""
+        return self.fields.get("cloud_init") == "true"
+
+    @property
     def hidden(self) -> tuple[str, str]:
         """Directories of the host's that no machine may see, if its image is the host's root."""
         return self.state, self.cache

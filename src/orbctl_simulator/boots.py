@@ -23,6 +23,8 @@ _POWER_OFF = 34 + 4  # SIGRTMIN+4, for systemd
 _PIDFD_GETFD = 438
 # An init other than systemd is booting while it has a child with one of these names.
 _SCRIPTS = {"init", "openrc", "rc", "rcS", "startpar", "sysinit"}
+# With one of these, systemd has set up the system, and has services and cloud-init left to run.
+_BUSES = {"dbus-daemon", "dbus-broker-lau"}
 _QUIET_CHECKS = 5  # in a row, until it is considered booted
 
 
@@ -34,7 +36,7 @@ class Boot:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.init = self.pidfd = self.socket = -1
+        self.init = self.pidfd = self.socket = self.bare = -1
         self.console: Console | None = None
         self.error, self.status, self.is_released = "", -1, False
         self._plan = plan
@@ -92,7 +94,7 @@ class Boot:
             elif word == "built":
                 *fds, kind = text.split()
                 self._is_systemd = kind == "systemd"
-                ours, theirs, self.socket = map(self._take, fds)
+                ours, theirs, self.socket, self.bare = map(self._take, fds)
                 self.console = Console("console", ours, theirs)
             elif word == "joined":
                 self._is_connected = True
@@ -117,9 +119,11 @@ class Boot:
 
     def is_up(self) -> bool:
         """Whether the init has finished booting, as far as can be seen from outside."""
-        if self._is_systemd or not self.is_built:
+        if self._is_ready or not self.is_built:
             return self._is_ready
         names = set(children(self.init))
+        if self._is_systemd:
+            return self._plan.has_cloud_init and not _BUSES.isdisjoint(names)
         self._has_children |= bool(names)
         self._quiet_checks = 0 if names & _SCRIPTS else self._quiet_checks + 1
         return self._has_children and self._quiet_checks >= _QUIET_CHECKS
@@ -170,6 +174,6 @@ class Boot:
             os.waitpid(pid, 0)
         if self.console:
             self.console.close()
-        for fd in (*self._reports, self.pidfd, self.socket):
+        for fd in (*self._reports, self.pidfd, self.socket, self.bare):
             if fd >= 0:
                 os.close(fd)

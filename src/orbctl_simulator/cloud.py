@@ -12,11 +12,13 @@ from .trees import Descent
 _MOST = 1 << 20
 _SEED = "var/lib/cloud/seed/nocloud"
 _CONFIG = "etc/cloud/cloud.cfg.d"
-# Neither other sources nor addresses are looked for: the machine has its network already.
+# Neither other sources nor addresses are looked for: the machine has its network already. An image
+# without packages of languages cannot have cloud-init's own choice of a locale.
 _LIMITS = """\
 # Of the simulator: what it has for cloud-init lies in /var/lib/cloud/seed/nocloud.
 datasource_list: [ NoCloud, None ]
 network: { config: disabled }
+locale: C.UTF-8
 """
 
 
@@ -37,7 +39,7 @@ def read_user_data(path: str) -> bytes:
     return data
 
 
-def put_seed(root: int, user_data: bytes, ident: str, name: str) -> None:
+def put_seed(root: int, user_data: bytes | None, ident: str, name: str) -> None:
     """Write it below an open directory, a machine's root or its upper layer; no link is followed.
 
     `ident` is new for each machine, also for a clone: cloud-init runs once for each.
@@ -45,7 +47,8 @@ def put_seed(root: int, user_data: bytes, ident: str, name: str) -> None:
     meta = f"instance-id: {ident}\nlocal-hostname: {name}\n".encode()
     with contextlib.closing(Descent(root, make=True)) as descent:
         seed = descent.to(_SEED.split("/"))
-        _write(seed, "user-data", user_data, 0o600)
+        if user_data is not None:
+            _write(seed, "user-data", user_data, 0o600)
         _write(seed, "meta-data", meta, 0o644)
         config = descent.to(_CONFIG.split("/"))
         _write(config, "99-orbctl-simulator.cfg", _LIMITS.encode(), 0o644)

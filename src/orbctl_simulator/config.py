@@ -35,7 +35,7 @@ _DEFAULTS = {
     "machines.forward_ports": "true",
     "memory_mib": "8192",
     "mount_hide_shared": "false",
-    "network.subnet4": "192.168.138.0/23",
+    "network.subnet4": "198.19.248.0/23",
     "network_bridge": "true",
     "network_proxy": "auto",
     "power.pause_in_sleep": "true",

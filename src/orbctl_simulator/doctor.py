@@ -26,6 +26,7 @@ def doctor(options: Options, _: list[str]) -> int:
     findings = [
         ("ok" if not problem else "MISSING", f"machines: {problem or 'made one, and ended it'}"),
         ("ok", f"base: {release}, {arch}, kernel {os.uname().release}"),
+        *_booting(),
         _sudo(),
         _programs(),
         ("ok" if free > 500 else "note", f"state folder: {home()}, {free} MiB free"),
@@ -54,6 +55,31 @@ def _try_machine() -> str:
             return str(error)
         finally:
             remove(place)
+
+
+def _booting() -> list[tuple[str, str]]:
+    """Whether machines boot, and what they have then that those without init have not."""
+    from . import cgroups, network, tools, trial
+
+    reason = trial.why_not()
+    unconnected = network.available()
+    try:
+        enforced = " and ".join(f"{name} ({how})" for name, how in sorted(cgroups.limits().items()))
+    except OSError:
+        enforced = ""
+    absent = [command for _, path, command in tools.listing() if not path]
+    fetched = f"; what it needs is fetched once, else: {'; '.join(absent)}" if absent else ""
+    return [
+        ("note", f"init: machines have none here: {reason}")
+        if reason
+        else ("ok", "init: machines boot that of their image"),
+        ("note", f"network: machines share this host's: {unconnected}")
+        if unconnected
+        else ("ok", f"network: machines have their own{fetched}"),
+        ("ok", f"limits: enforced: {enforced}")
+        if enforced and not reason
+        else ("note", "limits: shown in machines, and not enforced"),
+    ]
 
 
 def _programs() -> tuple[str, str]:

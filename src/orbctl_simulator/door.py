@@ -54,6 +54,17 @@ class Door:
         except (OSError, ValueError):
             raise rpc(f"machine not running: '{machine.name}'") from None
 
+    @staticmethod
+    def of(machine: Machine) -> Door:
+        if machine.boots:
+            from .bootdoor import BootedDoor
+
+            return BootedDoor(machine)
+        return Door(machine)
+
+    def own(self, fd: int) -> None:
+        """Give something that the host has made to the machine's root."""
+
     def _open(self, name: str, flags: int = os.O_RDONLY) -> int:
         return os.open(name, flags, dir_fd=self.proc)
 

@@ -42,17 +42,17 @@ def running(machine: Machine, hold: float = 0) -> Door:
     """The door to a machine, started when it is stopped."""
     try:
         if machine.finished:
-            return Door(machine)
+            return Door.of(machine)
     except Failure:
         pass
     from .boot import start
 
     start(machine, hold=hold)
     try:
-        return Door(machine)
+        return Door.of(machine)
     except Failure:
         start(machine, hold=hold)  # stopped just now by another process
-        return Door(machine)
+        return Door.of(machine)
 
 
 class _Command:

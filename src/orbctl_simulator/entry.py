@@ -25,13 +25,15 @@ class Entry:
         self._root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
         self._group = cgroups.CommandGroup(machine_id)
 
-    def enter(self, *kept: int) -> None:
+    def enter(self, *kept: int, root: int = -1) -> None:
         """Become root of the machine; children of this process will be its processes.
 
-        Only descriptors 0, 1, 2 and `kept` stay open. Modules must be imported before.
+        Only descriptors 0, 1, 2 and `kept` stay open. Modules must be imported before. `root` is
+        another directory to take as the root.
         """
         hide_from_others()
         self._group.join()
+        self._root = self._root if root < 0 else root
         close_all_but(self._root, self._user, *self._spaces, *kept)
         for space in self._spaces:
             setns(space)

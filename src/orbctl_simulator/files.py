@@ -23,8 +23,9 @@ from .archives import (
 from .bases import base_of
 from .door import Door, complain, exit_code
 from .enter import select
-from .lifecycle import Draft, Pause
+from .lifecycle import Draft, paused
 from .state import Caller, Failure, Machine, Transition, find, rpc, why
+from .stored import with_plain_owners
 from .things import FILES, LAYER, FileContent, Thing, Writer, name_of, things_in, traits_of
 from .trees import Parts, folder
 
@@ -100,7 +101,7 @@ def _shared_machine(options: Options, verb: str) -> tuple[Machine, Door]:
     machine = select(options.text("machine"))
     if machine.on("isolated"):
         raise rpc(f"{verb}: machine is isolated: '{machine.name}'")
-    return machine, Door(machine)
+    return machine, Door.of(machine)
 
 
 def _as_default_user(machine: Machine) -> Account:
@@ -200,12 +201,12 @@ def export(options: Options, words: list[str]) -> int:
     """What the machine has written, as a ``.tar.zst`` that `import` takes where its base is."""
     machine, path = find(words[0]), os.path.abspath(words[1])
     try:
-        with Transition(machine, "exporting", "export", shown=False), Pause(machine):
+        with Transition(machine, "exporting", "export", shown=False), paused(machine):
             with Caller():
                 file = open(path, "wb")  # noqa: SIM115
             try:
                 with file:
-                    _write_machine(machine, file)
+                    _write(machine, file)
             except BaseException:
                 if os.path.isfile(path) and not os.path.islink(path):
                     os.unlink(path)
@@ -217,6 +218,19 @@ def export(options: Options, words: list[str]) -> int:
             raise
         raise rpc(f"export '{machine.name}': {failure}") from None
     return 0
+
+
+def _write(machine: Machine, file: IO[bytes]) -> None:
+    """An archive has the owners that files have in the machine."""
+
+    def work() -> None:
+        _write_machine(machine, file)
+        file.flush()
+
+    if machine.boots:
+        with_plain_owners(machine.upper, work)
+    else:
+        work()
 
 
 def _write_machine(machine: Machine, file: IO[bytes]) -> None:
@@ -245,8 +259,15 @@ def import_(options: Options, words: list[str]) -> int:
             fields["name"] = options.text("name") or fields["name"]
             draft = Draft(fields["name"], fields, options.call.hold)
             with draft as machine:
-                _fill(machine, things)
-                _read_all(stream)
+
+                def work() -> None:
+                    _fill(machine, things)
+                    _read_all(stream)
+
+                if machine.boots:
+                    with_plain_owners(machine.upper, work)
+                else:
+                    work()
                 draft.finish()
     except Failure as failure:
         raise rpc(f"import '{path}': {failure}") from None

@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 
-from . import parts, store
+from . import parts, store, stored
 from .account import Account
 from .boot import Boot
 from .door import Door, exit_code
@@ -136,7 +136,7 @@ def _remove_below(root: int, path: str) -> None:
 def _install(machine: Machine, words: list[str]) -> int:
     """Its output comes through a pipe: a machine gets no file of the host's."""
     proxies = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
-    door = Door(machine)
+    door = Door.of(machine)
     reader, writer = os.pipe()
     null = door.open_device("dev/null", (1, 3))
 
@@ -180,6 +180,8 @@ def lay_out(machine: Machine) -> None:
     os.mkdir(machine.file(FILES), 0o700)
     for name in ("upper", "work", "root"):
         os.mkdir(machine.file(f"{FILES}/{name}"), 0o755)
+    for name in ("", "/upper", "/work", "/root") if machine.boots else ():
+        stored.give_to_root(machine.file(FILES + name))
     if "@" in machine.fields.get("image", ""):
         store.hold(machine.fields["image"], machine.path)
     hide_private(machine)
@@ -194,6 +196,25 @@ def fill(machine: Machine, source: str) -> None:
         raise Failure(f"cannot copy {source}: {error.strerror}") from None
 
 
+def fill_plain(machine: Machine, source: str) -> None:
+    """Copy what has the owners that it is to have in the machine."""
+    if machine.boots:
+        stored.with_plain_owners(machine.upper, lambda: fill(machine, source))
+    else:
+        fill(machine, source)
+
+
+def seed(machine: Machine, user_data: bytes | None = None) -> None:
+    """Give a booted machine cloud-init's data; a clone has its user data already."""
+    from .cloud import put_seed
+
+    def work() -> None:
+        with folder(machine.upper) as upper:
+            put_seed(upper, user_data, machine.id, machine.name)
+
+    stored.with_plain_owners(machine.upper, work)
+
+
 def hide_private(machine: Machine) -> None:
     """Let none of the host's own ``/root`` and ``/home`` show through, whatever the layer has."""
     if machine.base != "/":
@@ -202,6 +223,8 @@ def hide_private(machine: Machine) -> None:
         for name, mode in (("root", 0o700), ("home", 0o755)):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=layer)
+                if machine.boots:
+                    stored.give_to_root(name, layer)
             try:
                 fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=layer)
             except OSError:

@@ -11,8 +11,8 @@ import time
 from signal import SIGCONT, SIGSTOP
 
 from . import images, layers
-from .bases import WITHOUT_INIT, base_for
-from .boot import Boot, halt, start, stop
+from .bases import base_for, choose_init, needs
+from .boot import begin, halt, start, stop
 from .config import power_off, take_resumed, wake
 from .door import Door
 from .guest import set_hostname
@@ -59,13 +59,17 @@ def create(options: Options, words: list[str]) -> int:
         check_name(name)
         if any(machine.name == name for machine in machines()):
             raise Failure(f"machine already exists: '{name}'")
-        base = base_for(image, _is_strict(options))
+        fields["init"], note = choose_init()
+        user_data = _user_data(options, fields)
+        base = base_for(image, _is_strict(options), needs(fields["init"]))
         if base.note:
             say(base.note)
-        if options.on("isolate-network"):
-            say("--isolate-network is only written down: machines share this host's network")
+        if options.on("isolate-network") and not fields["init"]:
+            say("--isolate-network is only written down: without init, machines share this network")
         password = _ask_password() if options.on("set-password") else ""
-        make(name, {**fields, **base.fields}, password, options.call.hold)
+        make(name, {**fields, **base.fields}, password, options.call.hold, user_data)
+        if note:
+            say(note)
     except Failure as failure:
         if str(failure).startswith("["):
             raise
@@ -73,9 +77,18 @@ def create(options: Options, words: list[str]) -> int:
     return 0
 
 
+def _user_data(options: Options, fields: dict[str, str]) -> bytes | None:
+    if not options.has("user-data"):
+        return None
+    if not fields["init"]:
+        raise Failure("the simulator has no cloud-init for machines without init")
+    from .cloud import read_user_data
+
+    fields["cloud_init"] = "true"
+    return read_user_data(options.text("user-data"))
+
+
 def _wanted(options: Options, image: images.Image) -> dict[str, str]:
-    if options.has("user-data"):
-        raise Failure("the simulator has no cloud-init: --user-data needs OrbStack")
     isolated = options.on("isolated")
     for flag in ("isolate-network", "mount"):
         if options.has(flag) and not isolated:
@@ -199,17 +212,25 @@ class Draft:
         self.machine.save()
 
 
-def make(name: str, fields: dict[str, str], password: str = "", hold: float = 0) -> None:
+def make(
+    name: str,
+    fields: dict[str, str],
+    password: str = "",
+    hold: float = 0,
+    user_data: bytes | None = None,
+) -> None:
     draft = Draft(name, fields, hold)
     with draft as machine:
         wait_for_packages(machine.base)
         if machine.base == "/":
-            for layer in layers.over("/", "", "/", WITHOUT_INIT):
-                layers.fill(machine, os.path.join(layers.place("", layer), FILES))
+            for layer in layers.over("/", "", "/", needs(machine.fields.get("init", ""))):
+                layers.fill_plain(machine, os.path.join(layers.place("", layer), FILES))
             layers.hide_private(machine)
-        with Boot(machine, create=True, password=password) as boot:
+        if user_data is not None:
+            layers.seed(machine, user_data)
+        with begin(machine, create=True, password=password) as started:
             draft.finish()
-            boot.commit()
+            started.commit()
 
 
 def clone(options: Options, words: list[str]) -> int:
@@ -219,14 +240,25 @@ def clone(options: Options, words: list[str]) -> int:
         with Transition(source, "cloning", "clone", shown=False):
             fields = {key: value for key, value in source.fields.items() if key != "made"}
             draft = Draft(name, {**fields, "name": name}, options.call.hold)
-            with draft as machine, Pause(source):
+            with draft as machine, paused(source):
                 layers.fill(machine, source.upper)
+                if machine.on("cloud_init"):
+                    layers.seed(machine)
                 draft.finish()
     except Failure as failure:
         if str(failure).startswith("["):
             raise
         raise rpc(f"clone '{source.name}': {failure}") from None
     return 0
+
+
+def paused(machine: Machine) -> contextlib.AbstractContextManager[None]:
+    """In this context a machine's processes stand still."""
+    if machine.boots:
+        from . import booted
+
+        return booted.Pause(machine)
+    return Pause(machine)
 
 
 class Pause:
@@ -298,7 +330,11 @@ def rename(options: Options, words: list[str]) -> int:
                     raise Failure(f"machine already exists: '{name}'")
                 machine.fields["name"] = name
                 machine.save()
-            if machine.process():
+            if machine.boots:
+                from .network import Network
+
+                Network(home()).rename(machine.id, name)
+            if machine.life() == "running":
                 _rename_inside(machine, name)
     except Failure as failure:
         if str(failure).startswith("["):
@@ -312,7 +348,7 @@ def _rename_inside(machine: Machine, name: str) -> None:
         sethostname(name)
         set_hostname(name)  # or say why not: what a deploy has made of these files is its own
 
-    os.waitpid(Door(machine).fork(work, bare=True, all_rights=True), 0)
+    os.waitpid(Door.of(machine).fork(work, bare=True, all_rights=True), 0)
 
 
 def _chosen(options: Options, names: list[str]) -> list[Machine]:
@@ -330,11 +366,11 @@ def start_(options: Options, names: list[str]) -> int:
 
 def stop_(options: Options, names: list[str]) -> int:
     """Without a name it is OrbStack that stops: every machine with it."""
-    hold = options.call.hold
+    hold, at_once = options.call.hold, options.on("force")
     if names or options.on("all"):
-        return each(_chosen(options, names), lambda m: stop(m, hold))
+        return each(_chosen(options, names), lambda m: stop(m, hold, at_once))
     ended = [machine for machine in machines() if machine.state == "running"]
-    each(ended, lambda m: stop(m, hold))
+    each(ended, lambda m: stop(m, hold, at_once))
     power_off(ended)
     return 0
 

@@ -26,6 +26,8 @@ _PLACES = {
     "cloud-init": tuple(f"{place}/cloud-init" for place in _BINARIES),
 }
 _SYSTEMD = _PLACES["init"][:2]
+# In images for containers it is some other program's name, or starts nothing.
+_ANY_INIT = ("sbin/init", "usr/sbin/init")
 PARTS = tuple(_PLACES)
 
 _APT = """
@@ -62,6 +64,9 @@ def lacking(rootfs: str, wanted: Iterable[str]) -> list[str]:
     missing = [part for part in PARTS if part in wanted and not _has(rootfs, _PLACES[part])]
     is_systemd = _has(rootfs, _SYSTEMD) or "init" in missing
     name = manager(rootfs)
+    if name is None and _has(rootfs, _ANY_INIT):
+        missing = [part for part in missing if part != "init"]
+        is_systemd = False
     if name is not None:
         return [part for part in missing if MANAGERS[name].packages([part])]
     return [part for part in missing if part != "dbus" or is_systemd]

@@ -10,25 +10,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STARTING, RUNNING, STOPPING = "starting", "running", "stopping"
+    from .state import Machine
+
+STARTING, RUNNING, STOPPING, STOPPED = "starting", "running", "stopping", "stopped"
 
 
 class RunState:
     """The machine's init and its supervisor, each with its start time, and what they are doing.
 
+    `bare` is the supervisor's descriptor of the machine's files without what is mounted in them.
     The first three words are the same as for a machine without init.
     """
 
     def __init__(self, words: list[str]) -> None:
         init, self.started, self.clock, supervisor, self.supervisor_started, self.state = words[:6]
         self.init, self.supervisor = int(init), int(supervisor)
-        (self.boots,) = map(int, words[6:])
+        self.boots, self.bare = map(int, words[6:])
 
     @classmethod
     def of_supervisor(cls, clock: str, boots: int) -> RunState:
         """That of this process's machine, before it has an init."""
         pid = os.getpid()
-        words = ["0", "-", clock, str(pid), start_time(f"/proc/{pid}"), STARTING, str(boots)]
+        words = ["0", "-", clock, str(pid), start_time(f"/proc/{pid}"), STARTING, str(boots), "-1"]
         return cls(words)
 
     @classmethod
@@ -41,7 +44,7 @@ class RunState:
 
     def write(self, path: str) -> None:
         words = (self.init, self.started, self.clock, self.supervisor, self.supervisor_started)
-        write_file(path, " ".join(map(str, (*words, self.state, self.boots))) + "\n")
+        write_file(path, " ".join(map(str, (*words, self.state, self.boots, self.bare))) + "\n")
 
     @property
     def is_supervised(self) -> bool:
@@ -58,6 +61,16 @@ def _is_alive(pid: int, started: str) -> bool:
         return start_time(f"/proc/{pid}") == started
     except OSError:
         return False
+
+
+def state(machine: Machine) -> str:
+    found = RunState.read(machine.file("pid"))
+    return found.state if found and found.is_supervised else STOPPED
+
+
+def init_of(machine: Machine) -> int | None:
+    found = RunState.read(machine.file("pid"))
+    return found.init if found and found.has_init else None
 
 
 def children(pid: int) -> Iterator[str]:

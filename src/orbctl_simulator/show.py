@@ -7,7 +7,7 @@ import os
 import sys
 
 from .config import is_stopped, wake
-from .state import Failure, Machine, find, machines, profile, say
+from .state import Failure, Machine, find, home, machines, profile, say
 from .sweeping import sweep
 from .trees import disk_usage
 
@@ -42,7 +42,12 @@ def record(machine: Machine) -> dict[str, object]:
 
 
 def addresses(machine: Machine) -> tuple[str, str]:
-    """Labels only, the same for a machine's whole life: it lives in the host's network."""
+    """The same for a machine's whole life. Without init they are labels only: nothing answers."""
+    if machine.boots:
+        from .network import Network
+
+        its = Network(home()).addresses(machine.id)
+        return (its.ip4, its.ip6) if its else ("", "")
     from hashlib import sha256
 
     raw = sha256(machine.id.encode()).digest()

@@ -268,12 +268,25 @@ class Machine:
         return self.file(f"{FILES}/upper")
 
     @property
+    def boots(self) -> bool:
+        """Whether its first process is its image's own init."""
+        return self.fields.get("init") == "image"
+
+    @property
     def finished(self) -> bool:
         return self.fields.get("made") == "yes"
 
     @property
     def state(self) -> str:
-        return self.transition() or ("stopped" if self.process() is None else "running")
+        return self.transition() or self.life()
+
+    def life(self) -> str:
+        """What its processes show of it, whatever a command is about to do with it."""
+        if self.boots:
+            from .runstate import state
+
+            return state(self)
+        return "stopped" if self.process() is None else "running"
 
     def transition(self) -> str:
         """The state that it is going through, or nothing."""
@@ -333,6 +346,10 @@ class Machine:
 
     def process(self) -> int | None:
         """Its pid 1, if that still is its own: pids are used again, and hosts reboot."""
+        if self.boots:
+            from .runstate import init_of
+
+            return init_of(self)
         try:
             pid, started, _ = self.written_process()
             if is_same_process(f"/proc/{pid}", started, self.id):

@@ -6,33 +6,44 @@ import os
 
 from . import userns
 from .linux import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
+from .state import Failure, why
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def give_to_root(path: str) -> None:
+def give_to_root(path: str, folder: int | None = None) -> None:
     """Let a directory that we have just created belong to the machine's root."""
-    os.chown(path, userns.STORED, userns.STORED, follow_symlinks=False)
+    os.chown(path, userns.STORED, userns.STORED, dir_fd=folder, follow_symlinks=False)
 
 
-def with_plain_owners(path: str, work: Callable[[], int]) -> int:
+def with_plain_owners(path: str, work: Callable[[], None]) -> None:
     """Run `work` in a child that sees the files in `path` with the owners they have in a machine.
 
-    Archives and copies then contain plain ids, while the disk has stored ones. Returns what `work`
-    returns, 0 for success.
+    Archives and copies then contain plain ids, while the disk has stored ones.
     """
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        code = 1
+        text = "was killed"
         try:
             line = f"{userns.STORED} 0 {userns.SPAN}\n"
             space = userns.make(line, line)
             unshare(CLONE_NEWNS)
             mount(None, "/", None, MS_REC | MS_PRIVATE)
             userns.put_mount(userns.copy_of_mount(path, space), path)
-            code = work()
+            work()
+            text = ""
+        except OSError as error:
+            text = f"{error.filename}: {why(error).lower()}" if error.filename else why(error)
+        except BaseException as error:
+            text = str(error) or type(error).__name__
         finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.write(writer, text.encode(errors="surrogateescape"))
+            os._exit(1 if text else 0)
+    os.close(writer)
+    with open(reader, errors="surrogateescape") as file:
+        text = file.read()
+    if os.waitpid(pid, 0)[1] != 0:
+        raise Failure(text or "its files could not be copied: the process was killed")

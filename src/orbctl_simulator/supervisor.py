@@ -150,6 +150,7 @@ class Supervisor:
         late = time.monotonic() > self._deadline
         if boot.is_built and not boot.is_released:
             self._state.init, self._state.started = boot.init, start_time(f"/proc/{boot.init}")
+            self._state.bare = boot.bare
             self._record(STARTING)
             boot.release()
         elif boot.is_up() or (late and boot.has_started_anything()):

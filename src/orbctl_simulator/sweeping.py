@@ -15,6 +15,10 @@ def discard(machine: Machine) -> None:
     """Out of sight in one step, then out of the way."""
     from .trees import remove
 
+    if machine.boots:
+        from .network import Network
+
+        Network(home()).forget(machine.id)
     trash = os.path.join(home(), "trash")
     while os.path.exists(machine.path):
         os.makedirs(trash, mode=0o700, exist_ok=True)

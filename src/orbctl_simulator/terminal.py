@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .door import Door
     from .state import Machine
 
-_TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
+_TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
 
 
 def with_terminal(door: Door, machine: Machine, command: Callable[[str], int], call: Call) -> int:
@@ -29,6 +29,8 @@ def with_terminal(door: Door, machine: Machine, command: Callable[[str], int], c
         raise rpc("run: no terminal can be opened: /dev/pts/ptmx is missing in the machine")
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, b"\0" * 4))[0]
+    peer = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
+    door.own(peer)
     _copy_size(master)
 
     def wired() -> int:
@@ -48,6 +50,7 @@ def with_terminal(door: Door, machine: Machine, command: Callable[[str], int], c
     try:
         return pump([keys, screen], pid, machine, call)
     finally:
+        os.close(peer)  # without any, the terminal would hang up before the command opens it
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 

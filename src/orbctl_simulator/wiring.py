@@ -34,8 +34,6 @@ def connect(plan: Plan, told: int, report: int, orders: int) -> NoReturn:
             words = (word for pair in guest_files(addresses).items() for word in pair)
             os.write(orders, "".join(f"{word}\0" for word in words).encode())
             os.write(report, b"joined\n")
-    except ImportError:
-        os.write(report, b"joined\n")
     except BaseException as error:
         os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
     os._exit(0)

@@ -99,9 +99,9 @@ class Builder:
     """Builds the world in a child of the supervisor.
 
     It reports lines: ``init PID``, then ``built`` with the numbers of descriptors that the
-    supervisor takes from that process (both ends of the console, a socket) and the kind of init, or
-    ``error TEXT``. The first process waits for `orders`: paths and contents of files, then ``!``,
-    each terminated by a NUL.
+    supervisor takes from that process (both ends of the console, a socket, the files without what
+    is mounted in them) and the kind of init, or ``error TEXT``. The first process waits for
+    `orders`: paths and contents of files, then ``!``, each terminated by a NUL.
     """
 
     def __init__(self, plan: Plan, report: int, orders: int) -> None:
@@ -248,7 +248,7 @@ class Builder:
             ends = _make_console()
             leave_keys()
             drop_capabilities()
-            fds = " ".join(map(str, (*ends, socket.fileno())))
+            fds = " ".join(map(str, (*ends, socket.fileno(), self._bare)))
             self._tell(f"built {fds} {'systemd' if is_systemd else 'other'}")
             files = self._await_orders()
             end_with_parent()

@@ -73,7 +73,9 @@ def orb(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Program:
         "ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers")
     )
     # What is asked for is how it answers, not what machines are made of.
-    env["ORBCTL_SIMULATOR_IMAGES"] = os.environ.get("ORBCTL_SIMULATOR_IMAGES", "host")
+    for name, value in (("IMAGES", "host"), ("INIT", "none")):
+        variable = f"ORBCTL_SIMULATOR_{name}"
+        env[variable] = os.environ.get(variable, value)
     program = Program([sys.executable, "-m", "orbctl_simulator"], env)
     trial = program("doctor")
     if trial.code != 0:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from orbctl_simulator.runstate import RunState
 from tests.contract.conftest import ROOT, Made
 from tests.contract.program import Answer, Program
 
@@ -25,7 +24,7 @@ def make_program(home: Path, **env: str) -> Program:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
     cache = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
     own = {"ORBCTL_SIMULATOR_HOME": str(home), "ORBCTL_SIMULATOR_CACHE": cache}
-    env = {**own, "ORBCTL_SIMULATOR_IMAGES": "host", **env}
+    env = {**own, "ORBCTL_SIMULATOR_IMAGES": "host", "ORBCTL_SIMULATOR_INIT": "none", **env}
     return Program([sys.executable, "-m", "orbctl_simulator"], {**kept, **env})
 
 
@@ -178,30 +177,47 @@ def elsewhere(orb: Program, root_only: None, tmp_path: Path) -> Elsewhere:
     return Elsewhere(tmp_path, orb.env["ORBCTL_SIMULATOR_CACHE"])
 
 
-class Booted:
-    """Calls for machines that boot, with a state directory."""
+#: What booted machines are made of, unless a test says otherwise.
+IMAGE = "debian:bookworm"
 
-    def __init__(self, program: Program, home: Path, root: Path) -> None:
-        self.program, self.home, self.root = program, home, root
-        self._count = 0
+
+class Booted:
+    """The simulator, with a state directory whose machines boot."""
+
+    def __init__(self, program: Program, home: Path) -> None:
+        self.program, self.home = program, home
+        self._machines = self._images = 0
 
     def __call__(self, *words: str, **options: Any) -> Answer:
+        words = ("delete", "-f", *words[1:]) if words[0] == "delete" else words
         return self.program(*words, **options)
 
-    def create(self, *flags: str, root: Path | None = None) -> str:
-        self._count += 1
-        name = f"boot-{self._count}"
-        answer = self("create", str(root or self.root), name, *flags)
+    def image(self, root: Path) -> str:
+        """Add a root file system as an image."""
+        self._images += 1
+        name = f"debian:test{self._images}"
+        assert self("image", "add", name, str(root)).code == 0
+        return name
+
+    def create(self, *flags: str, image: str = IMAGE, root: Path | None = None) -> str:
+        self._machines += 1
+        name = f"boot-{self._machines}"
+        answer = self("create", self.image(root) if root else image, name, *flags)
         assert answer.code == 0, answer
         return name
 
     def root_in(self, name: str, script: str) -> Answer:
-        return self("run", "-m", name, "-u", "root", "sh", "-c", script)
+        return self("run", "-m", name, "-u", "root", "-w", "/", "sh", "-c", script)
+
+    def state(self, name: str) -> str:
+        state: str = self("info", name, "-f", "json").json["record"]["state"]
+        return state
 
     def pids(self, name: str) -> tuple[int, int]:
         """The process ids of its init and its supervisor."""
-        init, supervisor = self("life", name).text.split()
-        return int(init), int(supervisor)
+        found = RunState.read(str(self.directory(name) / "pid"))
+        assert found
+        return found.init, found.supervisor
 
     def directory(self, name: str) -> Path:
         for path in (self.home / "machines").iterdir():
@@ -217,16 +233,13 @@ def control_groups() -> set[str]:
     return {str(path) for root in roots for path in root.glob("orb-*")}
 
 
-def ranges_of_ids() -> set[str]:
-    """The locks of ranges of ids that machines use; killed supervisors leave unlocked files."""
-    found = set()
-    for path in Path("/run/orbctl-simulator").glob("ids-*"):
-        with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found.add(str(path))
-    return found
+def orphaned_groups() -> set[str]:
+    """Control groups without a supervisor. Machines of others may run at the same time."""
+    groups, words = control_groups(), b""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words += path.read_bytes()
+    return {group for group in groups if group.rpartition("orb-")[2].encode() not in words}
 
 
 def supervisors_of(home: Path) -> list[int]:
@@ -235,74 +248,43 @@ def supervisors_of(home: Path) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            if os.fsencode(home) in words and b"simulator.supervisor" in b"".join(words):
+            ours = any(word.startswith(os.fsencode(f"{home}/machines/")) for word in words)
+            if ours and b"simulator.supervisor" in b"".join(words):
                 found.append(int(entry.name))
     return found
 
 
-@pytest.fixture(scope="session")
-def debian_root() -> Path:
-    """The Debian root file system that machines boot."""
-    named = os.environ.get("ORBCTL_SIMULATOR_TEST_ROOT")
-    if named:
-        return Path(named)
-    layers = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
-    root = Path(layers, "test-root-bookworm")
-    if not root.exists():
-        _debootstrap(root)
-    return root
-
-
-def _debootstrap(root: Path) -> None:
-    new = root.with_suffix(".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.parent.mkdir(parents=True, exist_ok=True)
-    packages = "systemd,systemd-sysv,libpam-systemd,dbus,sudo,ca-certificates"
-    command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(new)]
-    mirror = "http://deb.debian.org/debian"
-    try:
-        made = subprocess.run([*command, mirror], capture_output=True, text=True, check=False)
-        reason = "" if made.returncode == 0 else made.stdout.strip().rpartition("\n")[2]
-    except FileNotFoundError:
-        reason = "debootstrap is not installed"
-    if reason:
-        text = f"no root file system to boot: {reason}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
-    new.rename(root)
-
-
-def make_booted(home: Path, root: Path, **env: str) -> Booted:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
-    command = [sys.executable, "-m", "tests.simulator.boot_driver"]
-    env = {"ORBCTL_SIMULATOR_HOME": str(home), "PYTHONPATH": str(ROOT), **env}
-    return Booted(Program(command, {**kept, **env}), home, root)
+def make_booted(home: Path, **env: str) -> Booted:
+    """Its machines are made from an image that is built once."""
+    env = {"ORBCTL_SIMULATOR_IMAGES": "none", "ORBCTL_SIMULATOR_STRICT_IMAGES": "1", **env}
+    return Booted(make_program(home, ORBCTL_SIMULATOR_INIT="image", **env), home)
 
 
 @pytest.fixture(scope="session")
-def booted(debian_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     from orbctl_simulator import trial
 
+    before = orphaned_groups()
+    home = tmp_path_factory.mktemp("booted state") / "é, of: all"
+    booted = make_booted(home)
     reason = trial.why_not()
+    if not reason:
+        answer = booted("create", IMAGE, "first")
+        reason = answer.err.decode() if answer.code else ""
     if reason:
         text = f"this host cannot boot machines: {reason}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
-    before = control_groups() | ranges_of_ids()
-    home = tmp_path_factory.mktemp("booted state") / "é, of: all"
-    booted = make_booted(home, debian_root)
     yield booted
-    for path in (home / "machines").iterdir():
-        assert (
-            booted("delete", re.findall("^name=(.*)", (path / "machine").read_text())[0]).code == 0
-        )
+    assert booted("delete", "--all").code == 0
     assert supervisors_of(home) == []
     assert mounts_of(home) == []
-    assert (control_groups() | ranges_of_ids()) - before == set()
+    wait_for(lambda: orphaned_groups() <= before)
 
 
 @pytest.fixture(scope="session")
 def box(booted: Booted) -> str:
     """A booted machine for tests that leave it as it was."""
-    return booted.create()
+    return "first"
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from orbctl_simulator import userns
 from tests.contract.program import Answer
 from tests.simulator.conftest import WITH_CHILD, Booted, have_init
 
+pytestmark = pytest.mark.boot
+
 EPERM, ENOENT, EACCES, EINVAL, ENOSYS, ESTALE, EOPNOTSUPP = 1, 2, 13, 22, 38, 116, 95
 ARM = platform.machine() == "aarch64"
 # Numbers of system calls on x86-64 and arm64.
@@ -84,9 +86,11 @@ def test_no_new_devices(booted: Booted, box: str, place: str) -> None:
 def test_devices_of_an_image_do_not_open(booted: Booted, small_root: Path) -> None:
     have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
     os.mkfifo(small_root / "command")
-    os.mknod(small_root / "null", 0o20666, os.makedev(1, 3))
-    (small_root / "null").chmod(0o666)
-    name = booted.create(root=small_root)
+    image = booted.image(small_root)
+    (files,) = (booted.home / "images").glob(f"{image.replace(':', '_')}_*/.files")
+    os.mknod(files / "null", 0o20666, os.makedev(1, 3))  # adding an image leaves devices out
+    (files / "null").chmod(0o666)
+    name = booted.create(image=image)
     assert refused(booted.root_in(name, "echo x >/null"))
     assert booted.root_in(name, "ls -l /null").text.startswith("crw")
     assert booted("delete", name).code == 0
@@ -114,7 +118,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sharing(booted: Booted, shared: Path) -> str:
     """A machine with a directory of the host."""
-    return booted.create("--mount", f"{shared}:/mnt/shared")
+    return booted.create("--isolated", "--mount", f"{shared}:/mnt/shared")
 
 
 @pytest.mark.parametrize("point", ["/", "/dev", "/mnt/shared", "/var/lib/docker"])
@@ -345,7 +349,7 @@ def test_keys_of_the_caller(booted: Booted, box: str) -> None:
         f"my $l = syscall({number('keyctl')}, 8, $n, -5);"
         'print "$s $r $l ", ($n > 0)'
     )
-    started = ["-m", "tests.simulator.boot_driver", "run", "-m", box, "-u", "root"]
+    started = ["-m", "orbctl_simulator", "run", "-m", box, "-u", "root"]
     words = [booted.program.command[0], "-c", code, *started, "perl", "-e", search]
     answer = subprocess.run(words, env=booted.program.env, capture_output=True, text=True)
     assert answer.stdout == "-1 -1 -1 1", answer
@@ -431,8 +435,10 @@ def test_supervisor_is_closed(booted: Booted, box: str) -> None:
     files = {path for path in held if path.startswith("/") and not path.startswith("/dev/")}
     lock = str(booted.directory(box) / "lock")
     assert lock in files
-    assert all(re.fullmatch(r"/run/orbctl-simulator/ids-\d+", path) for path in files - {lock})
-    # Both ends of the console's terminal bear the names that they have in the machine.
+    others = files - {lock, "/"}
+    assert all(re.fullmatch(r"/run/orbctl-simulator/ids-\d+", path) for path in others)
+    # The root is the machine's own. Both ends of the console's terminal bear the names that they
+    # have in the machine.
     assert held - files >= {"/dev/null", "/dev/pts/ptmx", "/dev/console"}
     assert proc.stat().st_uid == 0
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]

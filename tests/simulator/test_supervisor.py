@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,15 +16,19 @@ import pytest
 from orbctl_simulator import cgroups
 from orbctl_simulator.runstate import RunState
 from tests.simulator.conftest import (
+    IMAGE,
     Booted,
     control_groups,
     have_init,
     is_alive,
     make_booted,
     mounts_of,
+    orphaned_groups,
     supervisors_of,
     wait_for,
 )
+
+pytestmark = pytest.mark.boot
 
 
 def test_commands_end_with_the_machine(booted: Booted, own_box: str) -> None:
@@ -74,7 +79,7 @@ def killed(booted: Booted, own_box: str) -> Iterator[tuple[str, int, int]]:
     init, supervisor = booted.pids(own_box)
     os.kill(supervisor, signal.SIGKILL)
     yield own_box, init, supervisor
-    assert booted("state", own_box).text == "stopped\n"
+    assert booted.state(own_box) == "stopped"
     assert booted("start", own_box).code == 0
     assert booted.root_in(own_box, "systemctl is-system-running").text == "running\n"
 
@@ -126,13 +131,13 @@ def test_init_that_is_killed(booted: Booted, own_box: str) -> None:
     init, supervisor = booted.pids(own_box)
     os.kill(init, signal.SIGKILL)
     wait_for(lambda: not is_alive(supervisor))
-    assert booted("state", own_box).text == "stopped\n"
+    assert booted.state(own_box) == "stopped"
     assert booted("start", own_box).code == 0
 
 
-def test_machine_ends_with_its_directory(debian_root: Path, tmp_path: Path) -> None:
+def test_machine_ends_with_its_directory(booted: Booted, tmp_path: Path) -> None:
     """No command could stop it any more."""
-    booted = make_booted(tmp_path / "gone", debian_root)
+    booted = make_booted(tmp_path / "gone")
     name = booted.create()
     pids, ident = booted.pids(name), booted.directory(name).name
     shutil.rmtree(tmp_path / "gone")
@@ -140,16 +145,16 @@ def test_machine_ends_with_its_directory(debian_root: Path, tmp_path: Path) -> N
     assert not any(ident in group for group in control_groups())
 
 
-def test_killed_in_the_middle_of_create(debian_root: Path, tmp_path: Path) -> None:
+def test_killed_in_the_middle_of_create(booted: Booted, tmp_path: Path) -> None:
     """Killing the command, the supervisor or the init at any time leaves nothing running."""
-    booted = make_booted(tmp_path / "state", debian_root)
+    booted = make_booted(tmp_path / "state")
     begun = time.monotonic()
     name = booted.create()
     whole = time.monotonic() - begun
     assert booted("delete", name).code == 0
-    before = control_groups()
+    before = orphaned_groups()
     for number in range(12):
-        words = ("create", str(debian_root), f"killed-{number}")
+        words = ("create", IMAGE, f"killed-{number}")
         process = booted.program.started(*words, start_new_session=True)
         time.sleep(whole * (0.1 + 0.08 * number))
         if number % 3 == 1:  # the machine's supervisor, in the middle of the boot
@@ -169,7 +174,7 @@ def test_killed_in_the_middle_of_create(debian_root: Path, tmp_path: Path) -> No
     assert mounts_of(tmp_path / "state") == []
     for path in (tmp_path / "state" / "machines").iterdir():
         cgroups.remove(path.name)
-    assert control_groups() == before
+    wait_for(lambda: orphaned_groups() <= before)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,10 @@ def test_killed_in_the_middle_of_create(debian_root: Path, tmp_path: Path) -> No
         ("exit 0", "setup: machine crashed on startup"),
         ("kill -9 $$; cat /no", "setup: machine crashed on startup"),
         ("exec cat", "setup: machine didn't start in 2s (missing IP address)"),
-        (None, "the image has no init"),
+        (
+            None,
+            "debian:test (amd64) has no init and dbus, and no package manager that is known here",
+        ),
     ],
 )
 def test_machine_that_does_not_come_up(
@@ -188,12 +196,14 @@ def test_machine_that_does_not_come_up(
     """`create` fails with OrbStack's message and leaves nothing behind."""
     if init:
         have_init(small_root, init)
-    before = control_groups(), supervisors_of(booted.home), list(booted.home.glob("machines/*"))
+    before = orphaned_groups()
+    others = supervisors_of(booted.home), list(booted.home.glob("machines/*"))
     patience = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "2"}
-    answer = booted("create", str(small_root), "bad", env=patience)
-    assert answer == (1, b"", f"[-32098] create 'bad': {reason}\n".encode())
-    after = control_groups(), supervisors_of(booted.home), list(booted.home.glob("machines/*"))
-    assert after == before
+    answer = booted("create", booted.image(small_root), "bad", env=patience)
+    told = re.sub(r"debian:test\d+", "debian:test", answer.err.decode())
+    assert (answer.code, answer.out, told) == (1, b"", f"[-32098] create 'bad': {reason}\n")
+    assert (supervisors_of(booted.home), list(booted.home.glob("machines/*"))) == others
+    wait_for(lambda: orphaned_groups() <= before)
 
 
 def test_service_that_hangs_at_boot(booted: Booted, own_box: str) -> None:
@@ -222,7 +232,7 @@ def test_wrong_timeouts(booted: Booted, own_box: str) -> None:
 
 def test_ten_at_once(booted: Booted) -> None:
     names = [f"ten-{number}" for number in range(10)]
-    calls = [booted.program.started("create", str(booted.root), name) for name in names]
+    calls = [booted.program.started("create", IMAGE, name) for name in names]
     answers = [call.communicate(timeout=200) for call in calls]
     assert [call.returncode for call in calls] == [0] * 10, answers
     for name in names:
@@ -234,7 +244,7 @@ def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
     """The reason is found by trying, in one line, and nothing is left behind."""
     code = "import sys; from orbctl_simulator import trial; sys.stdout.write(trial.why_not())"
     look = [*booted.program.command[:1], "-c", code]
-    before = control_groups()
+    before = orphaned_groups()
     home = f"ORBCTL_SIMULATOR_HOME={tmp_path}/state"
     scripts = {
         "": "",
@@ -249,7 +259,7 @@ def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
         assert reason in told
         assert bool(told) == bool(reason)
         assert "\n" not in told
-    assert control_groups() == before
+    wait_for(lambda: orphaned_groups() <= before)
     assert list((tmp_path / "state").glob("trial*")) == []
 
 
@@ -277,10 +287,32 @@ def test_limits(booted: Booted) -> None:
 def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
     """Machines use control groups anyway, and leave none."""
     hide = "umount -l /sys/fs/cgroup; while umount -l /sys/fs/cgroup; do :; done 2>/dev/null"
-    words = [*booted.program.command, "create", str(booted.root), "unmounted"]
+    words = [*booted.program.command, "create", IMAGE, "unmounted"]
     made = ["unshare", "-m", "sh", "-c", f'{hide}; "$@"', "sh", *words]
-    before = control_groups()
+    before = orphaned_groups()
     subprocess.run(made, env=booted.program.env, check=True)
     assert booted.root_in("unmounted", "systemctl is-system-running").text == "running\n"
     assert booted("delete", "unmounted").code == 0
-    assert control_groups() == before
+    wait_for(lambda: orphaned_groups() <= before)
+
+
+def test_host_that_cannot_boot_machines(booted: Booted, tmp_path: Path) -> None:
+    """They are made without init, and one line says so; who insists is refused."""
+    env = {"ORBCTL_SIMULATOR_HOME": str(tmp_path / "state"), "ORBCTL_SIMULATOR_IMAGES": "host"}
+
+    def create(init: str) -> subprocess.CompletedProcess[str]:
+        hide = 'mount -t tmpfs none /sys/kernel; exec "$@"'
+        words = [*booted.program.command, "create", "host", "plain"]
+        own = {**booted.program.env, **env, "ORBCTL_SIMULATOR_INIT": init}
+        command = ["unshare", "-m", "sh", "-c", hide, "sh", *words]
+        return subprocess.run(command, env=own, capture_output=True, text=True)
+
+    refused = create("image")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("[-32098] create 'plain': this host cannot boot machines: ")
+    made = create("")
+    assert made.returncode == 0, made
+    assert re.fullmatch("it has no init, .*nothing is mounted over.*\n", made.stderr)
+    other = {**booted.program.env, **env}
+    for words in (["run", "-m", "plain", "true"], ["delete", "-f", "plain"]):
+        subprocess.run([*booted.program.command, *words], env=other, check=True)

@@ -23,6 +23,8 @@ from tests.simulator.network.virtual import (
     serve,
 )
 
+pytestmark = pytest.mark.boot
+
 
 def test_addresses_are_stable(own: Net) -> None:
     """Over stop and start, rename, and the end of everything; a deleted machine's is free again."""

@@ -23,6 +23,8 @@ from tests.simulator.network.virtual import (
     serve,
 )
 
+pytestmark = pytest.mark.boot
+
 
 def test_isolated_from_addresses_that_the_host_gets_later(
     tmp_path: Path, stack: ExitStack, servers: list[subprocess.Popen[str]]

@@ -12,6 +12,8 @@ import pytest
 from orbctl_simulator import tools
 from tests.simulator.network.virtual import ROOT, cache, environment, host_now, other_mounts
 
+pytestmark = pytest.mark.boot
+
 _HIDE = 'for path in {}; do test ! -e "$path" || mount --bind /dev/null "$path" || exit 1; done'
 MISSING = ("nft", "dnsmasq", "slirp4netns")
 _APT = ("/var/lib/apt", "/var/cache/apt", "/var/lib/dpkg", "/var/log/apt")

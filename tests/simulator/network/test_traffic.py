@@ -18,6 +18,8 @@ from tests.simulator.network.virtual import (
     serve,
 )
 
+pytestmark = pytest.mark.boot
+
 
 def near(machine: Machine, number: int) -> str:
     """An address on its network."""
