@@ -69,6 +69,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="where machines come from: OrbStack where there is one, else its simulator (auto)",
     )
+    group.addoption(
+        "--orbstack-init",
+        choices=("image", "none"),
+        help="whether the simulator's machines boot the init of their image; by default they do"
+        " where the host can, and none is faster",
+    )
     group.addoption("--orbstack-image", metavar="IMAGE", help="image of the machines")
     group.addoption(
         "--orbstack-keep", action="store_true", help="keep the machines until the next run"
@@ -81,6 +87,11 @@ def pytest_configure(config: pytest.Config) -> None:
     endings = config.stash[ENDINGS_KEY] = Endings()
     endings.begin()
     config.pluginmanager.register(_CtrlC(endings))
+    init = config.getoption("orbstack_init")
+    if init:
+        patch = pytest.MonkeyPatch()  # of the environment, which all that is started here gets
+        patch.setenv("ORBCTL_SIMULATOR_INIT", init)
+        config.add_cleanup(patch.undo)
     worker = getattr(config, "workerinput", {})
     config.stash[RUN_KEY] = worker.get("orbstack_run") or secrets.token_hex(4)
 

@@ -370,3 +370,19 @@ def test_a_run_that_ends_while_it_makes_a_machine_leaves_none(
     (left,) = Record(record).machines()
     assert left in names(client)
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("init", ["none", "image"])
+def test_init(pytester: pytest.Pytester, init: str) -> None:
+    """The option decides, also over the environment."""
+    pytester.makepyfile(
+        f"""
+        import os
+
+        def test_variable():
+            assert os.environ["ORBCTL_SIMULATOR_INIT"] == {init!r}
+        """
+    )
+    before = os.environ.get("ORBCTL_SIMULATOR_INIT")
+    pytester.runpytest_inprocess("--orbstack-init", init).assert_outcomes(passed=1)
+    assert os.environ.get("ORBCTL_SIMULATOR_INIT") == before
