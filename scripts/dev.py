@@ -354,6 +354,7 @@ def bench() -> None:
         stamp.write_text(pyinfra)
     run(PYTHON, "-m", "benchmarks.compare", "--predecessor", old, env=environment())
     run(PYTHON, "-m", "benchmarks.report", env=environment())
+    run(PYTHON, "-m", "benchmarks.boots", env=environment())
 
 
 def conformance() -> None:

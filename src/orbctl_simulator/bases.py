@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from . import images, layers, store
-from .state import FILES, Failure
+from .state import FILES, Failure, home, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,14 +29,31 @@ def choose_init() -> tuple[str, str]:
         raise Failure(f"{VARIABLE}: {IMAGE} or {NONE}, not '{told}'")
     if told == NONE:
         return "", ""
-    from .trial import reason_of_host
-
-    reason = reason_of_host()
+    reason = _reason_of_host()
     if reason and told == IMAGE:
         raise Failure(f"this host cannot boot machines: {reason}")
     if reason:
         return "", f"it has no init, as with {VARIABLE}={NONE}: this host cannot boot it: {reason}"
     return IMAGE, ""
+
+
+def _reason_of_host() -> str:
+    """Why this host can boot no machines, or nothing. Once it can, it can until it reboots."""
+    path = os.path.join(home(), "boots")
+    with open("/proc/stat") as file:
+        now = next((line for line in file if line.startswith("btime")), "")
+    try:
+        with open(path) as file:
+            if file.read() == now:
+                return ""
+    except OSError:
+        pass
+    from .trial import reason_of_host
+
+    reason = reason_of_host()
+    if not reason:
+        write_file(path, now)
+    return reason
 
 
 def needs(init: str) -> tuple[str, ...]:

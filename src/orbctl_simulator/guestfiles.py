@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 from . import guest
 
@@ -19,6 +18,7 @@ _MINIMAL_UNITS = {
     *("e2scrub_reap.service", "fstrim.timer", "getty@tty1.service", "motd-news.timer"),
     *("remote-fs.target", "systemd-pstore.service"),
 }
+_LEVELS = ("rc2.d", "rc3.d", "rc4.d", "rc5.d", "rcS.d")
 _MINIMAL_SCRIPTS = {"dbus", "hwclock.sh", "procps", "sudo"}
 _UNITS = "/etc/systemd/system"
 _MACHINE_ID, _DBUS_ID = "/etc/machine-id", "/var/lib/dbus/machine-id"
@@ -59,9 +59,10 @@ def _leave_hosts_services() -> None:
     """
     for path, kept in ((_UNITS, _MINIMAL_UNITS), ("/etc", _MINIMAL_SCRIPTS)):
         for name in os.listdir(path) if os.path.isdir(path) else ():
-            if re.fullmatch(r".*\.(wants|requires)|rc[2-5S]\.d", name):
+            if name.endswith((".wants", ".requires")) or name in _LEVELS:
                 for entry in os.listdir(f"{path}/{name}"):
-                    if re.sub(r"^S\d\d", "", entry) not in kept:
+                    is_script = entry[0] == "S" and entry[1:3].isdigit()
+                    if (entry[3:] if is_script else entry) not in kept:
                         _remove(f"{path}/{name}/{entry}")
     _remove(f"{_UNITS}/display-manager.service")
     replace({"/etc/fstab": ""})

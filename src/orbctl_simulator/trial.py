@@ -7,29 +7,17 @@ import shutil
 
 from . import cgroups, stored, userns
 from .bootplan import Plan
-from .state import Failure, home, new_id, write_file
+from .state import Failure, home, new_id
 from .world import Builder
 
 _DIRECTORIES = ("dev", "proc", "run", "sbin", "sys", "tmp")
 
 
 def reason_of_host() -> str:
-    """Why this host can boot no machines, or nothing.
-
-    Once it can, it is believed to until it reboots.
-    """
+    """Why this host can boot no machines, or nothing. What they need is fetched if it can be."""
     from . import tools
     from .network import available
 
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        now = file.read()
-    known = os.path.join(home(), "boots")
-    try:
-        with open(known) as file:
-            if file.read() == now:
-                return ""
-    except OSError:
-        pass
     os.makedirs(home(), mode=0o700, exist_ok=True)
     reason = why_not() or available() or ""
     if not reason:
@@ -37,7 +25,6 @@ def reason_of_host() -> str:
             tools.ensure()
         except Failure as failure:
             return str(failure)
-        write_file(known, now)
     return reason
 
 
