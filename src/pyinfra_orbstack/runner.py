@@ -268,7 +268,9 @@ def stdin_pieces(stdin: Any) -> Iterator[bytes]:
                 yield line.encode("utf-8", "surrogateescape")
             else:
                 yield bytes(memoryview(element))
-    except (AttributeError, TypeError, ValueError) as bad:
+    except OSError:
+        raise
+    except Exception as bad:  # whatever makes them up
         raise OSError(f"_stdin holds what cannot be sent: {bad}") from None
 
 
