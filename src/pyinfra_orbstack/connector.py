@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import posixpath
 from collections.abc import Iterator
@@ -281,7 +282,7 @@ class OrbStackConnector(BaseConnector):
                     unix.get_raw_value(),
                     self._print_line if print_output else None,
                     stdin=stdin_pieces(stdin),
-                    timeout=control.get("_timeout"),
+                    timeout=_seconds(control.get("_timeout")),
                     pty=pty,
                 )
             except CommandTimeout as late:
@@ -394,13 +395,26 @@ class OrbStackConnector(BaseConnector):
     def _transfer_options(self, arguments: dict[str, Any], print_input: bool) -> dict[str, Any]:
         """What of pyinfra's arguments is for a transfer, and not for its commands."""
         options: dict[str, Any] = {
-            "timeout": extract_control_arguments(arguments).get("_timeout"),  # type: ignore[arg-type]
+            "timeout": _seconds(
+                extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
+            ),
             # su reads its password from there.
             "stdin_taken": bool(arguments.get("_su_user") and arguments.get("_su_password")),
         }
         if print_input:
             options["show"] = self._print_input
         return options
+
+
+def _seconds(timeout: Any) -> float | None:
+    """A `_timeout`, which a host's data may hold as text."""
+    try:
+        number = None if timeout is None else float(timeout)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if number is not None and math.isnan(number):
+        raise OSError(f"_timeout is a number of seconds, not {timeout!r}")
+    return number
 
 
 def _remove_files(runner: Runner, paths: set[str]) -> bool:

@@ -131,8 +131,12 @@ def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
             continue
         hosts = group[0] if isinstance(group, tuple) and group else group
         for host in hosts if isinstance(hosts, (list, tuple)) else ():
-            names[host[0] if isinstance(host, tuple) and host else host] = None
-    return [name for name in names if isinstance(name, str)]
+            name = host[0] if isinstance(host, tuple) and host else host
+            if isinstance(name, list):
+                raise Refused(f"{path}: {key} holds {name!r}: a host is a name, or a tuple")
+            if isinstance(name, str):
+                names[name] = None
+    return list(names)
 
 
 def _where(path: str, broken: Exception) -> str:
@@ -347,7 +351,12 @@ def destroy(args: argparse.Namespace) -> int:
     if not args.yes:
         if not sys.stdin.isatty():
             raise Refused(f"would delete {', '.join(names)}: confirm with YES=1")
-        if input(f"Delete {', '.join(names)}? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(f"Delete {', '.join(names)}? [y/N] ")
+        except EOFError:  # Ctrl-D is no answer
+            print()
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
             return 1
     return delete(record, machines)
 

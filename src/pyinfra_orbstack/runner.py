@@ -63,6 +63,8 @@ class Runner:
         self._prefix = prefix
         self._lock = RLock()
         self._session: ShellSession | None = None
+        # The thread's, in which it was made: nobody else can wait for the session.
+        self._hub = gevent.get_hub()
         self._init = ""
 
     # Connections
@@ -118,7 +120,7 @@ class Runner:
                 return self._run_alone(ShellSession.terminal, text, sink, pieces, timeout)
             first = _take(pieces, LARGEST_FRAME_STDIN)
             small = sum(map(len, first)) <= LARGEST_FRAME_STDIN
-            if small and self._transport == "session":
+            if small and self._transport == "session" and self._hub is gevent.get_hub():
                 with self._lock:
                     return self._run_in_session(text, sink, b"".join(first), timeout)
             return self._run_alone(ShellSession.spawn, text, sink, chain(first, pieces), timeout)
@@ -266,7 +268,9 @@ def stdin_pieces(stdin: Any) -> Iterator[bytes]:
                 yield line.encode("utf-8", "surrogateescape")
             else:
                 yield bytes(memoryview(element))
-    except (AttributeError, TypeError, ValueError) as bad:
+    except OSError:
+        raise
+    except Exception as bad:  # whatever makes them up
         raise OSError(f"_stdin holds what cannot be sent: {bad}") from None
 
 

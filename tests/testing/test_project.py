@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,6 +57,27 @@ def test_hosts_of_an_inventory_are_read_as_pyinfra_does(tmp_path: Path) -> None:
     path = tmp_path / "inventory.py"
     path.write_text(LOCAL)
     assert project.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
+
+
+def test_a_host_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "inventory.py").write_text('web = [["@orbstack/a"]]\n')
+    with pytest.raises(project.Refused, match="a host is a name, or a tuple"):
+        project.inventory_hosts(tmp_path / "inventory.py")
+
+
+def test_ctrl_d_is_no_answer(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    made = [SimpleNamespace(name=name, id="A1")]
+    monkeypatch.setattr(orbctl.Record, "machines", lambda self: {name: "A1"})
+    monkeypatch.setattr(orbctl.Record, "existing", lambda self, client: made)
+    monkeypatch.setattr(project, "use_orbctl", lambda: None)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+
+    def ends(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ends)
+    monkeypatch.delenv("YES", raising=False)
+    assert project.main(["destroy"]) == 1
 
 
 @pytest.mark.parametrize(
