@@ -60,7 +60,10 @@ def _saying(action: str, name: str) -> Iterator[None]:
 
 def seekable(file: Any) -> bool:
     """Whether an IO object can be read a second time."""
-    return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
+    try:
+        return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
+    except ValueError:
+        return False  # it is closed, which reading it tells
 
 
 def is_text(file: Any) -> bool:

@@ -170,7 +170,8 @@ def check_keys(given: Iterable[str], known: Collection[str] = KEYS) -> None:
     """
     for key in given:
         # Other keys are the user's own, and need not even be text.
-        if isinstance(key, str) and key.startswith(PREFIX) and key not in known and key not in GIVEN:
+        ours = isinstance(key, str) and key.startswith(PREFIX)
+        if ours and key not in known and key not in GIVEN:
             raise BadValue(f"{key} is not a key of this connector{_nearest(key, known)}")
 
 

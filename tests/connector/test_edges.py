@@ -60,6 +60,18 @@ def test_stdin_that_fails_while_it_is_read(remote: Remote) -> None:
         remote.out("cat", _stdin=(1 / 0 for _ in "1"))
 
 
+def test_closed_files(remote: Remote) -> None:
+    closed = io.BytesIO(b"x")
+    closed.close()
+    for use in (
+        lambda: remote.put(closed, "/tmp/closed"),
+        lambda: remote.get("/etc/passwd", closed),
+        lambda: remote.run("cat", _stdin=closed),
+    ):
+        with pytest.raises(OSError, match="closed file"):
+            use()
+
+
 def test_a_timeout_may_be_text(remote: Remote) -> None:
     assert remote.out("echo hi", _timeout="5") == "hi"
     for bad in ("soon", [1], float("nan")):
