@@ -13,9 +13,10 @@ from pathlib import Path
 import gevent
 import pytest
 
-from pyinfra_orbstack import orbctl, project, testing
+from pyinfra_orbstack import orbctl, project
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlMissing, Record
 from pyinfra_orbstack.testing import Machine, MachineFactory
+from pyinfra_orbstack.testing.engine import delete_all
 
 
 def failing(folder: Path) -> str:
@@ -40,7 +41,7 @@ def test_a_machine_that_cannot_be_deleted_is_named(
     orbstack_machines: MachineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = orbstack_machines("stays")
-    client = machine._engine.client
+    client = machine.engine.client
     with monkeypatch.context() as patch:
         patch.setattr(client, "command", failing(tmp_path))
         with pytest.warns(UserWarning, match=f"{machine.name} was not deleted: not today"):
@@ -56,7 +57,7 @@ def test_what_is_half_made_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """Interrupted while it is cloned, when there is a machine already."""
-    engine, name = machine._engine, f"half-{secrets.token_hex(4)}"
+    engine, name = machine.engine, f"half-{secrets.token_hex(4)}"
     real, made = engine.client.command, tmp_path / "made"
     slow = tmp_path / "orbctl"
     slow.write_text(
@@ -75,7 +76,7 @@ def test_what_is_half_made_is_removed(
         patch.setattr(engine.client, "command", str(slow))
         gevent.spawn(interrupt)
         with pytest.raises(error):
-            engine._make(name, orbctl.machine_args("clone", machine.name, name))
+            engine.create(name, orbctl.machine_args("clone", machine.name, name))
     with pytest.raises(orbctl.MachineNotFound):
         engine.client.info(name)
     assert name not in engine.record.machines()
@@ -85,18 +86,18 @@ def test_what_is_half_made_is_removed(
 def test_what_cannot_be_written_down_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, name = machine._engine, f"lost-{secrets.token_hex(4)}"
+    engine, name = machine.engine, f"lost-{secrets.token_hex(4)}"
     with monkeypatch.context() as patch:
         patch.setattr(engine, "record", Record(tmp_path))
         with pytest.raises(orbctl.OrbctlError, match="deleted again: cannot write the record"):
-            engine._make(name, orbctl.machine_args("clone", machine.name, name))
+            engine.create(name, orbctl.machine_args("clone", machine.name, name))
     with pytest.raises(orbctl.MachineNotFound):
         engine.client.info(name)
 
 
 def test_a_machine_that_does_not_answer_is_waited_for(machine: Machine) -> None:
     with pytest.raises(orbctl.MachineNotFound):
-        machine._engine.wait("no-such-machine", seconds=0.6)
+        machine.engine.wait("no-such-machine", seconds=0.6)
 
 
 def test_records_that_cannot_be_worked_off_stay(
@@ -106,7 +107,7 @@ def test_records_that_cannot_be_worked_off_stay(
     folder.mkdir()
     (folder / "settings").write_text(f"{orbctl.COMMAND_VARIABLE}={failing(tmp_path)}\n")
     (folder / "machines").write_text("left 01KHVDCW7HTAGRPMB823KADP9B\n")
-    testing._delete_all(folder)
+    delete_all(folder)
     said = capsys.readouterr().err
     assert said == "the next run tries again to delete left: not today\n"
     assert Record(folder / "machines").machines() == {"left": "01KHVDCW7HTAGRPMB823KADP9B"}
