@@ -18,9 +18,9 @@ from pathlib import Path
 import copier
 import ending
 
-from pyinfra_orbstack import project, testing
+from pyinfra_orbstack import cli, programs, testing
+from pyinfra_orbstack.cli import PREFIX, Refused
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, OrbctlError, Record
-from pyinfra_orbstack.project import PREFIX, Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
@@ -59,7 +59,7 @@ def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
 
 def deploy(environment: dict[str, str]) -> tuple[int, int]:
     """Apply the project's deploy; return how many operations did and did not change something."""
-    argv = project.pyinfra_argv("-y", "inventories/local.py", "deploy.py")
+    argv = programs.pyinfra_argv("-y", "inventories/local.py", "deploy.py")
     total = ""
     with ending.child(
         argv, cwd=DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -84,16 +84,16 @@ def demo() -> None:
     existing = (DEMO / ".copier-answers.yml").exists()
     if DEMO.exists() and not existing:
         raise Refused(f"{DEMO} is there and was not made by this demo: move it away first")
-    command = project.choose_orbctl()
-    reach = project.settings(command)
+    command = programs.choose_orbctl()
+    reach = programs.settings(command)
     os.environ.update(reach)
     # An earlier demo may have run elsewhere; its machines can be deleted from there alone.
     if RECORD.machines() and json.loads(SETTINGS.read_text()) != reach:
         raise Refused("an earlier demo used another orbctl: run `make clean` first")
-    kind = "the simulator" if project.is_simulator(command) else "OrbStack"
+    kind = "the simulator" if programs.is_simulator(command) else "OrbStack"
     print(f"1. Machines are {kind}'s: {command}")
     project_folder = DEMO if existing else render()
-    hosts = project.inventory_hosts(project_folder / "inventories" / "local.py")
+    hosts = cli.inventory_hosts(project_folder / "inventories" / "local.py")
     refuse_strangers(Orbctl(), hosts)
     SETTINGS.write_text(json.dumps(reach))
     if existing:

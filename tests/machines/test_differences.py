@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 import pytest
 
-from pyinfra_orbstack import project
+from pyinfra_orbstack import programs
 from pyinfra_orbstack.operations import orbstack
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, Record
 
@@ -321,7 +321,7 @@ def test_S6_cloud_init_file_is_removed_when_pyinfra_is_killed(
     monkeypatch.setenv("ORBCTL_SIMULATOR_FAULTS", '{"match": "create", "hang": true}')
     apply.log.unlink(missing_ok=True)
     child = subprocess.Popen(
-        project.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
+        programs.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
         + [f"machine={machines.new_name()}", "image=ubuntu", f"cloud_init={cloud_init.path}"],
         start_new_session=True,
         stdout=subprocess.DEVNULL,

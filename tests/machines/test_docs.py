@@ -16,7 +16,7 @@ from typing import Any
 import pyinfra
 import pytest
 
-from pyinfra_orbstack import orbctl, project, timing
+from pyinfra_orbstack import orbctl, programs, timing
 from pyinfra_orbstack.facts import orbstack as facts
 from pyinfra_orbstack.operations import orbstack, vm
 
@@ -45,7 +45,7 @@ class Page:
         program, *words = shlex.split(command)
         assert program == "pyinfra"
         done = subprocess.run(
-            project.pyinfra_argv(*words),
+            programs.pyinfra_argv(*words),
             cwd=self.folder,
             capture_output=True,
             text=True,

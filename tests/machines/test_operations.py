@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 
-from pyinfra_orbstack import project
+from pyinfra_orbstack import programs
 from pyinfra_orbstack.operations import orbstack, vm
 from pyinfra_orbstack.orbctl import MachineNotFound
 
@@ -567,7 +567,7 @@ def test_M5_killed_pyinfra_is_completed_by_the_next(
 ) -> None:
     """The whole run, killed at no chosen moment, several times."""
     name = world.machines.new_name()
-    argv = project.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
+    argv = programs.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
     argv += [f"machine={name}", "image=ubuntu"]
     for seconds in (0.9, 1.0, 1.1):
         child = subprocess.Popen(

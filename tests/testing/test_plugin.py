@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyinfra_orbstack.orbctl import COMMAND_VARIABLE, Orbctl, Record, create_args
-from pyinfra_orbstack.project import is_simulator
+from pyinfra_orbstack.programs import is_simulator
 
 pytest_plugins = ["pytester"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from pyinfra_orbstack import orbctl, project
+from pyinfra_orbstack import cli, orbctl, programs
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlMissing, Record
 from pyinfra_orbstack.testing import Machine, MachineFactory
 from pyinfra_orbstack.testing.engine import delete_all
@@ -117,7 +117,7 @@ def test_records_that_cannot_be_worked_off_stay(
 
 
 def test_a_shell_begins_at_home(machine: Machine) -> None:
-    words = [sys.executable, "-m", "pyinfra_orbstack.project", "shell", machine.name]
+    words = [str(Path(sys.executable).with_name("pyinfra-orbstack")), "shell", machine.name]
     done = subprocess.run(words, input="pwd; exit 3\n", capture_output=True, text=True, timeout=100)
     assert done.returncode == 3, done.stderr
     user = machine.run(["id", "-un"]).stdout.strip()
@@ -150,15 +150,15 @@ def test_destroy_asks(
     name = f"asked-{secrets.token_hex(4)}"
     client.clone(machine.name, name)
     made = client.info(name)
-    Record(project.RECORD).add(made)
+    Record(cli.RECORD).add(made)
     try:
         for answer, status in ((Terminal("n\n"), 1), (Terminal("\n"), 1), (Interrupted(), 130)):
             monkeypatch.setattr(sys, "stdin", answer)
-            assert project.main(["destroy"]) == status
+            assert cli.main(["destroy"]) == status
             assert f"Delete {name}? [y/N] " in capsys.readouterr().out
             assert client.info(name).id == made.id
         monkeypatch.setattr(sys, "stdin", Terminal("Yes\n"))
-        assert project.main(["destroy"]) == 0
+        assert cli.main(["destroy"]) == 0
         assert capsys.readouterr().out.endswith(f"deleted: {name}\n")
     finally:
         client.delete(name, made.id)
@@ -181,7 +181,7 @@ def test_the_simulator_is_named_where_it_is_used(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     simulator = Path(sys.executable).with_name("orbctl-simulator")
-    assert project.main(["shell", "no-such-machine"]) == 1
+    assert cli.main(["shell", "no-such-machine"]) == 1
     said = capsys.readouterr()
     assert said.out == f"no OrbStack here: {orbctl.COMMAND_VARIABLE}={simulator}\n"
     assert "there is no machine 'no-such-machine'" in said.err
@@ -191,7 +191,7 @@ def test_the_simulator_is_named_where_it_is_used(
 def test_no_orbctl_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OrbctlMissing, match="install OrbStack"):
-        project.choose_orbctl()
+        programs.choose_orbctl()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(OrbctlMissing, match="orbctl-simulator not found beside"):
-        project.choose_orbctl("simulator")
+        programs.choose_orbctl("simulator")

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import pytest
 
-from pyinfra_orbstack import interrupts, making, orbctl, project, waiting
+from pyinfra_orbstack import interrupts, making, orbctl, programs, waiting
 from pyinfra_orbstack.testing import folders
 
 
@@ -37,7 +37,7 @@ class Engine:
         self.run = run
         self._patch = pytest.MonkeyPatch()
         try:
-            command = project.choose_orbctl(config.getoption("orbstack"))
+            command = programs.choose_orbctl(config.getoption("orbstack"))
             # The connector looks there, in this process and in those it starts.
             self._patch.setenv(orbctl.COMMAND_VARIABLE, command)
             self.client = orbctl.Orbctl(command)
@@ -45,7 +45,7 @@ class Engine:
         except orbctl.OrbctlError as problem:
             self._patch.undo()
             unavailable(str(problem))
-        reach = {orbctl.COMMAND_VARIABLE: command, **project.settings(command)}
+        reach = {orbctl.COMMAND_VARIABLE: command, **programs.settings(command)}
         settings = "".join(f"{name}={value}\n" for name, value in reach.items())
         # Workers share what is made, unless each of them was given a simulator of its own.
         self.folder = folders.root() / f"{self.run}-{zlib.crc32(settings.encode()):08x}"

@@ -26,7 +26,7 @@ from pyinfra.api.operations import run_ops
 from pyinfra.api.state import State
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
-from pyinfra_orbstack import inventory, process, project
+from pyinfra_orbstack import inventory, process, programs
 from pyinfra_orbstack.testing import results
 
 #: Names of groups, or their data by name.
@@ -94,7 +94,7 @@ class Run:
             folder = Path(temporary)
             steps = folder / "steps.json"
             # In the project's folder, where pyinfra finds its group_data.
-            argv = project.pyinfra_argv(
+            argv = programs.pyinfra_argv(
                 "-y", "--chdir", str(self.root), *self._files(folder, steps)
             )
             debug_log = self.root / "pyinfra-debug.log"
