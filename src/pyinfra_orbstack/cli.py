@@ -30,7 +30,7 @@ PREFIX = "@orbstack/"
 CONTAINERS = "@orbstack/docker"
 
 
-class Refused(Exception):
+class CommandError(Exception):
     """The user has to do something first; the text is one line and nothing was changed."""
 
 
@@ -63,13 +63,13 @@ def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
     """Names of the hosts in an inventory file, read as pyinfra reads it.
 
     Raises:
-        Refused: It cannot be executed.
+        CommandError: It cannot be executed.
     """
     names: dict[str, None] = {}
     try:
         values = runpy.run_path(os.fspath(path))
     except Exception as broken:
-        raise Refused(_where(os.fspath(path), broken)) from None
+        raise CommandError(_where(os.fspath(path), broken)) from None
     for key, group in values.items():
         if key.startswith("_") or not isinstance(group, (list, tuple)):
             continue
@@ -94,13 +94,13 @@ def find_inventory(name: str) -> Path:
     """The file of an inventory.
 
     Raises:
-        Refused: There is none of that name.
+        CommandError: There is none of that name.
     """
     known = sorted(path.stem for path in Path("inventories").glob("*.py"))
     if not known:
-        raise Refused(f"there is no inventory in {Path('inventories').absolute()}")
+        raise CommandError(f"there is no inventory in {Path('inventories').absolute()}")
     if name not in known:
-        raise Refused(f"there is no inventory {name!r}; INVENTORY can be: {', '.join(known)}")
+        raise CommandError(f"there is no inventory {name!r}; INVENTORY can be: {', '.join(known)}")
     return Path("inventories", f"{name}.py")
 
 
@@ -108,11 +108,11 @@ def hosts_of(inventory: Path) -> list[str]:
     """Names of the hosts of an inventory that has some.
 
     Raises:
-        Refused: It has none.
+        CommandError: It has none.
     """
     hosts = inventory_hosts(inventory)
     if not hosts:
-        raise Refused(f"{inventory} has no hosts yet: add some to its groups")
+        raise CommandError(f"{inventory} has no hosts yet: add some to its groups")
     return hosts
 
 
@@ -142,7 +142,7 @@ def deploy(args: argparse.Namespace) -> int:
     # Containers and servers were made by somebody else, and no deploy makes them again.
     unasked = args.yes or all(map(is_machine, hosts))
     if not (unasked or sys.stdin.isatty()):
-        raise Refused(
+        raise CommandError(
             f"{inventory} holds more than machines of this computer, and there is nobody to ask: "
             "confirm with YES=1"
         )
@@ -254,7 +254,7 @@ def shell(args: argparse.Namespace) -> int:
             container = engine.inspect(name)
         except docker.ContainerNotFound:
             known = ", ".join(f"docker/{one.name}" for one in engine.containers()) or "none yet"
-            raise Refused(f"there is no container {name!r}; M can be: {known}") from None
+            raise CommandError(f"there is no container {name!r}; M can be: {known}") from None
         words = docker.exec_args(container.id, login, tty=sys.stdin.isatty())
         return call(engine.argv(words), engine.environment())
     use_orbctl()
@@ -262,7 +262,7 @@ def shell(args: argparse.Namespace) -> int:
     names = [machine.name for machine in client.machines()]
     if args.machine not in names:
         known = ", ".join(names) or "none yet, `make deploy` makes them"
-        raise Refused(f"there is no machine {args.machine!r}; M can be: {known}")
+        raise CommandError(f"there is no machine {args.machine!r}; M can be: {known}")
     return call(client.argv(orbctl.run_args(args.machine, login)), client.environment())
 
 
@@ -271,7 +271,9 @@ def destroy(args: argparse.Namespace) -> int:
     inventory = None if args.inventory is None else find_inventory(args.inventory)
     wanted = machines_of(inventory) if inventory else None
     if wanted == []:
-        raise Refused(f"{inventory} names no machine of this computer: there is none to delete")
+        raise CommandError(
+            f"{inventory} names no machine of this computer: there is none to delete"
+        )
     record = orbctl.Record(RECORD)
     recorded = {machine_id: name for name, machine_id in record.machines().items()}
     machines: list[orbctl.Machine] = []
@@ -290,7 +292,7 @@ def destroy(args: argparse.Namespace) -> int:
         return 0
     if not args.yes:
         if not sys.stdin.isatty():
-            raise Refused(f"would delete {', '.join(names)}: confirm with YES=1")
+            raise CommandError(f"would delete {', '.join(names)}: confirm with YES=1")
         if input(f"Delete {', '.join(names)}? [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
     return delete(record, machines)
@@ -325,7 +327,7 @@ def tell_forgotten(names: Sequence[str]) -> None:
     try:
         for inventory in Path("inventories").glob("*.py"):
             known += machines_of(inventory)
-    except Refused:
+    except CommandError:
         return
     forgotten = sorted(set(names) - set(known))
     if forgotten:
@@ -361,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
-    except (Refused, orbctl.OrbctlError, docker.DockerError) as problem:
+    except (CommandError, orbctl.OrbctlError, docker.DockerError) as problem:
         print(problem, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

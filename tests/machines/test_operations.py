@@ -499,14 +499,14 @@ def story(request: pytest.FixtureRequest, world: World, apply_session: Applier) 
 
 
 @pytest.mark.smoke
-def test_M1_first_run_changed(story: Story) -> None:
+def test_first_run_changed(story: Story) -> None:
     assert story.first.error == ""
     assert story.first.changed
     assert {words[0] for words in story.first.changing} == story.case.calls
 
 
 @pytest.mark.smoke
-def test_M2_second_run_no_change(story: Story) -> None:
+def test_second_run_no_change(story: Story) -> None:
     assert story.second.error == ""
     # To restart is to do something each time, and pyinfra is told so.
     assert story.case.operation.is_idempotent is story.case.idempotent
@@ -515,7 +515,7 @@ def test_M2_second_run_no_change(story: Story) -> None:
         assert story.second.changing == []
 
 
-def test_M3_dry_run_says_why_and_changes_nothing(story: Story) -> None:
+def test_dry_run_says_why_and_changes_nothing(story: Story) -> None:
     assert story.planned.error == ""
     assert story.planned.will_change
     assert story.planned.changing == []
@@ -528,14 +528,14 @@ def test_M3_dry_run_says_why_and_changes_nothing(story: Story) -> None:
 
 
 @pytest.mark.smoke
-def test_M4_real_state_equals_desired(story: Story) -> None:
+def test_real_state_equals_desired(story: Story) -> None:
     assert story.holds
 
 
 @pytest.mark.parametrize(
     ("name", "at"), [(name, at) for name, case in CASES.items() for at in case.interrupt]
 )
-def test_M5_interrupted_run_is_completed_by_the_next(
+def test_interrupted_run_is_completed_by_the_next(
     name: str,
     at: str,
     world: World,
@@ -562,7 +562,7 @@ def test_M5_interrupted_run_is_completed_by_the_next(
         assert not case.apply(apply, args, dry=True).will_change
 
 
-def test_M5_killed_pyinfra_is_completed_by_the_next(
+def test_killed_pyinfra_is_completed_by_the_next(
     world: World, apply: Applier, tmp_path: Path
 ) -> None:
     """The whole run, killed at no chosen moment, several times."""
@@ -583,7 +583,7 @@ def test_M5_killed_pyinfra_is_completed_by_the_next(
     assert not apply(orbstack.machine, machine=name, image="ubuntu").changed
 
 
-def test_M3_what_earlier_operations_make_is_missing_in_a_dry_run_only(
+def test_what_earlier_operations_make_is_missing_in_a_dry_run_only(
     world: World, apply: Applier, tmp_path: Path
 ) -> None:
     first, second, third, last = (world.machines.new_name() for _ in range(4))

@@ -157,7 +157,7 @@ def test_an_intent_becomes_a_line_and_nothing_else_stays(record: Record, shell: 
     assert shell("name=web since=1700000000; intend").wait(20) == 0
     (intent,) = record.intents()
     assert (intent.name, intent.since, intent.until) == ("web", 1700000000, None)
-    assert intent.place == record_module._place(Orbctl())
+    assert intent.place == record_module.place_of(Orbctl())
     assert record.machines() == {}
     assert shell("name=web since=1700000000; was_made 1700000009").wait(20) == 0
     assert [one.until for one in record.intents()] == [None, 1700000009]
@@ -483,7 +483,7 @@ def intend(record: Record) -> Iterator[Callable[..., None]]:
         record.path.parent.mkdir(exist_ok=True)
         sign, end = ("?", "-") if until is None else ("!", str(until))
         with record.path.open("a") as file:
-            place = record_module._place(Orbctl())
+            place = record_module.place_of(Orbctl())
             file.write(f"{name} {sign} {since} {end} {writer} {place}\n")
 
     return write  # type: ignore[return-value]

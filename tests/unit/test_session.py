@@ -199,9 +199,9 @@ def test_no_shell_is_not_started_and_says_what_came_instead() -> None:
 def test_a_connection_that_ends_in_the_middle_is_no_success() -> None:
     runner = Runner(["sh"], "session")
     runner.session.open()
-    assert runner.session._connection is not None
+    assert runner.session.connection is not None
     with pytest.raises(session.OutcomeUnknown):
-        runner(f"kill -9 {runner.session._connection.child.pid}; sleep 0.2")
+        runner(f"kill -9 {runner.session.connection.child.pid}; sleep 0.2")
     assert runner("echo on")[1] == b"on\n"
     runner.session.close()
 

@@ -42,13 +42,13 @@ def test_shell_that_stops_answering() -> None:
     """What comes on stderr instead is no answer."""
     runner = Runner(["sh", "-c", '(sleep 1; echo late >&2) & exec sh "$@"', "sh"], "session")
     runner.session.open()
-    assert runner.session._connection is not None
-    os.kill(runner.session._connection.child.pid, signal.SIGSTOP)
+    assert runner.session.connection is not None
+    os.kill(runner.session.connection.child.pid, signal.SIGSTOP)
     with pytest.raises(NotStarted, match="did not answer within"):
         runner("true")
     runner.session.open()
-    assert runner.session._connection is not None
-    os.kill(runner.session._connection.child.pid, signal.SIGSTOP)
+    assert runner.session.connection is not None
+    os.kill(runner.session.connection.child.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
         runner("true", seconds=0.3)
     runner.session.close()

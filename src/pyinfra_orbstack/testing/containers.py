@@ -97,7 +97,7 @@ class ContainerFactory:
             if holder.stdout.readline() != b"ready\n":
                 _let_go(holder)
                 errors.seek(0)
-                said = docker.error(errors.read().decode(errors="replace"), holder.returncode)
+                said = docker.error_of(errors.read().decode(errors="replace"), holder.returncode)
                 unavailable(f"{image}: {said}", "containers")
         inventory.list_containers.cache.clear()
         container = self._client.inspect(name)
