@@ -258,6 +258,13 @@ def test() -> None:
     measure.note_passed(ROOT, content)
 
 
+def unit() -> None:
+    """Run the quick tests that need no machine."""
+    setup("test")
+    marked = ("-m", "not long", "-n", "2", "-q")
+    pytest("tests/unit", "tests/operations", "tests/facts", *marked)
+
+
 def hosts() -> None:
     """Run the tests of how runs end, and some of all others as they would run on other hosts."""
     setup("test", "coverage")
@@ -518,7 +525,7 @@ def remove(folder: Path) -> None:
 TARGETS = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(demo, test, hosts, template, compat, bench, conformance, faults, contract),
+        *(demo, unit, test, hosts, template, compat, bench, conformance, faults, contract),
         *(lint, coverage, docs, release_test, release_check, release, clean),
     )
 }

@@ -20,7 +20,7 @@ from pyinfra_orbstack.orbctl import Orbctl
 from pyinfra_orbstack.protocol import OutcomeUnknown
 
 from ..containers import Containers
-from .conftest import PASSWORD, TRANSPORTS, Guest, Remote, way
+from .conftest import PASSWORD, PLACES, TRANSPORTS, Guest, Remote, way
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
@@ -426,6 +426,8 @@ WHOSE = {
 }
 
 
+# With a terminal every transport takes the same way.
+@pytest.mark.parametrize("transport", PLACES)
 @pytest.mark.parametrize("own_terminal", [True, False])
 @pytest.mark.parametrize("whose", WHOSE)
 def test_Y2_what_is_typed_arrives_and_ends(

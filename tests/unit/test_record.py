@@ -111,6 +111,7 @@ def test_lines_that_are_cut_short_or_hostile_name_nothing(record: Record, line: 
     assert lines(record) == [one for one in (line, "last ID2", line) if one]
 
 
+@pytest.mark.long
 @given(st.binary(max_size=200))
 @settings(max_examples=50, deadline=None)
 def test_any_bytes_survive(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
@@ -280,6 +281,7 @@ for number in range(int(sys.argv[2]), int(sys.argv[2]) + 6):
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_ten_writers_of_both_kinds_lose_nothing(record: Record, shell: Shell) -> None:
     record.path.parent.mkdir()
@@ -381,6 +383,7 @@ def test_waiting_for_the_lock_ends_and_stops_no_other_host(
     assert len(ticks) > 5
 
 
+@pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 def test_writers_that_are_killed_anywhere_leave_it_whole(record: Record, shell: Shell) -> None:

@@ -80,6 +80,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     runner.session.close()
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(
     words=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), max_size=4),
@@ -211,6 +212,7 @@ def test_stdin_that_looks_like_a_word_of_ours(run: Runner, stdin: bytes) -> None
     assert run("cat", stdin) == (0, stdin, b"")
 
 
+@pytest.mark.long
 def test_a_hundred_mebibytes(run: Runner) -> None:
     size = 100 * 2**20
     seen = {STDOUT: 0, STDERR: 0}

@@ -21,6 +21,8 @@ from pyinfra_orbstack.session import ShellSession
 
 from .test_session import SHELLS, Here, running
 
+pytestmark = pytest.mark.long
+
 WAYS = ("session", "session-stdin", "spawn", "terminal")
 
 

@@ -293,7 +293,7 @@ TABLE = {
     "orbstack_config_get": Old(
         lambda key: _show({key: ask(OrbStackConfigValue, key=key)}),
         "Show a setting.",
-        "the fact ``OrbStackConfig``",
+        "the fact ``OrbStackConfigValue``",
         'vm.orbstack_config_get("memory_mib")',
         {"key": "name of the setting"},
         decorate=SHOWS,
