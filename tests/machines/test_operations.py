@@ -364,6 +364,7 @@ CASES = {
         {"run", "config"},
         interrupt=("run", "config set"),
     ),
+    # The old names call the new operations, of which every way to be interrupted is tested above.
     "vm_create": Case(
         vm.vm_create,
         lambda world: {
@@ -375,56 +376,48 @@ CASES = {
         },
         _user("running"),
         {"create", "run"},
-        interrupt=("create",),
     ),
     "vm_clone": Case(
         vm.vm_clone,
         lambda world: {"source_name": world.base, "new_name": world.machines.new_name()},
         lambda world, args: world.state(args["new_name"]) == "stopped",
         {"clone"},
-        interrupt=("clone",),
     ),
     "vm_export": Case(
         vm.vm_export,
         lambda world: {"machine": world.base, "output_path": str(world.folder / "old.tar.zst")},
         lambda world, args: _is_private_and_whole(world, {"path": args["output_path"]}),
         {"export"},
-        interrupt=("export",),
     ),
     "vm_import": Case(
         vm.vm_import,
         lambda world: {"input_path": world.exported(), "machine": world.machines.new_name()},
         lambda world, args: world.state(args["machine"]) != "absent",
         {"import"},
-        interrupt=("import",),
     ),
     "vm_rename": Case(
         vm.vm_rename,
         lambda world: {"old_name": world.clone(), "new_name": world.machines.new_name()},
         lambda world, args: _renamed(world, {"machine": args["old_name"], "to": args["new_name"]}),
         {"rename"},
-        interrupt=("rename",),
     ),
     "vm_delete": Case(
         vm.vm_delete,
         lambda world: {"machine": world.clone()},
         _state("absent"),
         {"delete"},
-        interrupt=("delete",),
     ),
     "vm_start": Case(
         vm.vm_start,
         lambda world: {"machine": world.spare("stopped")},
         _state("running"),
         {"start", "run"},
-        interrupt=("start",),
     ),
     "vm_stop": Case(
         vm.vm_stop,
         lambda world: {"machine": world.spare("running")},
         _state("stopped"),
         {"stop"},
-        interrupt=("stop",),
     ),
     "vm_restart": Case(
         vm.vm_restart,
@@ -432,7 +425,6 @@ CASES = {
         _state("running"),
         {"restart", "run"},
         idempotent=False,
-        interrupt=("restart",),
     ),
     "vm_username_set": Case(
         vm.vm_username_set,
@@ -445,14 +437,12 @@ CASES = {
             and world.state(args["vm_name"]) == "running"
         ),
         {"run", "config"},
-        interrupt=("config set",),
     ),
     "orbstack_config_set": Case(
         vm.orbstack_config_set,
         lambda world: {"key": "network_proxy", "value": world.machines.new_name()},
         lambda world, args: world.config(args["key"]) == args["value"],
         {"config"},
-        interrupt=("config set",),
     ),
 }
 
