@@ -101,10 +101,10 @@ def _machines(asked: HostName) -> Iterator[Host]:
         if not chosen:
             raise InventoryError(no_match(asked))
     else:
-        yield _host(name, next((one for one in machines if one.name == name), None))
+        yield machine_host(name, next((one for one in machines if one.name == name), None))
         return
     for machine in chosen:
-        yield _host(machine.name, machine)
+        yield machine_host(machine.name, machine)
 
 
 @memoize
@@ -129,7 +129,7 @@ def _unless_just_failed(cache: dict[Any, Any], listing: Callable[[], list[T]]) -
         raise
 
 
-def _host(name: str, machine: orbctl.Machine | None) -> Host:
+def machine_host(name: str, machine: orbctl.Machine | None) -> Host:
     data: dict[str, Any] = {"orbstack_vm": True, "vm_name": name}
     groups = ["@orbstack", "orbstack"]
     if machine is not None:
@@ -163,7 +163,7 @@ def list_containers() -> list[docker.Container]:
     return _unless_just_failed(list_containers.cache, lambda: docker.Docker().containers())
 
 
-def _container_host(name: str, container: docker.Container | None, *, named: bool) -> Host:
+def container_host(name: str, container: docker.Container | None, *, named: bool) -> Host:
     # Whoever asks for all that run does not want one to be started that has ended since.
     data: dict[str, Any] = {"container_name": name} if named else {"orbstack_start": False}
     groups = ["@orbstack", "orbstack_containers"]
@@ -197,7 +197,7 @@ def _containers(asked: HostName) -> Iterator[Host]:
     if name and not asked.is_pattern:
         called = [one for one in containers if one.name == name]
         called = called or [one for one in containers if one.id.startswith(name)]
-        yield _container_host(name, called[0] if len(called) == 1 else None, named=True)
+        yield container_host(name, called[0] if len(called) == 1 else None, named=True)
         return
     running = [one for one in containers if one.running]
     chosen = [one for one in running if fnmatchcase(one.name, name or "*")]
@@ -209,7 +209,7 @@ def _containers(asked: HostName) -> Iterator[Host]:
             "one that is stopped is started when it is named: @orbstack/docker/NAME"
         )
     for one in chosen:
-        yield _container_host(one.name, one, named=False)
+        yield container_host(one.name, one, named=False)
 
 
 def just_listed(name: str) -> orbctl.Machine | None:

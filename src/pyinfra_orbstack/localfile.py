@@ -331,10 +331,10 @@ class _IntoFile(Arrival):
         kept = os.path.join(self._room, "old")
         shutil.copyfile(self._path, kept)
         try:
-            _overwrite(self._path, self._new)
+            overwrite(self._path, self._new)
         except BaseException as broken:
             try:
-                _overwrite(self._path, kept)
+                overwrite(self._path, kept)
             except OSError:
                 os.replace(kept, os.path.join(self._room, "kept"))
                 raise OSError(
@@ -362,7 +362,7 @@ def _look(path: str) -> os.stat_result | None:
     return found
 
 
-def _overwrite(path: str, source: str) -> None:
+def overwrite(path: str, source: str) -> None:
     # Without O_CREAT, which fs.protected_regular forbids for others' files in /tmp.
     with open(source, "rb") as new, open(os.open(path, os.O_WRONLY), "wb") as target:
         shutil.copyfileobj(new, target)

@@ -26,7 +26,7 @@ from pyinfra_orbstack.answers import (
     MachineNotFound,
     OrbctlError,
     OrbctlMissing,
-    error,
+    error_of,
     parse_config,
     parse_info,
     parse_list,
@@ -74,7 +74,7 @@ __all__ = [
     "check_value",
     "config_args",
     "create_args",
-    "error",
+    "error_of",
     "export_args",
     "find",
     "import_args",
@@ -191,7 +191,7 @@ class Orbctl:
         except OSError as broken:
             raise OrbctlMissing(f"cannot run {self.command}: {broken.strerror}") from None
         if done.returncode != 0:
-            raise error(done.stderr.decode(errors="replace"), done.returncode)
+            raise error_of(done.stderr.decode(errors="replace"), done.returncode)
         return done
 
     def _read(self, parse: Callable[[str], T], *args: str) -> T:

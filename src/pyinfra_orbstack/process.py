@@ -311,13 +311,13 @@ class Detached:
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         with launch.explained(), ExitStack() as theirs, ExitStack() as ours:
-            self._said, said = launch.pipe(ours, theirs)
+            self._transcript, said = launch.pipe(ours, theirs)
             # The shell in between gets our end, too: who writes there is never killed because we
             # are gone.
-            files = {STDOUT: said, STDERR: said, STATUS: said, 4: self._said}
+            files = {STDOUT: said, STDERR: said, STATUS: said, 4: self._transcript}
             self._process = Launched(argv, env, files, report=True)
             ours.pop_all()
-        os.set_blocking(self._said, False)
+        os.set_blocking(self._transcript, False)
         _detached.add(self)
 
     def result(self, timeout: float) -> Completed:
@@ -334,7 +334,7 @@ class Detached:
             while not gone:
                 gone = self._process.wait(min(0.05, deadline - time.monotonic()))
                 with contextlib.suppress(BlockingIOError):
-                    while piece := os.read(self._said, CHUNK):
+                    while piece := os.read(self._transcript, CHUNK):
                         said += piece
                 if not gone and time.monotonic() >= deadline:
                     self._process.kill()
@@ -342,7 +342,7 @@ class Detached:
         finally:
             if self in _detached:
                 _detached.discard(self)
-                close(self._said)
+                close(self._transcript)
                 launch.unreaped.add(self._process)
         text, _, status = said.rpartition(b"\n")
         return _completed(status, b"", text)

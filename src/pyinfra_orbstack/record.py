@@ -144,7 +144,7 @@ class Record:
             orbctl = orbctl or _usual()
         with self._held() as write:
             if orbctl is not None:
-                made = f"{machine.id} {_place(orbctl)}"
+                made = f"{machine.id} {place_of(orbctl)}"
                 write(_beside(self.path), lambda lines: [*lines, made])
             write(
                 self.path,
@@ -221,7 +221,7 @@ class Record:
         ]
         if not dead:
             return said
-        place = _place(orbctl)
+        place = place_of(orbctl)
         listed = {machine.name: machine for machine in orbctl.machines()}
         unseen = [one.since for one in dead if one.name not in listed and one.place == place]
         left = max(unseen, default=0) + SHOWN - time.time()
@@ -265,7 +265,7 @@ class Record:
         # Read before the machines are listed: what somebody adds meanwhile is not forgotten.
         entries = {machine_id: name for name, machine_id in self._entries()}
         listed = {machine.id: machine for machine in orbctl.machines()} if entries else {}
-        place, deleted, gone = _place(orbctl), [], []
+        place, deleted, gone = place_of(orbctl), [], []
         for machine_id, name in entries.items():
             machine = listed.get(machine_id)
             try:
@@ -338,7 +338,7 @@ def _usual() -> Orbctl:
     return Orbctl()
 
 
-def _place(orbctl: Orbctl) -> str:
+def place_of(orbctl: Orbctl) -> str:
     """Which machines an `orbctl` knows: the program, whose it is, and the simulator's folder."""
     env = orbctl.environment()
     simulator = env.get("ORBCTL_SIMULATOR_HOME") or env.get("XDG_STATE_HOME") or ""

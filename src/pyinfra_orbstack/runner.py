@@ -62,7 +62,7 @@ class Runner:
         self._on_restart = on_restart
         self._prefix = prefix
         self._lock = RLock()
-        self._session: ShellSession | None = None
+        self.session: ShellSession | None = None
         # The thread's, in which it was made: nobody else can wait for the session.
         self._hub = gevent.get_hub()
         self._init = ""
@@ -76,16 +76,16 @@ class Runner:
             NotStarted: The target does not answer.
             TimeoutError: The deadline came, a point of `time.monotonic`.
         """
-        if self._session is None or not self._session.alive:
+        if self.session is None or not self.session.alive:
             self.close()
             session = self._new_session()
             session.open(deadline)
-            self._session = session
-        return self._session
+            self.session = session
+        return self.session
 
     def close(self) -> None:
         """Close the session."""
-        session, self._session = self._session, None
+        session, self.session = self.session, None
         if session is not None:
             session.close()
 
@@ -149,9 +149,9 @@ class Runner:
 
         Nothing is opened for it, which would start a stopped machine.
         """
-        if self._session is None or not self._session.idle:
+        if self.session is None or not self.session.idle:
             return False
-        self._session.run(text, _ignore, deadline=time.monotonic() + timeout)
+        self.session.run(text, _ignore, deadline=time.monotonic() + timeout)
         return True
 
     def run_apart(

@@ -284,7 +284,7 @@ def test_F13_a_stopped_machine_is_not_started_to_clean_up(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
     remote = connect(fresh_machine)
-    upload = transfer.Upload(remote.host.connector._runner, "/tmp/x", lambda command: command)
+    upload = transfer.Upload(remote.host.connector.runner, "/tmp/x", lambda command: command)
     assert upload._recover() == ""
     client.stop(fresh_machine)
     assert upload._recover() == "; what it may have left there goes with the next upload to it"
@@ -366,7 +366,7 @@ def test_F13_only_a_writers_own_beginning_is_put_back(
         "begun" if begun else "",
         remote.out("id -un"),
     )
-    runner = remote.host.connector._runner
+    runner = remote.host.connector.runner
     assert transfer.Upload(runner, path, lambda command: command)._recover() == ""
     assert place.content(path) == after
     assert place.rooms() == []

@@ -112,7 +112,7 @@ def test_shell_that_does_not_open_at_first(
 ) -> None:
     """No command has begun: it is tried once more, and not again."""
     proxy = Proxy(tmp_path, [client.command])
-    monkeypatch.setattr(remote.host.connector._runner.target.client, "command", str(proxy.path))
+    monkeypatch.setattr(remote.host.connector.runner.target.client, "command", str(proxy.path))
     remote.drop_session()
     proxy.tell("run once exit 1 not now")
     assert remote.out("echo on") == "on"

@@ -14,8 +14,8 @@ from pyinfra.facts.files import File
 from pyinfra.facts.server import Hostname, Users
 from pyinfra.operations import files, server
 
-from pyinfra_orbstack.results import Result
 from pyinfra_orbstack.testing import Machine, MachineFactory
+from pyinfra_orbstack.testing.results import Result
 
 DEPLOY = """
 from pyinfra import host

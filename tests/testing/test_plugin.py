@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyinfra_orbstack.orbctl import COMMAND_VARIABLE, Orbctl, Record, create_args
-from pyinfra_orbstack.project import is_simulator
+from pyinfra_orbstack.programs import is_simulator
 
 pytest_plugins = ["pytester"]
 
@@ -120,7 +120,7 @@ def test_workers_share_one_base(pytester: pytest.Pytester) -> None:
 
         @pytest.mark.parametrize("number", range(4))
         def test(orbstack_machine, orbstack_machines, number):
-            engine = orbstack_machines._engine
+            engine = orbstack_machines.engine
             bases = [n for n in engine.record.machines() if n.startswith("base-")]
             pathlib.Path(f"bases-{number}").write_text(" ".join(bases))
         """

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pyinfra import host
 from pyinfra.operations import server
 
-from pyinfra_orbstack import inventory, results
-from pyinfra_orbstack.runs import Groups, Run, check_groups
-from pyinfra_orbstack.testing import ContainerFactory, Machine, MachineFactory
+from pyinfra_orbstack import inventory
+from pyinfra_orbstack.testing import ContainerFactory, Machine, MachineFactory, results
+from pyinfra_orbstack.testing.runs import Groups, Run, check_groups
 
 from ..containers import Containers
 
@@ -169,9 +169,9 @@ def refused(make: Callable[..., object]) -> None:
 def test_what_is_no_name_is_refused_before_a_machine_is_made(
     orbstack_machines: MachineFactory, machine: Machine
 ) -> None:
-    before = {one.name for one in machine._engine.client.machines()}
+    before = {one.name for one in machine.engine.client.machines()}
     refused(orbstack_machines)
-    assert {one.name for one in machine._engine.client.machines()} == before
+    assert {one.name for one in machine.engine.client.machines()} == before
 
 
 def test_what_is_no_name_is_refused_before_a_container_is_made(

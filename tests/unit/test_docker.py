@@ -181,7 +181,7 @@ def test_a_container_that_goes_while_they_are_listed(fake: Fake) -> None:
 @pytest.mark.parametrize("advice", ["See 'docker run --help'.", "Run 'docker run --help' for more"])
 def test_the_advice_below_an_error_is_left_out(advice: str) -> None:
     said = f"docker: Error response from daemon: No such image: web:1\n\n{advice}\n"
-    assert str(docker.error(said, 125)) == "No such image: web:1"
+    assert str(docker.error_of(said, 125)) == "No such image: web:1"
 
 
 def test_orbstacks_context_is_used_where_there_is_one(fake: Fake) -> None:

@@ -190,6 +190,7 @@ LOCAL = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("patched", [False, True])
 def test_pyinfras_local_in_the_same_process(patched: bool) -> None:
     """It has gevent reap all children, ours too: their statuses are right all the same."""
