@@ -131,6 +131,12 @@ def test_looking_into_a_machine(machine: Machine) -> None:
         machine.read("/nowhere")
 
 
+def test_a_command_that_takes_too_long_is_ended(machine: Machine) -> None:
+    with pytest.raises(TimeoutError, match=r"'sleep 4321 & sleep 4321' on .* within 1 s"):
+        machine.run("sleep 4321 & sleep 4321", timeout=1)
+    assert machine.run("pgrep -f 'sleep 432[1]'", check=False).stdout == ""
+
+
 class Broken(FactBase[str]):
     def command(self) -> str:
         return "echo hopeless >&2; false"

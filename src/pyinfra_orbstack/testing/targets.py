@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from pyinfra_orbstack import orbctl, process
+from pyinfra_orbstack.session import ShellSession
 from pyinfra_orbstack.testing import runs
 from pyinfra_orbstack.testing.results import Result
 
@@ -35,6 +37,18 @@ class Ran(NamedTuple):
     status: int
     stdout: str
     stderr: str
+
+
+class _Way(NamedTuple):
+    """How a `ShellSession` reaches a target."""
+
+    target: Target
+
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
+        return self.target._argv(words, user)
+
+    def environment(self) -> dict[str, str]:
+        return self.target._environment()
 
 
 class Target(abc.ABC):
@@ -171,15 +185,25 @@ class Target(abc.ABC):
             stdin: What it reads.
             check: Raise `AssertionError` if its exit status is not 0.
             timeout: Seconds that it may take.
+
+        Raises:
+            TimeoutError: It took longer; it is ended, with everything that it had started.
         """
-        words = ["sh", "-c", command] if isinstance(command, str) else list(command)
-        argv = self._argv(words, user)
-        done = process.run(argv, stdin=stdin, timeout=timeout, env=self._environment())
-        ran = Ran(
-            done.returncode,
-            done.stdout.decode("utf-8", "replace"),
-            done.stderr.decode("utf-8", "replace"),
-        )
+        text = command if isinstance(command, str) else shlex.join(command)
+        printed = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
+        deadline = time.monotonic() + timeout
+        try:
+            status = ShellSession(_Way(self), user).spawn(
+                text,
+                lambda stream, data: printed[stream].extend(data),
+                stdin=[stdin] if stdin else [],
+                deadline=deadline,
+            )
+        except TimeoutError:
+            raise TimeoutError(
+                f"{command!r} on {self.name} did not end within {timeout:g} s and was ended"
+            ) from None
+        ran = Ran(status, *(data.decode("utf-8", "replace") for data in printed.values()))
         if check and ran.status:
             raise AssertionError(f"{command!r} on {self.name}: exit {ran.status}: {ran.stderr}")
         return ran
