@@ -34,7 +34,7 @@ from pyinfra_orbstack.runner import (
     can_be_read_again,
     stdin_pieces,
 )
-from pyinfra_orbstack.targets import Target
+from pyinfra_orbstack.targets import Target, parse
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
 #: Seconds for sudo to say whether it wants a password.
 PROBE_TIMEOUT = 30.0
-#: When "1", connecting neither creates nor starts machines.
-PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
 
 # Any value gets through to `connect`, where a wrong one fails its own host and no other.
@@ -164,7 +162,7 @@ class OrbStackConnector(BaseConnector):
 
     def _provide(self) -> None:
         # Nothing but its name says what a host is.
-        asked = inventory.parse(self.host.name)
+        asked = parse(self.host.name)
         if asked is None:
             raise ConnectError(f"{self.host.name} is no host of this connector")
         if asked.is_pattern:
@@ -174,7 +172,7 @@ class OrbStackConnector(BaseConnector):
         given = self.host.data.dict()
         specification.check_keys(given)
         data = specification.check_data(given)
-        if os.environ.get(PLAN_VARIABLE) == "1":
+        if os.environ.get(orbctl.PLAN_VARIABLE) == "1":
             data.update(orbstack_create=False, orbstack_start=False)
         self._settings = specification.Settings.from_data(data)
         self._transport = self._check_transport()

@@ -60,7 +60,7 @@ class Target(abc.ABC):
     ) -> None:
         self.name = name
         self.id = id_
-        self.host = f"{place}/{name}"
+        self.host = f"{place}{name}"
         self._root = root
         self._run = runs.Run(root, self.host, self.kind, runs.check_groups(groups), dict(data))
         self._connection: tuple[State, Host] | None = None
@@ -90,7 +90,7 @@ class Target(abc.ABC):
     def _environment(self) -> dict[str, str]:
         """The environment of that command line, and of a `pyinfra` in a process of its own."""
         env = orbctl.Orbctl.environment()
-        env.pop("PYINFRA_ORBSTACK_PLAN", None)
+        env.pop(orbctl.PLAN_VARIABLE, None)
         return env
 
     # Applying deploys
