@@ -408,7 +408,3 @@ def add_verb(
             help="ask nothing; the environment variable YES=1 does the same",
         )
     return verb
-
-
-if __name__ == "__main__":
-    sys.exit(main())
