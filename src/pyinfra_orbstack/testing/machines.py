@@ -28,8 +28,8 @@ class Machine(Target):
     def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
         return self.engine.client.argv(orbctl.run_args(self.name, words, user=user))
 
-    def _environment(self) -> dict[str, str]:
-        return {**super()._environment(), orbctl.RECORD_VARIABLE: str(self.engine.record.path)}
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), orbctl.RECORD_VARIABLE: str(self.engine.record.path)}
 
     def restart(self) -> None:
         """Restart it and wait until it answers."""

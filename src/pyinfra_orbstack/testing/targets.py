@@ -87,7 +87,7 @@ class Target(abc.ABC):
     def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
         """The command line on this computer that runs a command there."""
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """The environment of that command line, and of a `pyinfra` in a process of its own."""
         env = orbctl.Orbctl.environment()
         env.pop(orbctl.PLAN_VARIABLE, None)
@@ -112,7 +112,7 @@ class Target(abc.ABC):
         else:
             path = self._deploy_file(deploy, args, kwargs)
             try:
-                steps, ok, log = self._run.file(path, self._environment(), timeout)
+                steps, ok, log = self._run.file(path, self.environment(), timeout)
             except TimeoutError:
                 raise AssertionError(f"{deploy} took more than {timeout:g} s") from None
         result = Result(steps, ok, time.monotonic() - began, log)
@@ -174,7 +174,7 @@ class Target(abc.ABC):
         """
         words = ["sh", "-c", command] if isinstance(command, str) else list(command)
         argv = self._argv(words, user)
-        done = process.run(argv, stdin=stdin, timeout=timeout, env=self._environment())
+        done = process.run(argv, stdin=stdin, timeout=timeout, env=self.environment())
         ran = Ran(
             done.returncode,
             done.stdout.decode("utf-8", "replace"),
