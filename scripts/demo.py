@@ -19,8 +19,9 @@ import copier
 import ending
 
 from pyinfra_orbstack import cli, programs, testing
-from pyinfra_orbstack.cli import PREFIX, CommandError
+from pyinfra_orbstack.cli import CommandError
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, OrbctlError, Record
+from pyinfra_orbstack.targets import MACHINES
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
@@ -48,7 +49,7 @@ def render() -> Path:
 def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
     """Stop if a machine of a name that the demo would use is there, and not the demo's own."""
     recorded = RECORD.machines()
-    names = [host[len(PREFIX) :] for host in hosts]
+    names = [host[len(MACHINES) :] for host in hosts]
     for machine in client.machines():
         if machine.name in names and recorded.get(machine.name) != machine.id:
             raise CommandError(
@@ -120,7 +121,7 @@ def demo() -> None:
     print("What it wrote, read in the machine:")
     print(f"    {show(reach, command_line, hosts[0], 'exec', '--', 'cat', file)}")
     print("A shell in the machine:")
-    print(f"    {show(reach, command, 'run', '-m', hosts[0][len(PREFIX) :])}")
+    print(f"    {show(reach, command, 'run', '-m', hosts[0][len(MACHINES) :])}")
     print("Remove all of it, the machine included:\n    make clean")
 
 

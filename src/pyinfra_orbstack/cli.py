@@ -22,12 +22,11 @@ from types import FrameType
 
 from pyinfra_orbstack import docker, orbctl
 from pyinfra_orbstack.programs import choose_orbctl, is_simulator, pyinfra_argv
+from pyinfra_orbstack.targets import CONTAINERS, MACHINES, parse
 
 COMMAND = "pyinfra-orbstack"
 #: Below the project's folder; `.gitignore` names it.
 RECORD = Path(".orbstack", "machines")
-PREFIX = "@orbstack/"
-CONTAINERS = "@orbstack/docker"
 
 
 class CommandError(Exception):
@@ -122,12 +121,14 @@ def hosts_of(inventory: Path) -> list[str]:
 
 def is_container(host: str) -> bool:
     """Whether a host, or a pattern of hosts, means containers."""
-    return f"{host}/".startswith(f"{CONTAINERS}/")
+    named = parse(host)
+    return named is not None and named.container
 
 
 def is_machine(host: str) -> bool:
     """Whether a host, or a pattern of hosts, means machines on this computer."""
-    return f"{host}/".startswith(PREFIX) and not is_container(host)
+    named = parse(host)
+    return named is not None and not named.container
 
 
 def deploy_file(inventory: Path) -> str:
@@ -183,23 +184,23 @@ def local_states(hosts: Sequence[str]) -> dict[str, str]:
     machines, containers = {}, {}
     if any(map(is_machine, hosts)):
         use_orbctl()
-        machines = {PREFIX + one.name: one.state for one in orbctl.Orbctl().machines()}
+        machines = {MACHINES + one.name: one.state for one in orbctl.Orbctl().machines()}
     if any(map(is_container, hosts)):
         there = docker.Docker().containers()
-        containers = {f"{CONTAINERS}/{one.name}": one.state for one in there}
+        containers = {CONTAINERS + one.name: one.state for one in there}
         # A container may be named by the beginning of its id.
         containers.update(
             (host, one.state)
             for host in filter(is_container, hosts)
             for one in there
-            if host not in containers and one.id.startswith(host[len(CONTAINERS) + 1 :] or "-")
+            if host not in containers and one.id.startswith(host[len(CONTAINERS) :] or "-")
         )
     states: dict[str, str] = {}
     for host in hosts:
         known = containers if is_container(host) else machines
         if not is_machine(host) and not is_container(host):
             states[host] = "running"
-        elif host in (PREFIX[:-1], CONTAINERS) or set("*?[") & set(host):
+        elif f"{host}/" in (MACHINES, CONTAINERS) or set("*?[") & set(host):
             pattern = host if set("*?[") & set(host) else f"{host}/*"
             # Of machines a pattern means those that are stopped, too.
             every = is_machine(host) and pattern == host
@@ -236,7 +237,7 @@ def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], int]:
         if not said:  # there was no connecting at all
             print(done.stderr.strip(), file=sys.stderr)
             return [], 1
-        name = host[len(PREFIX) :]
+        name = host[len(MACHINES) :]
         verb = re.search(r"may not be (created|started) now", said[-1])
         if "Connected" in said:
             ready.append(host)
@@ -326,7 +327,7 @@ def machines_of(inventory: Path) -> list[str]:
     """Names of the machines that an inventory has a deploy create."""
     hosts = filter(is_machine, inventory_hosts(inventory))
     # What a pattern means, or the bare name, was made by somebody else.
-    names = (host[len(PREFIX) :] for host in hosts if not set("*?[") & set(host))
+    names = (host[len(MACHINES) :] for host in hosts if not set("*?[") & set(host))
     return [name for name in names if name]
 
 
@@ -356,7 +357,7 @@ def use_orbctl() -> None:
 def environment(*, plan: bool = False) -> dict[str, str]:
     """The environment of a `pyinfra` that writes down the machines that it makes."""
     record = {orbctl.RECORD_VARIABLE: str(RECORD.absolute())}
-    return {**os.environ, **record, **({"PYINFRA_ORBSTACK_PLAN": "1"} if plan else {})}
+    return {**os.environ, **record, **({orbctl.PLAN_VARIABLE: "1"} if plan else {})}
 
 
 def pyinfra(hosts: Sequence[str], *words: str, plan: bool = False) -> int:
@@ -416,7 +417,3 @@ def add_verb(
             help="ask nothing; the environment variable YES=1 does the same",
         )
     return verb
-
-
-if __name__ == "__main__":
-    sys.exit(main())

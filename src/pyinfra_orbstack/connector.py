@@ -33,20 +33,17 @@ from pyinfra_orbstack.runner import (
     CommandTimeout,
     Runner,
     can_be_read_again,
+    choose_transport,
     stdin_pieces,
 )
-from pyinfra_orbstack.targets import Target
+from pyinfra_orbstack.targets import Target, parse
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
     from pyinfra.api.state import State
 
-#: `session` or `spawn`, where no host says which.
-TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
 #: Seconds for sudo to say whether it wants a password.
 PROBE_TIMEOUT = 30.0
-#: When "1", connecting neither creates nor starts machines.
-PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
 
 # Any value gets through to `connect`, where a wrong one fails its own host and no other.
@@ -165,7 +162,7 @@ class OrbStackConnector(BaseConnector):
 
     def _provide(self) -> None:
         # Nothing but its name says what a host is.
-        asked = inventory.parse(self.host.name)
+        asked = parse(self.host.name)
         if asked is None:
             raise ConnectError(f"{self.host.name} is no host of this connector")
         if asked.is_pattern:
@@ -175,10 +172,10 @@ class OrbStackConnector(BaseConnector):
         given = self.host.data.dict()
         specification.check_keys(given)
         data = specification.check_data(given)
-        if os.environ.get(PLAN_VARIABLE) == "1":
+        if os.environ.get(orbctl.PLAN_VARIABLE) == "1":
             data.update(orbstack_create=False, orbstack_start=False)
         self._settings = specification.Settings.from_data(data)
-        self._transport = self._check_transport()
+        self._transport = choose_transport(self._settings.transport)
         provision = Provision(
             self._settings, open_runner=self._open_runner, prefix=self.host.print_prefix
         )
@@ -186,15 +183,6 @@ class OrbStackConnector(BaseConnector):
             provision.container(asked.name)
         else:
             provision.machine(specification.MachineSpec.from_data(asked.name, data))
-
-    def _check_transport(self) -> str:
-        transport = self._settings.transport or os.environ.get(TRANSPORT_VARIABLE) or TRANSPORTS[0]
-        if transport not in TRANSPORTS:
-            raise ConnectError(
-                f"transport {transport!r} is unknown: orbstack_transport and "
-                f"{TRANSPORT_VARIABLE} take {' or '.join(TRANSPORTS)}"
-            )
-        return transport
 
     def _open_runner(self, target: Target) -> Runner:
         """Open the first session in what this host is from now on."""

@@ -6,48 +6,19 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pyinfra.api.exceptions import InventoryError
 from pyinfra.api.util import memoize
 
 from pyinfra_orbstack import docker, orbctl
+from pyinfra_orbstack.targets import CONTAINERS, MACHINES, HostName, parse
 
 #: Seconds for which a listing tells enough to connect, which pyinfra does right after it.
 FRESH = 2.0
 
 T = TypeVar("T")
 Host = tuple[str, dict[str, Any], list[str]]
-
-#: What stands before the name of a machine, and of a container, in the name of a host.
-MACHINES = "@orbstack/"
-CONTAINERS = "@orbstack/docker/"
-
-
-class HostName(NamedTuple):
-    """What a host is: the name says it, and nothing in the host's data can change it."""
-
-    container: bool
-    name: str
-
-    @property
-    def is_pattern(self) -> bool:
-        """Whether it means any number of machines or containers."""
-        return any(sign in self.name for sign in "*?[")
-
-
-def parse(host: str) -> HostName | None:
-    """What the name of a host means to this connector; None if it is another connector's.
-
-    >>> parse("@orbstack/web"), parse("@orbstack/docker/web"), parse("web")
-    (HostName(container=False, name='web'), HostName(container=True, name='web'), None)
-    """
-    if not f"{host}/".startswith(MACHINES):
-        return None
-    words = host[len(MACHINES) :].split("/", 1)
-    if words[0] == "docker":
-        return HostName(True, words[1] if len(words) > 1 else "")
-    return HostName(False, "/".join(words))
 
 
 def hosts(name: str | None = None) -> Iterator[Host]:

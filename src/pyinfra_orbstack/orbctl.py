@@ -57,6 +57,7 @@ from pyinfra_orbstack.record import RECORD_VARIABLE, Record
 __all__ = [
     "COMMAND_VARIABLE",
     "KNOWN_FOLDERS",
+    "PLAN_VARIABLE",
     "RECORD_VARIABLE",
     "RESERVED_NAMES",
     "BadAnswer",
@@ -95,6 +96,8 @@ __all__ = [
 
 #: Names a program to be used as `orbctl`, before any other place is looked at.
 COMMAND_VARIABLE = "PYINFRA_ORBSTACK_ORBCTL"
+#: When "1", connecting neither creates nor starts machines.
+PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
 #: Where OrbStack and Homebrew put `orbctl`, for processes with a short PATH.
 KNOWN_FOLDERS = (

@@ -100,10 +100,10 @@ class Child:
         self._chunks: Queue[tuple[int, bytes]] = Queue(maxsize=16)
         self._failure: Exception | None = None
         self._writer: Any = None
-        self._readers = {
+        self.readers = {
             stream: gevent.spawn(self._read_all, stream) for stream in self._fds if stream
         }
-        self._open = set(self._readers)
+        self._open = set(self.readers)
 
     def _read_all(self, stream: int) -> None:
         data = b"-"
@@ -144,7 +144,7 @@ class Child:
                     raise TimeoutError from None
             # On a busy computer silence may only mean that the readers had no turn.
             if gone and not self._readable():
-                gevent.killall(list(self._readers.values()))
+                gevent.killall(list(self.readers.values()))
             gone = self.gone
         if self._failure is not None:
             raise OSError(f"reading the input failed: {self._failure}") from self._failure
@@ -160,7 +160,7 @@ class Child:
 
     def _lost(self) -> int:
         """A stream whose reader ended without a word, or 0."""
-        return next((one for one in self._open if self._readers[one].ready()), 0)
+        return next((one for one in self._open if self.readers[one].ready()), 0)
 
     def write(self, data: bytes) -> None:
         """Write all of ``data`` to stdin.
@@ -235,7 +235,7 @@ class Child:
         """End the process and its group, and close everything that belongs to it."""
         self.close_stdin()
         self._process.kill()
-        gevent.killall(list(self._readers.values()))
+        gevent.killall(list(self.readers.values()))
         while self._fds:
             close(self._fds.popitem()[1])
         self._process.wait(2)

@@ -142,7 +142,7 @@ class Record:
         """Write a machine down, and that this `orbctl`, by default the usual one, has made it."""
         with contextlib.suppress(OrbctlMissing):
             orbctl = orbctl or _usual()
-        with self._held() as write:
+        with self.held() as write:
             if orbctl is not None:
                 made = f"{machine.id} {place_of(orbctl)}"
                 write(_beside(self.path), lambda lines: [*lines, made])
@@ -171,12 +171,12 @@ class Record:
             return
         except OSError as broken:
             raise RecordError(f"cannot read the record {self.path}: {broken.strerror}") from None
-        with self._held() as write:
+        with self.held() as write:
             write(self.path, lambda lines: [line for line in lines if not unwanted(line)])
             write(_beside(self.path), lambda lines: [line for line in lines if not beside(line)])
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[Callable[[Path, Callable[[list[str]], list[str]]], None]]:
+    def held(self) -> Iterator[Callable[[Path, Callable[[list[str]], list[str]]], None]]:
         """Hold the record's lock; what is given rewrites a file."""
         file = os.path.realpath(self.path)
         try:

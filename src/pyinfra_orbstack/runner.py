@@ -16,6 +16,7 @@ from pyinfra import logger
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
 from pyinfra_orbstack import interrupts, localfile, process
+from pyinfra_orbstack.answers import BadValue
 from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
 from pyinfra_orbstack.protocol import NotStarted
 from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, ShellSession, Sink
@@ -23,6 +24,8 @@ from pyinfra_orbstack.targets import Target
 
 #: How commands run: one open shell, or a shell for each command.
 TRANSPORTS = ("session", "spawn")
+#: One of them, where no host says which.
+TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
 
 
 class CommandTimeout(TimeoutError):
@@ -31,6 +34,21 @@ class CommandTimeout(TimeoutError):
     def __init__(self, message: str, output: CommandOutput) -> None:
         super().__init__(message)
         self.output = output
+
+
+def choose_transport(named: str | None) -> str:
+    """The transport that a host names, or else the environment.
+
+    Raises:
+        BadValue: There is none of that name.
+    """
+    transport = named or os.environ.get(TRANSPORT_VARIABLE) or TRANSPORTS[0]
+    if transport not in TRANSPORTS:
+        raise BadValue(
+            f"transport {transport!r} is unknown: orbstack_transport and "
+            f"{TRANSPORT_VARIABLE} take {' or '.join(TRANSPORTS)}"
+        )
+    return transport
 
 
 class Runner:

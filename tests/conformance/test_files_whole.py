@@ -285,9 +285,9 @@ def test_F13_a_stopped_machine_is_not_started_to_clean_up(
 ) -> None:
     remote = connect(fresh_machine)
     upload = transfer.Upload(remote.host.connector.runner, "/tmp/x", lambda command: command)
-    assert upload._recover() == ""
+    assert upload.recover() == ""
     client.stop(fresh_machine)
-    assert upload._recover() == "; what it may have left there goes with the next upload to it"
+    assert upload.recover() == "; what it may have left there goes with the next upload to it"
     assert client.info(fresh_machine).state == "stopped"
 
 
@@ -367,7 +367,7 @@ def test_F13_only_a_writers_own_beginning_is_put_back(
         remote.out("id -un"),
     )
     runner = remote.host.connector.runner
-    assert transfer.Upload(runner, path, lambda command: command)._recover() == ""
+    assert transfer.Upload(runner, path, lambda command: command).recover() == ""
     assert place.content(path) == after
     assert place.rooms() == []
 

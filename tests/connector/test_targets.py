@@ -17,8 +17,8 @@ from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_orbstack import docker, inventory
 from pyinfra_orbstack.connector import OrbStackConnector
-from pyinfra_orbstack.inventory import HostName
 from pyinfra_orbstack.orbctl import Orbctl
+from pyinfra_orbstack.targets import CONTAINERS, MACHINES, HostName, parse
 
 from .conftest import Run
 
@@ -54,14 +54,14 @@ def told(stderr: str) -> list[str]:
     ],
 )
 def test_a_name_means_one_thing(host: str, is_what: HostName | None) -> None:
-    assert inventory.parse(host) == is_what
+    assert parse(host) == is_what
 
 
 @given(st.text(max_size=20))
 def test_any_name_means_itself(name: str) -> None:
-    parsed = inventory.parse(f"@orbstack/{name}")
+    parsed = parse(f"@orbstack/{name}")
     assert parsed is not None
-    place = inventory.CONTAINERS if parsed.container else inventory.MACHINES
+    place = CONTAINERS if parsed.container else MACHINES
     assert f"{place}{parsed.name}".rstrip("/") == f"@orbstack/{name}".rstrip("/")
 
 

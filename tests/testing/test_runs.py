@@ -81,7 +81,7 @@ def seen(steps: list[results.Step]) -> dict[str, Any]:
 def test_a_function_has_what_a_file_has(run: Run, machine: Machine) -> None:
     path = run.root / "deploy.py"
     path.write_text(DEPLOY)
-    steps, ok, log = run.file(path, machine._environment(), 100)
+    steps, ok, log = run.file(path, machine.environment(), 100)
     assert ok, log
     of_file = seen(steps)
     before = list(sys.path)
@@ -121,7 +121,7 @@ def test_data_of_all_can_be_given(run: Run, machine: Machine) -> None:
     given = Run(run.root, run.host, "machine", {"all": {"a": "given"}, "machine": {}}, {"d": "own"})
     path = run.root / "deploy.py"
     path.write_text(DEPLOY)
-    of_file = seen(given.file(path, machine._environment(), 100)[0])
+    of_file = seen(given.file(path, machine.environment(), 100)[0])
     assert of_file == seen(given.function(see, (), {})[0])
     assert [of_file["data"][name] for name in "abd"] == ["given", "all", "own"]
 

@@ -307,7 +307,7 @@ def test_too_many_open_files() -> None:
 
 def test_a_stream_whose_reader_is_gone_has_ended() -> None:
     child = Child(["sh", "-c", "sleep 30"])
-    child._readers[STDOUT].kill()
+    child.readers[STDOUT].kill()
     assert child.read(5) == (STDOUT, b"")
     child.end()
 

@@ -325,7 +325,7 @@ def test_a_lock_of_python_is_seen_by_the_shell_and_the_other_way(
 ) -> None:
     code = (
         "import sys, time\nfrom pyinfra_orbstack.orbctl import Record\n"
-        "with Record(sys.argv[1])._held(): print(flush=True); time.sleep(60)\n"
+        "with Record(sys.argv[1]).held(): print(flush=True); time.sleep(60)\n"
     )
     argv = [sys.executable, "-c", code, str(record.path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as holding:

@@ -19,7 +19,7 @@ from pyinfra.api import (
 from pyinfra.api.exceptions import PyinfraError
 from typing_extensions import ParamSpec
 
-from pyinfra_orbstack import inventory, orbctl, specification, waiting
+from pyinfra_orbstack import orbctl, specification, targets, waiting
 from pyinfra_orbstack.facts.orbstack import (
     MachineData,
     OrbStackMachines,
@@ -58,7 +58,7 @@ def orbstack_operation(
         def run(*args: P.args, **kwargs: P.kwargs) -> Commands:
             try:
                 # Its name alone says what a host is.
-                if inventory.parse(str(host.name)) and not anywhere:
+                if targets.parse(str(host.name)) and not anywhere:
                     raise Refused(
                         f"{function.__name__} is about OrbStack, and {host.name} is a machine in "
                         "it: target @local, or the Mac over SSH"

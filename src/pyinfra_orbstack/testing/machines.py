@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyinfra_orbstack import orbctl
+from pyinfra_orbstack.targets import MACHINES
 from pyinfra_orbstack.testing import runs
 from pyinfra_orbstack.testing.engine import Engine
 from pyinfra_orbstack.testing.targets import Target
@@ -20,15 +21,15 @@ class Machine(Target):
     def __init__(
         self, engine: Engine, machine: orbctl.Machine, groups: runs.Groups, data: Mapping[str, Any]
     ) -> None:
-        super().__init__("@orbstack", machine.name, machine.id, engine.root, groups, data)
+        super().__init__(MACHINES, machine.name, machine.id, engine.root, groups, data)
         self.engine = engine
         self._machine = machine
 
     def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
         return self.engine.client.argv(orbctl.run_args(self.name, words, user=user))
 
-    def _environment(self) -> dict[str, str]:
-        return {**super()._environment(), orbctl.RECORD_VARIABLE: str(self.engine.record.path)}
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), orbctl.RECORD_VARIABLE: str(self.engine.record.path)}
 
     def restart(self) -> None:
         """Restart it and wait until it answers."""

@@ -48,7 +48,7 @@ class _Way(NamedTuple):
         return self.target._argv(words, user)
 
     def environment(self) -> dict[str, str]:
-        return self.target._environment()
+        return self.target.environment()
 
 
 class Target(abc.ABC):
@@ -74,7 +74,7 @@ class Target(abc.ABC):
     ) -> None:
         self.name = name
         self.id = id_
-        self.host = f"{place}/{name}"
+        self.host = f"{place}{name}"
         self._root = root
         self._run = runs.Run(root, self.host, self.kind, runs.check_groups(groups), dict(data))
         self._connection: tuple[State, Host] | None = None
@@ -101,10 +101,10 @@ class Target(abc.ABC):
     def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
         """The command line on this computer that runs a command there."""
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """The environment of that command line, and of a `pyinfra` in a process of its own."""
         env = orbctl.Orbctl.environment()
-        env.pop("PYINFRA_ORBSTACK_PLAN", None)
+        env.pop(orbctl.PLAN_VARIABLE, None)
         return env
 
     # Applying deploys
@@ -126,7 +126,7 @@ class Target(abc.ABC):
         else:
             path = self._deploy_file(deploy, args, kwargs)
             try:
-                steps, ok, log = self._run.file(path, self._environment(), timeout)
+                steps, ok, log = self._run.file(path, self.environment(), timeout)
             except TimeoutError:
                 raise AssertionError(f"{deploy} took more than {timeout:g} s") from None
         result = Result(steps, ok, time.monotonic() - began, log)
