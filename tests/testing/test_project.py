@@ -413,6 +413,7 @@ def test_one_that_cannot_be_deleted_keeps_no_other_alive(
         for one in names:
             client.clone(source, one)
             record.add(client.info(one))
+        capfd.readouterr()  # what was said of the image
         fault = {"match": f"delete -f {names[0]}", "exit": 1, "stderr": "[-32098] not today\n"}
         (folder / "faults.json").write_text(json.dumps([fault]))
         monkeypatch.setenv("YES", "1")
