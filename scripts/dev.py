@@ -49,6 +49,8 @@ PREDECESSOR = "0.11.0"
 FEWEST_PAIRS = 3
 SMOKE = ("conformance", "connector", "facts", "machines", "operations")
 
+#: Tests wait for machines, so one more runs than there are processors.
+WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 1)
 #: Markers of the tests that have a target of their own.
 SLOW = ("docs", "hosts", "release", "template")
 #: What tools leave behind in a checkout.
@@ -78,7 +80,7 @@ def test() -> None:
     # By file, since the tests of one file share machines.
     marked = " and ".join(f"not {marker}" for marker in SLOW)
     content = measure.tested(ROOT)
-    pytest("tests", "-m", marked, "-n", "auto", "--dist", "loadfile")
+    pytest("tests", "-m", marked, "-n", WORKERS, "--dist", "loadfile")
     measure.note_passed(ROOT, content)
 
 
@@ -98,11 +100,11 @@ def hosts() -> None:
 def template() -> None:
     """Run the slow tests of the template."""
     setup("test", "template", for_copier=True)
-    pytest("tests/template", "-m", "template", "-n", "auto")
+    pytest("tests/template", "-m", "template", "-n", WORKERS)
 
 
 def compat() -> None:
-    """Run the smoke tests with every supported pair of Python and pyinfra, two pairs at a time."""
+    """Run the smoke tests with each supported pair of Python and pyinfra, three pairs at a time."""
     found = [(find_python(python), python, pyinfra) for python, pyinfra in PAIRS]
     pairs = [pair for pair in found if pair[0]]
     for _, python, pyinfra in (pair for pair in found if not pair[0]):
@@ -110,7 +112,7 @@ def compat() -> None:
     if len(pairs) < (FEWEST_PAIRS if os.environ.get("CI") == "true" else 1):
         raise Stop(f"only {len(pairs)} of {len(found)} pairs of Python and pyinfra can be tested")
     failed = []
-    pool = ThreadPoolExecutor(max_workers=2)
+    pool = ThreadPoolExecutor(max_workers=3)
     try:
         for done in as_completed([pool.submit(smoke, *pair) for pair in pairs]):
             name, error, output = done.result()
