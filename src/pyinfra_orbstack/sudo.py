@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.lock import RLock
 from pyinfra import logger
-from pyinfra.api.host import Host
 from pyinfra.connectors import util
 from pyinfra.connectors.util import CommandOutput
 
 if TYPE_CHECKING:
+    from pyinfra.api.host import Host
+
     from pyinfra_orbstack.runner import Runner
 
 #: What sudo and sudo-rs say when they may not ask.
