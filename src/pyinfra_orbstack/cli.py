@@ -131,6 +131,12 @@ def is_machine(host: str) -> bool:
     return named is not None and not named.container
 
 
+def is_pattern(host: str) -> bool:
+    """Whether it means any number of machines or containers."""
+    named = parse(host)
+    return named is not None and named.is_pattern
+
+
 def deploy_file(inventory: Path) -> str:
     """The deploy of an inventory: deploy_NAME.py where there is one, else deploy.py."""
     own = Path(f"deploy_{inventory.stem}.py")
@@ -200,8 +206,8 @@ def local_states(hosts: Sequence[str]) -> dict[str, str]:
         known = containers if is_container(host) else machines
         if not is_machine(host) and not is_container(host):
             states[host] = "running"
-        elif f"{host}/" in (MACHINES, CONTAINERS) or set("*?[") & set(host):
-            pattern = host if set("*?[") & set(host) else f"{host}/*"
+        elif f"{host}/" in (MACHINES, CONTAINERS) or is_pattern(host):
+            pattern = host if is_pattern(host) else f"{host}/*"
             # Of machines a pattern means those that are stopped, too.
             every = is_machine(host) and pattern == host
             found = {name: state for name, state in known.items() if fnmatchcase(name, pattern)}
@@ -305,29 +311,18 @@ def destroy(args: argparse.Namespace) -> int:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             return 1
-    return delete(record, machines)
-
-
-def delete(record: orbctl.Record, machines: Sequence[orbctl.Machine]) -> int:
-    """Delete machines, whatever becomes of the others, and return 1 if one is left."""
-    client, deleted, status = orbctl.Orbctl(), [], 0
-    for machine in machines:
-        try:
-            if client.delete(machine.name, machine.id):
-                deleted.append(machine.name)
-                record.forget(machine.id)
-        except orbctl.OrbctlError as problem:
-            print(f"{machine.name} was not deleted: {problem}", file=sys.stderr)
-            status = 1
+    deleted, problems = record.delete(machines, orbctl.Orbctl())
+    for problem in problems:
+        print(problem, file=sys.stderr)
     print(f"deleted: {', '.join(deleted) or 'nothing'}")
-    return status
+    return 1 if problems else 0
 
 
 def machines_of(inventory: Path) -> list[str]:
     """Names of the machines that an inventory has a deploy create."""
     hosts = filter(is_machine, inventory_hosts(inventory))
     # What a pattern means, or the bare name, was made by somebody else.
-    names = (host[len(MACHINES) :] for host in hosts if not set("*?[") & set(host))
+    names = (host[len(MACHINES) :] for host in hosts if not is_pattern(host))
     return [name for name in names if name]
 
 

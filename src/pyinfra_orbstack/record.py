@@ -250,6 +250,24 @@ class Record:
             self._take_out(over.__contains__)
         return said
 
+    def delete(self, machines: Iterable[Machine], orbctl: Orbctl) -> tuple[list[str], list[str]]:
+        """Delete machines, whatever becomes of the others, and forget each that is gone.
+
+        Returns:
+            The names of those that were deleted, and a line for each that failed.
+        """
+        deleted, problems = [], []
+        for machine in machines:
+            try:
+                if orbctl.remove(machine):
+                    deleted.append(machine.name)
+                self.forget(machine.id)
+            except RecordError as problem:
+                problems.append(f"{machine.name} is deleted, but {problem}")
+            except OrbctlError as problem:
+                problems.append(f"{machine.name} was not deleted: {problem}")
+        return deleted, problems
+
     def delete_all(self, orbctl: Orbctl, *, names_are_ours: bool = False) -> list[str]:
         """Delete every machine written down that is still the one that was created.
 
@@ -265,26 +283,21 @@ class Record:
         # Read before the machines are listed: what somebody adds meanwhile is not forgotten.
         entries = {machine_id: name for name, machine_id in self._entries()}
         listed = {machine.id: machine for machine in orbctl.machines()} if entries else {}
-        place, deleted, gone = place_of(orbctl), [], []
+        there = [listed[machine_id] for machine_id in entries if machine_id in listed]
+        deleted, failed = self.delete(there, orbctl)
+        problems += failed
+        place, gone = place_of(orbctl), []
         for machine_id, name in entries.items():
-            machine = listed.get(machine_id)
-            try:
-                if machine is not None:
-                    if orbctl.remove(machine):
-                        deleted.append(machine.name)
-                    self.forget(machine_id)
-                elif self._is_gone(machine_id, place):
-                    gone.append(machine_id)
-                # Else whoever was deleting it is done by now.
-                elif (name, machine_id) in self._entries():
-                    problems.append(
-                        f"{name} is not among the machines of {orbctl.command}, which need not be "
-                        f"the orbctl that made it: if it is gone, take its line out of {self.path}"
-                    )
-            except RecordError as problem:
-                problems.append(f"{name} is deleted, but {problem}")
-            except OrbctlError as problem:
-                problems.append(f"{name} was not deleted: {problem}")
+            if machine_id in listed:
+                continue
+            if self._is_gone(machine_id, place):
+                gone.append(machine_id)
+            # Else whoever was deleting it is done by now.
+            elif (name, machine_id) in self._entries():
+                problems.append(
+                    f"{name} is not among the machines of {orbctl.command}, which need not be "
+                    f"the orbctl that made it: if it is gone, take its line out of {self.path}"
+                )
         if gone:
             self.forget(*gone)
         if problems:

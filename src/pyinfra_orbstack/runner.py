@@ -194,11 +194,9 @@ class Runner:
 
     def _run_in_session(self, text: str, sink: Sink, stdin: bytes, timeout: float | None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            return self.open(deadline).run(text, sink, stdin=stdin, deadline=deadline)
-        except NotStarted as broken:
-            logger.debug(f"{self._prefix}opening the session again: {broken}")
-            return self.open(deadline).run(text, sink, stdin=stdin, deadline=deadline)
+        return self._twice(
+            lambda: self.open(deadline).run(text, sink, stdin=stdin, deadline=deadline)
+        )
 
     def _run_alone(
         self,
@@ -210,11 +208,17 @@ class Runner:
     ) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
         # Until START is sent no byte of stdin is read, so a second try has all of it.
+        return self._twice(
+            lambda: how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
+        )
+
+    def _twice(self, attempt: Callable[[], int]) -> int:
+        """Try once more if nothing can have run."""
         try:
-            return how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
+            return attempt()
         except NotStarted as broken:
             logger.debug(f"{self._prefix}trying again: {broken}")
-            return how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
+            return attempt()
 
 
 def _ignore(stream: int, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ class Container(Target):
         self._client = client
         self._holder = holder
 
-    def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
-        return self._client.argv(docker.exec_args(self.id, words, user=user))
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
+        """The command line on this computer that runs a command there."""
+        return self._client.argv(docker.exec_args(self.id, words, user=user, tty=tty))
 
     def delete(self) -> None:
         """Delete it."""

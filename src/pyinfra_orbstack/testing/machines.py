@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pyinfra_orbstack import orbctl
@@ -25,7 +25,8 @@ class Machine(Target):
         self.engine = engine
         self._machine = machine
 
-    def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
+        """The command line on this computer that runs a command there."""
         return self.engine.client.argv(orbctl.run_args(self.name, words, user=user))
 
     def environment(self) -> dict[str, str]:

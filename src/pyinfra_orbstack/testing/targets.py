@@ -39,18 +39,6 @@ class Ran(NamedTuple):
     stderr: str
 
 
-class _Way(NamedTuple):
-    """How a `ShellSession` reaches a target."""
-
-    target: Target
-
-    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
-        return self.target._argv(words, user)
-
-    def environment(self) -> dict[str, str]:
-        return self.target.environment()
-
-
 class Target(abc.ABC):
     """Where deploys are applied: what machines and containers have in common.
 
@@ -98,7 +86,7 @@ class Target(abc.ABC):
         """Delete it."""
 
     @abc.abstractmethod
-    def _argv(self, words: Sequence[str], user: str | None) -> list[str]:
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         """The command line on this computer that runs a command there."""
 
     def environment(self) -> dict[str, str]:
@@ -193,7 +181,7 @@ class Target(abc.ABC):
         printed = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
         deadline = time.monotonic() + timeout
         try:
-            status = ShellSession(_Way(self), user).spawn(
+            status = ShellSession(self, user).spawn(
                 text,
                 lambda stream, data: printed[stream].extend(data),
                 stdin=[stdin] if stdin else [],
