@@ -71,7 +71,7 @@ def deploy(environment: dict[str, str]) -> tuple[int, int]:
     # pyinfra's own table: hosts, success (with changes), error, no change.
     counts = [0 if word == "-" else int(word) for word in re.findall(r"\s(\d+|-)(?=\s|$)", total)]
     if child.wait() or len(counts) != 4 or counts[2]:
-        raise CommandError("the deploy failed: its output stands above")
+        raise CommandError("the deploy failed; see its output above")
     return counts[1], counts[3]
 
 
