@@ -20,12 +20,13 @@ PYTHON := $(shell for python in $(CANDIDATES); do \
 endif
 
 .NOTPARALLEL:
-.PHONY: help demo test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean
+.PHONY: help demo unit test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: ## render the template into ./demo and deploy it to a machine, twice
+unit: ## run the quick tests that need no machine (under half a minute)
 test: ## run the test suite (under ten minutes)
 boot: ## test machines that boot, and their network (under ten minutes)
 hosts: ## test how runs end, and what differs between hosts (under five minutes)
@@ -43,6 +44,6 @@ release-check: ## check all that a release needs (ITEM=NAME: one item of it)
 release: ## make a version ready to be pushed (VERSION=1.2.3)
 clean: ## delete everything these targets made, machines included
 
-demo test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean:
+demo unit test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean:
 	@test -n "$$PYTHON" || { echo "needs Python 3.9 or later on PATH" >&2; exit 1; }; \
 	exec "$$PYTHON" scripts/dev.py $@

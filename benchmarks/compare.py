@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 from benchmarks.report import CONTAINER, DATA
 from benchmarks.simulator import SIMULATOR, timed
 from pyinfra_orbstack import docker
-from pyinfra_orbstack.endings import Endings
 from pyinfra_orbstack.orbctl import Orbctl
+from pyinfra_orbstack.testing.signals import EndSignals
 from tests.containers import Containers, Unavailable, engine
 
 HERE = Path(__file__).resolve().parent
@@ -383,5 +383,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    Endings().begin()
+    EndSignals().begin()
     main()

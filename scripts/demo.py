@@ -18,9 +18,10 @@ from pathlib import Path
 import copier
 import ending
 
-from pyinfra_orbstack import project, testing
+from pyinfra_orbstack import cli, programs, testing
+from pyinfra_orbstack.cli import CommandError
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, OrbctlError, Record
-from pyinfra_orbstack.project import PREFIX, Refused
+from pyinfra_orbstack.targets import MACHINES
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
@@ -48,10 +49,10 @@ def render() -> Path:
 def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
     """Stop if a machine of a name that the demo would use is there, and not the demo's own."""
     recorded = RECORD.machines()
-    names = [host[len(PREFIX) :] for host in hosts]
+    names = [host[len(MACHINES) :] for host in hosts]
     for machine in client.machines():
         if machine.name in names and recorded.get(machine.name) != machine.id:
-            raise Refused(
+            raise CommandError(
                 f"there already is a machine {machine.name!r} that this demo did not make: "
                 "rename or delete it, then try again"
             )
@@ -59,7 +60,7 @@ def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
 
 def deploy(environment: dict[str, str]) -> tuple[int, int]:
     """Apply the project's deploy; return how many operations did and did not change something."""
-    argv = project.pyinfra_argv("-y", "inventories/local.py", "deploy.py")
+    argv = programs.pyinfra_argv("-y", "inventories/local.py", "deploy.py")
     total = ""
     with ending.child(
         argv, cwd=DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -70,7 +71,7 @@ def deploy(environment: dict[str, str]) -> tuple[int, int]:
     # pyinfra's own table: hosts, success (with changes), error, no change.
     counts = [0 if word == "-" else int(word) for word in re.findall(r"\s(\d+|-)(?=\s|$)", total)]
     if child.wait() or len(counts) != 4 or counts[2]:
-        raise Refused("the deploy failed: its output stands above")
+        raise CommandError("the deploy failed; see its output above")
     return counts[1], counts[3]
 
 
@@ -83,17 +84,17 @@ def demo() -> None:
     """Render, create, deploy, deploy again, and say what was done."""
     existing = (DEMO / ".copier-answers.yml").exists()
     if DEMO.exists() and not existing:
-        raise Refused(f"{DEMO} is there and was not made by this demo: move it away first")
-    command = project.choose_orbctl()
-    reach = project.settings(command)
+        raise CommandError(f"{DEMO} is there and was not made by this demo: move it away first")
+    command = programs.choose_orbctl()
+    reach = programs.settings(command)
     os.environ.update(reach)
     # An earlier demo may have run elsewhere; its machines can be deleted from there alone.
     if RECORD.machines() and json.loads(SETTINGS.read_text()) != reach:
-        raise Refused("an earlier demo used another orbctl: run `make clean` first")
-    kind = "the simulator" if project.is_simulator(command) else "OrbStack"
+        raise CommandError("an earlier demo used another orbctl: run `make clean` first")
+    kind = "the simulator" if programs.is_simulator(command) else "OrbStack"
     print(f"1. Machines are {kind}'s: {command}")
     project_folder = DEMO if existing else render()
-    hosts = project.inventory_hosts(project_folder / "inventories" / "local.py")
+    hosts = cli.inventory_hosts(project_folder / "inventories" / "local.py")
     refuse_strangers(Orbctl(), hosts)
     SETTINGS.write_text(json.dumps(reach))
     if existing:
@@ -111,14 +112,16 @@ def demo() -> None:
     print("4. Applying it again", flush=True)
     again, unchanged = deploy(environment)
     if again:
-        raise Refused(f"the second run changed {again} operations, it should have changed nothing")
+        raise CommandError(
+            f"the second run changed {again} operations, it should have changed nothing"
+        )
     print(f"\nThe first run changed {changed} things, the second none of {unchanged}.")
     command_line = str(Path(sys.executable).with_name("pyinfra"))
     file = "/etc/ssh/sshd_config.d/10-demo.conf"
     print("What it wrote, read in the machine:")
     print(f"    {show(reach, command_line, hosts[0], 'exec', '--', 'cat', file)}")
     print("A shell in the machine:")
-    print(f"    {show(reach, command, 'run', '-m', hosts[0][len(PREFIX) :])}")
+    print(f"    {show(reach, command, 'run', '-m', hosts[0][len(MACHINES) :])}")
     print("Remove all of it, the machine included:\n    make clean")
 
 
@@ -135,7 +138,7 @@ if __name__ == "__main__":
     ending.listen()
     try:
         clean() if "--clean" in sys.argv[1:] else demo()
-    except (Refused, OrbctlError) as problem:
+    except (CommandError, OrbctlError) as problem:
         sys.exit(str(problem))
     except KeyboardInterrupt:
         sys.exit(130)

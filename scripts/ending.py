@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-#: Descriptors that every child inherits, such as those of locks that say that somebody goes on.
+#: Descriptors that every child inherits, such as locks that show that a run is still going.
 INHERITED: list[int] = []
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyinfra_orbstack import project, testing
+from pyinfra_orbstack import programs, testing
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, OrbctlMissing, Record
 from tests import containers
 
@@ -41,7 +41,7 @@ def delete_machines(folder: Path) -> Iterator[str]:
         What went wrong.
     """
     for home in simulators(folder):
-        simulator = project.choose_orbctl("simulator")
+        simulator = programs.choose_orbctl("simulator")
         env = {**os.environ, "ORBCTL_SIMULATOR_HOME": str(home)}
         env.pop("ORBCTL_SIMULATOR_FAULTS", None)
         done = subprocess.run(
@@ -50,7 +50,7 @@ def delete_machines(folder: Path) -> Iterator[str]:
         if done.returncode:
             yield f"machines of {home}: {done.stderr.strip()}"
     try:
-        client = Orbctl(project.choose_orbctl("real"))
+        client = Orbctl(programs.choose_orbctl("real"))
     except OrbctlMissing:
         return
     for path in find(folder, "-type", "f", "-path", "*/record*/machines", "-print0"):

@@ -6,14 +6,14 @@ import contextlib
 import os
 import secrets
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pyinfra_orbstack import orbctl
-from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, Record
+from pyinfra_orbstack import orbctl, programs
+from pyinfra_orbstack.orbctl import Orbctl, OrbctlError
+from pyinfra_orbstack.testing import Engine, MachineFactory, unavailable
 
 from .containers import Containers, Unavailable, engine
 
@@ -44,11 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Machines:
-    """Creates machines with a prefix of their own, and deletes those and no others."""
+    """The plugin's machines by name, for tests that call `orbctl` themselves."""
 
-    def __init__(self, client: Orbctl, record: Record) -> None:
-        self.client = client
-        self.record = record
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.client = engine.client
+        self.record = engine.record
         self.prefix = f"pyinfra-test-{secrets.token_hex(3)}"
         self._count = 0
 
@@ -66,23 +67,15 @@ class Machines:
     def create(self, image: str = "ubuntu", **options: object) -> str:
         """Create a machine and return its name."""
         name = self.new_name()
-        self.client.create(orbctl.create_args(name, image, **options))  # type: ignore[arg-type]
-        return self.own(name).name
+        args = orbctl.create_args(name, image, **options)  # type: ignore[arg-type]
+        return self.engine.create(name, args).name
 
     def clone(self, source: str) -> str:
         """Clone a machine, start the clone and return its name."""
         name = self.new_name()
-        self.client.clone(source, name)
-        self.own(name)
+        self.engine.create(name, orbctl.machine_args("clone", source, name))
         self.client.start(name)
         return name
-
-
-def unavailable(reason: str) -> None:
-    """Machines cannot be had: that is a failure where they must be, else a reason to skip."""
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.fixture
@@ -96,7 +89,7 @@ def root_only() -> None:
 def simulated() -> bool:
     """Whether `orbctl` is the simulator."""
     try:
-        return Path(orbctl.find()).name == "orbctl-simulator"
+        return programs.is_simulator(orbctl.find())
     except OrbctlError:
         return True
 
@@ -106,8 +99,7 @@ def client(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`orbctl`; processes that tests start use the same one."""
     patch = pytest.MonkeyPatch()
     if simulated:
-        beside = Path(sys.executable).with_name("orbctl-simulator")
-        patch.setenv(orbctl.COMMAND_VARIABLE, str(beside))
+        patch.setenv(orbctl.COMMAND_VARIABLE, programs.choose_orbctl("simulator"))
         patch.setenv("ORBCTL_SIMULATOR_HOME", str(tmp_path_factory.mktemp("simulator")))
         if "ORBCTL_SIMULATOR_CACHE" not in os.environ:
             patch.setenv("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
@@ -122,14 +114,9 @@ def client(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def machines(client: Orbctl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A factory of machines, all deleted at the end."""
-    record = Record(tmp_path_factory.mktemp("record") / "machines")
-    made = Machines(client, record)
-    try:
-        yield made
-    finally:
-        record.delete_all(client)
+def machines(client: Orbctl, orbstack_machines: MachineFactory) -> Machines:
+    """A factory of machines, all deleted at the end of the run."""
+    return Machines(orbstack_machines.engine)
 
 
 @pytest.fixture(scope="session")

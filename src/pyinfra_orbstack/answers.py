@@ -224,7 +224,7 @@ def _typed(value: str) -> bool | int | str:
     return int(value) if value.isdecimal() else value
 
 
-def error(stderr: str, status: int) -> OrbctlError:
+def error_of(stderr: str, status: int) -> OrbctlError:
     """Turn what a failed `orbctl` printed into one typed line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     # The number in "[-32098] ..." differs between versions; the words do not.

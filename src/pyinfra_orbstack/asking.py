@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from pyinfra_orbstack import shelltext
-from pyinfra_orbstack.answers import BadAnswer, OrbctlMissing, error
+from pyinfra_orbstack.answers import BadAnswer, OrbctlMissing, error_of
 from pyinfra_orbstack.orbctl import COMMAND_VARIABLE
 
 _ASKED = re.compile(r"orbctl: exit (\d+): ?(.*)")
@@ -62,7 +62,7 @@ def answers(lines: Sequence[str], *, whole: bool = False, accept: Sequence[int] 
         if status == 0 or status in accept:
             found.append("\n".join(text))
         elif not found:
-            raise error(end[2].replace("\t", "\n"), status)
+            raise error_of(end[2].replace("\t", "\n"), status)
         text = []
     if text or not found:
         raise BadAnswer("the answer of orbctl was cut short")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 if not TYPE_CHECKING:
@@ -13,7 +14,7 @@ if not TYPE_CHECKING:
 
 import pyinfra.api  # noqa: F401  (first, and whole)
 from pyinfra import logger
-from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.api.command import StringCommand
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.connectors.base import BaseConnector, DataMeta
 from pyinfra.connectors.util import (
@@ -32,20 +33,17 @@ from pyinfra_orbstack.runner import (
     CommandTimeout,
     Runner,
     can_be_read_again,
+    choose_transport,
     stdin_pieces,
 )
-from pyinfra_orbstack.targets import Target
+from pyinfra_orbstack.targets import Target, parse
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
     from pyinfra.api.state import State
 
-#: `session` or `spawn`, where no host says which.
-TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
 #: Seconds for sudo to say whether it wants a password.
 PROBE_TIMEOUT = 30.0
-#: When "1", connecting neither creates nor starts machines.
-PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
 
 # Any value gets through to `connect`, where a wrong one fails its own host and no other.
@@ -136,9 +134,9 @@ class OrbStackConnector(BaseConnector):
 
     def __init__(self, state: State, host: Host) -> None:
         super().__init__(state, host)
-        self._runner: Runner | None = None
+        self.runner: Runner | None = None
         self._transport = TRANSPORTS[0]
-        self._askpass: set[str] = set()
+        self._askpass = sudo.AskpassFiles(host)
 
     @override
     @staticmethod
@@ -164,7 +162,7 @@ class OrbStackConnector(BaseConnector):
 
     def _provide(self) -> None:
         # Nothing but its name says what a host is.
-        asked = inventory.parse(self.host.name)
+        asked = parse(self.host.name)
         if asked is None:
             raise ConnectError(f"{self.host.name} is no host of this connector")
         if asked.is_pattern:
@@ -174,10 +172,10 @@ class OrbStackConnector(BaseConnector):
         given = self.host.data.dict()
         specification.check_keys(given)
         data = specification.check_data(given)
-        if os.environ.get(PLAN_VARIABLE) == "1":
+        if os.environ.get(orbctl.PLAN_VARIABLE) == "1":
             data.update(orbstack_create=False, orbstack_start=False)
         self._settings = specification.Settings.from_data(data)
-        self._transport = self._check_transport()
+        self._transport = choose_transport(self._settings.transport)
         provision = Provision(
             self._settings, open_runner=self._open_runner, prefix=self.host.print_prefix
         )
@@ -186,70 +184,44 @@ class OrbStackConnector(BaseConnector):
         else:
             provision.machine(specification.MachineSpec.from_data(asked.name, data))
 
-    def _check_transport(self) -> str:
-        transport = self._settings.transport or os.environ.get(TRANSPORT_VARIABLE) or TRANSPORTS[0]
-        if transport not in TRANSPORTS:
-            raise ConnectError(
-                f"transport {transport!r} is unknown: orbstack_transport and "
-                f"{TRANSPORT_VARIABLE} take {' or '.join(TRANSPORTS)}"
-            )
-        return transport
-
     def _open_runner(self, target: Target) -> Runner:
         """Open the first session in what this host is from now on."""
-        self._runner = Runner(
+        self.runner = Runner(
             target,
             user=self._settings.user,
             workdir=self._settings.workdir,
             transport=self._transport,
-            on_restart=self._forget_askpass,
+            on_restart=self._askpass.forget,
             prefix=self.host.print_prefix,
         )
-        self._runner.open()
-        return self._runner
+        self.runner.open()
+        return self.runner
 
     def _close(self) -> None:
-        runner, self._runner = self._runner, None
+        runner, self.runner = self.runner, None
         if runner is not None:
             runner.close()
 
     def _connected(self) -> Runner:
-        if self._runner is None:
+        if self.runner is None:
             raise OSError("not connected")
-        return self._runner
+        return self.runner
 
     @override
     def disconnect(self) -> None:
         """Close the session and remove what was left in the machine; this never fails."""
-        runner, self._runner = self._runner, None
+        runner, self.runner = self.runner, None
         try:
-            self._forget_askpass()
+            self._askpass.forget()
             # pyinfra removes them after this call, which would start a stopped machine again.
-            if runner is not None and self._askpass and _remove_files(runner, self._askpass):
-                self._askpass.clear()
+            if runner is not None:
+                self._askpass.remove(runner)
         except Exception as broken:
             logger.debug(f"{self.host.print_prefix}disconnecting: {broken}")
         finally:
             if runner is not None:
                 with contextlib.suppress(Exception):
                     runner.close()
-
-    def _note_askpass(self) -> list[str]:
-        """Remember the askpass files that pyinfra has made; the keys under which it keeps them.
-
-        It forgets those that a restart has spared.
-        """
-        data = self.host.connector_data
-        kinds = ("sudo_askpass_path", "su_askpass_path")
-        keys = [key for key in list(data) if str(key).startswith(kinds)]
-        paths = [data[key] for key in keys]
-        self._askpass |= {one for one in paths if isinstance(one, str) and one.startswith("/")}
-        return keys
-
-    def _forget_askpass(self) -> None:
-        """Have pyinfra make them anew."""
-        for key in self._note_askpass():
-            del self.host.connector_data[key]
 
     # Running commands
 
@@ -281,7 +253,7 @@ class OrbStackConnector(BaseConnector):
                     unix.get_raw_value(),
                     self._print_line if print_output else None,
                     stdin=stdin_pieces(stdin),
-                    timeout=control.get("_timeout"),
+                    timeout=_seconds(control.get("_timeout")),
                     pty=pty,
                 )
             except CommandTimeout as late:
@@ -324,7 +296,7 @@ class OrbStackConnector(BaseConnector):
             # During a run pyinfra catches OSError alone; anything else ends it for every host.
             raise OSError(str(broken)) from None
         finally:
-            self._note_askpass()
+            self._askpass.note()
 
     def _print_input(self, command: StringCommand) -> None:
         echo(f"{self.host.print_prefix}>>> {command}")
@@ -352,7 +324,7 @@ class OrbStackConnector(BaseConnector):
         there, and renamed to it. An existing file keeps its owner, its mode and its links. Raises
         ``OSError``; the target is then as it was.
         """
-        options = self._transfer_options(arguments, print_input)
+        options = _transfer_options(arguments, self._print_input if print_input else None)
         folder = arguments.get("_temp_dir") or posixpath.dirname(remote_temp_filename or "")
         transfer.Upload(
             self._connected(),
@@ -380,7 +352,7 @@ class OrbStackConnector(BaseConnector):
 
         Nothing local is touched before all of it has arrived and was checked. Raises ``OSError``.
         """
-        options = self._transfer_options(arguments, print_input)
+        options = _transfer_options(arguments, self._print_input if print_input else None)
         transfer.Download(
             self._connected(),
             remote_filename,
@@ -391,25 +363,27 @@ class OrbStackConnector(BaseConnector):
             echo(f"{self.host.print_prefix}file downloaded: {remote_filename}")
         return True
 
-    def _transfer_options(self, arguments: dict[str, Any], print_input: bool) -> dict[str, Any]:
-        """What of pyinfra's arguments is for a transfer, and not for its commands."""
-        options: dict[str, Any] = {
-            "timeout": extract_control_arguments(arguments).get("_timeout"),  # type: ignore[arg-type]
-            # su reads its password from there.
-            "stdin_taken": bool(arguments.get("_su_user") and arguments.get("_su_password")),
-        }
-        if print_input:
-            options["show"] = self._print_input
-        return options
+
+def _transfer_options(
+    arguments: dict[str, Any], show: Callable[[StringCommand], None] | None
+) -> dict[str, Any]:
+    """What of pyinfra's arguments is for a transfer, and not for its commands."""
+    return {
+        "timeout": _seconds(
+            extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
+        ),
+        # su reads its password from there.
+        "stdin_taken": bool(arguments.get("_su_user") and arguments.get("_su_password")),
+        **({"show": show} if show else {}),
+    }
 
 
-def _remove_files(runner: Runner, paths: set[str]) -> bool:
-    """Remove files, unless that would start the target; whether they were."""
-    removal = StringCommand("rm", "-f", *map(QuoteString, sorted(paths)))
-    if runner.run_if_idle(removal.get_raw_value(), timeout=10):
-        return True
-    runner.target.refresh()
-    if runner.target.state != "running":
-        return False
-    runner.as_root("rm", "-f", *sorted(paths))
-    return True
+def _seconds(timeout: Any) -> float | None:
+    """A `_timeout`, which a host's data may hold as text."""
+    try:
+        number = None if timeout is None else float(timeout)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if number is not None and math.isnan(number):
+        raise OSError(f"_timeout is a number of seconds, not {timeout!r}")
+    return number

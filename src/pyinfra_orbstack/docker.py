@@ -177,7 +177,7 @@ def _container(record: Mapping[str, Any]) -> Container:
     )
 
 
-def error(stderr: str, status: int) -> DockerError:
+def error_of(stderr: str, status: int) -> DockerError:
     """Turn what a failed `docker` printed into one typed line."""
     lines = [line.strip() for line in stderr.splitlines()]
     # `docker run` ends with advice.
@@ -231,7 +231,7 @@ class Docker:
     def _read_once(self, parse: Callable[[str], T], *args: str, some: bool) -> T:
         done = self._call(*args)
         if done.returncode != 0:
-            failure = error(done.stderr.decode(errors="replace"), done.returncode)
+            failure = error_of(done.stderr.decode(errors="replace"), done.returncode)
             # One of many that was removed since they were listed is left out of the answer.
             if not some or not isinstance(failure, ContainerNotFound):
                 raise failure
@@ -257,7 +257,7 @@ class Docker:
         """Start a container; starting a running one does nothing."""
         done = self._call("start", check_name(name), timeout=START_TIMEOUT)
         if done.returncode != 0:
-            raise error(done.stderr.decode(errors="replace"), done.returncode)
+            raise error_of(done.stderr.decode(errors="replace"), done.returncode)
 
 
 def _run(argv: Sequence[str], timeout: float) -> process.Completed:

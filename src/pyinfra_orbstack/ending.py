@@ -13,7 +13,7 @@ from pyinfra_orbstack.process import Detached, TooManyFiles
 from pyinfra_orbstack.protocol import Process
 
 if TYPE_CHECKING:
-    from pyinfra_orbstack.session import Target
+    from pyinfra_orbstack.session import Reachable
 
 #: Seconds for the call that ends a command.
 END_TIMEOUT = 15.0
@@ -32,7 +32,7 @@ class Ending:
         command: The process of the command that runs there.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Reachable) -> None:
         self._target = target
         self.shell: Process | None = None
         self.command: Process | None = None

@@ -45,13 +45,13 @@ def watch() -> None:
         return
     # Python takes handlers in the main thread alone, and under gevent only it knows which that is.
     with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, _handle)
+        signal.signal(signal.SIGINT, handle)
         _previous = current
         atexit.register(_at_exit)
         os.register_at_fork(after_in_child=_forget)
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, _handle)
+                signal.signal(number, handle)
 
 
 @contextlib.contextmanager
@@ -117,7 +117,7 @@ def _interrupt_greenlets() -> None:
             hub.loop.run_callback_threadsafe(greenlet.kill, Interrupted("interrupted"), False)
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
+def handle(number: int, frame: FrameType | None) -> None:
     _call_back()
     if _shields:
         _postponed.add(number)

@@ -6,48 +6,19 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pyinfra.api.exceptions import InventoryError
 from pyinfra.api.util import memoize
 
 from pyinfra_orbstack import docker, orbctl
+from pyinfra_orbstack.targets import CONTAINERS, MACHINES, HostName, parse
 
 #: Seconds for which a listing tells enough to connect, which pyinfra does right after it.
 FRESH = 2.0
 
 T = TypeVar("T")
 Host = tuple[str, dict[str, Any], list[str]]
-
-#: What stands before the name of a machine, and of a container, in the name of a host.
-MACHINES = "@orbstack/"
-CONTAINERS = "@orbstack/docker/"
-
-
-class HostName(NamedTuple):
-    """What a host is: the name says it, and nothing in the host's data can change it."""
-
-    container: bool
-    name: str
-
-    @property
-    def is_pattern(self) -> bool:
-        """Whether it means any number of machines or containers."""
-        return any(sign in self.name for sign in "*?[")
-
-
-def parse(host: str) -> HostName | None:
-    """What the name of a host means to this connector; None if it is another connector's.
-
-    >>> parse("@orbstack/web"), parse("@orbstack/docker/web"), parse("web")
-    (HostName(container=False, name='web'), HostName(container=True, name='web'), None)
-    """
-    if not f"{host}/".startswith(MACHINES):
-        return None
-    words = host[len(MACHINES) :].split("/", 1)
-    if words[0] == "docker":
-        return HostName(True, words[1] if len(words) > 1 else "")
-    return HostName(False, "/".join(words))
 
 
 def hosts(name: str | None = None) -> Iterator[Host]:
@@ -101,10 +72,10 @@ def _machines(asked: HostName) -> Iterator[Host]:
         if not chosen:
             raise InventoryError(no_match(asked))
     else:
-        yield _host(name, next((one for one in machines if one.name == name), None))
+        yield machine_host(name, next((one for one in machines if one.name == name), None))
         return
     for machine in chosen:
-        yield _host(machine.name, machine)
+        yield machine_host(machine.name, machine)
 
 
 @memoize
@@ -129,7 +100,7 @@ def _unless_just_failed(cache: dict[Any, Any], listing: Callable[[], list[T]]) -
         raise
 
 
-def _host(name: str, machine: orbctl.Machine | None) -> Host:
+def machine_host(name: str, machine: orbctl.Machine | None) -> Host:
     data: dict[str, Any] = {"orbstack_vm": True, "vm_name": name}
     groups = ["@orbstack", "orbstack"]
     if machine is not None:
@@ -163,7 +134,7 @@ def list_containers() -> list[docker.Container]:
     return _unless_just_failed(list_containers.cache, lambda: docker.Docker().containers())
 
 
-def _container_host(name: str, container: docker.Container | None, *, named: bool) -> Host:
+def container_host(name: str, container: docker.Container | None, *, named: bool) -> Host:
     # Whoever asks for all that run does not want one to be started that has ended since.
     data: dict[str, Any] = {"container_name": name} if named else {"orbstack_start": False}
     groups = ["@orbstack", "orbstack_containers"]
@@ -197,7 +168,7 @@ def _containers(asked: HostName) -> Iterator[Host]:
     if name and not asked.is_pattern:
         called = [one for one in containers if one.name == name]
         called = called or [one for one in containers if one.id.startswith(name)]
-        yield _container_host(name, called[0] if len(called) == 1 else None, named=True)
+        yield container_host(name, called[0] if len(called) == 1 else None, named=True)
         return
     running = [one for one in containers if one.running]
     chosen = [one for one in running if fnmatchcase(one.name, name or "*")]
@@ -209,7 +180,7 @@ def _containers(asked: HostName) -> Iterator[Host]:
             "one that is stopped is started when it is named: @orbstack/docker/NAME"
         )
     for one in chosen:
-        yield _container_host(one.name, one, named=False)
+        yield container_host(one.name, one, named=False)
 
 
 def just_listed(name: str) -> orbctl.Machine | None:

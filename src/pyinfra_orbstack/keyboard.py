@@ -14,7 +14,7 @@ from pyinfra_orbstack.process import STDOUT, Child, feed
 from pyinfra_orbstack.protocol import Process
 
 if TYPE_CHECKING:
-    from pyinfra_orbstack.session import Target
+    from pyinfra_orbstack.session import Reachable
 
 _READING = shell.text("processes") + shell.text("reading") + 'orb_reading "$@"'
 
@@ -44,7 +44,7 @@ class Keyboard:
     """
 
     def __init__(
-        self, target: Target, user: str | None, terminal: Child, control: Process | None
+        self, target: Reachable, user: str | None, terminal: Child, control: Process | None
     ) -> None:
         self._target = target
         self._users = {user, "root"}

@@ -60,7 +60,10 @@ def _saying(action: str, name: str) -> Iterator[None]:
 
 def seekable(file: Any) -> bool:
     """Whether an IO object can be read a second time."""
-    return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
+    try:
+        return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
+    except ValueError:
+        return False  # it is closed, which reading it tells
 
 
 def is_text(file: Any) -> bool:
@@ -328,10 +331,10 @@ class _IntoFile(Arrival):
         kept = os.path.join(self._room, "old")
         shutil.copyfile(self._path, kept)
         try:
-            _overwrite(self._path, self._new)
+            overwrite(self._path, self._new)
         except BaseException as broken:
             try:
-                _overwrite(self._path, kept)
+                overwrite(self._path, kept)
             except OSError:
                 os.replace(kept, os.path.join(self._room, "kept"))
                 raise OSError(
@@ -359,7 +362,7 @@ def _look(path: str) -> os.stat_result | None:
     return found
 
 
-def _overwrite(path: str, source: str) -> None:
+def overwrite(path: str, source: str) -> None:
     # Without O_CREAT, which fs.protected_regular forbids for others' files in /tmp.
     with open(source, "rb") as new, open(os.open(path, os.O_WRONLY), "wb") as target:
         shutil.copyfileobj(new, target)

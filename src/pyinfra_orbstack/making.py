@@ -15,7 +15,14 @@ from collections.abc import Callable, Sequence
 import gevent
 
 from pyinfra_orbstack import orbctl, process, shell, shelltext
-from pyinfra_orbstack.answers import BadAnswer, Machine, OrbctlError, error, parse_info, plain_lines
+from pyinfra_orbstack.answers import (
+    BadAnswer,
+    Machine,
+    OrbctlError,
+    error_of,
+    parse_info,
+    plain_lines,
+)
 from pyinfra_orbstack.arguments import shell_line
 from pyinfra_orbstack.record import RECORD_VARIABLE, Record
 
@@ -104,7 +111,7 @@ class Making:
             with contextlib.suppress(BadAnswer):
                 return parse_info(told)
             return Machine(self._id, self._name, "unknown")
-        problem = error("\n".join(said), status)
+        problem = error_of("\n".join(said), status)
         for line in said:
             if str(problem) not in line or took_too_long:
                 tell(line)
@@ -141,5 +148,5 @@ class Making:
             done = removal.result(CLEAN_UP)
         except (OSError, TimeoutError) as broken:
             return str(broken) or f"it took more than {CLEAN_UP:g} s"
-        failed = error(done.stderr.decode(errors="replace"), done.returncode)
+        failed = error_of(done.stderr.decode(errors="replace"), done.returncode)
         return str(failed) if done.returncode else ""

@@ -26,7 +26,7 @@ from pyinfra_orbstack.answers import (
     MachineNotFound,
     OrbctlError,
     OrbctlMissing,
-    error,
+    error_of,
     parse_config,
     parse_info,
     parse_list,
@@ -57,6 +57,7 @@ from pyinfra_orbstack.record import RECORD_VARIABLE, Record
 __all__ = [
     "COMMAND_VARIABLE",
     "KNOWN_FOLDERS",
+    "PLAN_VARIABLE",
     "RECORD_VARIABLE",
     "RESERVED_NAMES",
     "BadAnswer",
@@ -74,7 +75,7 @@ __all__ = [
     "check_value",
     "config_args",
     "create_args",
-    "error",
+    "error_of",
     "export_args",
     "find",
     "import_args",
@@ -95,6 +96,8 @@ __all__ = [
 
 #: Names a program to be used as `orbctl`, before any other place is looked at.
 COMMAND_VARIABLE = "PYINFRA_ORBSTACK_ORBCTL"
+#: When "1", connecting neither creates nor starts machines.
+PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
 #: Where OrbStack and Homebrew put `orbctl`, for processes with a short PATH.
 KNOWN_FOLDERS = (
@@ -191,7 +194,7 @@ class Orbctl:
         except OSError as broken:
             raise OrbctlMissing(f"cannot run {self.command}: {broken.strerror}") from None
         if done.returncode != 0:
-            raise error(done.stderr.decode(errors="replace"), done.returncode)
+            raise error_of(done.stderr.decode(errors="replace"), done.returncode)
         return done
 
     def _read(self, parse: Callable[[str], T], *args: str) -> T:

@@ -100,10 +100,10 @@ class Child:
         self._chunks: Queue[tuple[int, bytes]] = Queue(maxsize=16)
         self._failure: Exception | None = None
         self._writer: Any = None
-        self._readers = {
+        self.readers = {
             stream: gevent.spawn(self._read_all, stream) for stream in self._fds if stream
         }
-        self._open = set(self._readers)
+        self._open = set(self.readers)
 
     def _read_all(self, stream: int) -> None:
         data = b"-"
@@ -144,7 +144,7 @@ class Child:
                     raise TimeoutError from None
             # On a busy computer silence may only mean that the readers had no turn.
             if gone and not self._readable():
-                gevent.killall(list(self._readers.values()))
+                gevent.killall(list(self.readers.values()))
             gone = self.gone
         if self._failure is not None:
             raise OSError(f"reading the input failed: {self._failure}") from self._failure
@@ -160,7 +160,7 @@ class Child:
 
     def _lost(self) -> int:
         """A stream whose reader ended without a word, or 0."""
-        return next((one for one in self._open if self._readers[one].ready()), 0)
+        return next((one for one in self._open if self.readers[one].ready()), 0)
 
     def write(self, data: bytes) -> None:
         """Write all of ``data`` to stdin.
@@ -235,7 +235,7 @@ class Child:
         """End the process and its group, and close everything that belongs to it."""
         self.close_stdin()
         self._process.kill()
-        gevent.killall(list(self._readers.values()))
+        gevent.killall(list(self.readers.values()))
         while self._fds:
             close(self._fds.popitem()[1])
         self._process.wait(2)
@@ -311,13 +311,13 @@ class Detached:
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         with launch.explained(), ExitStack() as theirs, ExitStack() as ours:
-            self._said, said = launch.pipe(ours, theirs)
+            self._transcript, said = launch.pipe(ours, theirs)
             # The shell in between gets our end, too: who writes there is never killed because we
             # are gone.
-            files = {STDOUT: said, STDERR: said, STATUS: said, 4: self._said}
+            files = {STDOUT: said, STDERR: said, STATUS: said, 4: self._transcript}
             self._process = Launched(argv, env, files, report=True)
             ours.pop_all()
-        os.set_blocking(self._said, False)
+        os.set_blocking(self._transcript, False)
         _detached.add(self)
 
     def result(self, timeout: float) -> Completed:
@@ -334,7 +334,7 @@ class Detached:
             while not gone:
                 gone = self._process.wait(min(0.05, deadline - time.monotonic()))
                 with contextlib.suppress(BlockingIOError):
-                    while piece := os.read(self._said, CHUNK):
+                    while piece := os.read(self._transcript, CHUNK):
                         said += piece
                 if not gone and time.monotonic() >= deadline:
                     self._process.kill()
@@ -342,7 +342,7 @@ class Detached:
         finally:
             if self in _detached:
                 _detached.discard(self)
-                close(self._said)
+                close(self._transcript)
                 launch.unreaped.add(self._process)
         text, _, status = said.rpartition(b"\n")
         return _completed(status, b"", text)

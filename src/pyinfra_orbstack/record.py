@@ -142,9 +142,9 @@ class Record:
         """Write a machine down, and that this `orbctl`, by default the usual one, has made it."""
         with contextlib.suppress(OrbctlMissing):
             orbctl = orbctl or _usual()
-        with self._held() as write:
+        with self.held() as write:
             if orbctl is not None:
-                made = f"{machine.id} {_place(orbctl)}"
+                made = f"{machine.id} {place_of(orbctl)}"
                 write(_beside(self.path), lambda lines: [*lines, made])
             write(
                 self.path,
@@ -171,12 +171,12 @@ class Record:
             return
         except OSError as broken:
             raise RecordError(f"cannot read the record {self.path}: {broken.strerror}") from None
-        with self._held() as write:
+        with self.held() as write:
             write(self.path, lambda lines: [line for line in lines if not unwanted(line)])
             write(_beside(self.path), lambda lines: [line for line in lines if not beside(line)])
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[Callable[[Path, Callable[[list[str]], list[str]]], None]]:
+    def held(self) -> Iterator[Callable[[Path, Callable[[list[str]], list[str]]], None]]:
         """Hold the record's lock; what is given rewrites a file."""
         file = os.path.realpath(self.path)
         try:
@@ -221,7 +221,7 @@ class Record:
         ]
         if not dead:
             return said
-        place = _place(orbctl)
+        place = place_of(orbctl)
         listed = {machine.name: machine for machine in orbctl.machines()}
         unseen = [one.since for one in dead if one.name not in listed and one.place == place]
         left = max(unseen, default=0) + SHOWN - time.time()
@@ -250,6 +250,24 @@ class Record:
             self._take_out(over.__contains__)
         return said
 
+    def delete(self, machines: Iterable[Machine], orbctl: Orbctl) -> tuple[list[str], list[str]]:
+        """Delete machines, whatever becomes of the others, and forget each that is gone.
+
+        Returns:
+            The names of those that were deleted, and a line for each that failed.
+        """
+        deleted, problems = [], []
+        for machine in machines:
+            try:
+                if orbctl.remove(machine):
+                    deleted.append(machine.name)
+                self.forget(machine.id)
+            except RecordError as problem:
+                problems.append(f"{machine.name} is deleted, but {problem}")
+            except OrbctlError as problem:
+                problems.append(f"{machine.name} was not deleted: {problem}")
+        return deleted, problems
+
     def delete_all(self, orbctl: Orbctl, *, names_are_ours: bool = False) -> list[str]:
         """Delete every machine written down that is still the one that was created.
 
@@ -265,26 +283,21 @@ class Record:
         # Read before the machines are listed: what somebody adds meanwhile is not forgotten.
         entries = {machine_id: name for name, machine_id in self._entries()}
         listed = {machine.id: machine for machine in orbctl.machines()} if entries else {}
-        place, deleted, gone = _place(orbctl), [], []
+        there = [listed[machine_id] for machine_id in entries if machine_id in listed]
+        deleted, failed = self.delete(there, orbctl)
+        problems += failed
+        place, gone = place_of(orbctl), []
         for machine_id, name in entries.items():
-            machine = listed.get(machine_id)
-            try:
-                if machine is not None:
-                    if orbctl.remove(machine):
-                        deleted.append(machine.name)
-                    self.forget(machine_id)
-                elif self._is_gone(machine_id, place):
-                    gone.append(machine_id)
-                # Else whoever was deleting it is done by now.
-                elif (name, machine_id) in self._entries():
-                    problems.append(
-                        f"{name} is not among the machines of {orbctl.command}, which need not be "
-                        f"the orbctl that made it: if it is gone, take its line out of {self.path}"
-                    )
-            except RecordError as problem:
-                problems.append(f"{name} is deleted, but {problem}")
-            except OrbctlError as problem:
-                problems.append(f"{name} was not deleted: {problem}")
+            if machine_id in listed:
+                continue
+            if self._is_gone(machine_id, place):
+                gone.append(machine_id)
+            # Else whoever was deleting it is done by now.
+            elif (name, machine_id) in self._entries():
+                problems.append(
+                    f"{name} is not among the machines of {orbctl.command}, which need not be "
+                    f"the orbctl that made it: if it is gone, take its line out of {self.path}"
+                )
         if gone:
             self.forget(*gone)
         if problems:
@@ -338,7 +351,7 @@ def _usual() -> Orbctl:
     return Orbctl()
 
 
-def _place(orbctl: Orbctl) -> str:
+def place_of(orbctl: Orbctl) -> str:
     """Which machines an `orbctl` knows: the program, whose it is, and the simulator's folder."""
     env = orbctl.environment()
     simulator = env.get("ORBCTL_SIMULATOR_HOME") or env.get("XDG_STATE_HOME") or ""

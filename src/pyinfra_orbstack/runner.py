@@ -16,6 +16,7 @@ from pyinfra import logger
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
 from pyinfra_orbstack import interrupts, localfile, process
+from pyinfra_orbstack.answers import BadValue
 from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
 from pyinfra_orbstack.protocol import NotStarted
 from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, ShellSession, Sink
@@ -23,6 +24,8 @@ from pyinfra_orbstack.targets import Target
 
 #: How commands run: one open shell, or a shell for each command.
 TRANSPORTS = ("session", "spawn")
+#: One of them, where no host says which.
+TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
 
 
 class CommandTimeout(TimeoutError):
@@ -31,6 +34,21 @@ class CommandTimeout(TimeoutError):
     def __init__(self, message: str, output: CommandOutput) -> None:
         super().__init__(message)
         self.output = output
+
+
+def choose_transport(named: str | None) -> str:
+    """The transport that a host names, or else the environment.
+
+    Raises:
+        BadValue: There is none of that name.
+    """
+    transport = named or os.environ.get(TRANSPORT_VARIABLE) or TRANSPORTS[0]
+    if transport not in TRANSPORTS:
+        raise BadValue(
+            f"transport {transport!r} is unknown: orbstack_transport and "
+            f"{TRANSPORT_VARIABLE} take {' or '.join(TRANSPORTS)}"
+        )
+    return transport
 
 
 class Runner:
@@ -62,7 +80,9 @@ class Runner:
         self._on_restart = on_restart
         self._prefix = prefix
         self._lock = RLock()
-        self._session: ShellSession | None = None
+        self.session: ShellSession | None = None
+        # The thread's, in which it was made: nobody else can wait for the session.
+        self._hub = gevent.get_hub()
         self._init = ""
 
     # Connections
@@ -74,16 +94,16 @@ class Runner:
             NotStarted: The target does not answer.
             TimeoutError: The deadline came, a point of `time.monotonic`.
         """
-        if self._session is None or not self._session.alive:
+        if self.session is None or not self.session.alive:
             self.close()
             session = self._new_session()
             session.open(deadline)
-            self._session = session
-        return self._session
+            self.session = session
+        return self.session
 
     def close(self) -> None:
         """Close the session."""
-        session, self._session = self._session, None
+        session, self.session = self.session, None
         if session is not None:
             session.close()
 
@@ -118,7 +138,7 @@ class Runner:
                 return self._run_alone(ShellSession.terminal, text, sink, pieces, timeout)
             first = _take(pieces, LARGEST_FRAME_STDIN)
             small = sum(map(len, first)) <= LARGEST_FRAME_STDIN
-            if small and self._transport == "session":
+            if small and self._transport == "session" and self._hub is gevent.get_hub():
                 with self._lock:
                     return self._run_in_session(text, sink, b"".join(first), timeout)
             return self._run_alone(ShellSession.spawn, text, sink, chain(first, pieces), timeout)
@@ -147,9 +167,9 @@ class Runner:
 
         Nothing is opened for it, which would start a stopped machine.
         """
-        if self._session is None or not self._session.idle:
+        if self.session is None or not self.session.idle:
             return False
-        self._session.run(text, _ignore, deadline=time.monotonic() + timeout)
+        self.session.run(text, _ignore, deadline=time.monotonic() + timeout)
         return True
 
     def run_apart(
@@ -174,11 +194,9 @@ class Runner:
 
     def _run_in_session(self, text: str, sink: Sink, stdin: bytes, timeout: float | None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            return self.open(deadline).run(text, sink, stdin=stdin, deadline=deadline)
-        except NotStarted as broken:
-            logger.debug(f"{self._prefix}opening the session again: {broken}")
-            return self.open(deadline).run(text, sink, stdin=stdin, deadline=deadline)
+        return self._twice(
+            lambda: self.open(deadline).run(text, sink, stdin=stdin, deadline=deadline)
+        )
 
     def _run_alone(
         self,
@@ -190,11 +208,17 @@ class Runner:
     ) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
         # Until START is sent no byte of stdin is read, so a second try has all of it.
+        return self._twice(
+            lambda: how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
+        )
+
+    def _twice(self, attempt: Callable[[], int]) -> int:
+        """Try once more if nothing can have run."""
         try:
-            return how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
+            return attempt()
         except NotStarted as broken:
             logger.debug(f"{self._prefix}trying again: {broken}")
-            return how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
+            return attempt()
 
 
 def _ignore(stream: int, data: bytes) -> None:
@@ -266,7 +290,9 @@ def stdin_pieces(stdin: Any) -> Iterator[bytes]:
                 yield line.encode("utf-8", "surrogateescape")
             else:
                 yield bytes(memoryview(element))
-    except (AttributeError, TypeError, ValueError) as bad:
+    except OSError:
+        raise
+    except Exception as bad:  # whatever makes them up
         raise OSError(f"_stdin holds what cannot be sent: {bad}") from None
 
 

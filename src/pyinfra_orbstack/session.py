@@ -32,7 +32,7 @@ from pyinfra_orbstack.protocol import (
     call,
 )
 
-__all__ = ["NotStarted", "OutcomeUnknown", "ShellSession", "Sink", "Target"]
+__all__ = ["NotStarted", "OutcomeUnknown", "Reachable", "ShellSession", "Sink"]
 
 #: Stdin up to this size travels in the frame of a session; more goes through a spawn.
 LARGEST_FRAME_STDIN = 64 * 1024
@@ -48,7 +48,7 @@ _FUNCTIONS = shell.text("session").encode()
 Sink = Callable[[int, bytes], None]
 
 
-class Target(Protocol):
+class Reachable(Protocol):
     """Where commands run: a machine or a container."""
 
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
@@ -74,7 +74,7 @@ class Connection:
 
     def __init__(
         self,
-        target: Target,
+        target: Reachable,
         *words: str,
         user: str | None,
         tty: bool = False,
@@ -194,7 +194,7 @@ class ShellSession:
 
     def __init__(
         self,
-        target: Target,
+        target: Reachable,
         user: str | None = None,
         workdir: str | None = None,
         verify: Callable[[str], None] | None = None,
@@ -203,14 +203,14 @@ class ShellSession:
         self._user = user
         self._workdir = workdir
         self._verify = verify
-        self._connection: Connection | None = None
-        self._ending = Ending(target)
+        self.connection: Connection | None = None
+        self.ending = Ending(target)
         self._busy = False
 
     @property
     def alive(self) -> bool:
         """Whether the next command can be sent."""
-        return self._connection is not None and self._connection.alive
+        return self.connection is not None and self.connection.alive
 
     @property
     def idle(self) -> bool:
@@ -231,18 +231,16 @@ class ShellSession:
 
     def _connect(self, *words: str, tty: bool = False) -> Connection:
         self.close()
-        self._ending = Ending(self.target)
-        self._connection = Connection(
-            self.target, *words, user=self._user, tty=tty, meet=self._meet
-        )
-        return self._connection
+        self.ending = Ending(self.target)
+        self.connection = Connection(self.target, *words, user=self._user, tty=tty, meet=self._meet)
+        return self.connection
 
     def _opening(self, exchange: Exchange) -> bytes:
         directory = protocol.encoded("the directory", self._workdir or "")
         return call("orb_open", exchange.token, directory)
 
     def _meet(self, hello: Hello) -> None:
-        self._ending.shell = hello.shell
+        self.ending.shell = hello.shell
         if not hello.inside:
             # Trying again will not make it.
             raise OSError(f"there is no directory {self._workdir!r} in which to start")
@@ -251,7 +249,7 @@ class ShellSession:
 
     def close(self) -> None:
         """Close the connection."""
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
 
@@ -278,10 +276,10 @@ class ShellSession:
         """
         exchange, source = Exchange(), protocol.octal(stdin) if stdin else "-none"
         frame = _lines(_framed(exchange, source, protocol.check_text(text)))
-        connection = self._connection
+        connection = self.connection
         assert connection is not None
         connection.transcript = bytearray()
-        self._ending.command = None
+        self.ending.command = None
         with self._occupied():
             with self._closing_on_failure():
                 connection.ask(exchange, frame, lambda: exchange.ready, deadline)
@@ -368,7 +366,7 @@ class ShellSession:
             with contextlib.suppress(OSError):
                 self.end_command()
             raise
-        if self._ending.begun:
+        if self.ending.begun:
             # A signal came just now; the shell goes, too.
             with contextlib.suppress(OSError):
                 self.end_command()
@@ -380,7 +378,7 @@ class ShellSession:
             OSError: The target did not confirm it.
         """
         try:
-            self._ending.finish(make_room=self.close)
+            self.ending.finish(make_room=self.close)
         finally:
             self.close()
 
@@ -394,11 +392,11 @@ class ShellSession:
         keys: Iterable[bytes] | None = None,
     ) -> int:
         """Say START, and see the command through."""
-        assert self._connection is not None
-        child = self._connection.child
+        assert self.connection is not None
+        child = self.connection.child
         start = exchange.start.encode() + b"\n"
         helper: gevent.Greenlet | None = None
-        with interrupts.at_interrupt(self._ending.begin), self._ending_on_failure():
+        with interrupts.at_interrupt(self.ending.begin), self._ending_on_failure():
             try:
                 # From here on the outcome is unknown until it is known.
                 exchange.stray = 0
@@ -411,9 +409,9 @@ class ShellSession:
                         if isinstance(event, Output):
                             sink(*event)
                         elif isinstance(event, Began):
-                            self._ending.command = event.process
+                            self.ending.command = event.process
                             if keys is not None:
-                                shell = self._ending.shell
+                                shell = self.ending.shell
                                 keyboard = Keyboard(self.target, self._user, child, shell)
                                 helper = gevent.spawn(keyboard.type, keys)
             except TimeoutError:
@@ -426,8 +424,8 @@ class ShellSession:
             return exchange.outcome()
 
     def _next_events(self, exchange: Exchange, deadline: float | None) -> list[Event]:
-        assert self._connection is not None
-        stream, data = self._connection.read(deadline)
+        assert self.connection is not None
+        stream, data = self.connection.read(deadline)
         if not data and not exchange.has_ended(stream):
             raise OutcomeUnknown(
                 "the connection ended while the command ran: "

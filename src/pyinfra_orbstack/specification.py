@@ -169,7 +169,9 @@ def check_keys(given: Iterable[str], known: Collection[str] = KEYS) -> None:
         BadValue: One is unknown; the nearest one that is known is named.
     """
     for key in given:
-        if key.startswith(PREFIX) and key not in known and key not in GIVEN:
+        # Other keys are the user's own, and need not even be text.
+        ours = isinstance(key, str) and key.startswith(PREFIX)
+        if ours and key not in known and key not in GIVEN:
             raise BadValue(f"{key} is not a key of this connector{_nearest(key, known)}")
 
 

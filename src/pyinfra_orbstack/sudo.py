@@ -7,16 +7,22 @@ for every host at once, and ends the run of all hosts where there is no terminal
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import gevent
 from gevent.lock import RLock
 from pyinfra import logger
-from pyinfra.api.host import Host
 from pyinfra.connectors import util
 from pyinfra.connectors.util import CommandOutput
+
+if TYPE_CHECKING:
+    from pyinfra.api.host import Host
+
+    from pyinfra_orbstack.runner import Runner
 
 #: What sudo and sudo-rs say when they may not ask.
 REQUIRED = ("sudo: a password is required", "sudo-rs: interactive authentication is required")
@@ -66,6 +72,40 @@ def ask(host: Host, works: Callable[[], bool]) -> bool:
         host.connector_data[TYPED] = password
         _typed[:] = [password]
         return True
+
+
+class AskpassFiles:
+    """The files with a password that pyinfra makes in a target, and forgets at a restart."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._paths: set[str] = set()
+
+    def note(self) -> list[str]:
+        """Remember those that there are now; the keys under which pyinfra keeps them."""
+        data = self._host.connector_data
+        kinds = ("sudo_askpass_path", "su_askpass_path")
+        keys = [key for key in list(data) if str(key).startswith(kinds)]
+        paths = [data[key] for key in keys]
+        self._paths |= {one for one in paths if isinstance(one, str) and one.startswith("/")}
+        return keys
+
+    def forget(self) -> None:
+        """Have pyinfra make new ones."""
+        for key in self.note():
+            del self._host.connector_data[key]
+
+    def remove(self, runner: Runner) -> None:
+        """Remove all of them, unless that would start the target."""
+        if not self._paths:
+            return
+        words = ["rm", "-f", *sorted(self._paths)]
+        if not runner.run_if_idle(shlex.join(words), timeout=10):
+            runner.target.refresh()
+            if runner.target.state != "running":
+                return
+            runner.as_root(*words)
+        self._paths.clear()
 
 
 def _read(prompt: str) -> str:

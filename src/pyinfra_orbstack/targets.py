@@ -1,14 +1,45 @@
-"""What a host is: a machine or a container, and the command that reaches it."""
+"""What a host is: its name says machine or container; the command that reaches it."""
 
 from __future__ import annotations
 
 import abc
 import re
 import shlex
+from typing import NamedTuple
 
 from typing_extensions import override
 
 from pyinfra_orbstack import docker, orbctl
+
+#: What stands before the name of a machine, and of a container, in the name of a host.
+MACHINES = "@orbstack/"
+CONTAINERS = "@orbstack/docker/"
+
+
+class HostName(NamedTuple):
+    """What a host is: the name says it, and nothing in the host's data can change it."""
+
+    container: bool
+    name: str
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it means any number of machines or containers."""
+        return any(sign in self.name for sign in "*?[")
+
+
+def parse(host: str) -> HostName | None:
+    """What the name of a host means to this connector; None if it is another connector's.
+
+    >>> parse("@orbstack/web"), parse("@orbstack/docker/web"), parse("web")
+    (HostName(container=False, name='web'), HostName(container=True, name='web'), None)
+    """
+    if not f"{host}/".startswith(MACHINES):
+        return None
+    words = host[len(MACHINES) :].split("/", 1)
+    if words[0] == "docker":
+        return HostName(True, words[1] if len(words) > 1 else "")
+    return HostName(False, "/".join(words))
 
 
 class Target(abc.ABC):

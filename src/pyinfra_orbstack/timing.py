@@ -1,4 +1,4 @@
-"""How long something takes, in the log."""
+"""How long something takes, in the log: what there was before 1.0, for programs that use it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
@@ -14,13 +15,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def timed_operation(operation_name: str) -> Iterator[None]:
-    """Log how long the body takes, whether it succeeds or not.
+#: What to use instead of each function.
+INSTEAD = {
+    "timed_operation": "time.monotonic and logging",
+    "timed": "time.monotonic and logging",
+    "configure_logging": "logging.basicConfig",
+}
 
-    >>> with timed_operation("build"):
-    ...     pass
-    """
+
+def _warn(name: str) -> None:
+    text = f"timing.{name} is deprecated: use {INSTEAD[name]}"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
+
+
+@contextlib.contextmanager
+def _timed(operation_name: str) -> Iterator[None]:
     began = time.monotonic()
     logger.info("Starting %s", operation_name)
     try:
@@ -30,6 +39,16 @@ def timed_operation(operation_name: str) -> Iterator[None]:
         logger.error("Failed %s after %.2fs: %s", operation_name, seconds, error)
         raise
     logger.info("Completed %s in %.2fs", operation_name, time.monotonic() - began)
+
+
+def timed_operation(operation_name: str) -> contextlib.AbstractContextManager[None]:
+    """Log how long the body takes, whether it succeeds or not.
+
+    >>> with timed_operation("build"):
+    ...     pass
+    """
+    _warn("timed_operation")
+    return _timed(operation_name)
 
 
 @overload
@@ -42,20 +61,21 @@ def timed(operation_name: Any = None) -> Any:
     >>> @timed("build")
     ... def build() -> None: ...
     """
-    if callable(operation_name):
-        return timed()(operation_name)
+    _warn("timed")
+    title = None if callable(operation_name) else operation_name
 
     def decorate(function: F) -> Any:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            with timed_operation(operation_name or function.__name__):
+            with _timed(title or function.__name__):
                 return function(*args, **kwargs)
 
         return run
 
-    return decorate
+    return decorate(operation_name) if callable(operation_name) else decorate
 
 
 def configure_logging(level: int = logging.INFO) -> None:
     """Show the log of programs that do not set up logging themselves."""
+    _warn("configure_logging")
     logging.basicConfig(format="%(asctime)s - %(name)s - %(levelname)s - %(message)s", level=level)

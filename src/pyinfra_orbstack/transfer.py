@@ -270,7 +270,7 @@ class Upload(_Transfer):
 
             said = self._run(token, text, stdin, watch)
         # Killed, it could not clean up; where it never began there is nothing to clean.
-        left = self._recover() if said.begun and said.killed else ""
+        left = self.recover() if said.begun and said.killed else ""
         self._check(content, left)
         if said.verdict == "failed mismatch":
             raise ChecksumMismatch(str(self._error("it arrived with another checksum")))
@@ -302,7 +302,7 @@ class Upload(_Transfer):
         except NotStarted as broken:
             raise self._error(str(broken), NotStarted) from None
         except BaseException as broken:
-            left = self._recover()
+            left = self.recover()
             if isinstance(broken, TimeoutError):
                 raise TimeoutError(f"{self._deadline}{left}") from None
             if isinstance(broken, OSError) and not isinstance(broken, Interrupted):
@@ -310,7 +310,7 @@ class Upload(_Transfer):
             raise
         return _Said(token, status, _lines(output))
 
-    def _recover(self) -> str:
+    def recover(self) -> str:
         """Undo what a killed upload left, and return what is to be said about it."""
         # What is being stopped takes a moment to say so.
         with contextlib.suppress(Interrupted, KeyboardInterrupt):

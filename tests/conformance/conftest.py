@@ -104,7 +104,7 @@ class Remote:
 
     def drop_session(self) -> None:
         """Lose the open session, so that the next command needs a new one."""
-        session = self.host.connector._runner._session
+        session = self.host.connector.runner.session
         if session is not None:
             session.close()
 

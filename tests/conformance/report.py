@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyinfra_orbstack.project import choose_orbctl, is_simulator
+from pyinfra_orbstack.programs import choose_orbctl, is_simulator
 
 from .catalogue import BEHAVIOURS, CANNOT, SECTIONS
 

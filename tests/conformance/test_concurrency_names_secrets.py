@@ -187,6 +187,51 @@ def test_C2_worker_threads(machine: str, patch: str) -> None:
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
+SHARED = """
+import io, sys, threading
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.connect import connect_all, disconnect_all
+
+state = State(Inventory(([(sys.argv[1], {"orbstack_transport": sys.argv[2]})], {})), Config())
+(host,) = state.inventory
+found = []
+
+def in_threads(count, work):
+    jobs = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(count)]
+    [job.start() for job in jobs]
+    [job.join(20) for job in jobs]
+
+def use(number):
+    try:
+        ok, output = host.run_shell_command(f"sleep 0.{number}; echo {number}")
+        arrived = io.BytesIO()
+        host.put_file(io.BytesIO(b"x" * 100_000), f"/tmp/shared-{number}")
+        host.get_file(f"/tmp/shared-{number}", arrived)
+        found.append((ok, output.stdout, len(arrived.getvalue())))
+    except BaseException as error:
+        found.append(repr(error))
+
+in_threads(1, lambda number: connect_all(state))
+use(0)
+in_threads(4, use)
+in_threads(1, lambda number: disconnect_all(state))
+print(sorted(found) == sorted((True, str(n), 100_000) for n in (0, 0, 1, 2, 3)) or found)
+"""
+
+
+@pytest.mark.parametrize("transport", ["session", "spawn"])
+def test_C2_threads_share_a_host(machine: str, transport: str) -> None:
+    """It is connected in one of them, and used and disconnected in others."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED, f"@orbstack/{machine}", transport],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
 FEW_FILES = """
 import io, os, sys
 from pyinfra.api import Config, Inventory, State

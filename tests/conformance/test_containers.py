@@ -16,7 +16,7 @@ import gevent
 import pytest
 from pyinfra.api.exceptions import ConnectError
 
-from pyinfra_orbstack import connector, docker, inventory, orbctl
+from pyinfra_orbstack import docker, inventory, orbctl
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
@@ -73,10 +73,10 @@ def test_a_named_container_is_started(
     bare: str, containers: Containers, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     containers.call("stop", "-t", "1", bare)
-    monkeypatch.setenv(connector.PLAN_VARIABLE, "1")
+    monkeypatch.setenv(orbctl.PLAN_VARIABLE, "1")
     with pytest.raises(ConnectError, match=f"this starts it: docker start {bare}"):
         connect(f"docker/{bare}")
-    monkeypatch.delenv(connector.PLAN_VARIABLE)
+    monkeypatch.delenv(orbctl.PLAN_VARIABLE)
     with pytest.raises(ConnectError, match="may not be started now"):
         connect(f"docker/{bare}", orbstack_start=False)
     assert connect(f"docker/{bare}").out("echo on") == "on"

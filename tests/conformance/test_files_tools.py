@@ -68,10 +68,10 @@ ln -s replaced link && ln -s made dangling
 """
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", TOOLS)
 def test_F5_with_these_tools(
     remote: Remote,
+    transport: str,
     guest: Guest,
     folder: str,
     tools: Callable[[str], dict[str, Any]],
@@ -87,7 +87,9 @@ def test_F5_with_these_tools(
             with pytest.raises(OSError, match=r"^cannot write .*: its link cannot be read$"):
                 remote.put(io.BytesIO(b"x"), f"{folder}/{target}", **tools(name))
         targets = targets[:-2]
-    for size in (0, 7, transfer.SMALL, transfer.SMALL + 1, 70_000):
+    sizes = [0, 7, transfer.SMALL, transfer.SMALL + 1, 70_000]
+    # The other transports move the same bytes.
+    for size in sizes if transport == "session" else sizes[1::3]:
         data = os.urandom(size)
         guest.sh(SETTING, folder, user)
         for target in targets:

@@ -284,10 +284,10 @@ def test_F13_a_stopped_machine_is_not_started_to_clean_up(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
     remote = connect(fresh_machine)
-    upload = transfer.Upload(remote.host.connector._runner, "/tmp/x", lambda command: command)
-    assert upload._recover() == ""
+    upload = transfer.Upload(remote.host.connector.runner, "/tmp/x", lambda command: command)
+    assert upload.recover() == ""
     client.stop(fresh_machine)
-    assert upload._recover() == "; what it may have left there goes with the next upload to it"
+    assert upload.recover() == "; what it may have left there goes with the next upload to it"
     assert client.info(fresh_machine).state == "stopped"
 
 
@@ -366,8 +366,8 @@ def test_F13_only_a_writers_own_beginning_is_put_back(
         "begun" if begun else "",
         remote.out("id -un"),
     )
-    runner = remote.host.connector._runner
-    assert transfer.Upload(runner, path, lambda command: command)._recover() == ""
+    runner = remote.host.connector.runner
+    assert transfer.Upload(runner, path, lambda command: command).recover() == ""
     assert place.content(path) == after
     assert place.rooms() == []
 

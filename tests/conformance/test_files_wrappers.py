@@ -63,10 +63,18 @@ def wrapped(guest: Guest) -> Iterator[str]:
     guest.sh('rm -rf "$1" /usr/local/bin/dzdo', path)
 
 
-def combinations(user_argument: str | None, all_of_them: bool) -> Iterator[tuple[Any, Any]]:
-    """Shells and users to become: each with each, or each shell and each user at least once."""
+def combinations(
+    wrapper: str, user_argument: str | None, transport: str
+) -> Iterator[tuple[Any, Any]]:
+    """Shells and users to become.
+
+    Login shells read the text once more, so there each combination counts; else each shell and each
+    user come at least once. The other transports hand on the same text, so there two shells do.
+    """
     users = USERS if user_argument else (None,)
-    if all_of_them:
+    if transport != "session":
+        return zip((SHELLS[0], SHELLS[-1]), users * 2)
+    if wrapper in ("sudo_user_login", "su_login"):
         return itertools.product(SHELLS, users)
     return zip(SHELLS, itertools.cycle(users))
 
@@ -88,11 +96,9 @@ def test_F9_every_wrapper_and_shell(
             pytest.skip(f"this pyinfra has no {argument}")
     user = {} if login is None else {"orbstack_user": login}
     remote = connect(machine, orbstack_transport=transport, **user)
-    # Login shells read the text once more, so there each combination counts.
-    all_of_them = transport == "session" and wrapper in ("sudo_user_login", "su_login")
     written: dict[str, dict[str, Any]] = {}
     owners: list[str] = []
-    for shell, become in combinations(user_argument, all_of_them):
+    for shell, become in combinations(wrapper, user_argument, transport):
         given = {**arguments, "_shell_executable": shell}
         if become is not None:
             given[user_argument or ""] = become

@@ -20,7 +20,7 @@ from pyinfra_orbstack.orbctl import Orbctl
 from pyinfra_orbstack.protocol import OutcomeUnknown
 
 from ..containers import Containers
-from .conftest import PASSWORD, TRANSPORTS, Guest, Remote, way
+from .conftest import PASSWORD, PLACES, TRANSPORTS, Guest, Remote, way
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
@@ -426,6 +426,8 @@ WHOSE = {
 }
 
 
+# With a terminal every transport takes the same way.
+@pytest.mark.parametrize("transport", PLACES)
 @pytest.mark.parametrize("own_terminal", [True, False])
 @pytest.mark.parametrize("whose", WHOSE)
 def test_Y2_what_is_typed_arrives_and_ends(
@@ -454,12 +456,14 @@ def test_Y2_what_is_typed_arrives_and_ends(
         guest.sh('rm -f "$1"', path)
 
 
+@pytest.mark.parametrize("transport", PLACES)
 def test_Y2_sudo_within_a_command(remote: Remote) -> None:
     for text in ("sleep 1; sudo -n cat -A", "sudo -n sudo -n -u alice cat -A"):
         ran = remote.run(text, _stdin="typed", _get_pty=True, _timeout=25)
         assert [line.strip() for line in ran.out] == ["typed$"]
 
 
+@pytest.mark.parametrize("transport", PLACES)
 def test_Y2_odd_texts(remote: Remote) -> None:
     for word in ('it\'s "$HOME"', "a\tb\x03\x04\x1bc", "日本 🦀", "\\041", "x" * 100_000):
         shown = remote.out(f"printf %s {shlex.quote(word)} | od -An -v -tx1", _get_pty=True)

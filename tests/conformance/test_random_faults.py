@@ -20,7 +20,7 @@ from .conftest import PLACES, Guest, Remote, in_container
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
-STEPS = int(os.environ.get("FAULT_STEPS", "1000"))
+STEPS = int(os.environ.get("FAULT_STEPS", "400"))
 
 # Kills one of the processes between a command and us: the control shell, or what it has started.
 KILL = (
@@ -129,11 +129,11 @@ def test_D23_seeded_faults(
         remote = remotes[dice.random() < 0.05]
         stdin = b"x" * dice.choice([0, 0, 10, 5000])
         if dice.random() < faults:
-            if remote is remotes[0] and remote.host.connector._runner._session is not None:
+            if remote is remotes[0] and remote.host.connector.runner.session is not None:
                 if dice.random() < 0.5:
                     remote.drop_session()
                 else:
-                    connection = remote.host.connector._runner._session._connection
+                    connection = remote.host.connector.runner.session.connection
                     if connection is not None:
                         child = connection.child
                         child.fault = dice.choice(["stdin", "stdout", "stderr"])
@@ -209,7 +209,7 @@ def test_D23_second_interrupts(
         job = gevent.spawn(dice.choice(ways), f"sleep 98{step:04d}")
         gevent.sleep(dice.uniform(0, 0.3))
         for _ in range(dice.choice([2, 2, 3])):
-            interrupts._handle(signal.SIGINT, None)
+            interrupts.handle(signal.SIGINT, None)
             gevent.sleep(dice.uniform(0, 0.06))
         with pytest.raises(Interrupted):
             job.get(timeout=60)

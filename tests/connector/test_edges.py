@@ -55,6 +55,30 @@ def test_kinds_of_stdin(remote: Remote, stdin: object, arrives: bytes) -> None:
     assert remote.out("od -An -tx1", _stdin=stdin).split() == [f"{byte:02x}" for byte in arrives]
 
 
+def test_stdin_that_fails_while_it_is_read(remote: Remote) -> None:
+    with pytest.raises(OSError, match="_stdin holds what cannot be sent: division by zero"):
+        remote.out("cat", _stdin=(1 / 0 for _ in "1"))
+
+
+def test_closed_files(remote: Remote) -> None:
+    closed = io.BytesIO(b"x")
+    closed.close()
+    for use in (
+        lambda: remote.put(closed, "/tmp/closed"),
+        lambda: remote.get("/etc/passwd", closed),
+        lambda: remote.run("cat", _stdin=closed),
+    ):
+        with pytest.raises(OSError, match="closed file"):
+            use()
+
+
+def test_a_timeout_may_be_text(remote: Remote) -> None:
+    assert remote.out("echo hi", _timeout="5") == "hi"
+    for bad in ("soon", [1], float("nan")):
+        with pytest.raises(OSError, match="_timeout is a number of seconds, not"):
+            remote.out("echo hi", _timeout=bad)
+
+
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the pyinfra command would show."""
@@ -88,7 +112,7 @@ def test_shell_that_does_not_open_at_first(
 ) -> None:
     """No command has begun: it is tried once more, and not again."""
     proxy = Proxy(tmp_path, [client.command])
-    monkeypatch.setattr(remote.host.connector._runner.target.client, "command", str(proxy.path))
+    monkeypatch.setattr(remote.host.connector.runner.target.client, "command", str(proxy.path))
     remote.drop_session()
     proxy.tell("run once exit 1 not now")
     assert remote.out("echo on") == "on"

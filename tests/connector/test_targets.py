@@ -17,8 +17,8 @@ from pyinfra.api.exceptions import ConnectError
 
 from pyinfra_orbstack import docker, inventory
 from pyinfra_orbstack.connector import OrbStackConnector
-from pyinfra_orbstack.inventory import HostName
 from pyinfra_orbstack.orbctl import Orbctl
+from pyinfra_orbstack.targets import CONTAINERS, MACHINES, HostName, parse
 
 from .conftest import Run
 
@@ -54,14 +54,14 @@ def told(stderr: str) -> list[str]:
     ],
 )
 def test_a_name_means_one_thing(host: str, is_what: HostName | None) -> None:
-    assert inventory.parse(host) == is_what
+    assert parse(host) == is_what
 
 
 @given(st.text(max_size=20))
 def test_any_name_means_itself(name: str) -> None:
-    parsed = inventory.parse(f"@orbstack/{name}")
+    parsed = parse(f"@orbstack/{name}")
     assert parsed is not None
-    place = inventory.CONTAINERS if parsed.container else inventory.MACHINES
+    place = CONTAINERS if parsed.container else MACHINES
     assert f"{place}{parsed.name}".rstrip("/") == f"@orbstack/{name}".rstrip("/")
 
 
@@ -164,7 +164,7 @@ def test_a_host_of_two_patterns_is_one_host(pair: tuple[str, str], pyinfra: Run)
 def test_only_words_name_groups(word: str) -> None:
     labels = {"com.docker.compose.project": word}
     container = docker.Container("1" * 64, "web", "sha256:" + "0" * 64, "running", labels)
-    host, data, groups = inventory._container_host("web", container, named=True)
+    host, data, groups = inventory.container_host("web", container, named=True)
     assert (host, groups) == ("@orbstack/docker/web", ["@orbstack", "orbstack_containers"])
     assert data["container_project"] == word
 
@@ -174,7 +174,7 @@ def test_no_distro_takes_the_place_of_a_state(word: str) -> None:
     from pyinfra_orbstack.orbctl import Machine
 
     machine = Machine("ID", "web", "creating", distro=word, arch=word)
-    groups = inventory._host("web", machine)[2]
+    groups = inventory.machine_host("web", machine)[2]
     assert groups == ["@orbstack", "orbstack", "orbstack_stopped"]
 
 

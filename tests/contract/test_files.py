@@ -1,4 +1,4 @@
-"""Section 6 of the reference: `push` and `pull`."""
+"""`push` and `pull`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def there(orb: Program, machine: str, path: str) -> bytes | None:
 
 
 def test_push_home(orb: Program, machine: str, tree: Path) -> None:
-    """Section 6: without a destination, into the default user's home."""
+    """Without a destination, into the default user's home."""
     assert orb("push", "-m", machine, "file", cwd=tree).code == 0
     assert there(orb, machine, "~/file") == b"content\xff\0"
     user = orb("run", "-m", machine, "id", "-un").text
@@ -38,14 +38,14 @@ def test_push_home(orb: Program, machine: str, tree: Path) -> None:
 
 
 def test_push_renames(orb: Program, machine: str, tree: Path) -> None:
-    """Section 6: a file to a file's name renames; a relative destination is below home."""
+    """A file to a file's name renames; a relative destination is below home."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
     assert orb("push", "-m", machine, str(tree / "file"), "there/other").code == 0
     assert there(orb, machine, "~/there/other") == b"content\xff\0"
 
 
 def test_push_into_a_directory(orb: Program, machine: str, tree: Path) -> None:
-    """Section 6: several sources into a directory, directories with what is in them."""
+    """Several sources into a directory, directories with what is in them."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
     assert orb("push", "-m", machine, "file", "tree", "there", cwd=tree).code == 0
     assert there(orb, machine, "~/there/file") == b"content\xff\0"
@@ -53,38 +53,38 @@ def test_push_into_a_directory(orb: Program, machine: str, tree: Path) -> None:
 
 
 def test_push_contents(orb: Program, machine: str, tree: Path) -> None:
-    """Section 6: ``DIR/.`` copies what is in it."""
+    """``DIR/.`` copies what is in it."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
     assert orb("push", "-m", machine, f"{tree}/tree/.", "there/").code == 0
     assert there(orb, machine, "~/there/inner/file") == b"inner\xff\0"
 
 
 def test_push_makes_no_parents(orb: Program, machine: str, tree: Path) -> None:
-    """Section 6: missing parents are not created."""
+    """Missing parents are not created."""
     orb("push", "-m", machine, "file", "no/such/dir/file", cwd=tree)
     assert there(orb, machine, "~/no/such/dir/file") is None
 
 
 def test_push_of_nothing(orb: Program, machine: str, tree: Path) -> None:
-    """Section 12.2: the text is unknown; the exit code cannot be 0."""
+    """The text is unknown; the exit code cannot be 0."""
     assert orb("push", "-m", machine, "no-such-file", cwd=tree).code != 0
 
 
 def test_push_has_no_rights(orb: Program, machine: str, tree: Path) -> None:
-    """Section 6: targets of root's fail."""
+    """Targets of root's fail."""
     orb("push", "-m", machine, "file", "/etc/pushed", cwd=tree)
     assert there(orb, machine, "/etc/pushed") is None
 
 
 def test_push_overwrites(orb: Program, machine: str, tree: Path) -> None:
-    """Section 6: what is there is replaced."""
+    """What is there is replaced."""
     orb("run", "-m", machine, "sh", "-c", "echo something that is longer >~/file")
     assert orb("push", "-m", machine, "file", cwd=tree).code == 0
     assert there(orb, machine, "~/file") == b"content\xff\0"
 
 
 def test_pull(orb: Program, machine: str, tmp_path: Path) -> None:
-    """Section 6: guest paths are relative to home; without a destination, into the caller's cwd."""
+    """Guest paths are relative to home; without a destination, into the caller's cwd."""
     script = "printf 'out\\377' >~/out; mkdir ~/dir; echo in >~/dir/in"
     orb("run", "-m", machine, "sh", "-c", script)
     assert orb("pull", "-m", machine, "out", cwd=tmp_path).code == 0
@@ -96,14 +96,14 @@ def test_pull(orb: Program, machine: str, tmp_path: Path) -> None:
 
 
 def test_pull_of_nothing(orb: Program, machine: str, tmp_path: Path) -> None:
-    """Section 12.2: as with `push`."""
+    """As with `push`."""
     assert orb("pull", "-m", machine, "no-such-file", cwd=tmp_path).code != 0
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("verb", ["push", "pull"])
 def test_isolated(orb: Program, isolated: str, tree: Path, verb: str) -> None:
-    """Section 6: neither works on an isolated machine, which shares no folder."""
+    """Neither works on an isolated machine, which shares no folder."""
     orb("run", "-m", isolated, "sh", "-c", "echo guest >~/guest")
     answer = orb(verb, "-m", isolated, "file" if verb == "push" else "guest", cwd=tree)
     assert answer.code != 0

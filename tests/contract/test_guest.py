@@ -1,4 +1,4 @@
-"""Sections 7 and 9 of the reference: what a machine looks like from inside."""
+"""What a machine looks like from inside."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def user(orb: Program, machine: str) -> str:
 
 
 def test_user(orb: Program, machine: str, user: str) -> None:
-    """Section 7: the default user has uid 501 and a private home."""
+    """The default user has uid 501 and a private home."""
     assert orb("run", "-m", machine, "id", "-u").text == "501\n"
     shown = orb("run", "-m", machine, "stat", "-c", "%a %U", f"/home/{user}")
     assert shown.text == f"700 {user}\n"
 
 
 def test_groups(orb: Program, machine: str) -> None:
-    """Section 7: it is in the administrators' group and in `orbstack`, gid 67278."""
+    """It is in the administrators' group and in `orbstack`, gid 67278."""
     groups = orb("run", "-m", machine, "id", "-Gn").text.split()
     assert {"sudo", "wheel"} & set(groups)
     assert "orbstack" in groups
@@ -31,28 +31,28 @@ def test_groups(orb: Program, machine: str) -> None:
 
 
 def test_sudo(orb: Program, machine: str, user: str) -> None:
-    """Section 7: sudo without a password, and without a word on stderr."""
+    """Sudo without a password, and without a word on stderr."""
     answer = orb("run", "-m", machine, "sudo", "-n", "sh", "-c", "id -u; echo $SUDO_USER")
     assert answer.text.split() == ["0", user]
     assert answer.err == b""
 
 
 def test_home_is_filled(orb: Program, machine: str) -> None:
-    """Section 7: the home was made from the distribution's skeleton, and belongs to the user."""
+    """The home was made from the distribution's skeleton, and belongs to the user."""
     assert (
         orb("run", "-m", machine, "sh", "-c", "test -O ~/.bashrc || test -O ~/.profile").code == 0
     )
 
 
 def test_hostname(orb: Program, machine: str) -> None:
-    """Section 4.1: the machine's name is its hostname, and resolves."""
+    """The machine's name is its hostname, and resolves."""
     assert orb("run", "-m", machine, "hostname").text.strip() == machine
     assert orb("run", "-m", machine, "cat", "/etc/hostname").text.strip() == machine
     assert orb("run", "-m", machine, "getent", "hosts", machine).code == 0
 
 
 def test_one_kernel(orb: Program, machine: str, made: Made) -> None:
-    """Section 7: one kernel and one VM for all machines."""
+    """One kernel and one VM for all machines."""
     other = made.clone(machine)
     for script in ("uname -r", "cat /proc/sys/kernel/random/boot_id"):
         words = ["sh", "-c", script]
@@ -60,19 +60,19 @@ def test_one_kernel(orb: Program, machine: str, made: Made) -> None:
 
 
 def test_architecture(orb: Program, machine: str) -> None:
-    """Section 4.1: `image.arch` is that of the machine."""
+    """`image.arch` is that of the machine."""
     arch = orb("info", machine, "-f", "json").json["record"]["image"]["arch"]
     names = {"x86_64": "amd64", "aarch64": "arm64"}
     assert names[orb("run", "-m", machine, "uname", "-m").text.strip()] == arch
 
 
 def test_guest_tools(orb: Program, machine: str) -> None:
-    """Section 7: OrbStack's own files are in ``/opt/orbstack-guest``."""
+    """OrbStack's own files are in ``/opt/orbstack-guest``."""
     assert orb("run", "-m", machine, "test", "-d", "/opt/orbstack-guest").code == 0
 
 
 def test_host_by_name(orb: Program, machine: str) -> None:
-    """Section 7: `host.orb.internal` reaches a service on the host's loopback."""
+    """`host.orb.internal` reaches a service on the host's loopback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         script = f"exec 3<>/dev/tcp/host.orb.internal/{port} && read -r line <&3 && echo $line"
@@ -86,7 +86,7 @@ def test_host_by_name(orb: Program, machine: str) -> None:
 
 
 def test_isolated_machine_has_no_mac(orb: Program, isolated: str) -> None:
-    """Section 5.3, isolated: `mac` stays on PATH but fails; section 9: there is no ``/mnt/mac``."""
+    """Isolated: `mac` stays on PATH but fails; there is no ``/mnt/mac``."""
     answer = orb("run", "-m", isolated, "mac", "true")
     assert answer.code != 0
     assert b"dial" in answer.err
@@ -94,12 +94,12 @@ def test_isolated_machine_has_no_mac(orb: Program, isolated: str) -> None:
 
 
 def test_isolated_machine_is_told_so(orb: Program, isolated: str) -> None:
-    """Section 9: isolation stands in the record; the SSH agent is not forwarded by default."""
+    """Isolation stands in the record; the SSH agent is not forwarded by default."""
     config = orb("info", isolated, "-f", "json").json["record"]["config"]
     assert config["isolated"] is True
     assert config["forward_ssh_agent"] is False
 
 
 def test_root_in_an_isolated_machine(orb: Program, isolated: str) -> None:
-    """Section 5.3, root: ``-u root`` works there too."""
+    """Root: ``-u root`` works there too."""
     assert orb("run", "-m", isolated, "-u", "root", "id", "-u").text == "0\n"

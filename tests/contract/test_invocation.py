@@ -1,4 +1,4 @@
-"""Section 2 of the reference, how commands are called, and section 3, which commands there are."""
+"""How commands are called, and which commands there are."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def ident(orb: Program, machine: str) -> str:
 
 
 def test_info_takes_an_id(orb: Program, machine: str, ident: str) -> None:
-    """Section 2: machines can be addressed by name or by id."""
+    """Machines can be addressed by name or by id."""
     assert orb("info", ident, "-f", "json").json["record"]["name"] == machine
 
 
 def test_run_takes_an_id(orb: Program, machine: str, ident: str) -> None:
-    """Section 2: `run` by id."""
+    """`run` by id."""
     assert orb("run", "-m", ident, "hostname").text.strip() == machine
 
 
 def test_start_and_stop_take_an_id(orb: Program, stopped: str) -> None:
-    """Section 2: `start` and `stop` by id."""
+    """`start` and `stop` by id."""
     ident = orb("info", stopped, "-f", "json").json["record"]["id"]
     assert orb("start", ident).code == 0
     assert orb("info", stopped, "-f", "json").json["record"]["state"] == "running"
@@ -35,7 +35,7 @@ def test_start_and_stop_take_an_id(orb: Program, stopped: str) -> None:
 
 
 def test_rename_takes_an_id(orb: Program, made: Made, stopped: str) -> None:
-    """Section 2: `rename` by id."""
+    """`rename` by id."""
     ident = orb("info", stopped, "-f", "json").json["record"]["id"]
     new = made.name()
     assert orb("rename", ident, new).code == 0
@@ -43,18 +43,18 @@ def test_rename_takes_an_id(orb: Program, made: Made, stopped: str) -> None:
 
 
 def test_double_dash_before_the_command(orb: Program, machine: str) -> None:
-    """Section 2: `--` before the guest's command is consumed."""
+    """`--` before the guest's command is consumed."""
     assert orb("run", "-m", machine, "--", "echo", "a").text == "a\n"
 
 
 def test_flags_end_at_the_first_word(orb: Program, machine: str) -> None:
-    """Section 1, `run`: what follows the first word that is no flag goes to the guest verbatim."""
+    """`run`: what follows the first word that is no flag goes to the guest verbatim."""
     answer = orb("run", "-m", machine, "printf", "%s.", "-m", "-u", "--user", "root", "--", "-h")
     assert answer.text == "-m.-u.--user.root.--.-h."
 
 
 def test_short_flags_can_be_joined(orb: Program, machine: str) -> None:
-    """Section 3: pflag's rules hold, ``-rq`` and ``-mNAME`` among them."""
+    """Pflag's rules hold, ``-rq`` and ``-mNAME`` among them."""
     assert machine in orb("list", "-rq").lines
     assert orb("run", f"-m{machine}", "-uroot", "id", "-u").text == "0\n"
     assert orb("run", f"--machine={machine}", "--user=root", "id", "-u").text == "0\n"
@@ -62,19 +62,19 @@ def test_short_flags_can_be_joined(orb: Program, machine: str) -> None:
 
 @pytest.mark.parametrize("alias", ["exec", "shell"])
 def test_aliases_of_run(orb: Program, machine: str, alias: str) -> None:
-    """Section 3: `exec` and `shell` are `run`; so a name behind `shell` is a command."""
+    """`exec` and `shell` are `run`; so a name behind `shell` is a command."""
     assert orb(alias, "-m", machine, "echo", "a").text == "a\n"
     assert orb(alias, "-m", machine, machine).code == 127
 
 
 def test_list_quiet(orb: Program, machine: str) -> None:
-    """Section 3: ``list -q`` prints one name a line, and nothing else."""
+    """``list -q`` prints one name a line, and nothing else."""
     assert machine in orb("list", "-q").lines
     assert machine in orb("list", "--quiet").lines
 
 
 def test_list_running(orb: Program, machine: str, stopped: str) -> None:
-    """Section 3: ``list -r`` leaves stopped machines out."""
+    """``list -r`` leaves stopped machines out."""
     shown = orb("list", "-r", "-q").lines
     assert machine in shown
     assert stopped not in shown
@@ -83,7 +83,7 @@ def test_list_running(orb: Program, machine: str, stopped: str) -> None:
 
 @pytest.mark.parametrize("place", ["before", "after", "long"])
 def test_info_flag_anywhere(orb: Program, machine: str, place: str) -> None:
-    """Section 3: the flag of `info` may stand before or after the name."""
+    """The flag of `info` may stand before or after the name."""
     words = {
         "before": ["-f", "json", machine],
         "after": [machine, "-f", "json"],
@@ -93,14 +93,14 @@ def test_info_flag_anywhere(orb: Program, machine: str, place: str) -> None:
 
 
 def test_delete_several(orb: Program, made: Made, machine: str) -> None:
-    """Section 3: several names at once."""
+    """Several names at once."""
     names = [made.clone(machine), made.clone(machine)]
     assert orb("delete", "--force", *names).code == 0
     assert not set(names) & set(orb("list", "-q").lines)
 
 
 def test_rename_keeps_the_id(orb: Program, made: Made, stopped: str) -> None:
-    """Section 3: the id survives a rename; section 4.1: the name is the hostname."""
+    """The id survives a rename; the name is the hostname."""
     before = orb("info", stopped, "-f", "json").json["record"]["id"]
     new = made.name()
     assert orb("rename", stopped, new).code == 0
@@ -110,14 +110,14 @@ def test_rename_keeps_the_id(orb: Program, made: Made, stopped: str) -> None:
 
 
 def test_default_is_a_name(orb: Program, machine: str) -> None:
-    """Section 3: bare `default` prints a name, or nothing."""
+    """Bare `default` prints a name, or nothing."""
     shown = orb("default").lines
     assert len(shown) <= 1
     assert set(shown) <= set(orb("list", "-q").lines)
 
 
 def test_ssh_prints_a_port(orb: Program, machine: str) -> None:
-    """Section 3: `ssh` connects to nothing; its output has a line with the port."""
+    """`ssh` connects to nothing; its output has a line with the port."""
     lines = [line for line in orb("ssh").lines if "Port" in line]
     assert lines
     assert int(lines[0].split(":")[1]) == 32222
@@ -125,17 +125,17 @@ def test_ssh_prints_a_port(orb: Program, machine: str) -> None:
 
 @pytest.mark.parametrize("alias", ["logs", "log", "console"])
 def test_logs(orb: Program, machine: str, alias: str) -> None:
-    """Section 3: `logs` and its aliases print a machine's log."""
+    """`logs` and its aliases print a machine's log."""
     assert orb(alias, machine).code == 0
 
 
 def test_status_of_a_running_orbstack(orb: Program, machine: str) -> None:
-    """Section 3: `status` prints `Running` and exits with 0."""
+    """`status` prints `Running` and exits with 0."""
     assert orb("status").text == "Running\n"
 
 
 def test_help_of_config(orb: Program) -> None:
-    """Section 3: help follows cobra's layout, with the program's name as it was called."""
+    """Help follows cobra's layout, with the program's name as it was called."""
     shown = orb("config", "--help").text
     for line in ("Usage:", "Available Commands:", "Flags:"):
         assert line in shown.splitlines()
@@ -145,7 +145,7 @@ def test_help_of_config(orb: Program) -> None:
 
 @pytest.mark.parametrize("word", ["frobnicate", "--frobnicate"])
 def test_unknown_words(orb: Program, word: str) -> None:
-    """Section 3: `orbctl` refuses what it does not know, on stderr."""
+    """`orbctl` refuses what it does not know, on stderr."""
     answer = orb(word)
     assert answer.code != 0
     assert answer.out == b""
@@ -157,7 +157,7 @@ def test_unknown_words(orb: Program, word: str) -> None:
     "words", [["list", "--frobnicate"], ["info"], ["rename", "a"], ["run", "-m"], ["list", "-Z"]]
 )
 def test_wrong_flags_and_counts(orb: Program, words: list[str]) -> None:
-    """Section 3: wrong flags and numbers of words are errors, on stderr."""
+    """Wrong flags and numbers of words are errors, on stderr."""
     answer = orb(*words)
     assert answer.code != 0
     assert answer.out == b""

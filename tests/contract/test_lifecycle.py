@@ -1,4 +1,4 @@
-"""Sections 5.1 and 5.4 of the reference: machines made, started, copied, stopped and deleted."""
+"""Machines made, started, copied, stopped and deleted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def state(orb: Program, name: str) -> str:
 
 
 def test_create_is_synchronous(orb: Program, made: Made) -> None:
-    """Section 5.1: the machine runs, and takes commands, when `create` returns."""
+    """The machine runs, and takes commands, when `create` returns."""
     name = made.create()
     assert state(orb, name) == "running"
     assert orb("run", "-m", name, "hostname").text.strip() == name
@@ -24,7 +24,7 @@ def test_create_is_synchronous(orb: Program, made: Made) -> None:
 
 @pytest.mark.parametrize("alias", ["add", "new"])
 def test_aliases_of_create(orb: Program, made: Made, alias: str) -> None:
-    """Section 3: `add` and `new` are `create`; section 5.1: flags may follow the words."""
+    """`add` and `new` are `create`; flags may follow the words."""
     name = made.name()
     assert orb(alias, IMAGE, name, "--user", "someone").code == 0
     made.own(name)
@@ -34,7 +34,7 @@ def test_aliases_of_create(orb: Program, made: Made, alias: str) -> None:
 
 
 def test_name_that_exists(orb: Program, machine: str) -> None:
-    """Section 5.1, errors: the name is taken."""
+    """Errors: the name is taken."""
     answer = orb("create", IMAGE, machine)
     assert (answer.code, answer.out) == (1, b"")
     expected = f"[-32098] create '{machine}': machine already exists: '{machine}'"
@@ -43,7 +43,7 @@ def test_name_that_exists(orb: Program, machine: str) -> None:
 
 @pytest.mark.parametrize("image", ["nosuchdistro", "debian:nosuchversion"])
 def test_unknown_image(orb: Program, made: Made, image: str) -> None:
-    """Section 5.1: an error, and a create that fails leaves no machine."""
+    """An error, and a create that fails leaves no machine."""
     name = made.name()
     answer = orb("create", image, name)
     assert answer.code != 0
@@ -53,14 +53,14 @@ def test_unknown_image(orb: Program, made: Made, image: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "docker", "k8s", "x" * 300])
 def test_names_that_cannot_be(orb: Program, name: str) -> None:
-    """Section 5.1: names of the builtin machines, and what can be no hostname, are refused."""
+    """Names of the builtin machines, and what can be no hostname, are refused."""
     before = orb("list", "-q").text
     assert orb("create", IMAGE, name).code != 0
     assert orb("list", "-q").text == before
 
 
 def test_limits(orb: Program, made: Made) -> None:
-    """Section 5.1, flags: `config get` reads limits back; section 7: they show in the machine."""
+    """Flags: `config get` reads limits back; they show in the machine."""
     if orb("version").text < "Version: 2.2":
         pytest.skip("limits came with OrbStack 2.2")
     name = made.create("--cpus", "1", "--memory", "512M", "--disk", "8G")
@@ -72,7 +72,7 @@ def test_limits(orb: Program, made: Made) -> None:
 
 
 def test_mounts(orb: Program, made: Made, isolated: str, tmp_path: Path) -> None:
-    """Section 5.1, flags: ``--mount SRC:DEST`` shares one folder with an isolated machine."""
+    """Flags: ``--mount SRC:DEST`` shares one folder with an isolated machine."""
     (tmp_path / "file").write_text("shared")
     (tmp_path / "file").chmod(0o644)
     tmp_path.chmod(0o755)
@@ -82,7 +82,7 @@ def test_mounts(orb: Program, made: Made, isolated: str, tmp_path: Path) -> None
 
 
 def test_start_and_stop_twice(orb: Program, stopped: str) -> None:
-    """Section 3: `start` of what runs is a no-op; so is `stop` of what does not."""
+    """`start` of what runs is a no-op; so is `stop` of what does not."""
     assert orb("stop", stopped).code == 0
     for _ in range(2):
         assert orb("start", stopped).code == 0
@@ -93,7 +93,7 @@ def test_start_and_stop_twice(orb: Program, stopped: str) -> None:
 
 
 def test_stop_ends_processes(orb: Program, stopped: str) -> None:
-    """Section 5.4: `stop` returns when it is done; what ran in the machine has ended."""
+    """`stop` returns when it is done; what ran in the machine has ended."""
     orb("start", stopped)
     call = orb.started("run", "-m", stopped, "sleep", "60")
     while orb("run", "-m", stopped, "pgrep", "-x", "sleep").code:
@@ -104,7 +104,7 @@ def test_stop_ends_processes(orb: Program, stopped: str) -> None:
 
 
 def test_restart(orb: Program, stopped: str) -> None:
-    """Section 3: `restart` is another boot of the same machine."""
+    """`restart` is another boot of the same machine."""
     script = "cut -d' ' -f22 /proc/1/stat; touch ~/kept /tmp/lost"
     before = orb("run", "-m", stopped, "sh", "-c", script).text
     assert orb("restart", stopped).code == 0
@@ -114,7 +114,7 @@ def test_restart(orb: Program, stopped: str) -> None:
 
 
 def test_clone(orb: Program, made: Made) -> None:
-    """Section 3, `clone`: stopped, with the files but not ``/tmp``, its hostname the new name."""
+    """`clone`: stopped, with the files but not ``/tmp``, its hostname the new name."""
     source = made.create()
     script = "echo data >~/data; echo lost >/tmp/lost; hostname"
     assert orb("run", "-m", source, "sh", "-c", script).text.strip() == source
@@ -130,7 +130,7 @@ def test_clone(orb: Program, made: Made) -> None:
 
 
 def test_clone_inherits(orb: Program, made: Made, isolated: str) -> None:
-    """Section 3, `clone`: the configuration, isolation included, is inherited; the id is not."""
+    """`clone`: the configuration, isolation included, is inherited; the id is not."""
     name = made.clone(isolated)
     record, source = (orb("info", which, "-f", "json").json["record"] for which in (name, isolated))
     assert record["config"] == source["config"]
@@ -139,14 +139,14 @@ def test_clone_inherits(orb: Program, made: Made, isolated: str) -> None:
 
 
 def test_clone_over_another(orb: Program, machine: str, stopped: str) -> None:
-    """Section 3, `clone`: never over a machine that exists."""
+    """`clone`: never over a machine that exists."""
     answer = orb("clone", machine, stopped)
     assert answer.code != 0
     assert b"machine already exists" in answer.err
 
 
 def test_export_and_import(orb: Program, made: Made, stopped: str, tmp_path: Path) -> None:
-    """Section 3: `export` to a ``.tar.zst``, `import` under another name."""
+    """`export` to a ``.tar.zst``, `import` under another name."""
     script = "echo data >~/data; ln ~/data ~/hard; ln -s data ~/soft; chmod 640 ~/data"
     assert orb("run", "-m", stopped, "sh", "-c", script).code == 0
     file = tmp_path / "machine.tar.zst"
@@ -161,7 +161,7 @@ def test_export_and_import(orb: Program, made: Made, stopped: str, tmp_path: Pat
 
 
 def test_delete(orb: Program, stopped: str) -> None:
-    """Section 5.4, `delete`: ``-f`` asks nothing, and the machine is gone."""
+    """`delete`: ``-f`` asks nothing, and the machine is gone."""
     orb("start", stopped)
     assert orb("delete", "-f", stopped).code == 0
     assert stopped not in orb("list", "-q").lines
@@ -169,7 +169,7 @@ def test_delete(orb: Program, stopped: str) -> None:
 
 
 def test_delete_by_id(orb: Program, stopped: str) -> None:
-    """Section 5.4, `delete`: by id it crashes, and the machine is left intact."""
+    """`delete`: by id it crashes, and the machine is left intact."""
     record = orb("info", stopped, "-f", "json").json["record"]
     assert orb("delete", "--force", record["id"]).code != 0
     assert orb("info", stopped, "-f", "json").json["record"] == record
@@ -180,13 +180,13 @@ def test_delete_by_id(orb: Program, stopped: str) -> None:
     [["info"], ["start"], ["stop"], ["restart"], ["delete", "-f"], ["logs"], ["info", "-fjson"]],
 )
 def test_not_found(orb: Program, words: list[str]) -> None:
-    """Section 5.4, not found: one text, on stderr, with exit code 1 and an empty stdout."""
+    """Not found: one text, on stderr, with exit code 1 and an empty stdout."""
     answer = orb(*words, "no-such-machine")
     assert (answer.code, answer.out) == (1, b"")
     assert answer.err == b"[-32098] machine not found: 'no-such-machine'\n"
 
 
 def test_json_of_two_calls_agrees(orb: Program, machine: str) -> None:
-    """Section 4: `list` and `info` tell the same, whatever the layout."""
+    """`list` and `info` tell the same, whatever the layout."""
     shown = orb("list", "-f", "json").out
     assert json.loads(shown) == orb("list", "--format=json").json

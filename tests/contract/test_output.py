@@ -1,4 +1,4 @@
-"""Section 4 of the reference: what `list`, `info`, `version` and `config` print."""
+"""What `list`, `info`, `version` and `config` print."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record(orb: Program, machine: str) -> dict[str, Any]:
 
 
 def test_list_is_an_array(orb: Program, record: dict[str, Any]) -> None:
-    """Section 4.1: an array of records, without the builtin machines."""
+    """An array of records, without the builtin machines."""
     shown = orb("list", "--format", "json").json
     assert isinstance(shown, list)
     assert not any(entry["builtin"] for entry in shown)
@@ -26,7 +26,7 @@ def test_list_is_an_array(orb: Program, record: dict[str, Any]) -> None:
 
 
 def test_id_is_a_ulid(record: dict[str, Any]) -> None:
-    """Section 4.1: 26 characters of Crockford's base32; the first ten are the time of creation."""
+    """26 characters of Crockford's base32; the first ten are the time of creation."""
     assert re.fullmatch(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", record["id"])
     digits = ["0123456789ABCDEFGHJKMNPQRSTVWXYZ".index(letter) for letter in record["id"][:10]]
     seconds = sum(digit << 5 * (9 - place) for place, digit in enumerate(digits)) / 1000
@@ -34,7 +34,7 @@ def test_id_is_a_ulid(record: dict[str, Any]) -> None:
 
 
 def test_image(record: dict[str, Any]) -> None:
-    """Section 4.1: `image` names distribution, version, architecture and variant."""
+    """`image` names distribution, version, architecture and variant."""
     image = record["image"]
     assert image["distro"] == "debian"
     assert image["version"] == "bookworm"
@@ -43,7 +43,7 @@ def test_image(record: dict[str, Any]) -> None:
 
 
 def test_config(orb: Program, record: dict[str, Any]) -> None:
-    """Section 4.1: `isolated` and `default_username` in all versions, four more since 2.1."""
+    """`isolated` and `default_username` in all versions, four more since 2.1."""
     config = record["config"]
     assert config["isolated"] is False
     assert isinstance(config["default_username"], str)
@@ -55,27 +55,27 @@ def test_config(orb: Program, record: dict[str, Any]) -> None:
 
 
 def test_states(orb: Program, record: dict[str, Any], stopped: str) -> None:
-    """Section 4.1: `running` and `stopped`."""
+    """`running` and `stopped`."""
     assert record["state"] == "running"
     states = {entry["name"]: entry["state"] for entry in orb("list", "-f", "json").json}
     assert states[stopped] == "stopped"
 
 
 def test_a_number_reads_back_as_a_codename(orb: Program, made: Made) -> None:
-    """Section 4.1: the version is the codename, not what was typed."""
+    """The version is the codename, not what was typed."""
     name = made.create(image="debian:12")
     assert orb("info", name, "-f", "json").json["record"]["image"]["version"] == "bookworm"
 
 
 def test_info_wraps_the_record(orb: Program, machine: str, record: dict[str, Any]) -> None:
-    """Section 4.2: the same record, beside size and addresses."""
+    """The same record, beside size and addresses."""
     shown = orb("info", machine, "-f", "json").json
     assert shown["record"] == record
     assert shown["disk_size"] is None or isinstance(shown["disk_size"], int)
 
 
 def test_addresses_of_a_running_machine(orb: Program, machine: str) -> None:
-    """Section 4.2: `ip4` and `ip6` in OrbStack's ranges."""
+    """`ip4` and `ip6` in OrbStack's ranges."""
     shown = orb("info", machine, "-f", "json").json
     assert re.fullmatch(r"(192\.168\.13[89]|198\.19\.249)\.\d+", shown["ip4"])
     assert shown["ip6"].startswith("fd07:b51a:cc66:")
@@ -83,21 +83,21 @@ def test_addresses_of_a_running_machine(orb: Program, machine: str) -> None:
 
 
 def test_addresses_of_a_stopped_machine(orb: Program, stopped: str) -> None:
-    """Section 4.2: `ip4` and `ip6` are absent."""
+    """`ip4` and `ip6` are absent."""
     shown = orb("info", stopped, "-f", "json").json
     assert "ip4" not in shown
     assert "ip6" not in shown
 
 
 def test_info_as_text(orb: Program, machine: str) -> None:
-    """Section 4.3: lines of ``Key: value``, an architecture and an address among them."""
+    """Lines of ``Key: value``, an architecture and an address among them."""
     shown = dict(line.split(": ", 1) for line in orb("info", machine).lines if ": " in line)
     assert "Architecture" in shown
     assert shown["IPv4"].startswith("19")
 
 
 def test_table_without_header(orb: Program, machine: str) -> None:
-    """Section 4.4: seven columns, two spaces apart; no header where stdout is no terminal."""
+    """Seven columns, two spaces apart; no header where stdout is no terminal."""
     lines = orb("list").lines
     assert not any(line.startswith(("NAME", "----")) for line in lines)
     row = next(line for line in lines if line.split()[0] == machine)
@@ -108,7 +108,7 @@ def test_table_without_header(orb: Program, machine: str) -> None:
 
 
 def test_table_with_header(orb: Program, machine: str) -> None:
-    """Section 4.4: two lines of header on a terminal."""
+    """Two lines of header on a terminal."""
     lines = orb.on_terminal("list").out.decode().splitlines()
     heads = next(line for line in lines if line.startswith("NAME")).split()
     assert heads == ["NAME", "STATE", "DISTRO", "VERSION", "ARCH", "SIZE", "IP"]
@@ -116,7 +116,7 @@ def test_table_with_header(orb: Program, machine: str) -> None:
 
 
 def test_version(orb: Program) -> None:
-    """Section 4.5: the version with its number, then the commit."""
+    """The version with its number, then the commit."""
     first, second = orb("version").lines[:2]
     match = re.fullmatch(r"Version: (\d+)\.(\d+)\.(\d+) \((\d+)\)", first)
     assert match
@@ -126,7 +126,7 @@ def test_version(orb: Program) -> None:
 
 
 def test_config_show(orb: Program, machine: str) -> None:
-    """Section 4.6: one ``key: value`` a line, with every machine's own keys."""
+    """One ``key: value`` a line, with every machine's own keys."""
     shown = dict(line.split(":", 1) for line in orb("config", "show").lines)
     assert {"cpu", "memory_mib", "network.subnet4", "rosetta"} <= shown.keys()
     user = orb("info", machine, "-f", "json").json["record"]["config"]["default_username"]
@@ -134,14 +134,14 @@ def test_config_show(orb: Program, machine: str) -> None:
 
 
 def test_config_get(orb: Program) -> None:
-    """Section 4.6: the bare value."""
+    """The bare value."""
     shown = dict(line.split(": ", 1) for line in orb("config", "show").lines if ": " in line)
     assert orb("config", "get", "memory_mib").text == shown["memory_mib"] + "\n"
     assert orb("config", "get", "machines.forward_ports").text.strip() in ("true", "false")
 
 
 def test_config_of_a_machine(orb: Program, made: Made, stopped: str) -> None:
-    """Section 4.6: a machine's limits and mounts since 2.1 and 2.2; 0 is without limit."""
+    """A machine's limits and mounts since 2.1 and 2.2; 0 is without limit."""
     if orb("version").text < "Version: 2.2":
         pytest.skip("limits came with OrbStack 2.2")
     for key, value in (("cpu", "2"), ("memory_mib", "1024"), ("disk_bytes", "8589934592")):
@@ -155,7 +155,7 @@ def test_config_of_a_machine(orb: Program, made: Made, stopped: str) -> None:
 
 
 def test_unknown_config_key(orb: Program) -> None:
-    """Section 4.6: a key that does not exist is an error."""
+    """A key that does not exist is an error."""
     answer = orb("config", "get", "no.such.key")
     assert answer.code != 0
     assert answer.out == b""

@@ -1,4 +1,4 @@
-"""Section 5.3 of the reference: `run` to the letter."""
+"""`run` to the letter."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ BINARY = bytes(range(256)) * 257 + b"no newline at the end\xff"
 
 @pytest.mark.parametrize("code", [0, 1, 7, 126, 255])
 def test_exit_code(orb: Program, machine: str, code: int) -> None:
-    """Section 5.3, exit code: propagated verbatim."""
+    """Exit code: propagated verbatim."""
     assert orb("run", "-m", machine, "sh", "-c", f"exit {code}").code == code
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
 def test_death_by_signal(orb: Program, machine: str, number: int) -> None:
-    """Section 12.4, taken as a shell's 128+n."""
+    """The code is unknown; it is taken as a shell's 128+n."""
     assert orb("run", "-m", machine, "sh", "-c", f"kill -{int(number)} $$").code == 128 + number
 
 
 def test_command_not_found(orb: Program, machine: str) -> None:
-    """Section 5.3, command not found: a login bash's message, and 127."""
+    """Command not found: a login bash's message, and 127."""
     answer = orb("run", "-m", machine, "no-such-command")
     assert answer.code == 127
     assert answer.out == b""
@@ -37,7 +37,7 @@ def test_command_not_found(orb: Program, machine: str) -> None:
 
 
 def test_command_not_executable(orb: Program, machine: str) -> None:
-    """Section 5.3, command not found: and 126 for what is there but cannot be run."""
+    """Command not found: and 126 for what is there but cannot be run."""
     answer = orb("run", "-m", machine, "/etc/passwd")
     assert answer.code == 126
     assert b"ermission denied" in answer.err
@@ -50,36 +50,36 @@ WORDS = [
 
 
 def test_words_survive(orb: Program, machine: str) -> None:
-    """Section 5.3, quoting: every word arrives as it was, and none is joined or split."""
+    """Quoting: every word arrives as it was, and none is joined or split."""
     answer = orb("run", "-m", machine, "printf", r"%s\0", *WORDS)
     assert answer.text.split("\0")[:-1] == WORDS
 
 
 def test_words_need_not_be_text(orb: Program, machine: str) -> None:
-    """Section 5.3, quoting: any byte but NUL may stand in a word."""
+    """Quoting: any byte but NUL may stand in a word."""
     word = bytes(range(1, 256))
     assert orb("run", "-m", machine, "printf", "%s", word).out == word
 
 
 def test_script_with_arguments(orb: Program, machine: str) -> None:
-    """Section 1, `run`: ``sh -c SCRIPT ARG0 ARG1`` works as separate words."""
+    """`run`: ``sh -c SCRIPT ARG0 ARG1`` works as separate words."""
     script = 'printf "%s|" "$0" "$@"'
     assert orb("run", "-m", machine, "sh", "-c", script, "zero", "one two").text == "zero|one two|"
 
 
 def test_stdin_is_exact(orb: Program, machine: str) -> None:
-    """Section 5.3, stdin: byte-exact with its end, whatever the bytes."""
+    """Stdin: byte-exact with its end, whatever the bytes."""
     answer = orb("run", "-m", machine, "sh", "-c", "wc -c; exit 3", stdin=BINARY)
     assert (answer.code, answer.out.strip()) == (3, str(len(BINARY)).encode())
 
 
 def test_binary_both_ways(orb: Program, machine: str) -> None:
-    """Section 5.3, binary stdout: nothing is corrupted on the way out either."""
+    """Binary stdout: nothing is corrupted on the way out either."""
     assert orb("run", "-m", machine, "cat", stdin=BINARY * 20).out == BINARY * 20
 
 
 def test_stdin_closed(orb: Program, machine: str) -> None:
-    """Section 5.3, stdin closed: works, and no prompt for root."""
+    """Stdin closed: works, and no prompt for root."""
     answer = orb("run", "-m", machine, "-u", "root", "cat")
     assert (answer.code, answer.out) == (0, b"")
     process = orb.started("run", "-m", machine, "id", "-u", stdin=None, preexec_fn=_close_stdin)
@@ -92,19 +92,19 @@ def _close_stdin() -> None:
 
 
 def test_streams_are_apart(orb: Program, machine: str) -> None:
-    """Section 5.3, stdout and stderr: each on its own descriptor."""
+    """Stdout and stderr: each on its own descriptor."""
     answer = orb("run", "-m", machine, "sh", "-c", r"printf 'o\377'; printf 'e\376' >&2")
     assert (answer.out, answer.err) == (b"o\xff", b"e\xfe")
 
 
 def test_no_terminal_without_one(orb: Program, machine: str) -> None:
-    """Section 5.3, tty: without a terminal the command has none."""
+    """Tty: without a terminal the command has none."""
     answer = orb("run", "-m", machine, "sh", "-c", "for i in 0 1 2; do test -t $i; echo $?; done")
     assert answer.text.split() == ["1", "1", "1"]
 
 
 def test_terminal_where_there_is_one(orb: Program, machine: str) -> None:
-    """Section 5.3, tty and TERM: on a terminal the command has one, of the caller's size."""
+    """Tty and TERM: on a terminal the command has one, of the caller's size."""
     answer = orb.on_terminal(
         *("run", "-m", machine, "sh", "-c"),
         "for i in 0 1 2; do test -t $i || echo no $i; done; stty size; echo $TERM; tty; exit 4",
@@ -119,7 +119,7 @@ def test_terminal_where_there_is_one(orb: Program, machine: str) -> None:
 
 
 def test_typing(orb: Program, machine: str) -> None:
-    """Section 5.3, tty: what is typed arrives, ^C as a signal in the machine."""
+    """Tty: what is typed arrives, ^C as a signal in the machine."""
     script = "echo ready; read line; echo got $line; exit 6"
     answer = orb.on_terminal("run", "-m", machine, "sh", "-c", script, typed=b"words\n")
     assert answer.code == 6
@@ -130,49 +130,49 @@ def test_typing(orb: Program, machine: str) -> None:
 
 
 def test_default_user(orb: Program, machine: str) -> None:
-    """Section 1, `run`: the default user is the one of the record."""
+    """`run`: the default user is the one of the record."""
     user = orb("info", machine, "-f", "json").json["record"]["config"]["default_username"]
     assert orb("run", "-m", machine, "id", "-un").text.strip() == user
 
 
 def test_root(orb: Program, machine: str) -> None:
-    """Section 5.3, root: ``-u root`` without a password."""
+    """Root: ``-u root`` without a password."""
     answer = orb("run", "-m", machine, "-u", "root", "sh", "-c", "id -u; echo $HOME; echo $USER")
     assert answer.text.split() == ["0", "/root", "root"]
 
 
 def test_unknown_user(orb: Program, machine: str) -> None:
-    """Section 5.3, wrong user: an error, whose text is not known."""
+    """Wrong user: an error, whose text is not known."""
     answer = orb("run", "-m", machine, "-u", "no-such-user", "true")
     assert answer.code != 0
     assert answer.err
 
 
 def test_working_directory(orb: Program, machine: str) -> None:
-    """Section 5.3, flags: ``-w``."""
+    """Flags: ``-w``."""
     assert orb("run", "-m", machine, "-w", "/etc", "pwd").text == "/etc\n"
     assert orb("run", "-m", machine, "--workdir", "/usr/bin", "pwd").text == "/usr/bin\n"
 
 
 def test_bad_working_directory(orb: Program, machine: str) -> None:
-    """Section 5.3, bad workdir: the command does not run elsewhere instead."""
+    """Bad workdir: the command does not run elsewhere instead."""
     answer = orb("run", "-m", machine, "-w", "/no/such/dir", "echo", "ran")
     assert answer.code != 0
     assert b"ran" not in answer.out
 
 
 def test_directory_of_the_caller(orb: Program, machine: str) -> None:
-    """Section 5.3, cwd: the caller's, where the machine has it."""
+    """Cwd: the caller's, where the machine has it."""
     assert orb("run", "-m", machine, "pwd", cwd="/usr").text == "/usr\n"
 
 
 def test_directory_that_is_not_there(orb: Program, isolated: str, tmp_path: Path) -> None:
-    """Section 5.3, cwd: a path that the machine lacks does not keep the command from running."""
+    """Cwd: a path that the machine lacks does not keep the command from running."""
     assert orb("run", "-m", isolated, "echo", "ran", cwd=tmp_path).text == "ran\n"
 
 
 def test_login_environment(orb: Program, machine: str) -> None:
-    """Section 5.3, login env: a login's variables, and none of the caller's."""
+    """Login env: a login's variables, and none of the caller's."""
     answer = orb("run", "-m", machine, "env", env={"CONTRACT_SECRET": "1", "LC_TEST": "1"})
     env = dict(line.split("=", 1) for line in answer.lines if "=" in line)
     assert env["HOME"] == f"/home/{env['USER']}"
@@ -181,14 +181,14 @@ def test_login_environment(orb: Program, machine: str) -> None:
 
 
 def test_forwarded_environment(orb: Program, machine: str) -> None:
-    """Section 1, `run`: the variables that ORBENV names are forwarded, and no others."""
+    """`run`: the variables that ORBENV names are forwarded, and no others."""
     env = {"ORBENV": "ONE:TWO:THREE", "ONE": "1 a\n'", "TWO": "", "FOUR": "4"}
     script = 'printf "%s|" "$ONE" "${TWO-unset}" "${THREE-unset}" "${FOUR-unset}"'
     assert orb("run", "-m", machine, "sh", "-c", script, env=env).text == "1 a\n'||unset|unset|"
 
 
 def test_etc_environment(orb: Program, stopped: str) -> None:
-    """Section 5.3, login env: ``/etc/environment`` is applied, ``~/.bashrc`` is not."""
+    """Login env: ``/etc/environment`` is applied, ``~/.bashrc`` is not."""
     script = "echo 'CONTRACT=\"a b\"' >>/etc/environment"
     assert orb("run", "-m", stopped, "-u", "root", "sh", "-c", script).code == 0
     script = "printf 'export FROM_RC=1\\n%s\\n' \"$(cat ~/.bashrc)\" >~/.bashrc"
@@ -199,30 +199,30 @@ def test_etc_environment(orb: Program, stopped: str) -> None:
 
 
 def test_login_shell(orb: Program, machine: str) -> None:
-    """Section 5.3, flags: ``-s`` uses the login shell instead of running the command directly."""
+    """Flags: ``-s`` uses the login shell instead of running the command directly."""
     assert orb("run", "-m", machine, "-s", "echo $((1 + 1)) $0").text.split()[0] == "2"
 
 
 def test_without_a_command(orb: Program, machine: str) -> None:
-    """Section 2: without a command it is a login shell that runs."""
+    """Without a command it is a login shell that runs."""
     assert orb("run", "-m", machine, stdin=b"echo $((20 + 3))\n").text == "23\n"
 
 
 def test_start_on_demand(orb: Program, stopped: str) -> None:
-    """Section 5.3, auto-start: running in a stopped machine starts it."""
+    """Auto-start: running in a stopped machine starts it."""
     assert orb("run", "-m", stopped, "echo", "up").text == "up\n"
     assert orb("info", stopped, "-f", "json").json["record"]["state"] == "running"
 
 
 def test_unknown_machine(orb: Program) -> None:
-    """Section 5.4, not found: stderr, exit 1, and nothing on stdout."""
+    """Not found: stderr, exit 1, and nothing on stdout."""
     answer = orb("run", "-m", "no-such-machine", "true")
     assert (answer.code, answer.out) == (1, b"")
     assert b"machine not found: 'no-such-machine'" in answer.err
 
 
 def test_killing_a_parent(orb: Program, machine: str) -> None:
-    """Section 5.3, killing the client: the end of a parent leaves the call running."""
+    """Killing the client: the end of a parent leaves the call running."""
     mark = f"/tmp/parent-{time.time_ns()}"
     command = [*orb.command, "run", "-m", machine, "sh", "-c", f"sleep 1; touch {mark}"]
     parent = subprocess.Popen(
@@ -236,20 +236,20 @@ def test_killing_a_parent(orb: Program, machine: str) -> None:
 
 
 def test_many_at_once(orb: Program, machine: str) -> None:
-    """Section 10: no limit is documented; calls at the same time do not disturb each other."""
+    """No limit is documented; calls at the same time do not disturb each other."""
     calls = [orb.started("run", "-m", machine, "echo", str(number)) for number in range(10)]
     shown = [call.communicate(timeout=60)[0] for call in calls]
     assert shown == [f"{number}\n".encode() for number in range(10)]
 
 
 def test_output_through_its_own_name(orb: Program, machine: str) -> None:
-    """Section 5.3: ``/dev/stdout`` and ``/dev/stderr`` can be opened by the default user."""
+    """``/dev/stdout`` and ``/dev/stderr`` can be opened by the default user."""
     answer = orb("run", "-m", machine, "sh", "-c", "echo o >/dev/stdout; echo e >/dev/stderr")
     assert (answer.out, answer.err) == (b"o\n", b"e\n")
 
 
 def test_no_stray_descriptors(orb: Program, machine: str) -> None:
-    """Section 5.3: the command has 0, 1 and 2, and nothing of the caller's beside them."""
+    """The command has 0, 1 and 2, and nothing of the caller's beside them."""
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     process = orb.started(

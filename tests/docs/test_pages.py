@@ -20,7 +20,9 @@ from typing import NamedTuple
 
 import pytest
 
-from ..conftest import ROOT, unavailable
+from pyinfra_orbstack.testing import unavailable
+
+from ..conftest import ROOT
 
 pytestmark = [pytest.mark.docs, pytest.mark.timeout(300)]
 

@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 import pytest
 
-from pyinfra_orbstack import project
+from pyinfra_orbstack import programs
 from pyinfra_orbstack.operations import orbstack
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, Record
 
@@ -49,7 +49,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("wanted", "told"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_M6_difference_fails_and_is_named(
+def test_difference_fails_and_is_named(
     wanted: dict[str, Any], told: str, isolated: str, apply: Applier, client: Orbctl
 ) -> None:
     before = client.info(isolated)
@@ -62,7 +62,7 @@ def test_M6_difference_fails_and_is_named(
 
 
 @pytest.mark.parametrize("what", ["version", "arch", "no-mount"])
-def test_M6_recreate_makes_a_new_machine(
+def test_recreate_makes_a_new_machine(
     what: str, machines: Machines, apply: Applier, client: Orbctl
 ) -> None:
     name = machines.create(
@@ -78,13 +78,13 @@ def test_M6_recreate_makes_a_new_machine(
     assert not apply(orbstack.machine, recreate=True, **args).changed
 
 
-def test_M6_several_differences_are_named_at_once(isolated: str, apply: Applier) -> None:
+def test_several_differences_are_named_at_once(isolated: str, apply: Applier) -> None:
     done = apply(orbstack.machine, machine=isolated, image="ubuntu", arch="arm64", isolated=False)
     for told in ("image is", "arch is", "isolated is"):
         assert told in done.error
 
 
-def test_M6_user_is_changed_in_place_and_the_machine_is_kept(
+def test_user_is_changed_in_place_and_the_machine_is_kept(
     clone: str, apply: Applier, client: Orbctl
 ) -> None:
     """The one of M6's differences that takes no new machine, not even where one is allowed."""
@@ -98,7 +98,7 @@ def test_M6_user_is_changed_in_place_and_the_machine_is_kept(
 
 @pytest.mark.parametrize("state", ["running", "stopped"])
 @pytest.mark.parametrize("operation", [orbstack.machine, orbstack.machine_user])
-def test_M6_user_whom_the_machine_lacks_is_refused_and_changes_nothing(
+def test_user_whom_the_machine_lacks_is_refused_and_changes_nothing(
     operation: Any, state: str, clone: str, apply: Applier, client: Orbctl
 ) -> None:
     if state == "stopped":
@@ -122,7 +122,7 @@ def test_M6_user_whom_the_machine_lacks_is_refused_and_changes_nothing(
         ("ubuntu:noble", "ubuntu:noble"),
     ],
 )
-def test_M7_other_words_for_an_image_are_no_difference(
+def test_other_words_for_an_image_are_no_difference(
     machine_image: str, image: str, base: str, apply: Applier
 ) -> None:
     done = apply(orbstack.machine, machine=base, image=image)
@@ -131,7 +131,7 @@ def test_M7_other_words_for_an_image_are_no_difference(
 
 
 @pytest.mark.parametrize("image", ["ubuntu:26.10", "ubuntu:plucky"])
-def test_M7_unknown_version_is_a_warning_and_never_a_new_machine(
+def test_unknown_version_is_a_warning_and_never_a_new_machine(
     image: str, base: str, apply: Applier
 ) -> None:
     done = apply(orbstack.machine, machine=base, image=image, recreate=True)
@@ -140,7 +140,7 @@ def test_M7_unknown_version_is_a_warning_and_never_a_new_machine(
     assert f"image should be {image}" in done.log
 
 
-def test_M8_limit_of_zero_is_no_limit(clone: str, apply: Applier, client: Orbctl) -> None:
+def test_limit_of_zero_is_no_limit(clone: str, apply: Applier, client: Orbctl) -> None:
     none = {"machine": clone, "cpus": 0, "memory": "0G", "disk": 0}
     assert not apply(orbstack.machine, **none).changed
     apply(orbstack.machine, machine=clone, cpus=1, memory=512)
@@ -151,7 +151,7 @@ def test_M8_limit_of_zero_is_no_limit(clone: str, apply: Applier, client: Orbctl
 
 
 @pytest.mark.smoke
-def test_M9_limits_restart_a_running_machine_only(
+def test_limits_restart_a_running_machine_only(
     machines: Machines, base: str, apply: Applier, client: Orbctl
 ) -> None:
     name = machines.new_name()
@@ -167,7 +167,7 @@ def test_M9_limits_restart_a_running_machine_only(
     assert client.info(name).id == before.id
 
 
-def test_M9_refused_value_leaves_the_machine_running(
+def test_refused_value_leaves_the_machine_running(
     clone: str, apply: Applier, client: Orbctl, faults: Callable[..., None]
 ) -> None:
     faults(match="config set", exit=1, stderr="[-32098] not today")
@@ -176,13 +176,13 @@ def test_M9_refused_value_leaves_the_machine_running(
     assert client.info(clone).running
 
 
-def test_M10_rename_keeps_the_id(clone: str, machines: Machines, apply: Applier) -> None:
+def test_rename_keeps_the_id(clone: str, machines: Machines, apply: Applier) -> None:
     before, to = machines.client.info(clone), machines.new_name()
     apply(orbstack.renamed, machine=clone, to=to)
     assert machines.own(to).id == before.id
 
 
-def test_M10_rename_refuses_a_name_in_use(
+def test_rename_refuses_a_name_in_use(
     clone: str, base: str, apply: Applier, machines: Machines
 ) -> None:
     taken = apply(orbstack.renamed, machine=clone, to=base)
@@ -192,12 +192,12 @@ def test_M10_rename_refuses_a_name_in_use(
     assert taken.changing == missing.changing == []
 
 
-def test_M11_deleting_an_absent_machine_changes_nothing(machines: Machines, apply: Applier) -> None:
+def test_deleting_an_absent_machine_changes_nothing(machines: Machines, apply: Applier) -> None:
     done = apply(orbstack.machine, machine=machines.new_name(), present=False)
     assert (done.changed, done.error, done.changing) == (False, "", [])
 
 
-def test_M11_only_the_machine_that_was_looked_at_is_deleted(
+def test_only_the_machine_that_was_looked_at_is_deleted(
     machines: Machines, base: str, apply: Applier, client: Orbctl
 ) -> None:
     """Another machine takes its name between the look and the deletion."""
@@ -263,7 +263,7 @@ def cloud_init(tmp_path: Path, client: Orbctl, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.smoke
-def test_M13_changed_cloud_init_is_a_difference(
+def test_changed_cloud_init_is_a_difference(
     cloud_init: CloudInit, machines: Machines, apply: Applier, client: Orbctl
 ) -> None:
     name = machines.new_name()
@@ -286,7 +286,7 @@ def test_M13_changed_cloud_init_is_a_difference(
     assert not apply(orbstack.machine, **args).changed
 
 
-def test_M13_machine_made_without_a_record_is_a_warning(
+def test_machine_made_without_a_record_is_a_warning(
     cloud_init: CloudInit, base: str, apply: Applier
 ) -> None:
     done = apply(orbstack.machine, machine=base, cloud_init=str(cloud_init.path), recreate=True)
@@ -321,7 +321,7 @@ def test_S6_cloud_init_file_is_removed_when_pyinfra_is_killed(
     monkeypatch.setenv("ORBCTL_SIMULATOR_FAULTS", '{"match": "create", "hang": true}')
     apply.log.unlink(missing_ok=True)
     child = subprocess.Popen(
-        project.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
+        programs.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
         + [f"machine={machines.new_name()}", "image=ubuntu", f"cloud_init={cloud_init.path}"],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
@@ -339,7 +339,7 @@ def test_S6_cloud_init_file_is_removed_when_pyinfra_is_killed(
     assert cloud_init.left() == []
 
 
-def test_M5_interrupted_cloud_init_is_completed_by_the_next(
+def test_interrupted_cloud_init_is_completed_by_the_next(
     cloud_init: CloudInit, machines: Machines, apply: Applier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = {
@@ -360,7 +360,7 @@ def test_M5_interrupted_cloud_init_is_completed_by_the_next(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"], ids=["missing", "empty", "binary"])
-def test_M13_cloud_init_is_checked_before_anything(
+def test_cloud_init_is_checked_before_anything(
     content: bytes | None, machines: Machines, apply: Applier, tmp_path: Path
 ) -> None:
     path = tmp_path / "init.yaml"
@@ -393,7 +393,7 @@ GATED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 @pytest.mark.parametrize(("profile", "wanted", "told"), GATED.values(), ids=GATED)
-def test_M14_too_old_an_orbstack_gives_one_line(
+def test_too_old_an_orbstack_gives_one_line(
     profile: str,
     wanted: dict[str, Any],
     told: str,
@@ -411,7 +411,7 @@ def test_M14_too_old_an_orbstack_gives_one_line(
     assert done.changing == []
 
 
-def test_M14_what_old_versions_lack_can_be_wanted_off(
+def test_what_old_versions_lack_can_be_wanted_off(
     base: str, apply: Applier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORBCTL_SIMULATOR_PROFILE", "2.0")
@@ -424,7 +424,7 @@ def test_M14_what_old_versions_lack_can_be_wanted_off(
 # Copies -----------------------------------------------------------------------------------------
 
 
-def test_M15_running_source_runs_on_and_its_copy_is_stopped(
+def test_running_source_runs_on_and_its_copy_is_stopped(
     base: str, machines: Machines, apply: Applier, client: Orbctl
 ) -> None:
     name = machines.new_name()
@@ -438,7 +438,7 @@ def test_M15_running_source_runs_on_and_its_copy_is_stopped(
 
 
 @pytest.mark.parametrize("state", ["running", "stopped"])
-def test_M16_export_leaves_the_state_as_found(
+def test_export_leaves_the_state_as_found(
     state: str, clone: str, apply: Applier, client: Orbctl, tmp_path: Path
 ) -> None:
     if state == "stopped":
@@ -472,7 +472,7 @@ def test_S8_existing_file_and_folder_are_kept(base: str, apply: Applier, tmp_pat
     assert "is a folder" in apply(orbstack.exported, machine=base, path=str(tmp_path)).error
 
 
-def test_M18_machine_that_was_renamed_is_still_ours_and_no_other(
+def test_machine_that_was_renamed_is_still_ours_and_no_other(
     base: str, machines: Machines, apply: Applier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, client = Record(tmp_path / "record"), machines.client
@@ -493,7 +493,7 @@ def test_M18_machine_that_was_renamed_is_still_ours_and_no_other(
     assert record.delete_all(client) == []
 
 
-def test_M18_what_operations_make_is_written_down(
+def test_what_operations_make_is_written_down(
     base: str, machines: Machines, apply: Applier, tmp_path: Path
 ) -> None:
     made = [machines.new_name() for _ in range(3)]

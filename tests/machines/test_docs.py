@@ -16,7 +16,7 @@ from typing import Any
 import pyinfra
 import pytest
 
-from pyinfra_orbstack import orbctl, project, timing
+from pyinfra_orbstack import orbctl, programs, timing
 from pyinfra_orbstack.facts import orbstack as facts
 from pyinfra_orbstack.operations import orbstack, vm
 
@@ -45,7 +45,7 @@ class Page:
         program, *words = shlex.split(command)
         assert program == "pyinfra"
         done = subprocess.run(
-            project.pyinfra_argv(*words),
+            programs.pyinfra_argv(*words),
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -260,6 +260,41 @@ def test_connectivity_is_looked_at_from_inside_a_machine(base: str, apply: Appli
         lambda: vm.vm_test_connectivity("nowhere.invalid"), hosts=[f"@orbstack/{base}"]
     )
     assert "ping -c 3 nowhere.invalid: exit code" in done.error
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_each_old_operation_names_its_successor_once(
+    name: str, apply: Applier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the page has it: an operation, a fact or what else there is."""
+    new = next(new for old, new in _rows() if _call(old)[0] == name)
+    successor = re.match(r"(?:none: it is )?`([^`(]+)", new)
+    assert successor
+    # The call itself is looked at: what it runs is `orbctl`'s answer, and others test that.
+    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/bin/false")
+    needed = [
+        parameter
+        for parameter in inspect.signature(getattr(vm, name)._inner).parameters.values()
+        if parameter.default is inspect.Parameter.empty
+    ]
+    with pytest.warns(DeprecationWarning, match="deprecated: use") as warned:
+        apply(getattr(vm, name), *("web" for _ in needed))
+    ours = [one for one in warned if str(one.message).startswith(f"vm.{name} is deprecated: use ")]
+    assert len(ours) == 1
+    assert successor[1] in str(ours[0].message)
+
+
+def test_timing_names_its_successor_once() -> None:
+    for call, successor in (
+        (lambda: timing.timed("sum")(print)(), "timing.timed is deprecated: use time.monotonic"),
+        (lambda: timing.timed(print)(), "timing.timed is deprecated: use time.monotonic"),
+        (lambda: timing.timed_operation("sum").__enter__(), "timing.timed_operation is deprecated"),
+        (timing.configure_logging, "configure_logging is deprecated: use logging.basicConfig"),
+    ):
+        with pytest.warns(DeprecationWarning, match="deprecated: use") as warned:
+            call()
+        assert [successor in str(one.message) for one in warned] == [True]
+        assert warned[0].filename == __file__
 
 
 def test_timing(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from pyinfra.api.connect import connect_all
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.context import ctx_host, ctx_state
 
-from pyinfra_orbstack import orbctl, project
+from pyinfra_orbstack import orbctl, programs
 from pyinfra_orbstack.facts import orbstack as facts
 from pyinfra_orbstack.operations import orbstack, vm
 
@@ -470,7 +470,7 @@ def test_N_hostile_words_are_literal_or_refused(
 def test_mistake_gives_one_line_and_no_traceback(flag: str) -> None:
     words = ["pyinfra_orbstack.operations.orbstack.machine", "machine=a b", "image=ubuntu"]
     done = subprocess.run(
-        project.pyinfra_argv(flag, "@local", *words),
+        programs.pyinfra_argv(flag, "@local", *words),
         capture_output=True,
         text=True,
         check=False,

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 
-from pyinfra_orbstack import project
+from pyinfra_orbstack import programs
 from pyinfra_orbstack.operations import orbstack, vm
 from pyinfra_orbstack.orbctl import MachineNotFound
 
@@ -364,6 +364,7 @@ CASES = {
         {"run", "config"},
         interrupt=("run", "config set"),
     ),
+    # The old names call the new operations, of which every way to be interrupted is tested above.
     "vm_create": Case(
         vm.vm_create,
         lambda world: {
@@ -375,56 +376,48 @@ CASES = {
         },
         _user("running"),
         {"create", "run"},
-        interrupt=("create",),
     ),
     "vm_clone": Case(
         vm.vm_clone,
         lambda world: {"source_name": world.base, "new_name": world.machines.new_name()},
         lambda world, args: world.state(args["new_name"]) == "stopped",
         {"clone"},
-        interrupt=("clone",),
     ),
     "vm_export": Case(
         vm.vm_export,
         lambda world: {"machine": world.base, "output_path": str(world.folder / "old.tar.zst")},
         lambda world, args: _is_private_and_whole(world, {"path": args["output_path"]}),
         {"export"},
-        interrupt=("export",),
     ),
     "vm_import": Case(
         vm.vm_import,
         lambda world: {"input_path": world.exported(), "machine": world.machines.new_name()},
         lambda world, args: world.state(args["machine"]) != "absent",
         {"import"},
-        interrupt=("import",),
     ),
     "vm_rename": Case(
         vm.vm_rename,
         lambda world: {"old_name": world.clone(), "new_name": world.machines.new_name()},
         lambda world, args: _renamed(world, {"machine": args["old_name"], "to": args["new_name"]}),
         {"rename"},
-        interrupt=("rename",),
     ),
     "vm_delete": Case(
         vm.vm_delete,
         lambda world: {"machine": world.clone()},
         _state("absent"),
         {"delete"},
-        interrupt=("delete",),
     ),
     "vm_start": Case(
         vm.vm_start,
         lambda world: {"machine": world.spare("stopped")},
         _state("running"),
         {"start", "run"},
-        interrupt=("start",),
     ),
     "vm_stop": Case(
         vm.vm_stop,
         lambda world: {"machine": world.spare("running")},
         _state("stopped"),
         {"stop"},
-        interrupt=("stop",),
     ),
     "vm_restart": Case(
         vm.vm_restart,
@@ -432,7 +425,6 @@ CASES = {
         _state("running"),
         {"restart", "run"},
         idempotent=False,
-        interrupt=("restart",),
     ),
     "vm_username_set": Case(
         vm.vm_username_set,
@@ -445,14 +437,12 @@ CASES = {
             and world.state(args["vm_name"]) == "running"
         ),
         {"run", "config"},
-        interrupt=("config set",),
     ),
     "orbstack_config_set": Case(
         vm.orbstack_config_set,
         lambda world: {"key": "network_proxy", "value": world.machines.new_name()},
         lambda world, args: world.config(args["key"]) == args["value"],
         {"config"},
-        interrupt=("config set",),
     ),
 }
 
@@ -499,14 +489,14 @@ def story(request: pytest.FixtureRequest, world: World, apply_session: Applier) 
 
 
 @pytest.mark.smoke
-def test_M1_first_run_changed(story: Story) -> None:
+def test_first_run_changed(story: Story) -> None:
     assert story.first.error == ""
     assert story.first.changed
     assert {words[0] for words in story.first.changing} == story.case.calls
 
 
 @pytest.mark.smoke
-def test_M2_second_run_no_change(story: Story) -> None:
+def test_second_run_no_change(story: Story) -> None:
     assert story.second.error == ""
     # To restart is to do something each time, and pyinfra is told so.
     assert story.case.operation.is_idempotent is story.case.idempotent
@@ -515,7 +505,7 @@ def test_M2_second_run_no_change(story: Story) -> None:
         assert story.second.changing == []
 
 
-def test_M3_dry_run_says_why_and_changes_nothing(story: Story) -> None:
+def test_dry_run_says_why_and_changes_nothing(story: Story) -> None:
     assert story.planned.error == ""
     assert story.planned.will_change
     assert story.planned.changing == []
@@ -528,14 +518,14 @@ def test_M3_dry_run_says_why_and_changes_nothing(story: Story) -> None:
 
 
 @pytest.mark.smoke
-def test_M4_real_state_equals_desired(story: Story) -> None:
+def test_real_state_equals_desired(story: Story) -> None:
     assert story.holds
 
 
 @pytest.mark.parametrize(
     ("name", "at"), [(name, at) for name, case in CASES.items() for at in case.interrupt]
 )
-def test_M5_interrupted_run_is_completed_by_the_next(
+def test_interrupted_run_is_completed_by_the_next(
     name: str,
     at: str,
     world: World,
@@ -562,12 +552,12 @@ def test_M5_interrupted_run_is_completed_by_the_next(
         assert not case.apply(apply, args, dry=True).will_change
 
 
-def test_M5_killed_pyinfra_is_completed_by_the_next(
+def test_killed_pyinfra_is_completed_by_the_next(
     world: World, apply: Applier, tmp_path: Path
 ) -> None:
     """The whole run, killed at no chosen moment, several times."""
     name = world.machines.new_name()
-    argv = project.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
+    argv = programs.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
     argv += [f"machine={name}", "image=ubuntu"]
     for seconds in (0.9, 1.0, 1.1):
         child = subprocess.Popen(
@@ -583,7 +573,7 @@ def test_M5_killed_pyinfra_is_completed_by_the_next(
     assert not apply(orbstack.machine, machine=name, image="ubuntu").changed
 
 
-def test_M3_what_earlier_operations_make_is_missing_in_a_dry_run_only(
+def test_what_earlier_operations_make_is_missing_in_a_dry_run_only(
     world: World, apply: Applier, tmp_path: Path
 ) -> None:
     first, second, third, last = (world.machines.new_name() for _ in range(4))

@@ -6,11 +6,11 @@ import doctest
 
 import pytest
 
-from pyinfra_orbstack import answers, arguments, inventory, orbctl, specification, timing
+from pyinfra_orbstack import answers, arguments, orbctl, specification, targets, timing
 
 
 def test_examples_in_docstrings() -> None:
-    for module in (answers, arguments, inventory, specification, timing):
+    for module in (answers, arguments, specification, targets, timing):
         done = doctest.testmod(module)
         assert done.attempted > 0
         assert done.failed == 0

@@ -202,16 +202,16 @@ def test_every_value_arrives_as_it_is(makefile: Makefile, value: str) -> None:
 @pytest.mark.parametrize("exactly", ["", "1"], ids=["any", "exactly"])
 def test_python_that_is_named_is_taken(exactly: str, tmp_path: Path) -> None:
     """Else the oldest gives way to one that copier runs on."""
-    begin = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import dev; "
+    begin = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import environments; "
 
     def run(python: str, code: str) -> str:
         environment = {**os.environ, "EXACTLY": exactly}
         return subprocess.check_output([python, "-c", begin + code], env=environment, text=True)
 
-    oldest = run(sys.executable, "print(dev.find_python('3.9'))").strip()
+    oldest = run(sys.executable, "print(environments.find_python('3.9'))").strip()
     if not oldest:
         pytest.skip("no Python 3.9 here")
     venv = tmp_path / "venv"
-    run(oldest, f"dev.VENV = dev.Path({str(venv)!r}); dev.create_venv(False)")
-    taken = run(sys.executable, f"print(dev.version({str(venv / 'bin' / 'python')!r}))")
+    run(oldest, f"environments.VENV = environments.Path({str(venv)!r}); environments.create_venv(False)")
+    taken = run(sys.executable, f"print(environments.version({str(venv / 'bin' / 'python')!r}))")
     assert (taken == "(3, 9)\n") is bool(exactly)

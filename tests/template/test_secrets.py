@@ -20,7 +20,7 @@ PAGE = (ROOT / "template" / "docs" / "secrets.md").read_text(encoding="utf-8")
 ENVIRONMENT, PROMPTS, OPERATIONS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 IMPORTS = "from io import StringIO\nfrom pyinfra.operations import files, server\n"
 SECRET = "correct-horse"
-COMMAND = [sys.executable, "-m", "pyinfra_orbstack.project"]
+COMMAND = [str(Path(sys.executable).with_name("pyinfra-orbstack"))]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from pyinfra.facts.files import File
 from pyinfra.facts.server import Hostname, Users
 from pyinfra.operations import files, server
 
-from pyinfra_orbstack.results import Result
 from pyinfra_orbstack.testing import Machine, MachineFactory
+from pyinfra_orbstack.testing.results import Result
 
 DEPLOY = """
 from pyinfra import host
@@ -129,6 +129,12 @@ def test_looking_into_a_machine(machine: Machine) -> None:
         machine.run("false")
     with pytest.raises(AssertionError, match="No such file"):
         machine.read("/nowhere")
+
+
+def test_a_command_that_takes_too_long_is_ended(machine: Machine) -> None:
+    with pytest.raises(TimeoutError, match=r"'sleep 4321 & sleep 4321' on .* within 1 s"):
+        machine.run("sleep 4321 & sleep 4321", timeout=1)
+    assert machine.run("pgrep -f 'sleep 432[1]'", check=False).stdout == ""
 
 
 class Broken(FactBase[str]):

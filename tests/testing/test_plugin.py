@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from pyinfra_orbstack import testing
 from pyinfra_orbstack.orbctl import COMMAND_VARIABLE, Orbctl, Record, create_args
-from pyinfra_orbstack.project import is_simulator
+from pyinfra_orbstack.programs import is_simulator
 
 pytest_plugins = ["pytester"]
 
@@ -56,6 +57,13 @@ def test_loading_it_loads_nothing_heavy() -> None:
     code = "import sys, pyinfra_orbstack.testing; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert not {"pyinfra", "gevent", "pyinfra_orbstack.orbctl"} & set(loaded.split())
+
+
+def test_every_public_name_can_be_imported() -> None:
+    loaded = {name: getattr(testing, name) for name in testing.__all__}
+    assert loaded["Machine"].__mro__[1] is loaded["Target"] is loaded["Container"].__mro__[1]
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        testing.Nothing  # noqa: B018
 
 
 def test_names_cannot_collide(pytester: pytest.Pytester) -> None:
@@ -120,7 +128,7 @@ def test_workers_share_one_base(pytester: pytest.Pytester) -> None:
 
         @pytest.mark.parametrize("number", range(4))
         def test(orbstack_machine, orbstack_machines, number):
-            engine = orbstack_machines._engine
+            engine = orbstack_machines.engine
             bases = [n for n in engine.record.machines() if n.startswith("base-")]
             pathlib.Path(f"bases-{number}").write_text(" ".join(bases))
         """

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pyinfra_orbstack import orbctl, project
+from pyinfra_orbstack import cli, orbctl, programs
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlMissing, Record, create_args
 
 from ..conftest import Machines
@@ -55,7 +56,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Path:
 def test_hosts_of_an_inventory_are_read_as_pyinfra_does(tmp_path: Path) -> None:
     path = tmp_path / "inventory.py"
     path.write_text(LOCAL)
-    assert project.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
+    assert cli.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
+
+
+def test_a_host_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "inventory.py").write_text('web = [["@orbstack/a"]]\n')
+    with pytest.raises(cli.CommandError, match="a host is a name, or a tuple"):
+        cli.inventory_hosts(tmp_path / "inventory.py")
+
+
+def test_ctrl_d_is_no_answer(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    made = [SimpleNamespace(name=name, id="A1")]
+    monkeypatch.setattr(orbctl.Record, "machines", lambda self: {name: "A1"})
+    monkeypatch.setattr(orbctl.Record, "existing", lambda self, client: made)
+    monkeypatch.setattr(cli, "use_orbctl", lambda: None)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+
+    def ends(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ends)
+    monkeypatch.delenv("YES", raising=False)
+    assert cli.main(["destroy"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -72,7 +94,17 @@ def test_hosts_of_an_inventory_are_read_as_pyinfra_does(tmp_path: Path) -> None:
     ],
 )
 def test_machines_containers_and_servers(host: str, what: tuple[bool, bool]) -> None:
-    assert (project.is_machine(host), project.is_container(host)) == what
+    assert (cli.is_machine(host), cli.is_container(host)) == what
+
+
+@pytest.mark.parametrize("words", [[], ["deploy"], ["plan"], ["shell"], ["destroy"]])
+def test_each_verb_explains_itself(words: list[str]) -> None:
+    argv = [str(Path(sys.executable).with_name("pyinfra-orbstack")), *words, "--help"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    verbs = words or ["deploy", "plan", "shell", "destroy"]
+    assert done.stdout.startswith(f"usage: {' '.join(['pyinfra-orbstack', *words])} [-h]")
+    assert all(verb in done.stdout for verb in verbs)
 
 
 @pytest.mark.usefixtures("folder")
@@ -96,7 +128,7 @@ def test_mistakes_are_one_line(
     argv: list[str], reason: str, capsys: pytest.CaptureFixture[str], client: Orbctl
 ) -> None:
     assert client
-    assert project.main(argv) == 1
+    assert cli.main(argv) == 1
     said = capsys.readouterr().err
     assert reason in said
     assert said.count("\n") == 1
@@ -111,29 +143,29 @@ def test_life_of_a_project(
 ) -> None:
     record = Record(folder / ".orbstack" / "machines")
     try:
-        assert project.main(["plan", "local"]) == 0
+        assert cli.main(["plan", "local"]) == 0
         assert f"{name} would be created" in capfd.readouterr().out
         with pytest.raises(orbctl.MachineNotFound):
             client.info(name)
 
-        assert project.main(["deploy", "local"]) == 0
+        assert cli.main(["deploy", "local"]) == 0
         assert record.machines() == {name: client.info(name).id}
-        assert project.main(["plan", "local"]) == 0
+        assert cli.main(["plan", "local"]) == 0
         assert "files.directory" in capfd.readouterr().err
 
-        assert project.main(["destroy"]) == 1
+        assert cli.main(["destroy"]) == 1
         assert f"would delete {name}: confirm with YES=1" in capfd.readouterr().err
         assert client.info(name).running
         client.stop(name)
-        assert project.main(["plan", "local"]) == 0
+        assert cli.main(["plan", "local"]) == 0
         assert f"{name} would be started" in capfd.readouterr().out
         assert not client.info(name).running
 
         client.call("rename", name, f"{name}-2")
         monkeypatch.setenv("YES", "1")
-        assert project.main(["destroy"]) == 0
+        assert cli.main(["destroy"]) == 0
         assert capfd.readouterr().out.endswith(f"deleted: {name}-2\n")
-        assert project.main(["destroy"]) == 0
+        assert cli.main(["destroy"]) == 0
         assert "has made no machine" in capfd.readouterr().out
     finally:
         record.delete_all(client)
@@ -162,7 +194,7 @@ def test_an_inventory_that_cannot_be_read_is_one_line(
     (folder / "inventories" / "bad.py").write_text(text)
     (folder / "other.py").write_text("a b\n")
     monkeypatch.syspath_prepend(folder)
-    assert project.main([verb, "bad"]) == 1
+    assert cli.main([verb, "bad"]) == 1
     line, *more = capsys.readouterr().err.splitlines()
     assert said in line
     assert more == []
@@ -172,7 +204,7 @@ def test_a_folder_without_inventories_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert project.main(["plan", "local"]) == 1
+    assert cli.main(["plan", "local"]) == 1
     assert capsys.readouterr().err == f"there is no inventory in {tmp_path}/inventories\n"
 
 
@@ -218,7 +250,7 @@ def test_a_plan_names_what_cannot_work(
     lines = "".join(f"{key} = {value!r}\n" for key, value in group_data.items())
     (folder / "group_data" / "web.py").write_text(lines)
     capfd.readouterr()
-    status = project.main(["plan", "some"])
+    status = cli.main(["plan", "some"])
     printed = capfd.readouterr()
     (line,) = [line for line in printed.err.splitlines() if line.startswith(f"{name}: ")]
     assert said.replace("NAME", name) in line
@@ -232,11 +264,11 @@ def test_a_plan_resolves_data_as_pyinfra_does(
 ) -> None:
     assert client
     (folder / "inventories" / "some.py").write_text(f"web = ['@orbstack/{name}']\n")
-    assert project.main(["plan", "some"]) == 1
+    assert cli.main(["plan", "some"]) == 1
     assert f"{name}: there is no machine" in capfd.readouterr().err
     (folder / "group_data").mkdir()
     (folder / "group_data" / "some.py").write_text("orbstack_image = 'ubuntu'\n")
-    assert project.main(["plan", "some"]) == 0
+    assert cli.main(["plan", "some"]) == 0
     assert capfd.readouterr().out.endswith(
         f"{name} would be created, then everything applied to it\n"
     )
@@ -248,7 +280,7 @@ def test_a_plan_that_pyinfra_cannot_begin_says_what_pyinfra_said(
     assert client
     (folder / "group_data").mkdir()
     (folder / "group_data" / "local.py").write_text("1 / 0\n")
-    assert project.main(["plan", "local"]) == 1
+    assert cli.main(["plan", "local"]) == 1
     printed = capfd.readouterr()
     assert "ZeroDivisionError" in printed.err
     assert "would be" not in printed.out
@@ -261,7 +293,7 @@ def test_a_plan_of_patterns_names_those_that_are_stopped(
     client.stop(stopped)
     pattern = f"@orbstack/{machines.prefix}-*"
     (folder / "inventories" / "some.py").write_text(f"web = [{pattern!r}, '@orbstack']\n")
-    assert project.main(["plan", "some"]) == 0
+    assert cli.main(["plan", "some"]) == 0
     printed = capfd.readouterr()
     assert f"{stopped} would be started" in printed.out
     assert f"[@orbstack/{running}]" in printed.err
@@ -284,11 +316,11 @@ def test_a_plan_shows_no_content_of_files(
             f"files.line(name='Line', path='l', line='^key.*', replace='key {word}-secret')\n"
         )
         capfd.readouterr()
-        assert project.main(["plan", "some"]) == 0
+        assert cli.main(["plan", "some"]) == 0
         said = capfd.readouterr().err
         assert "Token" in said
         assert "secret" not in said
-        assert project.main(["deploy", "some"]) == 0
+        assert cli.main(["deploy", "some"]) == 0
 
 
 # How a verb is ended ---------------------------------------------------------------------------
@@ -304,7 +336,7 @@ def test_what_ends_a_verb_ends_pyinfra(folder: Path, machines: Machines, number:
         "def end(number, frame):\n    Path('ended').write_text(str(int(number)))\n    os._exit(9)\n"
         f"signal.signal({int(number)}, end)\nPath('begun').touch()\ntime.sleep(60)\n"
     )
-    argv = [sys.executable, "-m", "pyinfra_orbstack.project", "deploy", "some"]
+    argv = [str(Path(sys.executable).with_name("pyinfra-orbstack")), "deploy", "some"]
     with subprocess.Popen(argv) as verb:
         while not (folder / "begun").exists():
             assert verb.poll() is None
@@ -315,7 +347,7 @@ def test_what_ends_a_verb_ends_pyinfra(folder: Path, machines: Machines, number:
 
 
 def test_a_program_that_is_killed_has_the_status_that_shells_give_it() -> None:
-    assert project.call(["sh", "-c", "kill -9 $$"], dict(os.environ)) == 128 + 9
+    assert cli.call(["sh", "-c", "kill -9 $$"], dict(os.environ)) == 128 + 9
 
 
 # Which machines are destroyed ------------------------------------------------------------------
@@ -335,26 +367,26 @@ def test_destroy_is_for_one_inventory(
     (folder / "inventories" / "staging.py").write_text(f"web = {[*hosts, '@orbstack/*']!r}\n")
     record = Record(folder / ".orbstack" / "machines")
     try:
-        assert project.main(["deploy", "local"]) == 0
+        assert cli.main(["deploy", "local"]) == 0
         client.clone(name, staged)
         client.clone(name, renamed)
         for one in (staged, renamed):
             record.add(client.info(one))
         client.call("rename", renamed, f"{name}-x")
-        assert project.main(["destroy", "staging"]) == 0
+        assert cli.main(["destroy", "staging"]) == 0
         deleted = capfd.readouterr().out.rpartition("deleted: ")[2].strip().split(", ")
         assert set(deleted) == {staged, f"{name}-x"}
         assert [one.name for one in record.existing(client)] == [name]
-        assert project.main(["destroy", "staging"]) == 0
+        assert cli.main(["destroy", "staging"]) == 0
         assert "no machine of inventories/staging.py that is still there" in capfd.readouterr().out
 
         # What no inventory names any more is told of, and goes with all others.
         (folder / "inventories" / "local.py").write_text(f"web = ['@orbstack/{name}-new']\n")
-        assert project.main(["destroy", "local"]) == 0
+        assert cli.main(["destroy", "local"]) == 0
         said = capfd.readouterr().out
         assert f"made here, too, but in no inventory any more: {name}\n" in said
         assert client.info(name).running
-        assert project.main(["destroy"]) == 0
+        assert cli.main(["destroy"]) == 0
         assert capfd.readouterr().out == f"deleted: {name}\n"
         assert record.existing(client) == []
     finally:
@@ -369,7 +401,7 @@ def test_one_that_cannot_be_deleted_keeps_no_other_alive(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not project.is_simulator(client.command):
+    if not programs.is_simulator(client.command):
         pytest.skip("a machine that cannot be deleted is the simulator's")
     source = machines.create()
     names = [f"{name}-{number}" for number in (1, 2, 3)]
@@ -381,12 +413,13 @@ def test_one_that_cannot_be_deleted_keeps_no_other_alive(
         for one in names:
             client.clone(source, one)
             record.add(client.info(one))
+        capfd.readouterr()  # what was said of the image
         fault = {"match": f"delete -f {names[0]}", "exit": 1, "stderr": "[-32098] not today\n"}
         (folder / "faults.json").write_text(json.dumps([fault]))
         monkeypatch.setenv("YES", "1")
         with monkeypatch.context() as patch:
             patch.setenv("ORBCTL_SIMULATOR_FAULTS", str(folder / "faults.json"))
-            assert project.main(["destroy", "some"]) == 1
+            assert cli.main(["destroy", "some"]) == 1
         printed = capfd.readouterr()
         assert printed.err == f"{names[0]} was not deleted: not today\n"
         assert [one.name for one in record.existing(client)] == names[:1]
@@ -408,31 +441,31 @@ def test_containers_have_a_deploy_of_their_own(
     (folder / "deploy_app.py").write_text(
         "from pyinfra.operations import files\nfiles.directory(name='Own', path='/srv/own')\n"
     )
-    assert project.main(["plan", "app"]) == 0
+    assert cli.main(["plan", "app"]) == 0
     assert "Own" in capfd.readouterr().err
-    assert project.main(["deploy", "app"]) == 1
+    assert cli.main(["deploy", "app"]) == 1
     assert "nobody to ask: confirm with YES=1" in capfd.readouterr().err
     containers.call("exec", name, "test", "!", "-e", "/srv/own")
 
     monkeypatch.setenv("YES", "1")
-    assert project.main(["deploy", "app"]) == 0
+    assert cli.main(["deploy", "app"]) == 0
     containers.call("exec", name, "test", "-d", "/srv/own")
-    assert project.main(["shell", f"docker/{name}"]) == 0
+    assert cli.main(["shell", f"docker/{name}"]) == 0
 
     containers.call("stop", "-t", "1", name)
     capfd.readouterr()
-    assert project.main(["plan", "app"]) == 0
+    assert cli.main(["plan", "app"]) == 0
     assert f"docker/{name} would be started" in capfd.readouterr().out
     assert not containers.client.inspect(name).running
 
-    assert project.main(["destroy"]) == 0
+    assert cli.main(["destroy"]) == 0
     assert containers.client.inspect(name).id
     containers.remove(name)
-    assert project.main(["plan", "app"]) == 1
+    assert cli.main(["plan", "app"]) == 1
     assert f"there is no container '{name}'" in capfd.readouterr().err
-    assert project.main(["shell", f"docker/{name}"]) == 1
+    assert cli.main(["shell", f"docker/{name}"]) == 1
     assert f"there is no container '{name}'; M can be: " in capfd.readouterr().err
-    assert project.main(["shell", "docker/"]) == 1
+    assert cli.main(["shell", "docker/"]) == 1
     assert "'' cannot be a container's name" in capfd.readouterr().err
 
 
@@ -446,7 +479,7 @@ def test_machines_of_others_are_not_destroyed(
         path.parent.mkdir()
         path.write_text(f"{name} 01AAAAAAAAAAAAAAAAAAAAAAAA\n")
         monkeypatch.setenv("YES", "1")
-        assert project.main(["destroy"]) == 0
+        assert cli.main(["destroy"]) == 0
         assert client.info(name).id == machine.id
     finally:
         client.delete(name, machine.id)
@@ -457,16 +490,16 @@ def test_choice_of_orbctl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(orbctl, "KNOWN_FOLDERS", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     if sys.platform != "darwin":
-        assert project.is_simulator(project.choose_orbctl())
+        assert programs.is_simulator(programs.choose_orbctl())
         with pytest.raises(OrbctlMissing, match="orbctl not found"):
-            project.choose_orbctl("real")
+            programs.choose_orbctl("real")
     real = tmp_path / "orbctl"
     real.write_text("#!/bin/sh\n")
     real.chmod(0o755)
-    assert project.choose_orbctl() == project.choose_orbctl("real") == str(real)
-    assert project.is_simulator(project.choose_orbctl("simulator"))
-    assert project.settings(str(real)) == {}
-    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, project.choose_orbctl("simulator"))
-    assert project.is_simulator(project.choose_orbctl())
+    assert programs.choose_orbctl() == programs.choose_orbctl("real") == str(real)
+    assert programs.is_simulator(programs.choose_orbctl("simulator"))
+    assert programs.settings(str(real)) == {}
+    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, programs.choose_orbctl("simulator"))
+    assert programs.is_simulator(programs.choose_orbctl())
     with pytest.raises(OrbctlMissing, match="is the simulator"):
-        project.choose_orbctl("real")
+        programs.choose_orbctl("real")

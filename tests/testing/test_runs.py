@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pyinfra import host
 from pyinfra.operations import server
 
-from pyinfra_orbstack import inventory, results
-from pyinfra_orbstack.runs import Groups, Run, check_groups
-from pyinfra_orbstack.testing import ContainerFactory, Machine, MachineFactory
+from pyinfra_orbstack import inventory
+from pyinfra_orbstack.testing import ContainerFactory, Machine, MachineFactory, results
+from pyinfra_orbstack.testing.runs import Groups, Run, check_groups
 
 from ..containers import Containers
 
@@ -81,7 +81,7 @@ def seen(steps: list[results.Step]) -> dict[str, Any]:
 def test_a_function_has_what_a_file_has(run: Run, machine: Machine) -> None:
     path = run.root / "deploy.py"
     path.write_text(DEPLOY)
-    steps, ok, log = run.file(path, machine._environment(), 100)
+    steps, ok, log = run.file(path, machine.environment(), 100)
     assert ok, log
     of_file = seen(steps)
     before = list(sys.path)
@@ -121,7 +121,7 @@ def test_data_of_all_can_be_given(run: Run, machine: Machine) -> None:
     given = Run(run.root, run.host, "machine", {"all": {"a": "given"}, "machine": {}}, {"d": "own"})
     path = run.root / "deploy.py"
     path.write_text(DEPLOY)
-    of_file = seen(given.file(path, machine._environment(), 100)[0])
+    of_file = seen(given.file(path, machine.environment(), 100)[0])
     assert of_file == seen(given.function(see, (), {})[0])
     assert [of_file["data"][name] for name in "abd"] == ["given", "all", "own"]
 
@@ -169,9 +169,9 @@ def refused(make: Callable[..., object]) -> None:
 def test_what_is_no_name_is_refused_before_a_machine_is_made(
     orbstack_machines: MachineFactory, machine: Machine
 ) -> None:
-    before = {one.name for one in machine._engine.client.machines()}
+    before = {one.name for one in machine.engine.client.machines()}
     refused(orbstack_machines)
-    assert {one.name for one in machine._engine.client.machines()} == before
+    assert {one.name for one in machine.engine.client.machines()} == before
 
 
 def test_what_is_no_name_is_refused_before_a_container_is_made(

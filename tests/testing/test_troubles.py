@@ -13,9 +13,10 @@ from pathlib import Path
 import gevent
 import pytest
 
-from pyinfra_orbstack import orbctl, project, testing
+from pyinfra_orbstack import cli, orbctl, programs
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlMissing, Record
 from pyinfra_orbstack.testing import Machine, MachineFactory
+from pyinfra_orbstack.testing.engine import delete_all
 
 
 def failing(folder: Path) -> str:
@@ -40,7 +41,7 @@ def test_a_machine_that_cannot_be_deleted_is_named(
     orbstack_machines: MachineFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = orbstack_machines("stays")
-    client = machine._engine.client
+    client = machine.engine.client
     with monkeypatch.context() as patch:
         patch.setattr(client, "command", failing(tmp_path))
         with pytest.warns(UserWarning, match=f"{machine.name} was not deleted: not today"):
@@ -56,7 +57,7 @@ def test_what_is_half_made_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """Interrupted while it is cloned, when there is a machine already."""
-    engine, name = machine._engine, f"half-{secrets.token_hex(4)}"
+    engine, name = machine.engine, f"half-{secrets.token_hex(4)}"
     real, made = engine.client.command, tmp_path / "made"
     slow = tmp_path / "orbctl"
     slow.write_text(
@@ -75,7 +76,7 @@ def test_what_is_half_made_is_removed(
         patch.setattr(engine.client, "command", str(slow))
         gevent.spawn(interrupt)
         with pytest.raises(error):
-            engine._make(name, orbctl.machine_args("clone", machine.name, name))
+            engine.create(name, orbctl.machine_args("clone", machine.name, name))
     with pytest.raises(orbctl.MachineNotFound):
         engine.client.info(name)
     assert name not in engine.record.machines()
@@ -85,18 +86,18 @@ def test_what_is_half_made_is_removed(
 def test_what_cannot_be_written_down_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, name = machine._engine, f"lost-{secrets.token_hex(4)}"
+    engine, name = machine.engine, f"lost-{secrets.token_hex(4)}"
     with monkeypatch.context() as patch:
         patch.setattr(engine, "record", Record(tmp_path))
         with pytest.raises(orbctl.OrbctlError, match="deleted again: cannot write the record"):
-            engine._make(name, orbctl.machine_args("clone", machine.name, name))
+            engine.create(name, orbctl.machine_args("clone", machine.name, name))
     with pytest.raises(orbctl.MachineNotFound):
         engine.client.info(name)
 
 
 def test_a_machine_that_does_not_answer_is_waited_for(machine: Machine) -> None:
     with pytest.raises(orbctl.MachineNotFound):
-        machine._engine.wait("no-such-machine", seconds=0.6)
+        machine.engine.wait("no-such-machine", seconds=0.6)
 
 
 def test_records_that_cannot_be_worked_off_stay(
@@ -106,7 +107,7 @@ def test_records_that_cannot_be_worked_off_stay(
     folder.mkdir()
     (folder / "settings").write_text(f"{orbctl.COMMAND_VARIABLE}={failing(tmp_path)}\n")
     (folder / "machines").write_text("left 01KHVDCW7HTAGRPMB823KADP9B\n")
-    testing._delete_all(folder)
+    delete_all(folder)
     said = capsys.readouterr().err
     assert said == "the next run tries again to delete left: not today\n"
     assert Record(folder / "machines").machines() == {"left": "01KHVDCW7HTAGRPMB823KADP9B"}
@@ -116,7 +117,7 @@ def test_records_that_cannot_be_worked_off_stay(
 
 
 def test_a_shell_begins_at_home(machine: Machine) -> None:
-    words = [sys.executable, "-m", "pyinfra_orbstack.project", "shell", machine.name]
+    words = [str(Path(sys.executable).with_name("pyinfra-orbstack")), "shell", machine.name]
     done = subprocess.run(words, input="pwd; exit 3\n", capture_output=True, text=True, timeout=100)
     assert done.returncode == 3, done.stderr
     user = machine.run(["id", "-un"]).stdout.strip()
@@ -149,15 +150,15 @@ def test_destroy_asks(
     name = f"asked-{secrets.token_hex(4)}"
     client.clone(machine.name, name)
     made = client.info(name)
-    Record(project.RECORD).add(made)
+    Record(cli.RECORD).add(made)
     try:
         for answer, status in ((Terminal("n\n"), 1), (Terminal("\n"), 1), (Interrupted(), 130)):
             monkeypatch.setattr(sys, "stdin", answer)
-            assert project.main(["destroy"]) == status
+            assert cli.main(["destroy"]) == status
             assert f"Delete {name}? [y/N] " in capsys.readouterr().out
             assert client.info(name).id == made.id
         monkeypatch.setattr(sys, "stdin", Terminal("Yes\n"))
-        assert project.main(["destroy"]) == 0
+        assert cli.main(["destroy"]) == 0
         assert capsys.readouterr().out.endswith(f"deleted: {name}\n")
     finally:
         client.delete(name, made.id)
@@ -180,7 +181,7 @@ def test_the_simulator_is_named_where_it_is_used(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     simulator = Path(sys.executable).with_name("orbctl-simulator")
-    assert project.main(["shell", "no-such-machine"]) == 1
+    assert cli.main(["shell", "no-such-machine"]) == 1
     said = capsys.readouterr()
     assert said.out == f"no OrbStack here: {orbctl.COMMAND_VARIABLE}={simulator}\n"
     assert "there is no machine 'no-such-machine'" in said.err
@@ -190,7 +191,7 @@ def test_the_simulator_is_named_where_it_is_used(
 def test_no_orbctl_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OrbctlMissing, match="install OrbStack"):
-        project.choose_orbctl()
+        programs.choose_orbctl()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(OrbctlMissing, match="orbctl-simulator not found beside"):
-        project.choose_orbctl("simulator")
+        programs.choose_orbctl("simulator")

@@ -14,6 +14,7 @@ from pyinfra.api.exceptions import InventoryError
 from pyinfra_orbstack import docker, inventory
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.docker import Container, ContainerNotFound, Docker, DockerError
+from pyinfra_orbstack.targets import HostName
 
 WEB = "4" * 64
 OLD = "4" * 63 + "5"
@@ -135,7 +136,7 @@ def test_a_pattern_without_a_match_fails_as_a_host_and_alone(two: Path) -> None:
     """pyinfra expands it also where ``--limit`` leaves it out."""
     assert hosts("docker/o*") == {"@orbstack/docker/o*": ({}, ["@orbstack"])}
     reason = "no running container matches 'o*' (there are: shop-web-1)"
-    assert inventory.no_match(inventory.HostName(True, "o*")) == reason
+    assert inventory.no_match(HostName(True, "o*")) == reason
 
 
 def test_containers_are_listed_once(two: Path) -> None:
@@ -149,7 +150,7 @@ def test_no_engine(fake: Fake) -> None:
     with pytest.raises(InventoryError, match="cannot list containers: Cannot connect"):
         hosts("docker")
     assert list(hosts("docker/*")) == ["@orbstack/docker/*"]
-    reason = inventory.no_match(inventory.HostName(True, "*"))
+    reason = inventory.no_match(HostName(True, "*"))
     assert reason.startswith("cannot list containers: Cannot connect")
     assert list(hosts("docker/web")) == ["@orbstack/docker/web"]
 
@@ -181,7 +182,7 @@ def test_a_container_that_goes_while_they_are_listed(fake: Fake) -> None:
 @pytest.mark.parametrize("advice", ["See 'docker run --help'.", "Run 'docker run --help' for more"])
 def test_the_advice_below_an_error_is_left_out(advice: str) -> None:
     said = f"docker: Error response from daemon: No such image: web:1\n\n{advice}\n"
-    assert str(docker.error(said, 125)) == "No such image: web:1"
+    assert str(docker.error_of(said, 125)) == "No such image: web:1"
 
 
 def test_orbstacks_context_is_used_where_there_is_one(fake: Fake) -> None:

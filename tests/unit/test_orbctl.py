@@ -103,7 +103,7 @@ def test_the_time_of_creation_is_read_from_the_id() -> None:
     ],
 )
 def test_errors_are_typed_and_one_line(stderr: str, kind: type, text: str) -> None:
-    error = orbctl.error(stderr, 3)
+    error = orbctl.error_of(stderr, 3)
     assert type(error) is kind
     assert str(error) == text
 

@@ -190,6 +190,7 @@ LOCAL = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("patched", [False, True])
 def test_pyinfras_local_in_the_same_process(patched: bool) -> None:
     """It has gevent reap all children, ours too: their statuses are right all the same."""
@@ -306,7 +307,7 @@ def test_too_many_open_files() -> None:
 
 def test_a_stream_whose_reader_is_gone_has_ended() -> None:
     child = Child(["sh", "-c", "sleep 30"])
-    child._readers[STDOUT].kill()
+    child.readers[STDOUT].kill()
     assert child.read(5) == (STDOUT, b"")
     child.end()
 

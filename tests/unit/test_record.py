@@ -111,6 +111,7 @@ def test_lines_that_are_cut_short_or_hostile_name_nothing(record: Record, line: 
     assert lines(record) == [one for one in (line, "last ID2", line) if one]
 
 
+@pytest.mark.long
 @given(st.binary(max_size=200))
 @settings(max_examples=50, deadline=None)
 def test_any_bytes_survive(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
@@ -157,7 +158,7 @@ def test_an_intent_becomes_a_line_and_nothing_else_stays(record: Record, shell: 
     assert shell("name=web since=1700000000; intend").wait(20) == 0
     (intent,) = record.intents()
     assert (intent.name, intent.since, intent.until) == ("web", 1700000000, None)
-    assert intent.place == record_module._place(Orbctl())
+    assert intent.place == record_module.place_of(Orbctl())
     assert record.machines() == {}
     assert shell("name=web since=1700000000; was_made 1700000009").wait(20) == 0
     assert [one.until for one in record.intents()] == [None, 1700000009]
@@ -280,6 +281,7 @@ for number in range(int(sys.argv[2]), int(sys.argv[2]) + 6):
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_ten_writers_of_both_kinds_lose_nothing(record: Record, shell: Shell) -> None:
     record.path.parent.mkdir()
@@ -323,7 +325,7 @@ def test_a_lock_of_python_is_seen_by_the_shell_and_the_other_way(
 ) -> None:
     code = (
         "import sys, time\nfrom pyinfra_orbstack.orbctl import Record\n"
-        "with Record(sys.argv[1])._held(): print(flush=True); time.sleep(60)\n"
+        "with Record(sys.argv[1]).held(): print(flush=True); time.sleep(60)\n"
     )
     argv = [sys.executable, "-c", code, str(record.path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as holding:
@@ -381,6 +383,7 @@ def test_waiting_for_the_lock_ends_and_stops_no_other_host(
     assert len(ticks) > 5
 
 
+@pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 def test_writers_that_are_killed_anywhere_leave_it_whole(record: Record, shell: Shell) -> None:
@@ -483,7 +486,7 @@ def intend(record: Record) -> Iterator[Callable[..., None]]:
         record.path.parent.mkdir(exist_ok=True)
         sign, end = ("?", "-") if until is None else ("!", str(until))
         with record.path.open("a") as file:
-            place = record_module._place(Orbctl())
+            place = record_module.place_of(Orbctl())
             file.write(f"{name} {sign} {since} {end} {writer} {place}\n")
 
     return write  # type: ignore[return-value]

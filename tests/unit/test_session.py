@@ -80,6 +80,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     runner.session.close()
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(
     words=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), max_size=4),
@@ -199,9 +200,9 @@ def test_no_shell_is_not_started_and_says_what_came_instead() -> None:
 def test_a_connection_that_ends_in_the_middle_is_no_success() -> None:
     runner = Runner(["sh"], "session")
     runner.session.open()
-    assert runner.session._connection is not None
+    assert runner.session.connection is not None
     with pytest.raises(session.OutcomeUnknown):
-        runner(f"kill -9 {runner.session._connection.child.pid}; sleep 0.2")
+        runner(f"kill -9 {runner.session.connection.child.pid}; sleep 0.2")
     assert runner("echo on")[1] == b"on\n"
     runner.session.close()
 
@@ -211,6 +212,7 @@ def test_stdin_that_looks_like_a_word_of_ours(run: Runner, stdin: bytes) -> None
     assert run("cat", stdin) == (0, stdin, b"")
 
 
+@pytest.mark.long
 def test_a_hundred_mebibytes(run: Runner) -> None:
     size = 100 * 2**20
     seen = {STDOUT: 0, STDERR: 0}

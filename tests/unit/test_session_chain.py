@@ -21,6 +21,8 @@ from pyinfra_orbstack.session import ShellSession
 
 from .test_session import SHELLS, Here, running
 
+pytestmark = pytest.mark.long
+
 WAYS = ("session", "session-stdin", "spawn", "terminal")
 
 
@@ -62,7 +64,7 @@ class Ran:
     def chain(self) -> list[int]:
         """The control shell, and what it runs but for what the command itself has started."""
         self.wait_for(b"begun")
-        shell, command = self.session._ending.shell, self.session._ending.command
+        shell, command = self.session.ending.shell, self.session.ending.command
         assert shell is not None
         assert command is not None
         own = descendants(command.pid)

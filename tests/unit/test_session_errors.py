@@ -37,18 +37,19 @@ def test_shell_that_says_nothing(way: str) -> None:
         Runner(["sh", "-c", "exec sleep 60"], way)("true")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick")
 def test_shell_that_stops_answering() -> None:
     """What comes on stderr instead is no answer."""
     runner = Runner(["sh", "-c", '(sleep 1; echo late >&2) & exec sh "$@"', "sh"], "session")
     runner.session.open()
-    assert runner.session._connection is not None
-    os.kill(runner.session._connection.child.pid, signal.SIGSTOP)
+    assert runner.session.connection is not None
+    os.kill(runner.session.connection.child.pid, signal.SIGSTOP)
     with pytest.raises(NotStarted, match="did not answer within"):
         runner("true")
     runner.session.open()
-    assert runner.session._connection is not None
-    os.kill(runner.session._connection.child.pid, signal.SIGSTOP)
+    assert runner.session.connection is not None
+    os.kill(runner.session.connection.child.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
         runner("true", seconds=0.3)
     runner.session.close()
@@ -87,6 +88,7 @@ def test_terminal_that_loses_what_is_typed(monkeypatch: pytest.MonkeyPatch) -> N
         control.terminal("echo a", lambda *_: None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
 @pytest.mark.parametrize("delay", ["sleep 1", "sleep 0.2; stty -echo; sleep 1"])
 def test_timeout_before_the_command_begins(tmp_path: Path, way: str, delay: str) -> None:
@@ -100,6 +102,7 @@ def test_timeout_before_the_command_begins(tmp_path: Path, way: str, delay: str)
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
 def test_timeout_at_every_moment(way: str) -> None:
     """Whenever it comes, what was begun is gone, and what was not begun does not begin."""
@@ -120,6 +123,7 @@ def test_texts_that_cannot_be_sent(way: str, text: str, reason: str) -> None:
         Runner(["sh"], way)(text)
 
 
+@pytest.mark.long
 def test_too_many_open_files() -> None:
     """One error, at once: trying again does not help. A command that runs is ended all the same."""
     code = """

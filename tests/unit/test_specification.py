@@ -123,6 +123,10 @@ def test_an_unknown_key_is_named_with_the_nearest(key: str, nearest: str) -> Non
         specification.check_keys(["port", key], connector_data_meta)
 
 
+def test_keys_need_not_be_text() -> None:
+    specification.check_keys([1, None, ("orbstack_imag",)])  # type: ignore[list-item]
+
+
 def test_other_keys_are_the_users_own() -> None:
     given = [*connector_data_meta, "orbstack_vm", "vm_name", "orbstack", "_sudo", "ssh_user", "orb"]
     specification.check_keys(given, connector_data_meta)

@@ -19,7 +19,7 @@ from pyinfra.api import (
 from pyinfra.api.exceptions import PyinfraError
 from typing_extensions import ParamSpec
 
-from pyinfra_orbstack import inventory, orbctl, specification, waiting
+from pyinfra_orbstack import orbctl, specification, targets, waiting
 from pyinfra_orbstack.facts.orbstack import (
     MachineData,
     OrbStackMachines,
@@ -40,7 +40,7 @@ class Refused(OperationError):
     """What this host has, or does not tell, stands against it."""
 
 
-class NotYet(Refused):
+class PreconditionMissing(Refused):
     """Something is missing, or in the way, that an operation before this one may see to."""
 
 
@@ -58,7 +58,7 @@ def orbstack_operation(
         def run(*args: P.args, **kwargs: P.kwargs) -> Commands:
             try:
                 # Its name alone says what a host is.
-                if inventory.parse(str(host.name)) and not anywhere:
+                if targets.parse(str(host.name)) and not anywhere:
                     raise Refused(
                         f"{function.__name__} is about OrbStack, and {host.name} is a machine in "
                         "it: target @local, or the Mac over SSH"
@@ -69,7 +69,7 @@ def orbstack_operation(
                 # and a host that a fact has failed already is to fail alone in any case.
                 if state.is_executing or host in getattr(state, "failed_hosts", ()):
                     yield fail(str(refused))
-                elif isinstance(refused, NotYet):
+                elif isinstance(refused, PreconditionMissing):
                     # Nothing was done yet of what this run does, and nothing runs of this either.
                     logger.warning(
                         f"{host.print_prefix}{refused}; this fails unless an operation before it "
@@ -155,7 +155,7 @@ def existing(name: str, machines: dict[str, MachineData] | None = None) -> Machi
     if found is None:
         names = sorted(set(machines) - {name})
         known = f"there are: {', '.join(names)}" if names else "there is none"
-        raise NotYet(f"there is no machine {name!r} ({known})")
+        raise PreconditionMissing(f"there is no machine {name!r} ({known})")
     return found
 
 

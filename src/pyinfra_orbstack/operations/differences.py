@@ -13,7 +13,7 @@ from pyinfra_orbstack.facts.orbstack import (
     OrbStackConfigValue,
 )
 from pyinfra_orbstack.operations.common import ask, is_at_least, require
-from pyinfra_orbstack.operations.steps import log_because
+from pyinfra_orbstack.operations.steps import log_change
 from pyinfra_orbstack.specification import MachineSpec, same_image, same_mounts
 
 
@@ -85,7 +85,7 @@ def has_user(found: MachineData, user: str) -> bool | None:
         return True
     if not have and not setting:
         return None
-    log_because(f"the default user of machine {found['name']} is {have or setting}, not {user}")
+    log_change(f"the default user of machine {found['name']} is {have or setting}, not {user}")
     return False
 
 
@@ -95,7 +95,7 @@ def changed_settings(name: str, settings: dict[str, str]) -> dict[str, str]:
     for setting, value in settings.items():
         have = ask(OrbStackConfigValue, key=orbctl.machine_key(name, setting))
         if not same_value(value, have):
-            log_because(f"machine {name}: {setting} is {have or 'not set'}, not {value}")
+            log_change(f"machine {name}: {setting} is {have or 'not set'}, not {value}")
             changes[setting] = value
     return changes
 

@@ -6,6 +6,8 @@ on a Mac, or a Mac that pyinfra reaches over SSH. To configure a machine from th
 machine itself, ``@orbstack/NAME``, with any of pyinfra's operations.
 """
 
+# Long because pyinfra finds operations by their module, and shows what is documented in each.
+
 from __future__ import annotations
 
 import hashlib
@@ -23,7 +25,7 @@ from pyinfra_orbstack.facts.orbstack import (
 from pyinfra_orbstack.operations import steps
 from pyinfra_orbstack.operations.common import (
     Commands,
-    NotYet,
+    PreconditionMissing,
     Refused,
     ask,
     existing,
@@ -43,7 +45,7 @@ from pyinfra_orbstack.operations.differences import (
     supported_settings,
     warn_unknown,
 )
-from pyinfra_orbstack.operations.steps import log_because
+from pyinfra_orbstack.operations.steps import log_change
 from pyinfra_orbstack.specification import MachineSpec, mac_path, read_cloud_init
 
 # Machines ---------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ def machine(
         if found is None:
             host.noop(f"machine {machine} does not exist")
             return
-        log_because(f"machine {machine} shall not exist: delete it")
+        log_change(f"machine {machine} shall not exist: delete it")
         yield steps.delete(found)
         return
     spec = MachineSpec(
@@ -145,7 +147,7 @@ def machine(
     differences = [] if found is None else find_differences(found, spec, digest)
     _refuse(spec, found, differences, recreate)
     if found is not None and differences:
-        log_because(f"machine {spec.name} differs: {'; '.join(differences)}; delete it")
+        log_change(f"machine {spec.name} differs: {'; '.join(differences)}; delete it")
         yield steps.delete(found)
         found = None
     if found is None:
@@ -170,20 +172,20 @@ def _refuse(
             "with recreate=True this one is deleted, with all that is in it, and created anew"
         )
     if (found is None or differences) and spec.image is None:
-        raise (Refused if differences else NotYet)(
+        raise (Refused if differences else PreconditionMissing)(
             f"machine {spec.name} cannot be created without an image such as ubuntu:noble"
         )
 
 
 def _make(spec: MachineSpec, script: str, digest: str, running: bool) -> Commands:
-    log_because(f"machine {spec.name} does not exist: create it from {spec.image}")
+    log_change(f"machine {spec.name} does not exist: create it from {spec.image}")
     yield steps.create(spec, script, digest)
     if spec.forward_ssh_agent is False and not spec.isolated:
         # There is no flag for this one.
         agent = {"forward_ssh_agent": "false"}
         yield steps.reconfigure(spec.name, agent, was_running=True, running=running)
     elif not running:
-        log_because(f"machine {spec.name} shall not run")
+        log_change(f"machine {spec.name} shall not run")
         yield steps.run(steps.stop(spec.name))
 
 
@@ -205,7 +207,7 @@ def _change(
     if changes:
         yield steps.reconfigure(spec.name, changes, was_running=runs, running=running)
     elif runs != running:
-        log_because(f"machine {spec.name} shall {'run' if running else 'not run'}")
+        log_change(f"machine {spec.name} shall {'run' if running else 'not run'}")
         yield steps.run(steps.start(spec.name) if running else steps.stop(spec.name))
 
 
@@ -232,7 +234,7 @@ def started(machine: str, wait: bool = True) -> Commands:
     if found["state"] == "running":
         host.noop(f"machine {machine} runs")
         return
-    log_because(f"machine {machine} is {found['state']}: start it")
+    log_change(f"machine {machine} is {found['state']}: start it")
     yield steps.run(steps.start(machine))
     if wait:
         yield steps.wait(machine, patience())
@@ -261,7 +263,7 @@ def stopped(machine: str, force: bool = False) -> Commands:
     if found["state"] == "stopped":
         host.noop(f"machine {machine} is stopped")
         return
-    log_because(f"machine {machine} is {found['state']}: stop it")
+    log_change(f"machine {machine} is {found['state']}: stop it")
     yield steps.run(steps.stop(machine, force))
 
 
@@ -287,7 +289,7 @@ def restarted(machine: str, wait: bool = True) -> Commands:
         )
     """
     found = existing(machine)
-    log_because(f"machine {machine} is {found['state']}: restart it")
+    log_change(f"machine {machine} is {found['state']}: restart it")
     verb = "restart" if found["state"] == "running" else "start"
     yield steps.run(steps.orb(*orbctl.machine_args(verb, machine)))
     if wait:
@@ -320,9 +322,11 @@ def renamed(machine: str, to: str) -> Commands:
         host.noop(f"machine {to} bears its name")
         return
     if to in machines:
-        raise NotYet(f"machine {machine} cannot be renamed: there is a machine {to} already")
+        raise PreconditionMissing(
+            f"machine {machine} cannot be renamed: there is a machine {to} already"
+        )
     existing(machine, machines)
-    log_because(f"machine {machine} shall be {to}: rename it")
+    log_change(f"machine {machine} shall be {to}: rename it")
     yield steps.run(rename)
 
 
@@ -355,7 +359,7 @@ def cloned(source: str, machine: str) -> Commands:
         return
     existing(source, machines)
     require("2.0", cloned=True)
-    log_because(f"machine {machine} does not exist: copy {source}")
+    log_change(f"machine {machine} does not exist: copy {source}")
     yield clone
 
 
@@ -393,7 +397,7 @@ def exported(machine: str, path: str) -> Commands:
         return
     existing(machine)
     require("2.0", exported=True)
-    log_because(f"{path} does not exist: export machine {machine} to it")
+    log_change(f"{path} does not exist: export machine {machine} to it")
     yield steps.run(f"{words} {shelltext.mac_path(path)}")
 
 
@@ -424,8 +428,8 @@ def imported(path: str, machine: str) -> Commands:
         host.noop(f"machine {machine} exists")
         return
     if ask(PathKind, path=path) != "file":
-        raise NotYet(f"there is no file {path} to import machine {machine} from")
-    log_because(f"machine {machine} does not exist: import it from {path}")
+        raise PreconditionMissing(f"there is no file {path} to import machine {machine} from")
+    log_change(f"machine {machine} does not exist: import it from {path}")
     yield import_
 
 
@@ -458,7 +462,7 @@ def config(key: str, value: str | float | bool) -> Commands:
     if same_value(wanted, have):
         host.noop(f"{key} is {have!r}")
         return
-    log_because(f"{key} is {have!r}, not {wanted!r}")
+    log_change(f"{key} is {have!r}, not {wanted!r}")
     yield steps.run(change)
 
 
@@ -488,7 +492,7 @@ def default_machine(machine: str | None) -> Commands:
     if have == (machine or ""):
         host.noop(f"the default machine is {machine or 'none'}")
         return
-    log_because(f"the default machine is {have or 'none'}, not {machine or 'none'}")
+    log_change(f"the default machine is {have or 'none'}, not {machine or 'none'}")
     clear = ["default", "none"]
     args = clear if machine is None else orbctl.machine_args("default", machine)
     yield steps.run(steps.orb(*args))

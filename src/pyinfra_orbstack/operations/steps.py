@@ -20,7 +20,7 @@ from pyinfra_orbstack.specification import MachineSpec
 call = shelltext.words
 
 
-def log_because(reason: str) -> None:
+def log_change(reason: str) -> None:
     """Say what differs: with ``--dry``, and before pyinfra asks whether to go on, too."""
     logger.info(f"{host.print_prefix}{reason}")
 

@@ -2,8 +2,9 @@
 Operations by the names they had before 1.0, for deploys that use them.
 
 New deploys use `pyinfra_orbstack.operations.orbstack`, and `pyinfra_orbstack.facts.orbstack` for
-what there is; docs/migrating.md has the names side by side. What was a parameter ``name`` is
-``machine`` now: pyinfra keeps that word for itself, so it never worked but by position.
+what there is; docs/migrating.md has the names side by side, and each call warns and names the new
+one. What was a parameter ``name`` is ``machine`` now: pyinfra keeps that word for itself, so it
+only ever worked by position.
 
 What only shows something changes nothing. Where no machine is a parameter, it shows every one.
 """
@@ -13,7 +14,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from typing import Any
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyinfra import host, logger, state
 from pyinfra.api import operation
@@ -29,6 +33,8 @@ from pyinfra_orbstack.facts.orbstack import (
 )
 from pyinfra_orbstack.operations import orbstack
 from pyinfra_orbstack.operations.common import Commands, ask, fail, orbstack_operation
+
+# What the old ones do that the new ones do not ------------------------------------------------
 
 
 def _show(value: Any) -> Commands:
@@ -47,459 +53,23 @@ def _show_machines(*keys: str) -> Commands:
     )
 
 
-# Machines ---------------------------------------------------------------------------------------
-
-
-@operation()
-def vm_create(
-    machine: str,
-    image: str,
-    arch: str | None = None,
-    user: str | None = None,
-    present: bool = True,
-) -> Commands:
-    """
-    Ensure that a machine exists and runs. Now ``orbstack.machine``.
-
-    + machine: name of the machine
-    + image: ``DISTRO`` or ``DISTRO:VERSION``
-    + arch: ``arm64`` or ``amd64``
-    + user: its default user
-    + present: whether it should exist
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_create("web", "ubuntu:noble")
-    """
-    yield from orbstack.machine._inner(machine, image, present=present, user=user, arch=arch)
-
-
-@operation()
-def vm_clone(source_name: str, new_name: str) -> Commands:
-    """
-    Ensure that a machine exists, as a copy of another one. Now ``orbstack.cloned``.
-
-    + source_name: name of the machine to copy
-    + new_name: name of the copy
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_clone("web", "web-test")
-    """
-    yield from orbstack.cloned._inner(source_name, new_name)
-
-
-@operation()
-def vm_export(machine: str, output_path: str) -> Commands:
-    """
-    Ensure that there is a file that holds a machine. Now ``orbstack.exported``.
-
-    + machine: name of the machine
-    + output_path: path of the file
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_export("web", "/tmp/web.tar.zst")
-    """
-    yield from orbstack.exported._inner(machine, output_path)
-
-
-@operation()
-def vm_import(input_path: str, machine: str) -> Commands:
-    """
-    Ensure that a machine exists, made from an exported one. Now ``orbstack.imported``.
-
-    + input_path: path of the file
-    + machine: name of the machine
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_import("/tmp/web.tar.zst", "web-restored")
-    """
-    yield from orbstack.imported._inner(input_path, machine)
-
-
-@operation()
-def vm_rename(old_name: str, new_name: str) -> Commands:
-    """
-    Ensure that a machine bears another name. Now ``orbstack.renamed``.
-
-    + old_name: name that it has had
-    + new_name: name that it shall have
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_rename("web", "www")
-    """
-    yield from orbstack.renamed._inner(old_name, new_name)
-
-
-@operation()
-def vm_delete(machine: str, force: bool = False) -> Commands:
-    """
-    Ensure that a machine does not exist. Now ``orbstack.machine`` with ``present=False``.
-
-    + machine: name of the machine
-    + force: makes no difference: nobody is there to be asked
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_delete("web-old", force=True)
-    """
-    yield from orbstack.machine._inner(machine, present=False)
-
-
-@operation()
-def vm_start(machine: str) -> Commands:
-    """
-    Ensure that a machine runs. Now ``orbstack.started``.
-
-    + machine: name of the machine
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_start("web")
-    """
-    yield from orbstack.started._inner(machine)
-
-
-@operation()
-def vm_stop(machine: str, force: bool = False) -> Commands:
-    """
-    Ensure that a machine does not run. Now ``orbstack.stopped``.
-
-    + machine: name of the machine
-    + force: whether to stop it at once
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_stop("web")
-    """
-    yield from orbstack.stopped._inner(machine, force=force)
-
-
-@operation(is_idempotent=False, idempotent_notice="This operation always restarts the machine.")
-def vm_restart(machine: str) -> Commands:
-    """
-    Restart a machine. Now ``orbstack.restarted``.
-
-    + machine: name of the machine
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_restart("web")
-    """
-    yield from orbstack.restarted._inner(machine)
-
-
-@operation()
-def vm_username_set(vm_name: str, username: str) -> Commands:
-    """
-    Ensure that a machine has a default user. Now ``orbstack.machine_user``.
-
-    + vm_name: name of the machine
-    + username: name of the user
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_username_set("web", "root")
-    """
-    yield from orbstack.machine_user._inner(vm_name, username)
-
-
-# What only shows something ----------------------------------------------------------------------
-
-
-@orbstack_operation()
-def vm_info() -> Commands:
-    """
-    Show all about machines. To use them, ask for the fact ``OrbStackMachine``.
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_info()
-    """
-    yield from _show_machines()
-
-
-@orbstack_operation()
-def vm_status_detailed() -> Commands:
-    """
-    Show all about machines. To use them, ask for the fact ``OrbStackMachine``.
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_status_detailed()
-    """
-    yield from _show_machines()
-
-
-@orbstack_operation()
-def vm_status() -> Commands:
-    """
-    Show the state of machines. To use them, ask for the fact ``OrbStackMachine``.
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_status()
-    """
-    yield from _show_machines("state")
-
-
-@orbstack_operation()
-def vm_ip() -> Commands:
-    """
-    Show the addresses of machines. To use them, ask for the fact ``OrbStackMachine``.
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_ip()
-    """
-    yield from _show_machines("ip4")
-
-
-@orbstack_operation()
-def vm_network_info() -> Commands:
-    """
-    Show addresses and domains of machines. To use them, ask for the fact ``OrbStackMachine``.
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_network_info()
-    """
-    yield from _show_machines("ip4", "ip6", "domain")
-
-
-@orbstack_operation()
-def vm_network_details() -> Commands:
-    """
-    Show addresses and domains of machines. To use them, ask for the fact ``OrbStackMachine``.
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_network_details()
-    """
-    yield from _show_machines("ip4", "ip6", "domain")
-
-
-@orbstack_operation()
-def vm_list() -> Commands:
-    """
-    Show every machine. To use them, ask for the fact ``OrbStackMachines``.
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_list()
-    """
-    yield from _show(list(ask(OrbStackMachines).values()))
-
-
-@orbstack_operation()
-def vm_logs(all_logs: bool = False) -> Commands:
-    """
-    Show the logs of machines. To use them, ask for the fact ``OrbStackMachineLogs``.
-
-    + all_logs: whether to show what OrbStack itself logs, too
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_logs()
-    """
+def _show_logs(all_logs: bool) -> Commands:
     machines = ask(OrbStackMachines, addresses=False)
     yield from _show(
         {one: ask(OrbStackMachineLogs, machine=one, all_logs=all_logs) for one in machines}
     )
 
 
-@orbstack_operation()
-def ssh_info(machine: str | None = None) -> Commands:
-    """
-    Show how to reach machines over SSH. To use it, ask for the fact ``OrbStackSSH``.
-
-    + machine: name of the machine
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.ssh_info("web")
-    """
+def _show_ssh(machine: str | None) -> Commands:
     details = ask(OrbStackSSH)
     yield from _show({**details, "command": _ssh_command(machine)})
-
-
-@orbstack_operation()
-def ssh_connect_string(machine: str | None = None) -> Commands:
-    """
-    Show the command that opens a shell over SSH. To use it, write ``ssh NAME@orb``.
-
-    + machine: name of the machine
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.ssh_connect_string("web")
-    """
-    yield from _show(_ssh_command(machine))
 
 
 def _ssh_command(machine: str | None) -> str:
     return f"ssh {orbctl.check_name(machine)}@orb" if machine else "ssh orb"
 
 
-# Settings ---------------------------------------------------------------------------------------
-
-
-@orbstack_operation()
-def orbstack_config_get(key: str) -> Commands:
-    """
-    Show a setting. To use it, ask for the fact ``OrbStackConfig``.
-
-    + key: name of the setting
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.orbstack_config_get("memory_mib")
-    """
-    yield from _show({key: ask(OrbStackConfigValue, key=key)})
-
-
-@orbstack_operation()
-def orbstack_config_show() -> Commands:
-    """
-    Show all settings. To use them, ask for the fact ``OrbStackConfig``.
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.orbstack_config_show()
-    """
-    yield from _show(ask(OrbStackConfig))
-
-
-@operation()
-def orbstack_config_set(key: str, value: str) -> Commands:
-    """
-    Ensure that a setting has a value. Now ``orbstack.config``.
-
-    + key: name of the setting
-    + value: its value
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.orbstack_config_set("memory_mib", "8192")
-    """
-    yield from orbstack.config._inner(key, value)
-
-
-# From inside a machine --------------------------------------------------------------------------
-
-
-@orbstack_operation(anywhere=True)
-def vm_test_connectivity(target: str, method: str = "ping", count: int = 3) -> Commands:
-    """
-    Fail unless the host, which may be a machine, reaches something. Nothing is changed.
-
-    + target: a name or an address; a URL for ``curl``; with ``:PORT``, 22 if not given, for ``nc``
-    + method: ``ping``, ``curl`` or ``nc``
-    + count: how often to ping
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_test_connectivity("web.orb.local:22", method="nc")
-    """
+def _test_connectivity(target: str, method: str, count: int) -> Commands:
     orbctl.check_value("target", target)
     address, _, port = target.rpartition(":") if ":" in target else (target, "", "22")
     commands = {
@@ -515,22 +85,7 @@ def vm_test_connectivity(target: str, method: str = "ping", count: int = 3) -> C
     yield from _probe(commands[method])
 
 
-@orbstack_operation(anywhere=True)
-def vm_dns_lookup(hostname: str, lookup_type: str = "A") -> Commands:
-    """
-    Fail unless the host, which may be a machine, resolves a name. Nothing is changed.
-
-    + hostname: the name
-    + lookup_type: type of the record, such as ``A`` or ``MX``
-
-    **Example:**
-
-    .. code:: python
-
-        from pyinfra_orbstack.operations import vm
-
-        vm.vm_dns_lookup("web.orb.local")
-    """
+def _dns_lookup(hostname: str, lookup_type: str) -> Commands:
     if not re.fullmatch(r"[A-Za-z0-9]+", lookup_type):
         raise orbctl.BadValue(f"lookup_type is a word such as A or MX, not {lookup_type!r}")
     yield from _probe(["host", "-t", lookup_type, orbctl.check_value("hostname", hostname)])
@@ -548,3 +103,269 @@ def _probe(words: list[str]) -> Commands:
         logger.info(f"{host.print_prefix}{line}")
     if status != "0":
         yield fail(f"{shlex.join(words)}: exit code {status}")
+
+
+# The table --------------------------------------------------------------------------------------
+
+
+class Old(NamedTuple):
+    """An operation as it was.
+
+    Attributes:
+        function: Its parameters, and what carries it out.
+        does: The first sentence of its description.
+        instead: What to use now.
+        example: A call of it.
+        parameters: What they are, by name.
+        decorate: What makes it an operation of pyinfra.
+    """
+
+    function: Callable[..., Commands]
+    does: str
+    instead: str
+    example: str
+    parameters: dict[str, str] = {}
+    decorate: Callable[[Any], Any] = operation()
+
+
+MACHINE = {"machine": "name of the machine"}
+ONE_FACT = "the fact ``OrbStackMachine``"
+SHOWS = orbstack_operation()
+LOOKS = orbstack_operation(anywhere=True)
+NOTICE = "This operation always restarts the machine."
+
+TABLE = {
+    "vm_create": Old(
+        lambda machine, image, arch=None, user=None, present=True: orbstack.machine._inner(
+            machine, image, present=present, user=user, arch=arch
+        ),
+        "Ensure that a machine exists and runs.",
+        "``orbstack.machine``",
+        'vm.vm_create("web", "ubuntu:noble")',
+        {
+            "machine": "name of the machine",
+            "image": "``DISTRO`` or ``DISTRO:VERSION``",
+            "arch": "``arm64`` or ``amd64``",
+            "user": "its default user",
+            "present": "whether it should exist",
+        },
+    ),
+    "vm_clone": Old(
+        lambda source_name, new_name: orbstack.cloned._inner(source_name, new_name),
+        "Ensure that a machine exists, as a copy of another one.",
+        "``orbstack.cloned``",
+        'vm.vm_clone("web", "web-test")',
+        {"source_name": "name of the machine to copy", "new_name": "name of the copy"},
+    ),
+    "vm_export": Old(
+        lambda machine, output_path: orbstack.exported._inner(machine, output_path),
+        "Ensure that there is a file that holds a machine.",
+        "``orbstack.exported``",
+        'vm.vm_export("web", "/tmp/web.tar.zst")',
+        {"machine": "name of the machine", "output_path": "path of the file"},
+    ),
+    "vm_import": Old(
+        lambda input_path, machine: orbstack.imported._inner(input_path, machine),
+        "Ensure that a machine exists, made from an exported one.",
+        "``orbstack.imported``",
+        'vm.vm_import("/tmp/web.tar.zst", "web-restored")',
+        {"input_path": "path of the file", "machine": "name of the machine"},
+    ),
+    "vm_rename": Old(
+        lambda old_name, new_name: orbstack.renamed._inner(old_name, new_name),
+        "Ensure that a machine bears another name.",
+        "``orbstack.renamed``",
+        'vm.vm_rename("web", "www")',
+        {"old_name": "name that it has had", "new_name": "name that it shall have"},
+    ),
+    "vm_delete": Old(
+        lambda machine, force=False: orbstack.machine._inner(machine, present=False),
+        "Ensure that a machine does not exist.",
+        "``orbstack.machine`` with ``present=False``",
+        'vm.vm_delete("web-old", force=True)',
+        {
+            "machine": "name of the machine",
+            "force": "makes no difference: nobody is there to be asked",
+        },
+    ),
+    "vm_start": Old(
+        lambda machine: orbstack.started._inner(machine),
+        "Ensure that a machine runs.",
+        "``orbstack.started``",
+        'vm.vm_start("web")',
+        MACHINE,
+    ),
+    "vm_stop": Old(
+        lambda machine, force=False: orbstack.stopped._inner(machine, force=force),
+        "Ensure that a machine does not run.",
+        "``orbstack.stopped``",
+        'vm.vm_stop("web")',
+        {"machine": "name of the machine", "force": "whether to stop it at once"},
+    ),
+    "vm_restart": Old(
+        lambda machine: orbstack.restarted._inner(machine),
+        "Restart a machine.",
+        "``orbstack.restarted``",
+        'vm.vm_restart("web")',
+        MACHINE,
+        decorate=operation(is_idempotent=False, idempotent_notice=NOTICE),
+    ),
+    "vm_username_set": Old(
+        lambda vm_name, username: orbstack.machine_user._inner(vm_name, username),
+        "Ensure that a machine has a default user.",
+        "``orbstack.machine_user``",
+        'vm.vm_username_set("web", "root")',
+        {"vm_name": "name of the machine", "username": "name of the user"},
+    ),
+    "vm_info": Old(
+        lambda: _show_machines(),
+        "Show all about machines.",
+        ONE_FACT,
+        "vm.vm_info()",
+        decorate=SHOWS,
+    ),
+    "vm_status_detailed": Old(
+        lambda: _show_machines(),
+        "Show all about machines.",
+        ONE_FACT,
+        "vm.vm_status_detailed()",
+        decorate=SHOWS,
+    ),
+    "vm_status": Old(
+        lambda: _show_machines("state"),
+        "Show the state of machines.",
+        ONE_FACT,
+        "vm.vm_status()",
+        decorate=SHOWS,
+    ),
+    "vm_ip": Old(
+        lambda: _show_machines("ip4"),
+        "Show the addresses of machines.",
+        ONE_FACT,
+        "vm.vm_ip()",
+        decorate=SHOWS,
+    ),
+    "vm_network_info": Old(
+        lambda: _show_machines("ip4", "ip6", "domain"),
+        "Show addresses and domains of machines.",
+        ONE_FACT,
+        "vm.vm_network_info()",
+        decorate=SHOWS,
+    ),
+    "vm_network_details": Old(
+        lambda: _show_machines("ip4", "ip6", "domain"),
+        "Show addresses and domains of machines.",
+        ONE_FACT,
+        "vm.vm_network_details()",
+        decorate=SHOWS,
+    ),
+    "vm_list": Old(
+        lambda: _show(list(ask(OrbStackMachines).values())),
+        "Show every machine.",
+        "the fact ``OrbStackMachines``",
+        "vm.vm_list()",
+        decorate=SHOWS,
+    ),
+    "vm_logs": Old(
+        lambda all_logs=False: _show_logs(all_logs),
+        "Show the logs of machines.",
+        "the fact ``OrbStackMachineLogs``",
+        "vm.vm_logs()",
+        {"all_logs": "whether to show what OrbStack itself logs, too"},
+        decorate=SHOWS,
+    ),
+    "ssh_info": Old(
+        lambda machine=None: _show_ssh(machine),
+        "Show how to reach machines over SSH.",
+        "the fact ``OrbStackSSH``",
+        'vm.ssh_info("web")',
+        MACHINE,
+        decorate=SHOWS,
+    ),
+    "ssh_connect_string": Old(
+        lambda machine=None: _show(_ssh_command(machine)),
+        "Show the command that opens a shell over SSH.",
+        "``ssh NAME@orb``",
+        'vm.ssh_connect_string("web")',
+        MACHINE,
+        decorate=SHOWS,
+    ),
+    "orbstack_config_get": Old(
+        lambda key: _show({key: ask(OrbStackConfigValue, key=key)}),
+        "Show a setting.",
+        "the fact ``OrbStackConfigValue``",
+        'vm.orbstack_config_get("memory_mib")',
+        {"key": "name of the setting"},
+        decorate=SHOWS,
+    ),
+    "orbstack_config_show": Old(
+        lambda: _show(ask(OrbStackConfig)),
+        "Show all settings.",
+        "the fact ``OrbStackConfig``",
+        "vm.orbstack_config_show()",
+        decorate=SHOWS,
+    ),
+    "orbstack_config_set": Old(
+        lambda key, value: orbstack.config._inner(key, value),
+        "Ensure that a setting has a value.",
+        "``orbstack.config``",
+        'vm.orbstack_config_set("memory_mib", "8192")',
+        {"key": "name of the setting", "value": "its value"},
+    ),
+    "vm_test_connectivity": Old(
+        lambda target, method="ping", count=3: _test_connectivity(target, method, count),
+        "Fail unless the host, which may be a machine, reaches something.",
+        "``server.shell`` with ``ping``, ``curl`` or ``nc``",
+        'vm.vm_test_connectivity("web.orb.local:22", method="nc")',
+        {
+            "target": "a name or an address; a URL for ``curl``; with ``:PORT`` for ``nc``, "
+            "else 22",
+            "method": "``ping``, ``curl`` or ``nc``",
+            "count": "how often to ping",
+        },
+        decorate=LOOKS,
+    ),
+    "vm_dns_lookup": Old(
+        lambda hostname, lookup_type="A": _dns_lookup(hostname, lookup_type),
+        "Fail unless the host, which may be a machine, resolves a name.",
+        "``server.shell`` with ``host``",
+        'vm.vm_dns_lookup("web.orb.local")',
+        {"hostname": "the name", "lookup_type": "type of the record, such as ``A`` or ``MX``"},
+        decorate=LOOKS,
+    ),
+}
+
+
+def _operation(name: str, old: Old) -> Any:
+    """An operation of pyinfra that says at each call what to use instead."""
+    function = old.function
+    function.__name__ = function.__qualname__ = name
+    told = "".join(f"+ {parameter}: {text}\n" for parameter, text in old.parameters.items())
+    function.__doc__ = f"""
+{old.does} Deprecated: use {old.instead}.
+
+{told}
+**Example:**
+
+.. code:: python
+
+    from pyinfra_orbstack.operations import vm
+
+    {old.example}
+"""
+    run = old.decorate(function)
+    text = f"vm.{name} is deprecated: use {old.instead}".replace("``", "")
+
+    @wraps(run)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return run(*args, **kwargs)
+
+    return call
+
+
+globals().update({name: _operation(name, old) for name, old in TABLE.items()})
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

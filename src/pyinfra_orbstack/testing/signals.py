@@ -9,7 +9,7 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Endings:
+class EndSignals:
     """Makes these signals count as Ctrl-C, for as long as nothing else handles them.
 
     Attributes:

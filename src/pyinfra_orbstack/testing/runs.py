@@ -26,7 +26,8 @@ from pyinfra.api.operations import run_ops
 from pyinfra.api.state import State
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
-from pyinfra_orbstack import inventory, process, project, results
+from pyinfra_orbstack import inventory, process, programs
+from pyinfra_orbstack.testing import results
 
 #: Names of groups, or their data by name.
 Groups = Union[Sequence[str], Mapping[str, Mapping[str, Any]]]
@@ -93,7 +94,7 @@ class Run:
             folder = Path(temporary)
             steps = folder / "steps.json"
             # In the project's folder, where pyinfra finds its group_data.
-            argv = project.pyinfra_argv(
+            argv = programs.pyinfra_argv(
                 "-y", "--chdir", str(self.root), *self._files(folder, steps)
             )
             debug_log = self.root / "pyinfra-debug.log"
@@ -123,7 +124,7 @@ class Run:
             options += ["--group-data", str(group_data)]
         record = folder / "record.py"
         record.write_text(
-            f"from pyinfra_orbstack.results import record\nrecord({str(steps)!r})\n",
+            f"from pyinfra_orbstack.testing.results import record\nrecord({str(steps)!r})\n",
             encoding="utf-8",
         )
         return [*options, str(inventory), str(record)]

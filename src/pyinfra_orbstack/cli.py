@@ -1,0 +1,414 @@
+"""The command ``pyinfra-orbstack``: the verbs that the Makefile of a generated project calls.
+
+They live here and not in the project, so that an upgrade of the package fixes them in every
+project. pyinfra itself does the work, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import FrameType
+
+from pyinfra_orbstack import docker, orbctl
+from pyinfra_orbstack.programs import choose_orbctl, is_simulator, pyinfra_argv
+from pyinfra_orbstack.targets import CONTAINERS, MACHINES, parse
+
+COMMAND = "pyinfra-orbstack"
+#: Below the project's folder; `.gitignore` names it.
+RECORD = Path(".orbstack", "machines")
+
+
+class CommandError(Exception):
+    """The user has to do something first; the text is one line and nothing was changed."""
+
+
+def call(argv: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run a program in this terminal and return its exit status as a shell has it.
+
+    Ctrl-C reaches it too, and what ends this process is handed on; it has things to put in order
+    before it ends.
+    """
+    child = subprocess.Popen(argv, env=env)
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                status = child.wait()
+                return 128 - status if status < 0 else status
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Inventories -----------------------------------------------------------------------------------
+
+
+def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the hosts in an inventory file, read as pyinfra reads it.
+
+    Raises:
+        CommandError: It cannot be executed.
+    """
+    names: dict[str, None] = {}
+    try:
+        values = runpy.run_path(os.fspath(path))
+    except Exception as broken:
+        raise CommandError(_where(os.fspath(path), broken)) from None
+    for key, group in values.items():
+        if key.startswith("_") or not isinstance(group, (list, tuple)):
+            continue
+        hosts = group[0] if isinstance(group, tuple) and group else group
+        for host in hosts if isinstance(hosts, (list, tuple)) else ():
+            name = host[0] if isinstance(host, tuple) and host else host
+            if isinstance(name, list):
+                raise CommandError(f"{path}: {key} holds {name!r}: a host is a name, or a tuple")
+            if isinstance(name, str):
+                names[name] = None
+    return list(names)
+
+
+def _where(path: str, broken: Exception) -> str:
+    """What is wrong with a file, and in which line, in one line."""
+    if isinstance(broken, SyntaxError):
+        path, line, text = broken.filename or path, broken.lineno, broken.msg
+    else:
+        frames = traceback.extract_tb(broken.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
+        text = f"{type(broken).__name__}: {broken}"
+    return " ".join(f"{path}{f':{line}' if line else ''}: {text}".split())
+
+
+def find_inventory(name: str) -> Path:
+    """The file of an inventory.
+
+    Raises:
+        CommandError: There is none of that name.
+    """
+    known = sorted(path.stem for path in Path("inventories").glob("*.py"))
+    if not known:
+        raise CommandError(f"there is no inventory in {Path('inventories').absolute()}")
+    if name not in known:
+        raise CommandError(f"there is no inventory {name!r}; INVENTORY can be: {', '.join(known)}")
+    return Path("inventories", f"{name}.py")
+
+
+def hosts_of(inventory: Path) -> list[str]:
+    """Names of the hosts of an inventory that has some.
+
+    Raises:
+        CommandError: It has none.
+    """
+    hosts = inventory_hosts(inventory)
+    if not hosts:
+        raise CommandError(f"{inventory} has no hosts yet: add some to its groups")
+    return hosts
+
+
+def is_container(host: str) -> bool:
+    """Whether a host, or a pattern of hosts, means containers."""
+    named = parse(host)
+    return named is not None and named.container
+
+
+def is_machine(host: str) -> bool:
+    """Whether a host, or a pattern of hosts, means machines on this computer."""
+    named = parse(host)
+    return named is not None and not named.container
+
+
+def is_pattern(host: str) -> bool:
+    """Whether it means any number of machines or containers."""
+    named = parse(host)
+    return named is not None and named.is_pattern
+
+
+def deploy_file(inventory: Path) -> str:
+    """The deploy of an inventory: deploy_NAME.py where there is one, else deploy.py."""
+    own = Path(f"deploy_{inventory.stem}.py")
+    return str(own) if own.is_file() else "deploy.py"
+
+
+# Verbs -----------------------------------------------------------------------------------------
+
+
+def deploy(args: argparse.Namespace) -> int:
+    """Apply a deploy; machines on this computer are made where missing, and not asked about."""
+    inventory = find_inventory(args.inventory)
+    hosts = hosts_of(inventory)
+    # Containers and servers were made by somebody else, and no deploy makes them again.
+    unasked = args.yes or all(map(is_machine, hosts))
+    if not (unasked or sys.stdin.isatty()):
+        raise CommandError(
+            f"{inventory} holds more than machines of this computer, and there is nobody to ask: "
+            "confirm with YES=1"
+        )
+    return pyinfra(hosts, *(["-y"] if unasked else []), str(inventory), deploy_file(inventory))
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Show what a deploy would change; what is not there, or stopped, stays so."""
+    inventory = find_inventory(args.inventory)
+    hosts = hosts_of(inventory)
+    states = local_states(hosts)
+    waiting = [host for host, state in states.items() if state != "running"]
+    joined, status = announce(inventory, waiting) if waiting else ([], 0)
+    ready = [host for host in states if host not in waiting or host in joined]
+    if not ready:
+        return status
+    limit = limits(ready) if ready != hosts else []
+    # Without --diff, which would show the content of files, secrets included.
+    words = ("--dry", *limit, str(inventory), deploy_file(inventory))
+    return pyinfra(ready, *words, plan=True) or status
+
+
+def limits(hosts: Sequence[str]) -> list[str]:
+    """Arguments of `pyinfra` for these hosts alone."""
+    return [word for host in hosts for word in ("--limit", host)]
+
+
+def local_states(hosts: Sequence[str]) -> dict[str, str]:
+    """States of hosts, patterns resolved: "missing" where there is no such machine or container.
+
+    What runs elsewhere counts as "running", and so does a name that means nothing here: pyinfra
+    will find out.
+    """
+    machines, containers = {}, {}
+    if any(map(is_machine, hosts)):
+        use_orbctl()
+        machines = {MACHINES + one.name: one.state for one in orbctl.Orbctl().machines()}
+    if any(map(is_container, hosts)):
+        there = docker.Docker().containers()
+        containers = {CONTAINERS + one.name: one.state for one in there}
+        # A container may be named by the beginning of its id.
+        containers.update(
+            (host, one.state)
+            for host in filter(is_container, hosts)
+            for one in there
+            if host not in containers and one.id.startswith(host[len(CONTAINERS) :] or "-")
+        )
+    states: dict[str, str] = {}
+    for host in hosts:
+        known = containers if is_container(host) else machines
+        if not is_machine(host) and not is_container(host):
+            states[host] = "running"
+        elif f"{host}/" in (MACHINES, CONTAINERS) or is_pattern(host):
+            pattern = host if is_pattern(host) else f"{host}/*"
+            # Of machines a pattern means those that are stopped, too.
+            every = is_machine(host) and pattern == host
+            found = {name: state for name, state in known.items() if fnmatchcase(name, pattern)}
+            found = {name: state for name, state in found.items() if every or state == "running"}
+            states.update(found or {host: "running"})
+        else:
+            states[host] = known.get(host, "missing")
+    return states
+
+
+def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], int]:
+    """Say what a deploy would do first with hosts that are not ready for it.
+
+    The connector says so: it gets their data from pyinfra, checks what a machine would be made
+    from, and may neither create nor start one now.
+
+    Returns:
+        Those that are ready after all, and 1 if there is one that a deploy could not get ready.
+    """
+    argv = pyinfra_argv("-y", *limits(hosts), str(inventory), "exec", "--", "true")
+    done = subprocess.run(
+        argv,
+        env=environment(plan=True),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    ready, status = [], 0
+    for host in hosts:
+        said = re.findall(rf"^ *\[{re.escape(host)}\] *(.*)$", done.stderr, re.MULTILINE)
+        if not said:  # there was no connecting at all
+            print(done.stderr.strip(), file=sys.stderr)
+            return [], 1
+        name = host[len(MACHINES) :]
+        verb = re.search(r"may not be (created|started) now", said[-1])
+        if "Connected" in said:
+            ready.append(host)
+        elif verb:
+            print(f"{name} would be {verb[1]}, then everything applied to it", flush=True)
+        else:
+            print(f"{name}: {said[-1]}", file=sys.stderr, flush=True)
+            status = 1
+    return ready, status
+
+
+def shell(args: argparse.Namespace) -> int:
+    """Open a shell in a machine, or in a container: docker/NAME."""
+    login = ["sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l']
+    if args.machine.startswith("docker/"):
+        engine = docker.Docker()
+        name = args.machine.partition("/")[2]
+        try:
+            container = engine.inspect(name)
+        except docker.ContainerNotFound:
+            known = ", ".join(f"docker/{one.name}" for one in engine.containers()) or "none yet"
+            raise CommandError(f"there is no container {name!r}; M can be: {known}") from None
+        words = docker.exec_args(container.id, login, tty=sys.stdin.isatty())
+        return call(engine.argv(words), engine.environment())
+    use_orbctl()
+    client = orbctl.Orbctl()
+    names = [machine.name for machine in client.machines()]
+    if args.machine not in names:
+        known = ", ".join(names) or "none yet, `make deploy` makes them"
+        raise CommandError(f"there is no machine {args.machine!r}; M can be: {known}")
+    return call(client.argv(orbctl.run_args(args.machine, login)), client.environment())
+
+
+def destroy(args: argparse.Namespace) -> int:
+    """Delete the machines that this project made, for one inventory or all, after asking."""
+    inventory = None if args.inventory is None else find_inventory(args.inventory)
+    wanted = machines_of(inventory) if inventory else None
+    if wanted == []:
+        raise CommandError(
+            f"{inventory} names no machine of this computer: there is none to delete"
+        )
+    record = orbctl.Record(RECORD)
+    recorded = {machine_id: name for name, machine_id in record.machines().items()}
+    machines: list[orbctl.Machine] = []
+    if recorded:
+        use_orbctl()
+        machines = record.existing(orbctl.Orbctl())
+    if wanted is not None:
+        tell_forgotten([one.name for one in machines if recorded.get(one.id) not in wanted])
+        machines = [one for one in machines if recorded.get(one.id) in wanted]
+    names = [machine.name for machine in machines]
+    if not names:
+        print(
+            f"this project has made no machine{f' of {inventory}' if inventory else ''} that is "
+            "still there"
+        )
+        return 0
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise CommandError(f"would delete {', '.join(names)}: confirm with YES=1")
+        try:
+            answer = input(f"Delete {', '.join(names)}? [y/N] ")
+        except EOFError:  # Ctrl-D is no answer
+            print()
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            return 1
+    deleted, problems = record.delete(machines, orbctl.Orbctl())
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"deleted: {', '.join(deleted) or 'nothing'}")
+    return 1 if problems else 0
+
+
+def machines_of(inventory: Path) -> list[str]:
+    """Names of the machines that an inventory has a deploy create."""
+    hosts = filter(is_machine, inventory_hosts(inventory))
+    # What a pattern means, or the bare name, was made by somebody else.
+    names = (host[len(MACHINES) :] for host in hosts if not is_pattern(host))
+    return [name for name in names if name]
+
+
+def tell_forgotten(names: Sequence[str]) -> None:
+    """Name the machines among those made here that no inventory names."""
+    known: list[str] = []
+    try:
+        for inventory in Path("inventories").glob("*.py"):
+            known += machines_of(inventory)
+    except CommandError:
+        return
+    forgotten = sorted(set(names) - set(known))
+    if forgotten:
+        print(f"made here, too, but in no inventory any more: {', '.join(forgotten)}")
+        command = Path(sys.executable).with_name(COMMAND)
+        print(f"(to delete all made here: {command} destroy)")
+
+
+def use_orbctl() -> None:
+    """Choose `orbctl` for this process and the ones it starts, and say so if it is not OrbStack."""
+    command = choose_orbctl()
+    if is_simulator(command) and not os.environ.get(orbctl.COMMAND_VARIABLE):
+        print(f"no OrbStack here: {orbctl.COMMAND_VARIABLE}={command}", flush=True)
+        os.environ[orbctl.COMMAND_VARIABLE] = command
+
+
+def environment(*, plan: bool = False) -> dict[str, str]:
+    """The environment of a `pyinfra` that writes down the machines that it makes."""
+    record = {orbctl.RECORD_VARIABLE: str(RECORD.absolute())}
+    return {**os.environ, **record, **({orbctl.PLAN_VARIABLE: "1"} if plan else {})}
+
+
+def pyinfra(hosts: Sequence[str], *words: str, plan: bool = False) -> int:
+    """Run `pyinfra` on these hosts."""
+    if any(map(is_machine, hosts)):
+        use_orbctl()
+    return call(pyinfra_argv(*words), environment(plan=plan))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    args = parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except (CommandError, orbctl.OrbctlError, docker.DockerError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    command = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Deploy the project in this directory to the hosts of an inventory.",
+        epilog=f"`{COMMAND} VERB --help` explains a verb.",
+    )
+    verbs = command.add_subparsers(required=True, metavar="VERB")
+    inventory = "name of a file in inventories/, without .py"
+    add_verb(verbs, deploy, yes=True).add_argument("inventory", help=inventory)
+    add_verb(verbs, plan).add_argument("inventory", help=inventory)
+    machine = "name of a machine, or docker/NAME for a container"
+    add_verb(verbs, shell).add_argument("machine", help=machine)
+    every = f"{inventory}; every machine by default"
+    add_verb(verbs, destroy, yes=True).add_argument("inventory", nargs="?", help=every)
+    return command
+
+
+def add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], int],
+    *,
+    yes: bool = False,
+) -> argparse.ArgumentParser:
+    """Add a verb named after the function that carries it out."""
+    text = (run.__doc__ or "").replace("%", "%%")
+    verb = verbs.add_parser(run.__name__, help=text, description=text)
+    verb.set_defaults(run=run)
+    if yes:
+        verb.add_argument(
+            "-y",
+            "--yes",
+            action="store_true",
+            default=os.environ.get("YES") == "1",
+            help="ask nothing; the environment variable YES=1 does the same",
+        )
+    return verb
