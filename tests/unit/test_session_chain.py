@@ -119,11 +119,19 @@ def test_whoever_is_killed(start: Callable[..., Ran]) -> None:
     statuses = [ran.status() for ran in runs]
     # The command's own process says so itself; without the others nothing is known, or all.
     assert set(statuses) <= {None, 3, 128 + signal.SIGKILL}
-    assert 128 + signal.SIGKILL in statuses
     assert None in statuses
     for ran, status in zip(runs, statuses):
         if status == 3:
             assert b"".join(ran.out.values()).split() == [b"begun", b"late", b"late"]
+
+
+def test_a_command_that_is_killed_says_so(start: Callable[..., Ran]) -> None:
+    ran = start("echo begun; exec sleep 30")
+    ran.wait_for(b"begun")
+    command = ran.session.ending.command
+    assert command is not None
+    os.kill(command.pid, signal.SIGKILL)
+    assert ran.status() == 128 + signal.SIGKILL
 
 
 def test_whoever_is_stopped_is_waited_for(start: Callable[..., Ran]) -> None:
