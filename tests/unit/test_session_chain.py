@@ -157,9 +157,11 @@ def copiers(ran: Ran) -> list[int]:
     """The processes that copy the output of a command, and no more: two programs called cat."""
     found = []
     for pid in ran.chain():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if words[0].endswith(b"cat"):
-            found.append(pid)
+        # What writes its stdin may have ended by now.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"cat"):
+                found.append(pid)
     return found
 
 
