@@ -139,11 +139,8 @@ def _forget() -> None:
 
 def _at_exit() -> None:
     """Let hosts clean up for which pyinfra does not wait, such as those still connecting."""
+    _call_back()
+    _interrupt_greenlets()
+    hub = gevent.get_hub()
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
-        _call_back()
-        _interrupt_greenlets()
-        hub = gevent.get_hub()
         gevent.joinall([one for one in _leaving if one.parent is hub], timeout=30)
-    # One more Ctrl-C would be a traceback now, of an interpreter that is half gone.
-    with contextlib.suppress(ValueError, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
