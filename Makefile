@@ -27,11 +27,11 @@ help: ## show this list
 
 demo: ## render the template into ./demo and deploy it to a machine, twice
 unit: ## run the quick tests that need no machine (under half a minute)
-test: ## run the test suite (under ten minutes)
-boot: ## test machines that boot, and their network (under ten minutes)
-hosts: ## test how runs end, and what differs between hosts (under five minutes)
+test: ## run the test suite (about twenty minutes)
+boot: ## test machines that boot, and their network (about ten minutes)
+hosts: ## test how runs end, and what differs between hosts (about seven minutes)
 template: ## test every combination of the template's answers (under fifteen minutes)
-compat: ## test each supported Python with its pyinfra (under ten minutes)
+compat: ## test each supported Python with its pyinfra (about ten minutes)
 bench: ## compare deploys with other connectors, for docs/performance.md (about an hour)
 conformance: ## run the connector's suite and write docs/conformance.md
 faults: ## run 10,000 steps with random faults (FAULT_SEED repeats a run)

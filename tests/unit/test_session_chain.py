@@ -62,19 +62,22 @@ class Ran:
             return None
 
     def chain(self) -> list[int]:
-        """The control shell, and what it runs but for what the command itself has started."""
+        """The control shell, the command, and what else the shell runs.
+
+        Those two keep their places when what writes stdin has ended.
+        """
         self.wait_for(b"begun")
         shell, command = self.session.ending.shell, self.session.ending.command
         assert shell is not None
         assert command is not None
-        own = descendants(command.pid)
-        return [shell.pid, *(pid for pid in descendants(shell.pid) if pid not in own)]
+        own = [command.pid, *descendants(command.pid)]
+        return [shell.pid, command.pid, *(x for x in descendants(shell.pid) if x not in own)]
 
 
 def descendants(pid: int) -> list[int]:
     """All processes below one, in a stable order."""
     found = []
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             found += [int(child), *descendants(int(child))]
     return found
@@ -103,9 +106,11 @@ def hit(
     """Run a command once for each process of its chain, and do something to that one."""
     count = len(start(text).chain())
     assert count > 1
-    runs = [start(text, **options) for _ in range(count)]
-    for place, ran in enumerate(runs):
-        chain = ran.chain()
+    runs = []
+    for place in range(count):
+        # At once, lest it ends first.
+        runs.append(start(text, **options))
+        chain = runs[-1].chain()
         # What writes its stdin may have ended by now.
         act(chain[min(place, len(chain) - 1)])
     return runs
@@ -149,9 +154,10 @@ def copiers(ran: Ran) -> list[int]:
     """The processes that copy the output of a command, and no more: two programs called cat."""
     found = []
     for pid in ran.chain():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if words[0].endswith(b"cat"):
-            found.append(pid)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"cat"):
+                found.append(pid)
     return found
 
 
