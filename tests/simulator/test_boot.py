@@ -365,6 +365,6 @@ def _add_busybox(root: Path, tmp_path: Path) -> None:
         reason = f"busybox could not be fetched: {fetched.stderr.strip()}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     subprocess.run(["dpkg", "-x", str(packages[0]), str(tmp_path / "deb")], check=True)
-    program = next(path for path in (tmp_path / "deb").rglob("busybox") if path.is_file())
+    (program,) = (tmp_path / "deb").glob("**/bin/busybox")
     for name in ("sbin/init", "sbin/poweroff", "sbin/reboot"):
         shutil.copy2(program, root / name)
