@@ -6,7 +6,7 @@ import os
 
 from . import cgroups, userns
 from .linux import close_all_but, setns
-from .rights import drop_capabilities, hide_from_others, leave_keys
+from .rights import drop_capabilities, hide_from_others, leave_keys, raise_limits
 
 # The user namespace is entered last. It takes the host's rights to enter the others, and once the
 # machine's root has rights over this process, it must not hold anything of the host's.
@@ -32,6 +32,7 @@ class Entry:
         another directory to take as the root.
         """
         hide_from_others()
+        raise_limits()
         self._group.join()
         self._root = self._root if root < 0 else root
         close_all_but(self._root, self._user, *self._spaces, *kept)

@@ -72,6 +72,35 @@ def test_services(booted: Booted) -> None:
     assert time.monotonic() - begun < 60
 
 
+def test_firewalls_and_tracing(booted: Booted, own_box: str) -> None:
+    """What administrators use beside nft works as the machine's root, and survives `restart`."""
+    install = "apt-get update && apt-get install -y ufw iptables strace nginx-light"
+    installed = booted.root_in(own_box, f"export DEBIAN_FRONTEND=noninteractive; {install}")
+    assert installed.code == 0, installed
+    address = booted("info", own_box, "-f", "json").json["ip4"]
+    assert "nginx" in fetch(address, 80)
+    assert booted.root_in(own_box, "ufw --force enable").code == 0
+    with pytest.raises(OSError, match="timed out"):
+        fetch(address, 80)
+    assert booted.root_in(own_box, "ufw allow 80/tcp").code == 0
+    assert booted("restart", own_box).code == 0
+    assert booted.root_in(own_box, "ufw status").text.startswith("Status: active\n")
+    assert "nginx" in fetch(address, 80)
+    for program in ("iptables", "iptables-legacy", "ip6tables"):
+        change = f"{program} -A INPUT -p tcp --dport 99 -j DROP && {program} -S INPUT"
+        assert "--dport 99 -j DROP" in booted.root_in(own_box, change).text, program
+    traced = booted.root_in(own_box, "strace -f -e trace=openat sh -c true")
+    assert b"exited with 0" in traced.err
+    limits = [booted.root_in(own_box, f"grep nice /proc/{who}/limits").text for who in (1, "self")]
+    assert limits[0] == limits[1]
+    with open("/proc/self/status") as status:  # a host without sys_resource cannot raise limits
+        rights = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    if rights >> 24 & 1:
+        assert booted.root_in(own_box, "nice -n -10 nice; ulimit -Hl").text == "-10\nunlimited\n"
+    assert b'("nginx",pid=' in booted.root_in(own_box, "ss -ltnp").out
+    assert booted.root_in(own_box, "ip link add bridge0 type bridge").code == 0
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in DEPLOY.iterdir() if path.is_file()))
 def test_page_shows_the_deploy(name: str) -> None:
     assert f"\n{(DEPLOY / name).read_text()}```" in PAGE.read_text()
