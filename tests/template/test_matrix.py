@@ -22,11 +22,22 @@ LONG = "a-project-whose-name-has-forty-characters"[:40]
 #: Every combination of yes and no, with and without identity; every other choice at least once.
 COMBINATIONS: list[dict[str, Any]] = [
     {"publish_to_pypi": True, "codecov": False, "license": "MIT"},
-    {"publish_to_pypi": True, "codecov": True, "license": "Apache-2.0", "project_name": LONG, "docker": True},
+    {
+        "publish_to_pypi": True,
+        "codecov": True,
+        "license": "Apache-2.0",
+        "project_name": LONG,
+        "docker": True,
+    },
     {"publish_to_pypi": False, "license": "proprietary", "project_name": "x"},
     {"publish_to_pypi": True, "codecov": False, "license": "BSD-3-Clause", **FILLED},
     {"publish_to_pypi": True, "codecov": True, "image": "debian:bookworm", **FILLED},
-    {"publish_to_pypi": False, "description": "A \"quoted\" \\ 'text' {{ x }} ☃", **FILLED, "docker": True},
+    {
+        "publish_to_pypi": False,
+        "description": "A \"quoted\" \\ 'text' {{ x }} ☃",
+        **FILLED,
+        "docker": True,
+    },
 ]
 
 

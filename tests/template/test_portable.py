@@ -212,6 +212,9 @@ def test_python_that_is_named_is_taken(exactly: str, tmp_path: Path) -> None:
     if not oldest:
         pytest.skip("no Python 3.9 here")
     venv = tmp_path / "venv"
-    run(oldest, f"environments.VENV = environments.Path({str(venv)!r}); environments.create_venv(False)")
+    run(
+        oldest,
+        f"environments.VENV = environments.Path({str(venv)!r}); environments.create_venv(False)",
+    )
     taken = run(sys.executable, f"print(environments.version({str(venv / 'bin' / 'python')!r}))")
     assert (taken == "(3, 9)\n") is bool(exactly)

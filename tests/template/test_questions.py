@@ -215,7 +215,7 @@ def test_a_text_of_that_length_is_shown_whole(template: Path, tmp_path: Path) ->
 
 
 def asked_in_a_terminal(argv: list[str], typed: bytes, last: str) -> str:
-    """What a program shows on a terminal of the usual width, after this was typed, below some text."""
+    """What a program shows on a terminal of the usual width, after this was typed."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(argv[0], argv)
