@@ -48,6 +48,11 @@ def sweep() -> None:
         for name in _names_in(place):
             if name.endswith(NEW):
                 _sweep_new(os.path.join(place, name))
+    gone = {*_names_in(os.path.join(home(), "network", "machines"))} - {*_names_in(folder)}
+    if gone:
+        from .network import Network
+
+        Network(home()).sweep({*_names_in(folder)})
     trash = os.path.join(home(), "trash")
     if os.path.exists(trash):
         from .trees import remove

@@ -145,6 +145,18 @@ def test_machine_ends_with_its_directory(booted: Booted, tmp_path: Path) -> None
     assert not any(ident in group for group in control_groups())
 
 
+def test_address_is_free_when_its_machine_is_gone(booted: Booted, box: str) -> None:
+    name = booted.create()
+    place, pids = booted.directory(name), booted.pids(name)
+    address = booted.home / "network/machines" / place.name
+    assert address.exists()
+    shutil.rmtree(place)
+    wait_for(lambda: not any(map(is_alive, pids)))
+    assert booted("start", box).code == 0
+    assert not address.exists()
+    assert booted("info", box, "-f", "json").json["ip4"] in booted("list").text
+
+
 def test_killed_in_the_middle_of_create(booted: Booted, tmp_path: Path) -> None:
     """Killing the command, the supervisor or the init at any time leaves nothing running."""
     booted = make_booted(tmp_path / "state")
