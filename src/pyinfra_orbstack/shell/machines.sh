@@ -202,7 +202,9 @@ until_it_answers() {
 
 # finish_cloud_init NAME COMMAND: run in the machine what waits for cloud-init
 finish_cloud_init() {
-    orb run -m "$1" -u root -w / sh -c "$2"
+    orb run -m "$1" -u root -w / sh -c "$2" && return
+    printf '%s\n' "cloud-init failed in machine $1" >&2
+    return 1
 }
 
 # check_user NAME USER: whether a machine that runs has that user
