@@ -1,4 +1,4 @@
-"""Sections 5.1, 7 and 8 of the reference: what only machines have that boot, on a network."""
+"""What only machines have that boot, on a network."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def as_root(orb: Program, machine: str, script: str) -> Answer:
 
 
 def test_init(orb: Program, booted: str) -> None:
-    """Section 5.1: the machine boots as part of `create`, and systemd is its first process."""
+    """The machine boots as part of `create`, and systemd is its first process."""
     assert as_root(orb, booted, "cat /proc/1/comm").text == "systemd\n"
     assert as_root(orb, booted, "systemctl is-system-running --wait").text == "running\n"
 
 
 def test_services_at_start(orb: Program, booted: str) -> None:
-    """Section 5.1: what is enabled runs after `restart`."""
+    """What is enabled runs after `restart`."""
     unit = "[Service]\nType=oneshot\nExecStart=touch /run/started\n"
     unit += "[Install]\nWantedBy=multi-user.target\n"
     script = f"printf '{unit}' >/etc/systemd/system/own.service && systemctl enable own"
@@ -57,7 +57,7 @@ def test_services_at_start(orb: Program, booted: str) -> None:
 
 
 def test_addresses_answer(orb: Program, booted: str) -> None:
-    """Section 4.2: `info` prints addresses of the machine's own, which the computer reaches."""
+    """`info` prints addresses of the machine's own, which the computer reaches."""
     info = orb("info", booted, "-f", "json").json
     shown = as_root(orb, booted, "ip -o addr show scope global").text
     assert f" {info['ip4']}/" in shown
@@ -74,7 +74,7 @@ def test_addresses_answer(orb: Program, booted: str) -> None:
 
 
 def test_names(orb: Program, made: Made, booted: str) -> None:
-    """Section 8: `NAME.orb.local` is the machine, from others too."""
+    """`NAME.orb.local` is the machine, from others too."""
     ip4 = orb("info", booted, "-f", "json").json["ip4"]
     other = create(orb, made)
     for machine in (booted, other):
@@ -84,7 +84,7 @@ def test_names(orb: Program, made: Made, booted: str) -> None:
 
 
 def test_internet_of_a_machine_without_networks(orb: Program, made: Made, booted: str) -> None:
-    """Section 9: `--isolate-network` cuts off other machines."""
+    """`--isolate-network` cuts off other machines."""
     if not orb("version").text.startswith(("Version: 2.1", "Version: 2.2")):
         pytest.skip("isolated machines came with OrbStack 2.1")
     alone = create(orb, made, "--isolated", "--isolate-network")
@@ -94,7 +94,7 @@ def test_internet_of_a_machine_without_networks(orb: Program, made: Made, booted
 
 
 def test_reboot(orb: Program, booted: str) -> None:
-    """Section 7: `reboot` in a machine boots it again; its files stay."""
+    """`reboot` in a machine boots it again; its files stay."""
     as_root(orb, booted, "touch /run/before /root/kept; reboot")
     deadline = time.monotonic() + 60
     while as_root(orb, booted, "test ! -e /run/before && test -e /root/kept").code:
@@ -104,7 +104,7 @@ def test_reboot(orb: Program, booted: str) -> None:
 
 
 def test_cloud_init(orb: Program, made: Made, tmp_path: Path) -> None:
-    """Section 5.1: `--user-data` is cloud-init's, which `create` need not wait for."""
+    """`--user-data` is cloud-init's, which `create` need not wait for."""
     (tmp_path / "data").write_text("#cloud-config\nruncmd:\n  - echo done >/root/ran\n")
     name = create(orb, made, "--user-data", str(tmp_path / "data"))
     assert orb("info", name, "-f", "json").json["record"]["image"]["variant"] == "cloud"

@@ -1,4 +1,4 @@
-"""The harsh readings: where the reference is unsure, what passes here must not depend on luck."""
+"""The harsh readings: where nobody knows how OrbStack behaves, nothing must pass here by luck."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def two(own: Program) -> Program:
 
 
 def test_delete_asks(two: Program) -> None:
-    """Section 5.4: without ``-f`` it asks, also where no terminal is."""
+    """Without ``-f`` it asks, also where no terminal is."""
     for answer in (b"", b"n\n", b"\n"):
         refused = two("delete", "one", stdin=answer)
         assert refused.code == 1
@@ -31,7 +31,7 @@ def test_delete_asks(two: Program) -> None:
 
 
 def test_delete_by_id_crashes(two: Program) -> None:
-    """Section 5.4: a nil-pointer panic, and nothing is changed."""
+    """A nil-pointer panic, and nothing is changed."""
     ident = two("info", "one", "-f", "json").json["record"]["id"]
     for words in (["-f", ident], ["--force", "two", ident]):
         answer = two("delete", *words)
@@ -46,7 +46,7 @@ def test_delete_of_several_is_all_or_none(two: Program) -> None:
 
 
 def test_stop_without_a_name_stops_everything(two: Program) -> None:
-    """Section 3: all of OrbStack, and `start` brings back what ran."""
+    """All of OrbStack, and `start` brings back what ran."""
     assert two("stop").code == 0
     stopped = two("status")
     assert (stopped.code, stopped.out) == (1, b"Stopped\n")
@@ -61,7 +61,7 @@ def test_stop_without_a_name_stops_everything(two: Program) -> None:
 
 
 def test_run_wakes_orbstack(two: Program) -> None:
-    """Section 5.5: a command that needs OrbStack starts it, and the machine it means."""
+    """A command that needs OrbStack starts it, and the machine it means."""
     two("stop")
     assert two("run", "-m", "two", "hostname").text == "two\n"
     assert two("status").text == "Running\n"
@@ -69,7 +69,7 @@ def test_run_wakes_orbstack(two: Program) -> None:
 
 
 def test_push_to_tmp_is_lost(two: Program, tmp_path: Path) -> None:
-    """Section 6: exit code 0, and nothing is there."""
+    """Exit code 0, and nothing is there."""
     (tmp_path / "file").write_text("lost")
     for target in ("/tmp/", "/tmp/file", "/tmp/no/such/dir", "/run/user", "/dev/shm/file"):
         assert two("push", "-m", "one", str(tmp_path / "file"), target).code == 0
@@ -79,7 +79,7 @@ def test_push_to_tmp_is_lost(two: Program, tmp_path: Path) -> None:
 
 
 def test_push_keeps_no_mode(two: Program, tmp_path: Path) -> None:
-    """Section 6: callers put the mode right themselves."""
+    """Callers put the mode right themselves."""
     (tmp_path / "script").write_text("#!/bin/sh\n")
     (tmp_path / "script").chmod(0o750)
     assert two("push", "-m", "one", str(tmp_path / "script")).code == 0
@@ -87,13 +87,13 @@ def test_push_keeps_no_mode(two: Program, tmp_path: Path) -> None:
 
 
 def test_push_to_a_stopped_machine(two: Program, tmp_path: Path) -> None:
-    """Section 6: unknown; here it fails."""
+    """Unknown; here it fails."""
     (tmp_path / "file").write_text("x")
     assert two("push", "-m", "two", str(tmp_path / "file")).code == 1
 
 
 def test_no_machine_at_all(own: Program) -> None:
-    """Section 2: a hint on stderr, and nothing on stdout."""
+    """A hint on stderr, and nothing on stdout."""
     answer = own("run", "true")
     assert (answer.code, answer.out) == (1, b"")
     assert answer.err.decode() == NO_MACHINE + "\n"
@@ -102,7 +102,7 @@ def test_no_machine_at_all(own: Program) -> None:
 
 
 def test_default(two: Program) -> None:
-    """Section 3: `default NAME`, bare `default`, `default none`."""
+    """`default NAME`, bare `default`, `default none`."""
     assert two("default", "two").code == 0
     assert two("default").text == "two\n"
     assert two("run", "hostname").text == "two\n"
@@ -115,7 +115,7 @@ def test_default(two: Program) -> None:
 
 
 def test_name_from_the_distribution(own: Program) -> None:
-    """Section 5.1: without a name the machine is called as its distribution."""
+    """Without a name the machine is called as its distribution."""
     assert own("create", "debian:bookworm").code == 0
     assert own("list", "-q").lines == ["debian"]
 
@@ -129,7 +129,7 @@ def test_reserved_names(two: Program) -> None:
 
 
 def test_flags_that_need_isolation(own: Program, tmp_path: Path) -> None:
-    """Section 5.1: `--mount` and `--isolate-network` are for isolated machines."""
+    """`--mount` and `--isolate-network` are for isolated machines."""
     for flags in (["--mount", str(tmp_path)], ["--isolate-network"]):
         assert own("create", *flags, "debian", "x").code == 1
     assert own("create", "--isolated", "--mount", "/no/such/dir", "debian", "x").code == 1
@@ -155,7 +155,7 @@ def test_cloud_init_is_refused(own: Program, tmp_path: Path) -> None:
 
 
 def test_password(own: Program) -> None:
-    """Section 5.1: `-p` asks; it takes no value from the command line."""
+    """`-p` asks; it takes no value from the command line."""
     assert own("create", "-p", "debian", "x", stdin=b"se:cret\n").code == 0
     hashes = own("run", "-m", "x", "-u", "root", "cut", "-d:", "-f2", "/etc/shadow").lines
     assert sum(entry.startswith("$") for entry in hashes) >= 2
@@ -163,7 +163,7 @@ def test_password(own: Program) -> None:
 
 
 def test_orb(own: Program, tmp_path: Path) -> None:
-    """Section 2: under the name `orb`, what is no subcommand is a command for Linux."""
+    """Under the name `orb`, what is no subcommand is a command for Linux."""
     program = tmp_path / "orb"
     text = "import sys; from orbctl_simulator.__main__ import main; sys.exit(main())"
     program.write_text(f"#!{sys.executable}\n{text}\n")
@@ -187,7 +187,7 @@ def test_what_is_not_simulated(own: Program, word: str) -> None:
 
 
 def test_translation_of_paths(own: Program, tmp_path: Path) -> None:
-    """Section 5.3: ``-p`` makes absolute paths the host's, but for ``/mnt/linux``."""
+    """``-p`` makes absolute paths the host's, but for ``/mnt/linux``."""
     folder = tmp_path / "shared"
     folder.mkdir()
     (folder / "file").write_text("on the host")
@@ -206,7 +206,7 @@ def test_tmp_is_not_kept(two: Program) -> None:
 
 
 def test_help_goes_to_stdout(own: Program) -> None:
-    """Section 3: cobra's help, exit code 0."""
+    """The help of cobra, with exit code 0."""
     for words in ([], ["--help"], ["help"], ["-h"]):
         assert "Available Commands:" in own(*words).text
     for words in (["run", "--help"], ["help", "run"], ["run", "-h"]):

@@ -194,7 +194,7 @@ BANNER = "OrbStack update available!"
 
 
 def test_banner(orb: Program, machine: str) -> None:
-    """Section 1, update nag: around any command's output, on either stream."""
+    """The update banner stands around any command's output, on either stream."""
     words = ["run", "-m", machine, "echo", "ran"]
     answer = orb(*words, env={"ORBCTL_SIMULATOR_BANNER": "stderr"})
     assert answer.text == "ran\n"
