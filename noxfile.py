@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -30,7 +29,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 CACHE = ROOT / ".cache"
 #: What is installed in `.venv`.
-STAMP = VENV / "installed.json"
+STAMP = VENV / "installed"
 #: uv comes beside nox.
 UV = Path(sys.executable).with_name("uv")
 #: copier needs the first; nothing is known of the second and later.
