@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Callable
+from typing import Callable, cast
 
 import nox
 
@@ -190,7 +190,8 @@ def target(*groups: str, for_copier: bool = False) -> Callable[[Body], Body]:
             except Stop as stop:
                 session.error(str(stop))
 
-        return nox.session(session, python=False, name=body.__name__.replace("_", "-"))
+        made = nox.session(python=False, name=body.__name__.replace("_", "-"))(session)
+        return cast("Body", made)
 
     return make
 
