@@ -1,0 +1,135 @@
+"""Virtual environments, made by uv as far as a session needs them, and the Python for each."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import ending
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+CACHE = ROOT / ".cache"
+#: What is installed in `.venv`.
+STAMP = VENV / "installed"
+#: The Makefile installs it beside nox.
+UV = CACHE / "nox" / "bin" / "uv"
+
+#: copier needs the first; nothing is known of the second and later.
+FOR_COPIER = (3, 10), (3, 15)
+#: Whether somebody has named a Python, as in `make test PYTHON=python3.9`.
+EXACTLY = bool(os.environ.get("EXACTLY"))
+PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+BREW = ["/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin"]
+
+
+class Stop(Exception):
+    """Something that the user has to do; the text is one line."""
+
+
+def run(*argv: object, env: Mapping[str, str] | None = None) -> None:
+    """Run a command in the checkout; its own output says what went wrong.
+
+    nox's own way to run one kills tests that have machines to delete.
+    """
+    words = [str(word) for word in argv]
+    status = ending.call(words, cwd=ROOT, env={**os.environ, **(env or environment())})
+    if status:
+        raise Stop(f"exit code {status}: {' '.join(words)}")
+
+
+def environment(venv: Path = VENV) -> dict[str, str]:
+    """`.venv` first on PATH, and whatever tests and demo leave behind inside the checkout."""
+    return {
+        "PATH": os.pathsep.join([str(venv / "bin"), os.environ.get("PATH", os.defpath)]),
+        "XDG_STATE_HOME": str(CACHE / "state"),
+        "ORBCTL_SIMULATOR_HOME": str(CACHE / "simulator"),
+        "ORBCTL_SIMULATOR_CACHE": str(CACHE / "simulator-layers"),
+    }
+
+
+def uv_environment() -> dict[str, str]:
+    """Settings of uv: it shall also find the Pythons of pyenv and Homebrew."""
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    # A shim is there for each Python, and most lead to none.
+    path = [folder for folder in path if folder != str(PYENV / "shims")]
+    path += [str(folder) for folder in PYENV.glob("versions/3.*/bin")]
+    return {"PATH": os.pathsep.join(path + BREW), "VIRTUAL_ENV": ""}
+
+
+def uv(*words: object) -> None:
+    """Run uv."""
+    run(UV, *words, env=uv_environment())
+
+
+def ask(python: object) -> tuple[str, tuple[int, ...]]:
+    """Where an interpreter really is, not in an environment, and its version; () for none."""
+    code = "import sys; print(getattr(sys, '_base_executable', 0) or sys.executable)"
+    argv = [str(python), "-c", f"{code}; print(*sys.version_info[:2])"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True)
+    except OSError:
+        return "", ()
+    place, _, version = done.stdout.partition("\n")
+    return place, tuple(map(int, version.split()))
+
+
+def find_python(wanted: str) -> str:
+    """An interpreter of these versions, such as 3.9, or ""."""
+    words = [str(UV), "python", "find", "--no-project", "--system", wanted]
+    env = {**os.environ, **uv_environment()}
+    return subprocess.run(words, env=env, capture_output=True, text=True).stdout.strip()
+
+
+def usable(version: tuple[int, ...]) -> bool:
+    """Whether copier runs on this version."""
+    return FOR_COPIER[0] <= version < FOR_COPIER[1]
+
+
+def create_venv(for_copier: bool) -> None:
+    """Make `.venv` with the Python that was named, else with one that copier runs on, too."""
+    oldest, newest = (".".join(map(str, version)) for version in FOR_COPIER)
+    named, version = ask(os.environ.get("PYTHON") or sys.executable)
+    choices = [named] if usable(version) or EXACTLY else [f">={oldest},<{newest}", named]
+    if for_copier and not usable(version):
+        choices.remove(named)
+    for python in choices:
+        with contextlib.suppress(Stop):
+            uv("venv", "--quiet", "--clear", "--seed", "--python", python, VENV)
+            return
+    raise Stop(f"copier needs Python {oldest} or later, below {newest}: install one")
+
+
+def setup(*groups: str, for_copier: bool = False) -> None:
+    """Make `.venv` and install the package with these dependency groups, unless that is done."""
+    version = ask(PYTHON)[1]
+    right = bool(version) and not (EXACTLY and version != ask(os.environ["PYTHON"])[1])
+    if not right or (for_copier and not usable(version)):
+        print("setting up .venv", flush=True)
+        create_venv(for_copier)
+    old = STAMP.read_text().splitlines() if STAMP.exists() else []
+    if old[:1] == [digest()]:
+        if set(groups) <= set(old[1:]):
+            return
+        groups = tuple(sorted({*groups, *old[1:]}))
+    print(f"installing {', '.join(groups) or 'the package'} into .venv", flush=True)
+    install(VENV, groups)
+    STAMP.write_text("\n".join([digest(), *groups]))
+
+
+def digest() -> str:
+    """What tells whether the dependencies are still the same."""
+    return hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+
+
+def install(venv: Path, groups: Iterable[str], *packages: str) -> None:
+    """Install the package, editable, with these groups and packages."""
+    wanted = [word for group in groups for word in ("--group", group)]
+    python = venv / "bin" / "python"
+    uv("pip", "install", "--quiet", "--python", python, "--editable", ".", *wanted, *packages)
