@@ -79,9 +79,9 @@ def target(*groups: str, for_copier: bool = False) -> Callable[[Body], Body]:
         def session(session: nox.Session, **parameters: str) -> None:
             ending.listen()
             ending.watch_make()
-            if not temporary.sweep(end_leftovers):
-                measure.unhook(ROOT)
             try:
+                if not temporary.sweep(end_leftovers):
+                    measure.unhook(ROOT)
                 with temporary.files(end_leftovers):
                     if groups:
                         setup(*groups, for_copier=for_copier)

@@ -33,7 +33,6 @@ _own: set[str] = set()
 @contextlib.contextmanager
 def files(end: End) -> Iterator[None]:
     """Have a folder for those of all programs, since pytest, uv and others leave some behind."""
-    sweep(end)
     folder = Path(tempfile.gettempdir(), f"orb-{secrets.token_hex(4)}")
     RUNS.mkdir(parents=True, exist_ok=True)
     note = RUNS / folder.name
