@@ -1,5 +1,5 @@
-# GNU make 3.81, bash 3.2 and BSD tools are enough: a Mac's own. Everything else is in scripts/dev.py,
-# which needs Python 3.9 and nothing else, and sets up `.venv` when a target asks for it.
+# GNU make 3.81, bash 3.2 and BSD tools are enough: a Mac's own. What the targets do is in noxfile.py.
+# Python 3.9 is all that nox and uv need to be installed, and uv does the rest.
 # Another Python: make test PYTHON=python3.13
 
 # What the command line gives is data: make is to expand nothing in it, whatever its name is.
@@ -18,6 +18,7 @@ PYTHON := $(shell for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
 endif
+override PIP = https://files.pythonhosted.org/packages/44/3c/d717024885424591d5376220b5e836c2d5293ce2011523c9de23ff7bf068/pip-25.3-py3-none-any.whl
 
 .NOTPARALLEL:
 .PHONY: help demo unit test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean
@@ -44,6 +45,21 @@ release-check: ## check all that a release needs (ITEM=NAME: one item of it)
 release: ## make a version ready to be pushed (VERSION=1.2.3)
 clean: ## delete everything these targets made, machines included
 
-demo unit test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean:
-	@test -n "$$PYTHON" || { echo "needs Python 3.9 or later on PATH" >&2; exit 1; }; \
-	exec "$$PYTHON" scripts/dev.py $@
+demo unit test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release: .cache/nox/bin/nox
+	@exec .cache/nox/bin/python -m nox --session $@
+
+# Where nothing was made, there is nothing to end. What nox itself runs in goes last.
+clean: $(if $(wildcard .cache),.cache/nox/bin/nox)
+	@test ! -e .cache || .cache/nox/bin/python -m nox --session clean
+	@rm -rf build demo dist site .cache .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Where Python comes without pip, as Debian's does, it is run from the wheel.
+.cache/nox/bin/nox:
+	@test -n "$$PYTHON" || { echo "needs Python 3.9 or later on PATH" >&2; exit 1; }
+	@echo "setting up nox and uv in .cache/nox"
+	@"$$PYTHON" -m venv --clear .cache/nox >/dev/null 2>&1 || { \
+		"$$PYTHON" -m venv --clear --without-pip .cache/nox && .cache/nox/bin/python -c \
+			'import sys, urllib.request as u; u.urlretrieve(*sys.argv[1:])' $(PIP) .cache/nox/pip.whl; }
+	@PYTHONPATH=.cache/nox/pip.whl .cache/nox/bin/python -m pip install --quiet \
+		--disable-pip-version-check 'nox>=2026.4' 'uv>=0.9,<1'

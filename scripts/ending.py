@@ -1,7 +1,6 @@
 """How a run ends: in order when it is told to, with all that it has started.
 
-SIGTERM and SIGHUP count as Ctrl-C, and what comes after the first of them disturbs nothing. Like
-dev.py this needs Python 3.9 and nothing else.
+SIGTERM and SIGHUP count as Ctrl-C, and what comes after the first of them disturbs nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a killed run has left in its folder: machines, containers and mounts, all put an end to.
 
-`scripts/dev.py` starts this as a module, with the Python of `.venv`, and removes the folder if it
+`noxfile.py` starts this as a module, with the Python of `.venv`, and removes the folder if it
 succeeds.
 """
 

@@ -87,7 +87,7 @@ def rehearse(checkout: Checkout) -> str:
             exec_in_machine(copy, folder, programs)
             render(copy, url, folder)
     finally:
-        # What the simulator made in it for an ordinary user is root's: `dev.py` deletes that.
+        # What the simulator made in it for an ordinary user is root's: the session deletes that.
         shutil.rmtree(folder, ignore_errors=True)
     return f"{checkout.version} uploaded once, installed in three ways, used, and asked for"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from pathlib import Path
 from ..conftest import ROOT
 from ..containers import CACHE as PODMAN
 
+NOX = ROOT / ".cache" / "nox"
 SUITE = """
 import os, pathlib, time
 
@@ -47,12 +47,15 @@ class Checkout:
         shutil.copytree(ROOT / "scripts", self.path / "scripts", ignore=ignore)
         (self.path / "tests").mkdir()
         kept = [f"tests/{name}.py" for name in ("__init__", "conftest", "containers")]
-        for name in ("Makefile", "pyproject.toml", *kept):
+        for name in ("Makefile", "noxfile.py", "pyproject.toml", *kept):
             shutil.copy(ROOT / name, self.path / name)
         (self.path / "tests" / "test_small.py").write_text(SUITE)
         (self.path / ".cache").mkdir()
         PODMAN.mkdir(parents=True, exist_ok=True)
         (self.path / ".cache" / "podman").symlink_to(PODMAN)
+        if not (NOX / "bin" / "nox").exists():  # pytest was started by hand
+            subprocess.run(["make", ".cache/nox/bin/nox"], cwd=ROOT, check=True)
+        (self.path / ".cache" / "nox").symlink_to(NOX)
         self._environment()
 
     def _environment(self) -> None:
@@ -63,8 +66,7 @@ class Checkout:
         python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
         python.chmod(0o755)
         digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-        stamp = {"digest": digest, "groups": ["coverage", "lint", "test"]}
-        (programs.parent / "installed.json").write_text(json.dumps(stamp))
+        (programs.parent / "installed").write_text("\n".join([digest, "coverage", "lint", "test"]))
 
     def start(self, target: str, **env: str) -> subprocess.Popen[bytes]:
         """Start a target, with a session and a process group of its own."""

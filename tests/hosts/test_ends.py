@@ -40,7 +40,7 @@ def send(number: int, whom: str, make: int) -> None:
         (INT, "make", {}),
         (HUP, "make", {}),
         (KILL, "make", {}),
-        (TERM, "dev.py", {}),
+        (TERM, "nox", {}),
         (TERM, "group", {"PYTEST_XDIST_AUTO_NUM_WORKERS": "2", "WITH_CONTAINER": "1"}),
         (INT, "group", {}),
     ],
@@ -78,7 +78,7 @@ def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("whom", "target"), [("dev.py", "clean"), ("group", "clean"), ("group", "contract")]
+    ("whom", "target"), [("nox", "clean"), ("group", "clean"), ("group", "contract")]
 )
 def test_what_a_killed_run_leaves_is_removed_later(
     checkout: Checkout, whom: str, target: str
@@ -87,7 +87,7 @@ def test_what_a_killed_run_leaves_is_removed_later(
     make = checkout.test(WITH_CONTAINER="1")
     send(KILL, whom, make.pid)
     make.wait(120)
-    if whom == "dev.py":
+    if whom == "nox":
         # The tests hear of it, and end.
         checkout.wait_for(lambda: not list(checkout.processes()))
     assert checkout.left() != []

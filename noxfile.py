@@ -1,0 +1,282 @@
+"""What the Makefile's targets do, as sessions of nox; `nox --list` shows them.
+
+They share `.venv`, which uv sets up as far as a session needs it, and each runs with temporary
+files of its own, see `scripts/temporary.py`. A pair of `compat` has an environment of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable, cast
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import ending  # noqa: E402 one of scripts/
+import measure  # noqa: E402
+import temporary  # noqa: E402
+from environments import (  # noqa: E402
+    CACHE,
+    PYTHON,
+    Stop,
+    ask,
+    digest,
+    environment,
+    find_python,
+    install,
+    run,
+    setup,
+    usable,
+    uv,
+)
+
+#: What is promised to work together; without a number it is the newest that there is.
+PAIRS = [("3.9", "3.2"), ("3.9", "3.5"), ("3.10", "3.6.1"), ("3.12", "3.7"), ("3.13", "")]
+PAIRS += [("3.14", "")]
+#: So many of them have to be tested where CI=true.
+FEWEST_PAIRS = 3
+SMOKE = ("conformance", "connector", "facts", "machines", "operations")
+#: What came before, from the package index, to be compared with.
+PREDECESSOR = "0.11.0"
+
+#: Tests wait for machines, so one more runs than there are processors.
+WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 1)
+#: Markers of the tests that have a target of their own.
+SLOW = ("boot", "docs", "hosts", "release", "template")
+#: What a session does.
+Body = Callable[..., None]
+
+nox.needs_version = ">=2026.4"
+nox.options.sessions = ["unit"]
+
+
+def end_leftovers(folder: Path) -> bool:
+    """Put an end to machines, containers and mounts in a folder; False if something stays."""
+    setup("test")  # what a pair of `compat` leaves is found without `.venv`, too
+    env = {**os.environ, **environment()}
+    # What is ended is not the place for its own temporary files.
+    env.pop("TMPDIR", None)
+    # In a session of its own, where nothing disturbs it.
+    argv = [str(PYTHON), "-m", "scripts.leftovers", str(folder)]
+    return not subprocess.run(argv, cwd=ROOT, env=env, start_new_session=True).returncode
+
+
+# Sessions --------------------------------------------------------------------------------------
+
+
+def target(*groups: str, for_copier: bool = False) -> Callable[[Body], Body]:
+    """A session in `.venv` with these groups, and with temporary files of its own."""
+
+    def make(body: Body) -> Body:
+        @functools.wraps(body)
+        def session(session: nox.Session, **parameters: str) -> None:
+            ending.listen()
+            ending.watch_make()
+            try:
+                if not temporary.sweep(end_leftovers):
+                    measure.unhook(ROOT)
+                with temporary.files(end_leftovers):
+                    if groups:
+                        setup(*groups, for_copier=for_copier)
+                    body(session, **parameters)
+            except Stop as stop:
+                session.error(str(stop))
+
+        made = nox.session(python=False, name=body.__name__.replace("_", "-"))(session)
+        return cast("Body", made)
+
+    return make
+
+
+def pytest(*args: object) -> None:
+    """Run pytest in `.venv`."""
+    run(PYTHON, "-m", "pytest", *args)
+
+
+@target("test", for_copier=True)
+def demo(session: nox.Session) -> None:
+    """Render the template and deploy it."""
+    run(PYTHON, "scripts/demo.py")
+
+
+@target("test")
+def test(session: nox.Session) -> None:
+    """Run everything that is not slow."""
+    if not usable(ask(PYTHON)[1]):
+        print("no Python 3.10 or later was found: the template's tests are left out", flush=True)
+    # By file, since the tests of one file share machines.
+    marked = " and ".join(f"not {marker}" for marker in SLOW)
+    content = measure.tested(ROOT)
+    pytest("tests", "-m", marked, "-n", WORKERS, "--dist", "loadfile")
+    measure.note_passed(ROOT, content)
+
+
+@target("test")
+def boot(session: nox.Session) -> None:
+    """Run the tests of machines that boot."""
+    pytest("tests/simulator", "tests/contract", "-m", "boot", "-n", "auto", "--dist", "loadfile")
+
+
+@target("test")
+def unit(session: nox.Session) -> None:
+    """Run the quick tests that need no machine."""
+    marked = ("-m", "not long", "-n", "2", "-q")
+    pytest("tests/unit", "tests/operations", "tests/facts", *marked)
+
+
+@target("test", "coverage")
+def hosts(session: nox.Session) -> None:
+    """Run the tests of how runs end, and some of all others as they would run on other hosts."""
+    pytest("tests/hosts", "-m", "hosts", "-n", "auto")
+
+
+@target("test", "template", for_copier=True)
+def template(session: nox.Session) -> None:
+    """Run the slow tests of the template."""
+    pytest("tests/template", "-m", "template", "-n", WORKERS)
+
+
+@target()
+def compat(session: nox.Session) -> None:
+    """Run the smoke tests with each supported pair of Python and pyinfra that is here."""
+    found = []
+    for python, pyinfra in PAIRS:
+        if find_python(python):
+            found.append(pair_name(python, pyinfra))
+        else:
+            print(f"left out, as that Python is not here: {pair_name(python, pyinfra)}", flush=True)
+    if len(found) < (FEWEST_PAIRS if os.environ.get("CI") == "true" else 1):
+        raise Stop(f"only {len(found)} of {len(PAIRS)} pairs of Python and pyinfra can be tested")
+    for name in found:
+        session.notify(f"pair({name})")
+
+
+def pair_name(python: str, pyinfra: str) -> str:
+    """A pair as it is shown."""
+    return f"Python {python} with pyinfra {pyinfra or '(the newest)'}"
+
+
+@nox.parametrize("python_,pyinfra", PAIRS, ids=[pair_name(*pair) for pair in PAIRS])
+@target()
+def pair(session: nox.Session, python_: str, pyinfra: str) -> None:
+    """Run the smoke tests with one pair."""
+    venv = CACHE / "compat" / f"python-{python_}-pyinfra-{pyinfra or 'newest'}"
+    stamp = venv / "installed"
+    if not stamp.exists() or stamp.read_text() != digest():
+        uv("venv", "--quiet", "--clear", "--python", python_, venv)
+        install(venv, ["smoke"], f"pyinfra=={pyinfra}" if pyinfra else "pyinfra")
+        stamp.write_text(digest())
+    folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
+    # A container's commands take the same way as a machine's, but need an engine; what pyinfra puts
+    # around a command is the same on each transport.
+    chosen = "not container and not (every_wrapper and spawn)"
+    words = [venv / "bin" / "python", "-m", "pytest", "-m", "smoke", "-k", chosen]
+    words += ["-p", "no:cacheprovider", "-n", WORKERS, "--dist", "loadfile", *folders]
+    # Without machines the tests would be skipped, and that proves nothing here.
+    run(*words, env={**environment(venv), "CI": "true"})
+
+
+@target("bench")
+def bench(session: nox.Session) -> None:
+    """Measure deploys beside other connectors, and write down what was found."""
+    old = CACHE / "bench" / f"pyinfra-orbstack-{PREDECESSOR}"
+    code = "from importlib.metadata import version; print(version('pyinfra'), end='')"
+    pyinfra = subprocess.check_output([str(PYTHON), "-c", code], text=True)
+    stamp = old / "installed"
+    if not stamp.exists() or stamp.read_text() != pyinfra:
+        uv("venv", "--quiet", "--clear", "--python", PYTHON, old)
+        # Not ours beside it: both bear one name. And the same pyinfra, or that is what is measured.
+        packages = (f"pyinfra-orbstack=={PREDECESSOR}", f"pyinfra=={pyinfra}")
+        uv("pip", "install", "--quiet", "--python", old / "bin" / "python", *packages)
+        stamp.write_text(pyinfra)
+    run(PYTHON, "-m", "benchmarks.compare", "--predecessor", old)
+    run(PYTHON, "-m", "benchmarks.report")
+    run(PYTHON, "-m", "benchmarks.boots")
+
+
+@target("test")
+def conformance(session: nox.Session) -> None:
+    """Run the connector's suite on what `orbctl` there is, and write down how it did."""
+    report = ("--conformance-report", "docs/conformance.md")
+    pytest("tests/conformance", "-n", "auto", "--dist", "loadfile", *report)
+
+
+@target("test")
+def faults(session: nox.Session) -> None:
+    """Run 10,000 steps with random faults; FAULT_SEED repeats a run."""
+    os.environ.setdefault("FAULT_STEPS", "10000")
+    pytest("tests", "-m", "faults", "-s")
+
+
+@target("test")
+def contract(session: nox.Session) -> None:
+    """Hold an `orbctl` to what is documented of it: the simulator, or the one that ORBCTL names."""
+    pytest("tests/contract")
+
+
+@target("test", "lint")
+def lint(session: nox.Session) -> None:
+    """Check style and types."""
+    run(PYTHON, "-m", "ruff", "check")
+    run(PYTHON, "-m", "ruff", "format", "--check")
+    run(PYTHON, "-m", "mypy")
+    # There is none for Python 3.9.
+    if (shellcheck := PYTHON.with_name("shellcheck")).exists():
+        run(shellcheck, "--shell=sh", *sorted((ROOT / "src").rglob("*.sh")))
+        run(shellcheck, ROOT / ".ci" / "run")
+
+
+@target("test", "coverage")
+def coverage(session: nox.Session) -> None:
+    """Run what `test` runs, or the tests that are named, and measure what they reach."""
+    run(PYTHON, "scripts/measure.py", *session.posargs)
+
+
+@target("test", "docs", for_copier=True)
+def docs(session: nox.Session) -> None:
+    """Build the documentation, and do what it tells to do."""
+    build = [PYTHON, "-m", "mkdocs", "build", "--strict"]
+    run(*build, env={**environment(), "NO_MKDOCS_2_WARNING": "1"})
+    pytest("tests/docs", "-m", "docs")
+
+
+@target("release", for_copier=True)
+def release_test(session: nox.Session) -> None:
+    """Plant faults that `release-check` must find."""
+    pytest("tests/release", "-m", "release", "-n", "auto")
+
+
+@target("release", for_copier=True)
+def release_check(session: nox.Session) -> None:
+    """Check all that a release needs."""
+    run(PYTHON, "scripts/release_check.py")
+
+
+@target("release", for_copier=True)
+def release(session: nox.Session) -> None:
+    """Make a version ready to be pushed."""
+    run(PYTHON, "scripts/release.py")
+
+
+@target()
+def clean(session: nox.Session) -> None:
+    """Delete what the other sessions made."""
+    others = temporary.sweep(end_leftovers)
+    if others:
+        raise Stop(f"a run goes on, or left something: see {', '.join(map(str, others))}")
+    if any(CACHE.glob("demo/machines")) or any(CACHE.glob("state/**/machines")):
+        setup("test")
+        run(PYTHON, "scripts/demo.py", "--clean")
+    if any(CACHE.glob("*/machines")) and not end_leftovers(CACHE):
+        raise Stop(f"there are machines in {CACHE} that could not be deleted")
+    measure.unhook(ROOT)
+    # This runs in one of them, and has a note in another: the Makefile deletes the rest.
+    for path in CACHE.glob("*"):
+        if path.name not in ("nox", "runs"):
+            temporary.remove(path)
