@@ -49,8 +49,8 @@ PREDECESSOR = "0.11.0"
 FEWEST_PAIRS = 3
 SMOKE = ("conformance", "connector", "facts", "machines", "operations")
 
-#: Tests wait for machines, so one more runs than there are processors.
-WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 1)
+#: Tests wait for machines and clocks, so more run than there are processors.
+WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 2)
 #: Markers of the tests that have a target of their own.
 SLOW = ("boot", "docs", "hosts", "release", "template")
 #: What tools leave behind in a checkout.
@@ -77,7 +77,7 @@ def test() -> None:
     setup("test")
     if not usable(PYTHON):
         print("no Python 3.10 or later was found: the template's tests are left out", flush=True)
-    # By file, since the tests of one file share machines.
+    # In larger pieces, since tests share machines: tests/conftest.py says in which.
     marked = " and ".join(f"not {marker}" for marker in SLOW)
     content = measure.tested(ROOT)
     pytest("tests", "-m", marked, "-n", WORKERS, "--dist", "loadfile")

@@ -8,6 +8,7 @@ import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,20 @@ def pytest_configure(config: pytest.Config) -> None:
         from .conformance.report import Report
 
         config.pluginmanager.register(Report(path, config.getoption("--orbstack")))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By file, since the tests of one file share machines; there the conformance suite's are all
+    the run's, and its files take long, so these go by function."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            by_function = nodeid.startswith("tests/conformance/")
+            return nodeid.partition("[")[0] if by_function else nodeid.partition("::")[0]
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 class Machines:

@@ -167,7 +167,8 @@ class RootShell:
         line = os.fsencode(shlex.join(words))
         with self._lock:
             feeder = gevent.spawn(
-                self._child.try_write, b"%b %d %d\n%b%b" % (mark, len(line), len(stdin), line, stdin)
+                self._child.try_write,
+                b"%b %d %d\n%b%b" % (mark, len(line), len(stdin), line, stdin),
             )
             seen = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
             deadline = time.monotonic() + 300

@@ -84,7 +84,7 @@ class Place(NamedTuple):
 
     def writer(self) -> int:
         """The shell that writes, once it does."""
-        rooms = self.guest.sh(f"{UNTIL} [ -n \"$({ROOMS})\" ]; }}; {ROOMS}", self.folder)
+        rooms = self.guest.sh(f'{UNTIL} [ -n "$({ROOMS})" ]; }}; {ROOMS}', self.folder)
         return int(rooms.decode().split()[0].split("-")[-3])
 
     def wait_for(self, path: str) -> None:

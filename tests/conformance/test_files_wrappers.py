@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 import pyinfra
 import pytest
 
@@ -89,7 +90,7 @@ def test_F9_every_wrapper_and_shell(
     transport: str,
     wrapper: str,
 ) -> None:
-    """A new file, an old one and a download; small, and with a stdin of its own."""
+    """A new file, a download and an old file; small, and with a stdin of its own."""
     login, arguments, user_argument = WRAPPERS[wrapper]
     for argument in (*arguments, *filter(None, [user_argument])):
         if not supports(argument):
@@ -98,6 +99,9 @@ def test_F9_every_wrapper_and_shell(
     remote = connect(machine, orbstack_transport=transport, **user)
     written: dict[str, dict[str, Any]] = {}
     owners: list[str] = []
+    # In turn, so that each wrapper, each shell and each user gets each of them.
+    contents = itertools.cycle((os.urandom(300), b"\n\n", os.urandom(20_000)))
+    sizes: list[str] = []
     for shell, become in combinations(wrapper, user_argument, transport):
         given = {**arguments, "_shell_executable": shell}
         if become is not None:
@@ -113,16 +117,18 @@ def test_F9_every_wrapper_and_shell(
             name = base
         written[name] = given
         owners.append(become or given.get("_doas_user") or (login and "root") or "")
-        for data in (os.urandom(300), b"\n\n", os.urandom(20_000)):
-            remote.put(io.BytesIO(data), name, **given)
-            arrived = io.BytesIO()
-            remote.get(name, arrived, **given)
-            assert arrived.getvalue() == data, given
+        data = next(contents)
+        remote.put(io.BytesIO(data), name, **given)
+        arrived = io.BytesIO()
+        remote.get(name, arrived, **given)
+        assert arrived.getvalue() == data, given
+        sizes.append(str(len(data)))
     look = 'cd "$1" && stat -c "%U %a %s" "it\'s "* && chmod 640 "it\'s "*'
     listed = sorted_by_number(guest.sh(look.replace("%U", "%n/%U"), wrapped))
     default = {"none": None}.get(wrapper, "root")
-    for owner, (found, mode, size) in zip(owners, listed):
-        assert (mode, size) == ("644", "20000")
+    assert len(listed) == len(sizes)
+    for owner, wanted, (found, mode, size) in zip(owners, sizes, listed):
+        assert (mode, size) == ("644", wanted)
         if default:
             assert found == (owner or default)
     for name, given in written.items():
@@ -174,21 +180,19 @@ def test_F16_what_a_wrapper_refuses_is_the_reason(
     machine: str, connect: Callable[..., Remote], transport: str
 ) -> None:
     """One line, with what sudo or su said, and without the prompt of either."""
-    alice = connect(machine, orbstack_user="alice", orbstack_transport=transport)
-    bob = connect(machine, orbstack_user="bob", orbstack_transport=transport)
-    cases = [
-        (alice, {"_sudo": True}, "sudo: a password is required"),
-        (bob, {"_sudo": True, "_sudo_password": "wrong"}, "sudo: .*password"),
-        (bob, {"_su_user": "alice"}, "su: Authentication failure"),
-        (bob, {"_su_user": "root", "_su_password": "wrong"}, "su: Authentication failure"),
-        (bob, {"_sudo": True, "_sudo_user": "no-such"}, "sudo: unknown user:? no-such"),
-        (alice, {"_chdir": "/no/such"}, "can't cd to /no/such"),
-        (alice, {"_shell_executable": "no-such-shell"}, "no-such-shell: not found"),
-        (bob, {"_doas": True}, "doas: Operation not permitted"),
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("alice", {"_sudo": True}, "sudo: a password is required"),
+        ("bob", {"_sudo": True, "_sudo_password": "wrong"}, "sudo: .*password"),
+        ("bob", {"_su_user": "alice"}, "su: Authentication failure"),
+        ("bob", {"_su_user": "root", "_su_password": "wrong"}, "su: Authentication failure"),
+        ("bob", {"_sudo": True, "_sudo_user": "no-such"}, "sudo: unknown user:? no-such"),
+        ("alice", {"_chdir": "/no/such"}, "can't cd to /no/such"),
+        ("alice", {"_shell_executable": "no-such-shell"}, "no-such-shell: not found"),
+        ("bob", {"_doas": True}, "doas: Operation not permitted"),
     ]
-    for remote, arguments, reason in cases:
-        if not all(map(supports, arguments)):
-            continue
+
+    def refused(user: str, arguments: dict[str, Any], reason: str) -> None:
+        remote = connect(machine, orbstack_user=user, orbstack_transport=transport)
         for action, call in (("write", remote.put), ("read", remote.get)):
             source_or_target = (io.BytesIO(b"x"), "/tmp/refused")
             words = source_or_target if action == "write" else reversed(source_or_target)
@@ -196,3 +200,7 @@ def test_F16_what_a_wrapper_refuses_is_the_reason(
                 call(*words, **arguments)
             assert "\n" not in str(told.value)
             assert "assword: " not in str(told.value)
+
+    # Both sudo and su take their time to refuse a password.
+    possible = [case for case in cases if all(map(supports, case[1]))]
+    gevent.joinall([gevent.spawn(refused, *case) for case in possible], raise_error=True)

@@ -20,7 +20,7 @@ from .conftest import PLACES, Guest, Remote, in_container
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
-STEPS = int(os.environ.get("FAULT_STEPS", "400"))
+STEPS = int(os.environ.get("FAULT_STEPS", "200"))
 
 # Kills one of the processes between a command and us: the control shell, or what it has started.
 KILL = (
