@@ -66,12 +66,17 @@ class Machines:
         self.client = engine.client
         self.record = engine.record
         self.prefix = f"pyinfra-test-{secrets.token_hex(3)}"
-        self._count = 0
+        self.made = 0
 
     def new_name(self) -> str:
         """A name that no other machine bears."""
-        self._count += 1
-        return f"{self.prefix}-{self._count}"
+        self.made += 1
+        return f"{self.prefix}-{self.made}"
+
+    def number(self, name: str) -> int:
+        """Which of our names one is, counted from 1; 0 for any other."""
+        prefix, _, number = name.rpartition("-")
+        return int(number) if prefix == self.prefix and number.isdigit() else 0
 
     def own(self, name: str) -> orbctl.Machine:
         """Write down a machine that a test has made, to be deleted at the end."""

@@ -54,11 +54,12 @@ class World:
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
         """Delete what a case has made: many an operation asks about each machine that there is."""
-        before = {machine.name for machine in self.client.machines()}
+        made = self.machines.made
         yield
         for machine in self.client.machines():
-            ours = machine.name.startswith(self.machines.prefix)
-            if ours and machine.name not in {*before, self._spare}:
+            # A name of ours ends in a number, and counts up.
+            number = self.machines.number(machine.name)
+            if number > made and machine.name != self._spare:
                 self.client.call("delete", "--force", machine.name)
 
     def exported(self) -> str:
