@@ -55,7 +55,7 @@ class Slow(io.RawIOBase):
 # In the machine. The first `cat` that writes to $SLOW stops in the middle of it.
 ROOMS = 'ls -d "$1"/.pyinfra-orbstack-* /tmp/.pyinfra-orbstack-* 2>/dev/null; true'
 # Many looks in one call; it fails when the time is over.
-UNTIL = "n=0; until { [ $((n += 1)) -lt 600 ] || exit; sleep 0.05;"
+WAIT = "do n=$((n + 1)); [ $n -lt 600 ] || exit 1; sleep 0.05; done"
 SLOW_CAT = r"""#!/bin/sh
 case $(readlink /proc/$$/fd/1) in
 $SLOW) if mkdir /var/tmp/slow/middle 2>/dev/null; then head -c 5 ${1:+"$1"}; exec sleep 60; fi;;
@@ -84,11 +84,12 @@ class Place(NamedTuple):
 
     def writer(self) -> int:
         """The shell that writes, once it does."""
-        rooms = self.guest.sh(f'{UNTIL} [ -n "$({ROOMS})" ]; }}; {ROOMS}', self.folder)
+        text = f'n=0; until [ -n "$({ROOMS})" ]; {WAIT}; {ROOMS}'
+        rooms = self.guest.sh(text, self.folder)
         return int(rooms.decode().split()[0].split("-")[-3])
 
     def wait_for(self, path: str) -> None:
-        self.guest.sh(f'{UNTIL} [ -e "$1" ]; }}', path)
+        self.guest.sh(f'n=0; until [ -e "$1" ]; {WAIT}', path)
 
 
 @pytest.fixture
