@@ -45,8 +45,8 @@ SMOKE = ("conformance", "connector", "facts", "machines", "operations")
 #: What came before, from the package index, to be compared with.
 PREDECESSOR = "0.11.0"
 
-#: Tests wait for machines, so one more runs than there are processors.
-WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 1)
+#: Tests wait for machines and clocks, so more run than there are processors.
+WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 2)
 #: Markers of the tests that have a target of their own.
 SLOW = ("boot", "docs", "hosts", "release", "template")
 #: What a session does.
@@ -110,7 +110,7 @@ def test(session: nox.Session) -> None:
     """Run everything that is not slow."""
     if not usable(ask(PYTHON)[1]):
         print("no Python 3.10 or later was found: the template's tests are left out", flush=True)
-    # By file, since the tests of one file share machines.
+    # In larger pieces, since tests share machines: tests/conftest.py says in which.
     marked = " and ".join(f"not {marker}" for marker in SLOW)
     content = measure.tested(ROOT)
     pytest("tests", "-m", marked, "-n", WORKERS, "--dist", "loadfile")

@@ -8,6 +8,7 @@ import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Report(path, config.getoption("--orbstack")))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By file, since the tests of one file share machines; there the conformance suite's are all
+    the run's, and its files take long, so these go by function."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            by_function = nodeid.startswith("tests/conformance/")
+            return nodeid.partition("[")[0] if by_function else nodeid.partition("::")[0]
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 class Machines:
     """The plugin's machines by name, for tests that call `orbctl` themselves."""
 
@@ -51,12 +66,17 @@ class Machines:
         self.client = engine.client
         self.record = engine.record
         self.prefix = f"pyinfra-test-{secrets.token_hex(3)}"
-        self._count = 0
+        self.made = 0
 
     def new_name(self) -> str:
         """A name that no other machine bears."""
-        self._count += 1
-        return f"{self.prefix}-{self._count}"
+        self.made += 1
+        return f"{self.prefix}-{self.made}"
+
+    def number(self, name: str) -> int:
+        """Which of our names one is, counted from 1; 0 for any other."""
+        prefix, _, number = name.rpartition("-")
+        return int(number) if prefix == self.prefix and number.isdigit() else 0
 
     def own(self, name: str) -> orbctl.Machine:
         """Write down a machine that a test has made, to be deleted at the end."""

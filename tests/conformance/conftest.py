@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
 import shlex
 import sys
 import time
@@ -9,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gevent
 import pytest
+from gevent.lock import RLock
 from pyinfra.api import Config, Inventory, State, StringCommand
 from pyinfra.api.host import Host
 
@@ -131,19 +136,84 @@ class Remote:
         assert self.host.get_file(source, target, **arguments)
 
 
+# One shell text after the other, each in a shell of its own; what it does not read of its stdin is
+# gone before the next one.
+SERVE = r"""
+while IFS=' ' read -r mark length rest; do
+text=$(head -c "$length"; echo .)
+echo "$mark"
+head -c "$rest" | { eval "${text%.}"; status=$?; cat >/dev/null; exit $status; }
+printf '\n%s %s\n' "$mark" $?
+done
+"""
+
+
+class RootShell:
+    """A shell in a machine or a container that stays, since to start one takes its time."""
+
+    def __init__(self, client: Orbctl | Docker, name: str) -> None:
+        build = docker.exec_args if isinstance(client, Docker) else orbctl.run_args
+        argv = client.argv(build(name, ["sh", "-c", SERVE], user="root"))
+        self._child = process.Child(argv, env=client.environment())
+        self._lock = RLock()
+
+    def ask(self, words: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes] | None:
+        """Run a command line; None if it did not begin, since the shell is gone.
+
+        Returns:
+            Its exit status, its stdout, and its stderr.
+        """
+        mark = secrets.token_hex(8).encode()
+        line = os.fsencode(shlex.join(words))
+        with self._lock:
+            feeder = gevent.spawn(
+                self._child.try_write,
+                b"%b %d %d\n%b%b" % (mark, len(line), len(stdin), line, stdin),
+            )
+            seen = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
+            deadline = time.monotonic() + 300
+            end = re.compile(rb"\n%b (\d+)\n\Z" % mark)
+            out = seen[process.STDOUT]
+            while not (ended := end.search(out, max(0, len(out) - 40))):
+                stream, data = self._child.read(deadline - time.monotonic())
+                seen[stream] += data
+                if not data:
+                    self.close()
+                    assert not out.startswith(mark), f"the shell ended in {words}: {seen}"
+                    return None
+            feeder.kill()
+            return int(ended[1]), bytes(out[len(mark) + 1 : ended.start()]), bytes(seen[2])
+
+    def close(self) -> None:
+        self._child.end()
+
+
 class Guest:
     """What is seen in a machine or a container without the connector, as root."""
+
+    _shells: dict[tuple[str, ...], RootShell] = {}
 
     def __init__(self, client: Orbctl | Docker, name: str) -> None:
         self.client = client
         self.name = name.rpartition("/")[2]
 
     def sh(self, text: str, *words: str, stdin: bytes = b"") -> bytes:
-        build = docker.exec_args if isinstance(self.client, Docker) else orbctl.run_args
-        argv = self.client.argv(build(self.name, ["sh", "-c", text, "sh", *words], user="root"))
-        done = process.run(argv, stdin=stdin, timeout=300, env=self.client.environment())
-        assert done.returncode == 0, done
-        return done.stdout
+        key = (type(self.client).__name__, self.name)
+        done = None
+        for _ in range(3):
+            shell = self._shells.pop(key, None) or RootShell(self.client, self.name)
+            if done := shell.ask(["sh", "-c", text, "sh", *words], stdin):
+                self._shells[key] = shell
+                break
+        assert done is not None, f"no shell in {self.name}"
+        status, out, err = done
+        assert status == 0, (status, out, err)
+        return out
+
+    @classmethod
+    def close_all(cls) -> None:
+        while cls._shells:
+            cls._shells.popitem()[1].close()
 
     def running(self, word: str) -> list[str]:
         """The command lines of all processes that hold a word, but for the search's own."""
@@ -164,6 +234,12 @@ class Guest:
         names = r"\( -name 'pyinfra-*' -o -name '.pyinfra-*' \)"
         found = self.sh(f"find {places} {names} 2>/dev/null; true")
         return found.decode().split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _root_shells() -> Iterator[None]:
+    yield
+    Guest.close_all()
 
 
 @pytest.fixture(scope="session")

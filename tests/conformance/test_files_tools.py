@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from pyinfra_orbstack import transfer
 
 from .conftest import Guest, Remote
 
+BASE = f"/opt/tools-{os.getpid()}"
 USUAL = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: Names of directories, and what is in front of PATH there.
 TOOLS = ("dash", "bash", "busybox", "cksum", "lengths", "old dd", "few")
@@ -22,13 +24,11 @@ MAKE = r"""
 rm -rf "$1" && mkdir "$1" && cd "$1" || exit
 for shell in dash bash; do mkdir $shell; ln -s "$(command -v $shell)" $shell/sh; done
 mkdir busybox cksum lengths "old dd" few
-for tool in $(busybox --list); do
-ln -s "$(command -v busybox)" busybox/$tool
-case $tool in sha256sum) ;; *) ln -s "$(command -v busybox)" cksum/$tool;; esac
-case $tool in sha256sum|cksum) ;; *) ln -s "$(command -v busybox)" lengths/$tool;; esac
-case $tool in stat|flock|readlink|lsattr|find|setsid) ;; *)
-ln -s "$(command -v busybox)" few/$tool;; esac
-done
+program=$(command -v busybox)
+for tool in $(busybox --list); do ln -s "$program" busybox/$tool; done
+for rest in cksum lengths few; do cp -R -P busybox/. $rest; done
+rm cksum/sha256sum lengths/sha256sum lengths/cksum
+cd few && rm -f stat flock readlink lsattr find setsid && cd .. || exit
 cat >"old dd/dd" <<'DD'
 #!/bin/sh
 case $1 in iflag=*) echo "dd: unrecognized operand '$1'" >&2; exit 1;; esac
@@ -38,18 +38,27 @@ chmod 755 "old dd/dd"
 """
 
 
+@pytest.fixture(scope="module")
+def tooled() -> Iterator[dict[str, Guest]]:
+    """Where the sets of tools are already; no test changes them."""
+    places: dict[str, Guest] = {}
+    yield places
+    for guest in places.values():
+        guest.sh('rm -rf "$1"', BASE)
+
+
 @pytest.fixture
-def tools(guest: Guest) -> Iterator[Callable[[str], dict[str, Any]]]:
+def tools(guest: Guest, tooled: dict[str, Guest]) -> Callable[[str], dict[str, Any]]:
     """Arguments for pyinfra with which `sh` and the commands are those of a set of tools."""
-    base = f"/opt/tools-{os.getpid()}"
-    guest.sh(MAKE, base)
+    if guest.name not in tooled:
+        guest.sh(MAKE, BASE)
+        tooled[guest.name] = guest
 
     def arguments(name: str) -> dict[str, Any]:
         rest = "" if name in ("busybox", "cksum", "lengths", "few") else f":{USUAL}"
-        return {"_env": {"PATH": f"{base}/{name}{rest}"}}
+        return {"_env": {"PATH": f"{BASE}/{name}{rest}"}}
 
-    yield arguments
-    guest.sh('rm -rf "$1"', base)
+    return arguments
 
 
 @pytest.fixture
@@ -87,22 +96,29 @@ def test_F5_with_these_tools(
             with pytest.raises(OSError, match=r"^cannot write .*: its link cannot be read$"):
                 remote.put(io.BytesIO(b"x"), f"{folder}/{target}", **tools(name))
         targets = targets[:-2]
-    sizes = [0, 7, transfer.SMALL, transfer.SMALL + 1, 70_000]
-    # The other transports move the same bytes.
-    for size in sizes if transport == "session" else sizes[1::3]:
-        data = os.urandom(size)
+    small, large = [0, 7, transfer.SMALL], [transfer.SMALL + 1, 70_000]
+    rounds = [[7], [70_000]]
+    if transport == "session":
+        # Each target gets a small and a large content, and each set of tools every size; the sets
+        # together, every size for each target. The other transports move the same bytes.
+        turn = TOOLS.index(name)
+        rounds = [kind[turn % len(kind) :] + kind[: turn % len(kind)] for kind in (small, large)]
+    for sizes in rounds:
         guest.sh(SETTING, folder, user)
-        for target in targets:
+        written = {}
+        for target, size in zip(targets, itertools.cycle(sizes)):
+            data = os.urandom(size)
             remote.put(io.BytesIO(data), f"{folder}/{target}", **tools(name))
             remote.get(f"{folder}/{target}", arrived := io.BytesIO(), **tools(name))
             assert arrived.getvalue() == data, target
+            written[target] = size
         shown = guest.sh('cd "$1" && stat -c "%n %a %h %s %U" *', folder).decode()
-        assert f"new 644 1 {size} {user}" in shown
-        assert f"replaced 640 1 {size} {user}" in shown
-        assert f"theirs 666 1 {size} root" in shown
-        assert f"two 666 2 {size} root" in shown
+        assert f"new 644 1 {written['new']} {user}" in shown
+        assert f"replaced 640 1 {written.get('link', written['replaced'])} {user}" in shown
+        assert f"theirs 666 1 {written['theirs']} root" in shown
+        assert f"two 666 2 {written['one']} root" in shown
         if name != "few":
-            assert f"made 644 1 {size} {user}" in shown
+            assert f"made 644 1 {written['dangling']} {user}" in shown
     assert guest.sh('ls -A "$1" | grep pyinfra || true', folder) == b""
     for source in ("/proc/uptime", "/proc/version"):
         remote.get(source, arrived := io.BytesIO(), **tools(name))
@@ -118,8 +134,10 @@ def test_F5_with_these_tools(
 def test_F5_a_tool_that_is_missing_is_the_reason(
     one: Remote, guest: Guest, folder: str, tools: Callable[[str], dict[str, Any]], name: str
 ) -> None:
-    arguments = tools("busybox")
-    guest.sh('rm "$1"', f"{arguments['_env']['PATH']}/{name}")
+    tools("busybox")
+    path = f"{BASE}/busybox-without-{name}"
+    guest.sh('cp -R -P "$1" "$2"; rm "$2/$3"', f"{BASE}/busybox", path, name)
+    arguments = {"_env": {"PATH": path}}
     guest.sh('head -c 100000 /dev/zero >"$1/file"', folder)
     with pytest.raises(OSError, match=f"^cannot read {folder}/file: {name} was not found$"):
         one.get(f"{folder}/file", io.BytesIO(), **arguments)

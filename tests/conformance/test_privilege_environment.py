@@ -444,14 +444,22 @@ def test_Y2_what_is_typed_arrives_and_ends(
     guest.sh(f'echo "Defaults {"" if own_terminal else "!"}use_pty" >"$1"; chmod 440 "$1"', path)
     try:
         remote = connect(machine, orbstack_user=user, orbstack_transport=transport)
-        for stdin, seen in ((None, ""), ("typed", "t y p e d \\n"), (b"no end", "n o e n d")):
-            text = "stty -opost 2>/dev/null; od -An -v -tc"
-            ran = remote.run(text, _stdin=stdin, _get_pty=True, _timeout=25, **privilege)
+        how = {"_get_pty": True, "_timeout": 25, **privilege}
+
+        def shows(stdin: Any, seen: str) -> None:
+            ran = remote.run("stty -opost 2>/dev/null; od -An -v -tc", _stdin=stdin, **how)
             assert ran.ok
             assert " ".join(" ".join(ran.out).split()) == seen
-        again = "sleep 1; cat; echo; cat; echo end"
-        ran = remote.run(again, _stdin="one", _get_pty=True, _timeout=25, **privilege)
-        assert "".join(ran.out).split() == ["one", "end"]
+
+        def reads_again() -> None:
+            ran = remote.run("sleep 1; cat; echo; cat; echo end", _stdin="one", **how)
+            assert "".join(ran.out).split() == ["one", "end"]
+
+        # Each has a terminal of its own, and much of the time is waiting.
+        running = [gevent.spawn(reads_again), gevent.spawn(shows, None, "")]
+        running.append(gevent.spawn(shows, "typed", "t y p e d \\n"))
+        running.append(gevent.spawn(shows, b"no end", "n o e n d"))
+        gevent.joinall(running, raise_error=True)
     finally:
         guest.sh('rm -f "$1"', path)
 

@@ -192,6 +192,10 @@ def base(machines: Machines) -> str:
 
 
 @pytest.fixture
-def clone(machines: Machines, base: str) -> str:
+def clone(machines: Machines, base: str) -> Iterator[str]:
     """A running machine of its own."""
-    return machines.clone(base)
+    name = machines.clone(base)
+    yield name
+    # Many an operation asks about each machine that there is.
+    if any(machine.name == name for machine in machines.client.machines()):
+        machines.client.call("delete", "--force", name)

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -19,7 +20,7 @@ from pyinfra_orbstack.operations import orbstack
 from pyinfra_orbstack.orbctl import COMMAND_VARIABLE, RECORD_VARIABLE, Machine, Orbctl, Record
 
 from ..conftest import ROOT, Machines
-from .conftest import Applier
+from .conftest import Applier, status
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 Shell = Callable[..., "subprocess.Popen[str]"]
@@ -84,6 +85,17 @@ def shell(request: pytest.FixtureRequest) -> Iterator[Shell]:
     for child in started:
         child.kill()
         child.wait()
+
+
+def holders(stream: IO[str], but: set[int]) -> list[str]:
+    """The processes that hold the other end of a pipe of ours."""
+    pipe = os.readlink(f"/proc/self/fd/{stream.fileno()}")
+    found = []
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(fd) == pipe and int(fd.parts[2]) not in but:
+                found.append(str(fd))
+    return found
 
 
 def there(client: Orbctl, name: str) -> list[Machine]:
@@ -324,3 +336,30 @@ def test_paths_on_the_mac_know_the_users_home(
     assert not apply(orbstack.exported, machine=base, path="~/a b.tar.zst").changed
     for path in ("~other/x", "~", "~/"):
         assert apply(orbstack.exported, machine=base, path=path).error
+
+
+@pytest.mark.parametrize("call", ["look web", "state_of web", "until_it_answers web 60"])
+def test_what_watches_a_call_holds_no_stream_of_ours(
+    shell: Shell, wrap: Callable[[str], None], tmp_path: Path, call: str
+) -> None:
+    """Or whoever reads that stream waits for it when all that calls was killed."""
+    wrap("hang")
+    running = shell(f"find_orbctl; {call}")
+    hanging = tmp_path / "hanging"
+    until(lambda: hanging.exists() and hanging.read_text().strip())
+    pid = int(hanging.read_text())
+    killed = [pid]
+    while killed[-1] != running.pid:
+        killed.append(int(status(killed[-1])["PPid"]))
+    # The watcher is the one that is left.
+    for one in reversed(killed):
+        os.kill(one, signal.SIGKILL)
+    running.wait()
+    until(lambda: not Path(f"/proc/{pid}/fd").exists() or not os.listdir(f"/proc/{pid}/fd"))
+    for stream in (running.stdout, running.stderr):
+        assert stream is not None
+        assert holders(stream, {os.getpid()}) == []
+    for fd in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(fd.name)) == running.pid:
+                os.kill(int(fd.name), signal.SIGKILL)

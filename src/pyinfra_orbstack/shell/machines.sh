@@ -19,7 +19,9 @@ orb() {
     "$orbctl" "$@" </dev/null
 }
 
-# within SECONDS ARGUMENT...: call it, and end it when it takes longer
+# within SECONDS ARGUMENT...: call it, and end it when it takes longer. A caller redirects with `exec`
+# in a subshell: for a redirection of this call the shell would keep the old stream open, also in the
+# one that watches, and whoever reads that stream would wait for it when all others were killed.
 within() (
     seconds=$1
     shift
@@ -41,7 +43,7 @@ within() (
 look() {
     again=yes
     while :; do
-        if told=$(within 30 info "$1" --format json 2>&1); then
+        if told=$(exec 2>&1 && within 30 info "$1" --format json); then
             found=$(printf '%s\n' "$told" | sed -n 's/.*"id": *"\([0-9A-Za-z]*\)".*/\1/p' | head -n 1)
             [ -z "$found" ] || return 0
             told="orbctl did not tell the id of $1"
@@ -174,7 +176,7 @@ advice() {
 
 # state_of NAME: its state as `orbctl` has it; nothing where it cannot be known
 state_of() {
-    within 30 info "$1" --format json 2>/dev/null |
+    (exec 2>/dev/null && within 30 info "$1" --format json) |
         sed -n 's/.*"state": *"\([^"]*\)".*/\1/p' | head -n 1
 }
 
@@ -191,7 +193,7 @@ settle_down() {
 # until_it_answers NAME SECONDS: wait until a machine runs commands
 until_it_answers() {
     end=$(($(date +%s) + $2))
-    until said=$(within 30 run -m "$1" -u root -w / true 2>&1); do
+    until said=$(exec 2>&1 && within 30 run -m "$1" -u root -w / true); do
         if [ "$(date +%s)" -ge "$end" ]; then
             echo "$1 does not answer: $said" >&2
             return 1
