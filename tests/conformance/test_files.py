@@ -131,8 +131,10 @@ def test_F8_temporary_files_are_private_and_targets_get_the_umask(
     secret = b"the secret " * 30_000
     guest.sh('cd "$1"; printf old >replaced; printf old >"written over"', folder)
     guest.sh('cd "$1"; chown "$2" *; chmod 600 *; ln "written over" second', folder, owner(remote))
+    # What was read from the source is on its way.
+    found = "find . -type f -size +1000c >/tmp/found; [ ! -s /tmp/found ] || break"
     look = (
-        'cd "$1"; find . -type f -size +1000c >/tmp/found; su nobodys -s /bin/sh -c '
+        f'cd "$1"; for i in $(seq 200); do {found}; sleep 0.05; done; su nobodys -s /bin/sh -c '
         "\"find $1 /tmp /var/tmp -type f -exec grep -ls 'the secret' {} + 2>/dev/null; true\""
     )
     seen: list[bytes] = []
