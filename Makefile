@@ -29,7 +29,7 @@ help: ## show this list
 demo: ## render the template into ./demo and deploy it to a machine, twice
 unit: ## run the quick tests that need no machine (under half a minute)
 test: ## run the test suite (about twenty minutes)
-boot: ## test machines that boot, and their network (about ten minutes)
+boot: ## test machines that boot, and their network (about five minutes)
 hosts: ## test how runs end, and what differs between hosts (about seven minutes)
 template: ## test every combination of the template's answers (under fifteen minutes)
 compat: ## test each supported Python with its pyinfra (about ten minutes)
