@@ -94,9 +94,9 @@ def target(*groups: str, for_copier: bool = False) -> Callable[[Body], Body]:
     return make
 
 
-def pytest(*args: object) -> None:
-    """Run pytest in `.venv`."""
-    run(PYTHON, "-m", "pytest", *args)
+def pytest(*args: object, **more: str) -> None:
+    """Run pytest in `.venv`, with more environment."""
+    run(PYTHON, "-m", "pytest", *args, env={**environment(), **more})
 
 
 @target("test", for_copier=True)
@@ -121,6 +121,11 @@ def test(session: nox.Session) -> None:
 def boot(session: nox.Session) -> None:
     """Run the tests of machines that boot."""
     pytest("tests/simulator", "tests/contract", "-m", "boot", "-n", "auto", "--dist", "loadfile")
+    # What an init, its services and a network could change for the connector.
+    files = [f"tests/conformance/test_{name}.py" for name in ("faults", "privilege_environment")]
+    chosen = ("-m", "smoke", "-k", "not container", "--orbstack-image", "debian:bookworm")
+    booted = {"ORBCTL_SIMULATOR_INIT": "image", "ORBCTL_SIMULATOR_IMAGES": "none"}
+    pytest(*files, *chosen, "-n", "auto", **booted)
 
 
 @target("test")
