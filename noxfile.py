@@ -1,7 +1,7 @@
 """What the Makefile's targets do, as sessions of nox; `nox --list` shows them.
 
 They share `.venv`, which uv sets up as far as a session needs it, and each runs with temporary
-files of its own, see `scripts/temporary.py`. A pair of `compat` has an environment of its own.
+files of its own, see `scripts/temporary.py`. Each pair of `compat` has an environment of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Callable, cast
 
@@ -50,7 +51,7 @@ WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count()
 #: Markers of the tests that have a target of their own.
 SLOW = ("boot", "docs", "hosts", "release", "template")
 #: What a session does.
-Body = Callable[..., None]
+Body = Callable[[nox.Session], None]
 
 nox.needs_version = ">=2026.4"
 nox.options.sessions = ["unit"]
@@ -75,7 +76,7 @@ def target(*groups: str, for_copier: bool = False) -> Callable[[Body], Body]:
 
     def make(body: Body) -> Body:
         @functools.wraps(body)
-        def session(session: nox.Session, **parameters: str) -> None:
+        def session(session: nox.Session) -> None:
             ending.listen()
             ending.watch_make()
             try:
@@ -84,7 +85,7 @@ def target(*groups: str, for_copier: bool = False) -> Callable[[Body], Body]:
                 with temporary.files(end_leftovers):
                     if groups:
                         setup(*groups, for_copier=for_copier)
-                    body(session, **parameters)
+                    body(session)
             except Stop as stop:
                 session.error(str(stop))
 
@@ -149,17 +150,28 @@ def template(session: nox.Session) -> None:
 
 @target()
 def compat(session: nox.Session) -> None:
-    """Run the smoke tests with each supported pair of Python and pyinfra that is here."""
-    found = []
-    for python, pyinfra in PAIRS:
-        if find_python(python):
-            found.append(pair_name(python, pyinfra))
-        else:
-            print(f"left out, as that Python is not here: {pair_name(python, pyinfra)}", flush=True)
-    if len(found) < (FEWEST_PAIRS if os.environ.get("CI") == "true" else 1):
-        raise Stop(f"only {len(found)} of {len(PAIRS)} pairs of Python and pyinfra can be tested")
-    for name in found:
-        session.notify(f"pair({name})")
+    """Run the smoke tests with each supported pair of Python and pyinfra, three pairs at a time."""
+    pairs = [pair for pair in PAIRS if find_python(pair[0])]
+    for pair in PAIRS:
+        if pair not in pairs:
+            print(f"left out, as that Python is not here: {pair_name(*pair)}", flush=True)
+    if len(pairs) < (FEWEST_PAIRS if os.environ.get("CI") == "true" else 1):
+        raise Stop(f"only {len(pairs)} of {len(PAIRS)} pairs of Python and pyinfra can be tested")
+    failed = []
+    pool = ThreadPoolExecutor(max_workers=3)
+    try:
+        for done in as_completed([pool.submit(smoke, *pair) for pair in pairs]):
+            name, error, output = done.result()
+            print(f"\n{name}\n{output}", flush=True)
+            failed += [f"{name}: {error}"] if error else []
+    except KeyboardInterrupt:
+        ending.hand_on()
+        raise
+    finally:
+        # The tests that run have machines to delete before they end.
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        raise Stop("; ".join(failed))
 
 
 def pair_name(python: str, pyinfra: str) -> str:
@@ -167,24 +179,39 @@ def pair_name(python: str, pyinfra: str) -> str:
     return f"Python {python} with pyinfra {pyinfra or '(the newest)'}"
 
 
-@nox.parametrize("python_,pyinfra", PAIRS, ids=[pair_name(*pair) for pair in PAIRS])
-@target()
-def pair(session: nox.Session, python_: str, pyinfra: str) -> None:
-    """Run the smoke tests with one pair."""
-    venv = CACHE / "compat" / f"python-{python_}-pyinfra-{pyinfra or 'newest'}"
+def smoke(python: str, pyinfra: str) -> tuple[str, str, str]:
+    """Run the smoke tests with one pair; return its name, what went wrong, and the output.
+
+    In one process: each of several would make the machines that the tests share.
+    """
+    name = pair_name(python, pyinfra)
+    venv = CACHE / "compat" / f"python-{python}-pyinfra-{pyinfra or 'newest'}"
     stamp = venv / "installed"
-    if not stamp.exists() or stamp.read_text() != digest():
-        uv("venv", "--quiet", "--clear", "--python", python_, venv)
-        install(venv, ["smoke"], f"pyinfra=={pyinfra}" if pyinfra else "pyinfra")
-        stamp.write_text(digest())
+    try:
+        if not stamp.exists() or stamp.read_text() != digest():
+            uv("venv", "--quiet", "--clear", "--python", python, venv)
+            install(venv, ["smoke"], f"pyinfra=={pyinfra}" if pyinfra else "pyinfra")
+            stamp.write_text(digest())
+    except Stop as stop:
+        return name, str(stop), ""
     folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
     # A container's commands take the same way as a machine's, but need an engine; what pyinfra puts
     # around a command is the same on each transport.
     chosen = "not container and not (every_wrapper and spawn)"
     words = [venv / "bin" / "python", "-m", "pytest", "-m", "smoke", "-k", chosen]
-    words += ["-p", "no:cacheprovider", "-n", WORKERS, "--dist", "loadfile", *folders]
-    # Without machines the tests would be skipped, and that proves nothing here.
-    run(*words, env={**environment(venv), "CI": "true"})
+    with ending.child(
+        [str(word) for word in [*words, "-p", "no:cacheprovider", *folders]],
+        cwd=ROOT,
+        # Without machines the tests would be skipped, and that proves nothing here.
+        env={**os.environ, **environment(venv), "CI": "true"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as tests:
+        output = tests.communicate()[0]
+    return name, f"exit code {tests.returncode}" if tests.returncode else "", output
 
 
 @target("bench")
