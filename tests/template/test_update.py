@@ -303,7 +303,7 @@ def test_the_page_does_what_it_tells(
 
     run(project.path, "sh", "-exc", move)
     workflow = tmp_path / "top" / ".github" / "workflows" / "myproj.yml"
-    replace(workflow, "permissions: {}\n\nconcurrency", f"permissions: {{}}\n\n{yaml}\nconcurrency")
+    replace(workflow, "\npermissions: {}\n", f"\npermissions: {{}}\n\n{yaml}")
     replace(workflow, "path/of/myproj", "deep/er/myproj")
     parsed = safe_load(workflow.read_text())
     folder = tmp_path / "top" / parsed["defaults"]["run"]["working-directory"]
