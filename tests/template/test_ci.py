@@ -85,14 +85,16 @@ def test_the_image_is_fetched_once(render: Render, tmp_path: Path) -> None:
 # The lock ---------------------------------------------------------------------------------------
 
 
-def started(template: Path, place: Path) -> Project:
+def started(template: Path, place: Path, without: str = "") -> Project:
     """A project put under git by the very words that copier shows."""
     place.mkdir()
     argv = [sys.executable, "-m", "copier", "copy", "--defaults", "-r", "HEAD", str(template)]
     done = subprocess.run([*argv, "myproj"], cwd=place, capture_output=True, text=True, check=True)
     words = [line for line in done.stderr.splitlines() if line.startswith("    ")]
     first = next(number for number, line in enumerate(words) if "git commit" in line)
-    run(place, "sh", "-exc", "\n".join(words[: first + 1]), env=with_uv())
+    text = "\n".join(words[: first + 1])
+    assert without in text
+    run(place, "sh", "-exc", text.replace(without, ""), env=with_uv())
     return Project(place / "myproj")
 
 
@@ -145,3 +147,15 @@ def test_every_workflow_that_runs_uv_is_locked() -> None:
         )
         if "uv run" in commands or "make " in commands:
             assert workflow.get("env", {}).get("UV_LOCKED") == "1", path.name
+
+
+@pytest.mark.usefixtures("index")
+def test_in_a_larger_repository_it_is_committed_there(template: Path, tmp_path: Path) -> None:
+    """By the same words, without `git init`."""
+    top = tmp_path / "top"
+    top.mkdir()
+    git(top, "init", "-q")
+    project = started(template, top / "deeper", without="git init -b main && ")
+    assert not project.has(".git")
+    assert "deeper/myproj/uv.lock" in git(top, "ls-files").split()
+    assert git(top, "status", "--porcelain") == ""
