@@ -117,6 +117,11 @@ def test_commands(render: Render, client: Orbctl, destroy: Callable[[Project], N
     second = project.make("deploy")
     total = next(line for line in second.splitlines() if "Grand total" in line)
     assert total.split()[2:] == ["4", "-", "-", "4"]
+    assert "local: nothing would change" in project.make("drift")
+    client.call("run", "-m", name, "sudo", "rm", "/etc/ssh/sshd_config.d/10-commands.conf")
+    with pytest.raises(AssertionError, match=rf"@orbstack/{name}: SSH server \| "):
+        project.make("drift")
+    assert "nothing would change" not in project.make("deploy")
     client.stop(name)
     assert f"{name} would be started" in project.make("plan")
     assert not client.info(name).running
