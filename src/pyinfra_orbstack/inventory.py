@@ -123,7 +123,9 @@ class MachineHostData(dict[str, Any]):
             raise InventoryError(f"{key} of {MACHINES}{self._name}: {broken}") from None
         if not machine.running or not machine.ip4:
             raise KeyError(key)
-        self.update(orbstack_ip4=machine.ip4, orbstack_domain=machine.domain)
+        # The user's own values stay.
+        self.setdefault("orbstack_ip4", machine.ip4)
+        self.setdefault("orbstack_domain", machine.domain)
         return self[key]
 
 

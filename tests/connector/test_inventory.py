@@ -88,6 +88,7 @@ def test_where_a_machine_is_reached(
     hosts = [f"@orbstack/{name}" for name in (pair[0], started, left, off)]
     (tmp_path / "inventory.py").write_text(
         f"web = {hosts!r} + [('@orbstack/{made}', {{'orbstack_image': 'ubuntu'}})]\n"
+        f"named = [('@orbstack/{started}', {{'orbstack_domain': 'own.example'}})]\n"
         "servers = [('@local', {'orbstack_ip4': '192.0.2.1', 'orbstack_domain': 'x.example'})]\n"
     )
     (tmp_path / "deploy.py").write_text(REACHED)
@@ -98,7 +99,8 @@ def test_where_a_machine_is_reached(
     for name in (pair[0], started, left, made):
         ip4 = client.info(name).ip4
         assert ip4
-        assert f"@orbstack/{name} is at ('{ip4}', '{name}.orb.local')" in done.stderr
+        domain = "own.example" if name == started else f"{name}.orb.local"
+        assert f"@orbstack/{name} is at ('{ip4}', '{domain}')" in done.stderr
     assert f"@orbstack/{off} is at (None, None)" in done.stderr
     assert "@local is at ('192.0.2.1', 'x.example')" in done.stderr
     assert not client.info(off).running
