@@ -88,6 +88,6 @@ def test_nobody_answers_in_time(free_port: int) -> None:
 def test_a_server_that_says_nothing_is_not_waited_for_longer() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as mute,
-        pytest.raises(AssertionError, match=r"within 0\.5 s: TimeoutError"),
+        pytest.raises(AssertionError, match=r"within 0\.5 s: .*timed out"),
     ):
         get(mute.getsockname()[1], seconds=0.5)
