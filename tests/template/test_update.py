@@ -117,11 +117,14 @@ def test_plain_update(render: Render, repository: Path) -> None:
 def test_update_keeps_what_the_user_did(render: Render, repository: Path) -> None:
     project = made_from(render, repository)
     kept = edit(project)
+    (project.path / "uv.lock").write_text("# The project's own.\n")
     project.commit()
     evolve(repository)
+    (repository / "template" / "uv.lock").write_text("# The template's.\n")
     release(repository, NEW)
     project.update(repository)
     check_evolved(project)
+    assert project.text("uv.lock") == "# The project's own.\n"
     for name, words in kept.items():
         assert words in project.text(name), name
     assert project.toml["project"]["version"] == "1.4.0"
