@@ -76,6 +76,11 @@ class Machine:
         return self.state == "running"
 
     @property
+    def domain(self) -> str:
+        """The name under which it is reached, from the Mac and from other machines."""
+        return f"{self.name}.orb.local"
+
+    @property
     def created(self) -> datetime | None:
         """When it was made, read from the first ten characters of its ULID."""
         alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"

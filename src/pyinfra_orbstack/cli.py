@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
-from pyinfra_orbstack import docker, orbctl
+from pyinfra_orbstack import docker, orbctl, plans
 from pyinfra_orbstack.programs import choose_orbctl, is_simulator, pyinfra_argv
 from pyinfra_orbstack.targets import CONTAINERS, MACHINES, parse
 
@@ -34,12 +35,19 @@ class CommandError(Exception):
 
 
 def call(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run a program in this terminal and return its exit status as a shell has it.
+    """Run a program in this terminal and return its exit status as a shell has it."""
+    return _call(argv, env)[0]
+
+
+def _call(
+    argv: Sequence[str], env: Mapping[str, str], stdout: int | None = None
+) -> tuple[int, str]:
+    """The exit status of a program, and what it printed where that goes into a pipe.
 
     Ctrl-C reaches it too, and what ends this process is handed on; it has things to put in order
     before it ends.
     """
-    child = subprocess.Popen(argv, env=env)
+    child = subprocess.Popen(argv, env=env, stdout=stdout)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -48,8 +56,10 @@ def call(argv: Sequence[str], env: Mapping[str, str]) -> int:
     try:
         while True:
             with contextlib.suppress(KeyboardInterrupt):
-                status = child.wait()
-                return 128 - status if status < 0 else status
+                output, _ = child.communicate()
+                status = child.returncode
+                text = (output or b"").decode(errors="replace")
+                return (128 - status if status < 0 else status), text
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -162,18 +172,63 @@ def deploy(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     """Show what a deploy would change; what is not there, or stopped, stays so."""
-    inventory = find_inventory(args.inventory)
+    ahead = look_ahead(find_inventory(args.inventory))
+    if not ahead.ready:
+        return ahead.status
+    # Without --diff, which would show the content of files, secrets included.
+    return pyinfra(ahead.ready, "--dry", *ahead.words, plan=True) or ahead.status
+
+
+def drift(args: argparse.Namespace) -> int:
+    """Name what a deploy would change; exit 0: nothing, 2: something, 1: an error."""
+    plans.check_version()
+    ahead = look_ahead(find_inventory(args.inventory))
+    changes: list[str] = []
+    status = ahead.status
+    if ahead.ready:
+        prepare(ahead.ready)
+        argv = pyinfra_argv("--dry", "--json", *ahead.words)
+        ended, said = _call(argv, environment(plan=True), subprocess.PIPE)
+        if ended > 128:
+            return ended
+        status = 1 if ended else status
+        try:
+            changes = plans.changes(said)
+        except plans.NoPlan:
+            if not ended:  # else pyinfra has said why
+                raise
+    for change in changes:
+        print(change)
+    if not (changes or ahead.unready or status):
+        print(f"{args.inventory}: nothing would change")
+    return status or (2 if changes or ahead.unready else 0)
+
+
+class Ahead(NamedTuple):
+    """What a plan is made of.
+
+    Attributes:
+        ready: Hosts that can be asked.
+        unready: Those that a deploy would create or start first.
+        status: 1 if there is one that a deploy could not get ready.
+        words: Arguments of `pyinfra` for those that can be asked.
+    """
+
+    ready: list[str]
+    unready: list[str]
+    status: int
+    words: list[str]
+
+
+def look_ahead(inventory: Path) -> Ahead:
+    """Say what a deploy would do first, and find out what can be asked what it would do then."""
     hosts = hosts_of(inventory)
     states = local_states(hosts)
     waiting = [host for host, state in states.items() if state != "running"]
-    joined, status = announce(inventory, waiting) if waiting else ([], 0)
+    joined, unready, status = announce(inventory, waiting) if waiting else ([], [], 0)
     ready = [host for host in states if host not in waiting or host in joined]
-    if not ready:
-        return status
     limit = limits(ready) if ready != hosts else []
-    # Without --diff, which would show the content of files, secrets included.
-    words = ("--dry", *limit, str(inventory), deploy_file(inventory))
-    return pyinfra(ready, *words, plan=True) or status
+    return Ahead(ready, unready, status, [*limit, str(inventory), deploy_file(inventory)])
 
 
 def limits(hosts: Sequence[str]) -> list[str]:
@@ -218,14 +273,15 @@ def local_states(hosts: Sequence[str]) -> dict[str, str]:
     return states
 
 
-def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], int]:
+def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], list[str], int]:
     """Say what a deploy would do first with hosts that are not ready for it.
 
     The connector says so: it gets their data from pyinfra, checks what a machine would be made
     from, and may neither create nor start one now.
 
     Returns:
-        Those that are ready after all, and 1 if there is one that a deploy could not get ready.
+        Those that are ready after all, those that a deploy would get ready, and 1 if there is one
+        that it could not.
     """
     argv = pyinfra_argv("-y", *limits(hosts), str(inventory), "exec", "--", "true")
     done = subprocess.run(
@@ -237,22 +293,23 @@ def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], int]:
         text=True,
         errors="replace",
     )
-    ready, status = [], 0
+    ready, unready, status = [], [], 0
     for host in hosts:
         said = re.findall(rf"^ *\[{re.escape(host)}\] *(.*)$", done.stderr, re.MULTILINE)
         if not said:  # there was no connecting at all
             print(done.stderr.strip(), file=sys.stderr)
-            return [], 1
+            return [], [], 1
         name = host[len(MACHINES) :]
         verb = re.search(r"may not be (created|started) now", said[-1])
         if "Connected" in said:
             ready.append(host)
         elif verb:
             print(f"{name} would be {verb[1]}, then everything applied to it", flush=True)
+            unready.append(host)
         else:
             print(f"{name}: {said[-1]}", file=sys.stderr, flush=True)
             status = 1
-    return ready, status
+    return ready, unready, status
 
 
 def shell(args: argparse.Namespace) -> int:
@@ -355,20 +412,31 @@ def environment(*, plan: bool = False) -> dict[str, str]:
     return {**os.environ, **record, **({orbctl.PLAN_VARIABLE: "1"} if plan else {})}
 
 
-def pyinfra(hosts: Sequence[str], *words: str, plan: bool = False) -> int:
-    """Run `pyinfra` on these hosts."""
+def prepare(hosts: Sequence[str]) -> None:
+    """Choose `orbctl` where a host needs one."""
     if any(map(is_machine, hosts)):
         use_orbctl()
+
+
+def pyinfra(hosts: Sequence[str], *words: str, plan: bool = False) -> int:
+    """Run `pyinfra` on these hosts."""
+    prepare(hosts)
     return call(pyinfra_argv(*words), environment(plan=plan))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
-    args = parser().parse_args(argv)
+    try:
+        args = parser().parse_args(argv)
+    except SystemExit as ended:
+        # A mistake on the command line of `drift` is no drift.
+        if ended.code and (sys.argv[1:] if argv is None else argv)[:1] == [drift.__name__]:
+            return 1
+        raise
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
-    except (CommandError, orbctl.OrbctlError, docker.DockerError) as problem:
+    except (CommandError, plans.NoPlan, orbctl.OrbctlError, docker.DockerError) as problem:
         print(problem, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -386,6 +454,7 @@ def parser() -> argparse.ArgumentParser:
     inventory = "name of a file in inventories/, without .py"
     add_verb(verbs, deploy, yes=True).add_argument("inventory", help=inventory)
     add_verb(verbs, plan).add_argument("inventory", help=inventory)
+    add_verb(verbs, drift).add_argument("inventory", help=inventory)
     machine = "name of a machine, or docker/NAME for a container"
     add_verb(verbs, shell).add_argument("machine", help=machine)
     every = f"{inventory}; every machine by default"

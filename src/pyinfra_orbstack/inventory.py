@@ -100,8 +100,37 @@ def _unless_just_failed(cache: dict[Any, Any], listing: Callable[[], list[T]]) -
         raise
 
 
+class MachineHostData(dict[str, Any]):
+    """Data of a machine, with where it is reached as soon as somebody wants to know.
+
+    `orbctl` tells the address of one machine at a time, and of those that run alone: to ask for
+    all in advance would cost every run a call for each, and a machine that is made or started by
+    connecting has none yet.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(orbstack_vm=True, vm_name=name)
+        self._name = name
+
+    def __missing__(self, key: str) -> Any:
+        if key not in ("orbstack_ip4", "orbstack_domain"):
+            raise KeyError(key)
+        try:
+            machine = orbctl.Orbctl().info(self._name)
+        except (orbctl.MachineNotFound, orbctl.BadValue):
+            raise KeyError(key) from None
+        except orbctl.OrbctlError as broken:
+            raise InventoryError(f"{key} of {MACHINES}{self._name}: {broken}") from None
+        if not machine.running or not machine.ip4:
+            raise KeyError(key)
+        # The user's own values stay.
+        self.setdefault("orbstack_ip4", machine.ip4)
+        self.setdefault("orbstack_domain", machine.domain)
+        return self[key]
+
+
 def machine_host(name: str, machine: orbctl.Machine | None) -> Host:
-    data: dict[str, Any] = {"orbstack_vm": True, "vm_name": name}
+    data = MachineHostData(name)
     groups = ["@orbstack", "orbstack"]
     if machine is not None:
         data.update(

@@ -159,7 +159,7 @@ DEFAULTS: dict[str, Any] = {
     "orbstack_boot_timeout": 120,
 }
 #: Keys with our prefix that a host has without anybody's doing.
-GIVEN = frozenset({"orbstack_vm"})
+GIVEN = frozenset({"orbstack_vm", "orbstack_ip4", "orbstack_domain"})
 
 
 def check_keys(given: Iterable[str], known: Collection[str] = KEYS) -> None:

@@ -1,4 +1,7 @@
-"""`make release VERSION=1.2.3`: everything that makes a release, but for the push."""
+"""`make release VERSION=1.2.3`: everything that makes a release, but for the push.
+
+`release.py notes 1.2.3` prints what the changelog says about a version, for publish.yml.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,23 @@ def output(*argv: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
+def notes(version: str) -> str:
+    """What the changelog says about a version."""
+    text = "\n" + CHANGELOG.read_text(encoding="utf-8")
+    section = text.partition(f"\n## [{version}]")[2].split("\n## ")[0]
+    return section.partition("\n")[2].strip()
+
+
+def print_notes(version: str) -> int:
+    """Print what the changelog says about a version, which must be something."""
+    found = notes(version)
+    if not found:
+        print(f"{CHANGELOG} says nothing about {version}", file=sys.stderr)
+        return 1
+    print(found)
+    return 0
+
+
 def problem(version: str) -> str | None:
     """What stands in the way of releasing this version."""
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
@@ -26,8 +46,7 @@ def problem(version: str) -> str | None:
         return "there are changes that are not committed"
     if output("git", "tag", "--list", f"v{version}"):
         return f"there is a tag v{version} already"
-    notes = CHANGELOG.read_text(encoding="utf-8").partition(UNRELEASED)[2].split("\n## ")[0]
-    if not notes.strip():
+    if not notes("Unreleased"):
         return f"{CHANGELOG} says nothing below {UNRELEASED.strip()}"
     return None
 
@@ -58,4 +77,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_notes(sys.argv[2]) if sys.argv[1:2] == ["notes"] else main())

@@ -67,6 +67,74 @@ def test_data_and_groups(pair: tuple[str, str], client: Orbctl) -> None:
     assert "orbstack_stopped" in hosts(pair[1])[f"@orbstack/{pair[1]}"][1]
 
 
+REACHED = """
+from pyinfra import host, inventory
+from pyinfra.operations import server
+
+for other in inventory:
+    found = other.data.get("orbstack_ip4"), other.data.get("orbstack_domain")
+    server.shell(name=f"{other.name} is at {found}", commands="true")
+"""
+
+
+def test_where_a_machine_is_reached(
+    pair: tuple[str, str], machines: Any, client: Orbctl, pyinfra: Run, tmp_path: Path
+) -> None:
+    """Also one that connecting has made or started, and one that is left out of the run."""
+    made, started, left = machines.new_name(), machines.create(), machines.create()
+    client.stop(started)
+    off = machines.create()
+    client.stop(off)
+    hosts = [f"@orbstack/{name}" for name in (pair[0], started, left, off)]
+    (tmp_path / "inventory.py").write_text(
+        f"web = {hosts!r} + [('@orbstack/{made}', {{'orbstack_image': 'ubuntu'}})]\n"
+        f"named = [('@orbstack/{started}', {{'orbstack_domain': 'own.example'}})]\n"
+        "servers = [('@local', {'orbstack_ip4': '192.0.2.1', 'orbstack_domain': 'x.example'})]\n"
+    )
+    (tmp_path / "deploy.py").write_text(REACHED)
+    limit = [word for name in (pair[0], started, made) for word in ("--limit", f"@orbstack/{name}")]
+    done = pyinfra(*limit, "inventory.py", "deploy.py")
+    machines.own(made)
+    assert done.returncode == 0, done.stderr
+    for name in (pair[0], started, left, made):
+        ip4 = client.info(name).ip4
+        assert ip4
+        domain = "own.example" if name == started else f"{name}.orb.local"
+        assert f"@orbstack/{name} is at ('{ip4}', '{domain}')" in done.stderr
+    assert f"@orbstack/{off} is at (None, None)" in done.stderr
+    assert "@local is at ('192.0.2.1', 'x.example')" in done.stderr
+    assert not client.info(off).running
+
+
+def test_nobody_asks_for_addresses_that_nobody_wants(
+    pair: tuple[str, str], simulated: bool, pyinfra: Run, tmp_path: Path
+) -> None:
+    if not simulated:
+        pytest.skip("only the simulator writes down its calls")
+    log = tmp_path / "log"
+    (tmp_path / "deploy.py").write_text(
+        "from pyinfra import host\nassert host.data.orbstack_ip4 and host.data.orbstack_domain\n"
+        "assert host.data.get('orbstack_ip6') is None\n"
+    )
+    done = pyinfra(f"@orbstack/{pair[0]}", "deploy.py", ORBCTL_SIMULATOR_LOG=str(log))
+    assert done.returncode == 0, done.stderr
+    # A call is written down when it ends.
+    assert sorted(called(log)) == ["info", "list", "run"]
+
+
+def test_what_cannot_be_asked_is_one_line(
+    pair: tuple[str, str], pyinfra: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "deploy.py").write_text(
+        "import os\nfrom pyinfra import host\n"
+        "os.environ['PYINFRA_ORBSTACK_ORBCTL'] = '/nowhere/orbctl'\nhost.data.orbstack_ip4\n"
+    )
+    done = pyinfra(f"@orbstack/{pair[0]}", "deploy.py")
+    assert done.returncode == 1
+    assert f"orbstack_ip4 of @orbstack/{pair[0]}: " in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_the_listing_is_read_once_and_its_data_is_not_shared(
     pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

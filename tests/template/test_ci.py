@@ -1,8 +1,9 @@
-"""The steps of a project's CI that keep the image of its machines for later runs."""
+"""A project's workflows: what they keep for later runs, and what they keep to."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 import yaml
 
 from tests.simulator.mirror import Mirror, archive
-from tests.template.conftest import Render
-from tests.template.project import Project, run
+from tests.template.conftest import ROOT, Render
+from tests.template.project import Project, git, run, tool
 
 IMAGE = "alpine:3.99"
 ARCH = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
@@ -79,3 +80,82 @@ def test_the_image_is_fetched_once(render: Render, tmp_path: Path) -> None:
     kept.rename(tmp_path / "second" / kept.name)
     second(cached=True)
     assert second.images() == [IMAGE]
+
+
+# The lock ---------------------------------------------------------------------------------------
+
+
+def started(template: Path, place: Path, without: str = "") -> Project:
+    """A project put under git by the very words that copier shows."""
+    place.mkdir()
+    argv = [sys.executable, "-m", "copier", "copy", "--defaults", "-r", "HEAD", str(template)]
+    done = subprocess.run([*argv, "myproj"], cwd=place, capture_output=True, text=True, check=True)
+    words = [line for line in done.stderr.splitlines() if line.startswith("    ")]
+    first = next(number for number, line in enumerate(words) if "git commit" in line)
+    text = "\n".join(words[: first + 1])
+    assert without in text
+    run(place, "sh", "-exc", text.replace(without, ""), env=with_uv())
+    return Project(place / "myproj")
+
+
+def with_uv() -> dict[str, str]:
+    """An environment that has uv."""
+    return {"PATH": os.pathsep.join([str(Path(tool("uv")).parent), os.environ["PATH"]])}
+
+
+def environment(project: Project, workflow: str) -> dict[str, str]:
+    """What a workflow gives to every step."""
+    found: dict[str, str] = yaml.safe_load(project.text(f".github/workflows/{workflow}.yml"))["env"]
+    return {**with_uv(), **found}
+
+
+@pytest.mark.usefixtures("index")
+@pytest.mark.parametrize("workflow", ["ci", "coverage"])
+def test_the_lock_is_in_the_first_commit_and_ci_keeps_to_it(
+    template: Path, tmp_path: Path, workflow: str
+) -> None:
+    project = started(template, tmp_path / "here")
+    if workflow == "coverage":
+        (project.path / ".github/workflows/coverage.yml").write_text(
+            (template / "template/.github/workflows/coverage.yml").read_text()
+        )
+    assert "uv.lock" in git(project.path, "ls-files").split()
+    locked = project.text("uv.lock")
+    env = environment(project, workflow)
+
+    # The lock is enough.
+    run(project.path, "uv", "lock", env=env)
+    # Somebody has added a requirement and forgotten the lock, or the lock itself.
+    project.write("pyproject.toml", '"jinja2>=3.1,<4"', '"jinja2>=3.1,<4", "six>=1.16"')
+    for lint in (["make", "lint"], ["uv", "run", "true"]):
+        with pytest.raises(AssertionError, match=r"needs to be updated"):
+            run(project.path, *lint, env=env)
+    assert project.text("uv.lock") == locked
+    (project.path / "uv.lock").unlink()
+    with pytest.raises(AssertionError, match=r"Unable to find lockfile"):
+        project.make("lint", **env)
+    project.make("lock", **with_uv())
+    assert 'name = "six"' in project.text("uv.lock")
+    run(project.path, "uv", "lock", env=env)
+
+
+def test_every_workflow_that_runs_uv_is_locked() -> None:
+    for path in sorted((ROOT / "template/.github/workflows").glob("*.yml")):
+        workflow = yaml.safe_load(path.read_text())
+        commands = "\n".join(
+            step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]
+        )
+        if "uv run" in commands or "make " in commands:
+            assert workflow.get("env", {}).get("UV_LOCKED") == "1", path.name
+
+
+@pytest.mark.usefixtures("index")
+def test_in_a_larger_repository_it_is_committed_there(template: Path, tmp_path: Path) -> None:
+    """By the same words, without `git init`."""
+    top = tmp_path / "top"
+    top.mkdir()
+    git(top, "init", "-q")
+    project = started(template, top / "deeper", without="git init -b main && ")
+    assert not project.has(".git")
+    assert "deeper/myproj/uv.lock" in git(top, "ls-files").split()
+    assert git(top, "status", "--porcelain") == ""

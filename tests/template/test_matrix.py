@@ -63,14 +63,20 @@ def shared_environment(
 @pytest.mark.usefixtures("client", "shared_environment")
 @pytest.mark.parametrize("answers", COMBINATIONS, ids=range(1, len(COMBINATIONS) + 1))
 def test_every_combination_passes_everything(
-    render: Render, answers: dict[str, Any], request: pytest.FixtureRequest
+    render: Render,
+    answers: dict[str, Any],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With the lock in git, as CI has it."""
     project = render(**answers)
     if answers.get("docker"):
         project.use_image(request.getfixturevalue("small_image"))
+    project.make("lock")
     project.commit()
+    monkeypatch.setenv("UV_LOCKED", "1")
     project.all_checks()
-    assert git(project.path, "status", "--porcelain").split() == ["??", "uv.lock"]
+    assert git(project.path, "status", "--porcelain") == ""
 
 
 @pytest.mark.usefixtures("client")
@@ -117,6 +123,11 @@ def test_commands(render: Render, client: Orbctl, destroy: Callable[[Project], N
     second = project.make("deploy")
     total = next(line for line in second.splitlines() if "Grand total" in line)
     assert total.split()[2:] == ["4", "-", "-", "4"]
+    assert "local: nothing would change" in project.make("drift")
+    client.call("run", "-m", name, "sudo", "rm", "/etc/ssh/sshd_config.d/10-commands.conf")
+    with pytest.raises(AssertionError, match=rf"@orbstack/{name}: SSH server \| "):
+        project.make("drift")
+    assert "nothing would change" not in project.make("deploy")
     client.stop(name)
     assert f"{name} would be started" in project.make("plan")
     assert not client.info(name).running

@@ -174,6 +174,7 @@ def test_message_says_where_to_go(template: Path, tmp_path: Path, target: str) -
     assert words == ([] if target == "." else [["cd", target]])
     assert "git init" in said
     assert "make test" in said
+    assert "In a directory of a repository that is there already: without `git init`" in said
 
 
 @pytest.mark.usefixtures("client")

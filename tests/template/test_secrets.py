@@ -14,10 +14,10 @@ import pytest
 
 from pyinfra_orbstack.orbctl import Orbctl
 from tests.conftest import Machines
-from tests.template.conftest import ROOT
+from tests.template.conftest import ROOT, Render
 
 PAGE = (ROOT / "template" / "docs" / "secrets.md").read_text(encoding="utf-8")
-ENVIRONMENT, PROMPTS, OPERATIONS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+HELPER, CALL, PROMPTS, OPERATIONS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 IMPORTS = "from io import StringIO\nfrom pyinfra.operations import files, server\n"
 SECRET = "correct-horse"
 COMMAND = [str(Path(sys.executable).with_name("pyinfra-orbstack"))]
@@ -32,7 +32,9 @@ def names(machines: Machines) -> list[str]:
 def folder(tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "inventories").mkdir()
     hosts = [(f"@orbstack/{name}", {"port": 8080}) for name in names]
-    (tmp_path / "inventories" / "local.py").write_text(f"web = {hosts!r}\n")
+    for inventory in ("local", "production"):
+        (tmp_path / "inventories" / f"{inventory}.py").write_text(f"web = {hosts!r}\n")
+    (tmp_path / "secret.py").write_text(HELPER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("APP_TOKEN", raising=False)
     return tmp_path
@@ -43,9 +45,11 @@ def put(path: str) -> str:
     return OPERATIONS.replace("/etc/app", path)
 
 
-def project(verb: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def project(
+    verb: str, inventory: str = "local", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, verb, "local"],
+        [*COMMAND, verb, inventory],
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -56,11 +60,15 @@ def project(verb: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_secret_of_the_environment(folder: Path, names: list[str], client: Orbctl) -> None:
-    deploy = f"{ENVIRONMENT}{IMPORTS}server.shell(name='First', commands='touch first')\n"
+    first = "server.shell(name='First', commands='touch first')\n"
+    deploy = f"from secret import secret\n{CALL}{IMPORTS}{first}"
     (folder / "deploy.py").write_text(deploy + put("app"))
-    missing = project("deploy")
-    assert missing.returncode != 0
-    assert "KeyError: 'APP_TOKEN'" in missing.stdout
+    for verb, given in (("plan", {}), ("deploy", {}), ("deploy", {"APP_TOKEN": ""})):
+        missing = project(verb, "production", **given)
+        assert missing.returncode != 0
+        *_, last = missing.stdout.splitlines()
+        assert re.search(r"@orbstack/\S+ needs a secret: set APP_TOKEN in the environment$", last)
+        assert "Traceback" not in missing.stdout
     for name in names:
         assert client.call("run", "-m", name, "sh", "-c", "cd; ls").stdout == b""
 
@@ -70,7 +78,7 @@ def test_a_secret_of_the_environment(folder: Path, names: list[str], client: Orb
         ("plan", "another"),
         ("deploy", "x"),
     ):
-        done = project(verb, APP_TOKEN=f"{secret}\n")
+        done = project(verb, "production", APP_TOKEN=f"{secret}\n")
         assert done.returncode == 0, done.stdout
         assert "Token" in done.stdout
         assert SECRET not in done.stdout
@@ -79,6 +87,12 @@ def test_a_secret_of_the_environment(folder: Path, names: list[str], client: Orb
         "run", "-m", names[0], "sh", "-c", "cd; stat -c %a app app/token; cat app/*"
     )
     assert listed.stdout == b"700\n600\nx\n"
+    # Here the secret is neither needed nor used.
+    for given in ({}, {"APP_TOKEN": SECRET}):
+        done = project("deploy", **given)
+        assert done.returncode == 0, done.stdout
+        said = client.call("run", "-m", names[0], "sh", "-c", "cd; cat app/token").stdout
+        assert said == b"no-secret-APP_TOKEN"
 
 
 def test_a_prompt_appears_once_for_all_hosts(
@@ -135,3 +149,15 @@ def test_what_is_shown(folder: Path, names: list[str]) -> None:
     (folder / "deploy.py").write_text(IMPORTS + put)
     assert SECRET not in pyinfra("--dry", host, "deploy.py")
     assert SECRET in pyinfra("--dry", "--diff", host, "deploy.py")
+
+
+@pytest.mark.usefixtures("client")
+def test_its_own_tests_need_no_secret(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page tells, done in a project, leaves `make test` and CI green."""
+    monkeypatch.delenv("APP_TOKEN", raising=False)
+    project = render()
+    (project.path / "src" / project.package / "secret.py").write_text(HELPER)
+    deploy = f"from {project.package}.secret import secret\n{CALL}{IMPORTS}{OPERATIONS}"
+    with (project.path / "deploy.py").open("a") as file:
+        file.write(deploy)
+    project.check_tests("tests/test_deploy.py")

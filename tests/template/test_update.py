@@ -117,11 +117,14 @@ def test_plain_update(render: Render, repository: Path) -> None:
 def test_update_keeps_what_the_user_did(render: Render, repository: Path) -> None:
     project = made_from(render, repository)
     kept = edit(project)
+    (project.path / "uv.lock").write_text("# The project's own.\n")
     project.commit()
     evolve(repository)
+    (repository / "template" / "uv.lock").write_text("# The template's.\n")
     release(repository, NEW)
     project.update(repository)
     check_evolved(project)
+    assert project.text("uv.lock") == "# The project's own.\n"
     for name, words in kept.items():
         assert words in project.text(name), name
     assert project.toml["project"]["version"] == "1.4.0"
@@ -287,7 +290,7 @@ def test_the_page_does_what_it_tells(
     page = project.text("docs/updating.md")
     update, switch, move = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     (yaml,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    update = update.replace("make lint test\n", "")  # tests/template/test_matrix.py does that
+    update = update.replace("make lock lint test\n", "")  # tests/template/test_matrix.py does that
     evolve(repository)
     release(repository, NEW)
     env = {**tools, "GIT_PAGER": "cat"}
@@ -303,7 +306,7 @@ def test_the_page_does_what_it_tells(
 
     run(project.path, "sh", "-exc", move)
     workflow = tmp_path / "top" / ".github" / "workflows" / "myproj.yml"
-    replace(workflow, "permissions: {}\n\nconcurrency", f"permissions: {{}}\n\n{yaml}\nconcurrency")
+    replace(workflow, "\npermissions: {}\n", f"\npermissions: {{}}\n\n{yaml}")
     replace(workflow, "path/of/myproj", "deep/er/myproj")
     parsed = safe_load(workflow.read_text())
     folder = tmp_path / "top" / parsed["defaults"]["run"]["working-directory"]

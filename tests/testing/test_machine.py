@@ -194,3 +194,59 @@ def test_user_and_name_of_a_machine(orbstack_machines: MachineFactory) -> None:
     with orbstack_machines("db", user="alice") as machine:
         assert machine.name.startswith("db-")
         assert machine.run("whoami").stdout == "alice\n"
+
+
+# Failures that are ignored, steps that run every time -------------------------------------------
+
+IGNORING = """
+from pyinfra.operations import server
+server.shell(name="Allowed", commands="echo hopeless >&2; false", _ignore_errors=True)
+server.shell(name="After", commands="true")
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "function"])
+def test_what_is_ignored_is_no_failure(machine: Machine, tmp_path: Path, how: str) -> None:
+    (tmp_path / "deploy.py").write_text(IGNORING)
+
+    def function() -> None:
+        exec(IGNORING, {})  # noqa: S102
+
+    result = machine.apply(tmp_path / "deploy.py" if how == "file" else function)
+    assert result.ok
+    assert (result.changed, result.failed, result.ignored) == (["After"], [], ["Allowed"])
+    allowed, after = result.steps
+    assert (allowed.ignored, allowed.failed, allowed.changed) == (True, False, False)
+    assert (after.ignored, after.failed, after.changed) == (False, False, True)
+    assert "hopeless" in allowed.output
+
+
+@deploy("Site")
+def site(path: str) -> None:
+    server.shell(name="Reload", commands="true")
+    files.directory(name="Make it", path=path)
+
+
+def test_steps_that_run_every_time(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "deploy.py").write_text(
+        "from pyinfra.operations import server\n"
+        "server.shell(name='Reload', commands='true')\n"
+        "server.shell(name='Always', commands='true')\n"
+    )
+    for names in (["Site | Reload"], ["Reload"]):
+        result = machine.assert_idempotent(site, "/tmp/site", but=names)
+        assert result.changed == ["Site | Reload"]
+    with pytest.raises(AssertionError, match=r"changed \['Site \| Reload'\]"):
+        machine.assert_idempotent(site, "/tmp/site")
+    with pytest.raises(AssertionError, match=r"changed \['Always'\]"):
+        machine.assert_idempotent(tmp_path / "deploy.py", but=["Reload"])
+    machine.assert_idempotent(tmp_path / "deploy.py", but=["Reload", "Always"])
+    with pytest.raises(ValueError, match=r"has no operation 'Relaod': \['Always', 'Reload'\]"):
+        machine.assert_idempotent(tmp_path / "deploy.py", but=["Relaod"])
+    with pytest.raises(TypeError, match="a list of names, not 'Reload'"):
+        machine.assert_idempotent(tmp_path / "deploy.py", but="Reload")
+
+
+def test_where_it_is_reached(machine: Machine) -> None:
+    assert machine.ip4 == machine.engine.client.info(machine.name).ip4
+    assert machine.domain == f"{machine.name}.orb.local"

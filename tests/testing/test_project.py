@@ -97,12 +97,12 @@ def test_machines_containers_and_servers(host: str, what: tuple[bool, bool]) -> 
     assert (cli.is_machine(host), cli.is_container(host)) == what
 
 
-@pytest.mark.parametrize("words", [[], ["deploy"], ["plan"], ["shell"], ["destroy"]])
+@pytest.mark.parametrize("words", [[], ["deploy"], ["plan"], ["drift"], ["shell"], ["destroy"]])
 def test_each_verb_explains_itself(words: list[str]) -> None:
     argv = [str(Path(sys.executable).with_name("pyinfra-orbstack")), *words, "--help"]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    verbs = words or ["deploy", "plan", "shell", "destroy"]
+    verbs = words or ["deploy", "plan", "drift", "shell", "destroy"]
     assert done.stdout.startswith(f"usage: {' '.join(['pyinfra-orbstack', *words])} [-h]")
     assert all(verb in done.stdout for verb in verbs)
 
@@ -114,6 +114,8 @@ def test_each_verb_explains_itself(words: list[str]) -> None:
         (["deploy", "nowhere"], "there is no inventory 'nowhere'; INVENTORY can be: empty, local,"),
         (["deploy", "--", "-x"], "there is no inventory '-x'"),
         (["plan", "--", "../inventories/local"], "there is no inventory"),
+        (["drift", "nowhere"], "there is no inventory 'nowhere'"),
+        (["drift", "empty"], "inventories/empty.py has no hosts yet"),
         (["deploy", "empty"], "inventories/empty.py has no hosts yet"),
         (["deploy", "servers"], "nobody to ask: confirm with YES=1"),
         (["shell", "--", "-x"], "there is no machine '-x'"),
@@ -182,7 +184,7 @@ def test_life_of_a_project(
         ("import other\n", "/other.py:1: invalid syntax"),
     ],
 )
-@pytest.mark.parametrize("verb", ["plan", "deploy", "destroy"])
+@pytest.mark.parametrize("verb", ["plan", "drift", "deploy", "destroy"])
 def test_an_inventory_that_cannot_be_read_is_one_line(
     folder: Path,
     verb: str,

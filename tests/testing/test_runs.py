@@ -16,7 +16,7 @@ from pyinfra.operations import server
 
 from pyinfra_orbstack import inventory
 from pyinfra_orbstack.testing import ContainerFactory, Machine, MachineFactory, results
-from pyinfra_orbstack.testing.runs import Groups, Run, check_groups
+from pyinfra_orbstack.testing.runs import Groups, Member, Run, check_groups
 
 from ..containers import Containers
 
@@ -66,7 +66,7 @@ def run(machine: Machine, tmp_path: Path) -> Run:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    return Run(tmp_path, machine.host, "machine", GROUPS, {"d": "own"})
+    return Run(tmp_path, [Member(machine.host, "machine", GROUPS, {"d": "own"})])
 
 
 def seen(steps: list[results.Step]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_a_function_has_what_a_file_has(run: Run, machine: Machine) -> None:
     data = of_file["data"]
     assert [data[name] for name in "abcde"] == ["all", "web", "given", "own", "web"]
     assert (data["port"], data["of_connector"], data["of_kind"], data["case"]) == (8080, 1, 1, 1)
-    assert data["hosts"] == [run.host]
+    assert data["hosts"] == [machine.host]
     assert data["listed"] == 1
     assert (of_file["user"], of_file["uid"], of_file["shell"]) == ("root", "0", "bash")
     assert of_file["env"] == "y bash"
@@ -112,13 +112,14 @@ def test_a_machine_is_known_that_is_younger_than_a_listing(
 
 
 def test_what_is_imported_or_not_listed_is_no_data(run: Run) -> None:
-    _, host = run.connect()
+    _, (host,) = run.connect()
     assert not {"Path", "os", "inventory", "PORT", "left"} & set(host.data.dict())
     host.disconnect()
 
 
 def test_data_of_all_can_be_given(run: Run, machine: Machine) -> None:
-    given = Run(run.root, run.host, "machine", {"all": {"a": "given"}, "machine": {}}, {"d": "own"})
+    groups = {"all": {"a": "given"}, "machine": {}}
+    given = Run(run.root, [Member(machine.host, "machine", groups, {"d": "own"})])
     path = run.root / "deploy.py"
     path.write_text(DEPLOY)
     of_file = seen(given.file(path, machine.environment(), 100)[0])

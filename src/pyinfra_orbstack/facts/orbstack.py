@@ -70,7 +70,7 @@ def _describe(machine: orbctl.Machine, addresses: orbctl.Machine | None = None) 
         "forward_ssh_agent": switch("forward_ssh_agent"),
         "ip4": addresses.ip4,
         "ip6": addresses.ip6,
-        "domain": f"{machine.name}.orb.local",
+        "domain": machine.domain,
         "created": machine.created,
     }
 

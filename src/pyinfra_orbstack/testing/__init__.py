@@ -24,7 +24,8 @@ from pyinfra_orbstack.testing.plugin import (
 if TYPE_CHECKING:
     from pyinfra_orbstack.testing.containers import Container, ContainerFactory
     from pyinfra_orbstack.testing.engine import Engine, sweep, unavailable
-    from pyinfra_orbstack.testing.machines import Machine, MachineFactory
+    from pyinfra_orbstack.testing.machines import Inventory, Machine, MachineFactory
+    from pyinfra_orbstack.testing.network import Response
     from pyinfra_orbstack.testing.results import Result, Step
     from pyinfra_orbstack.testing.runs import Groups
     from pyinfra_orbstack.testing.targets import Deploy, Ran, Target
@@ -35,9 +36,11 @@ __all__ = [
     "Deploy",
     "Engine",
     "Groups",
+    "Inventory",
     "Machine",
     "MachineFactory",
     "Ran",
+    "Response",
     "Result",
     "Step",
     "Target",
@@ -57,7 +60,8 @@ __all__ = [
 _MODULES = {
     "containers": ("Container", "ContainerFactory"),
     "engine": ("Engine", "sweep", "unavailable"),
-    "machines": ("Machine", "MachineFactory"),
+    "machines": ("Inventory", "Machine", "MachineFactory"),
+    "network": ("Response",),
     "results": ("Result", "Step"),
     "runs": ("Groups",),
     "targets": ("Deploy", "Ran", "Target"),

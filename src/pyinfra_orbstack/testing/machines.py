@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Union
 
 from pyinfra_orbstack import orbctl
 from pyinfra_orbstack.targets import MACHINES
-from pyinfra_orbstack.testing import runs
+from pyinfra_orbstack.testing import network, runs
 from pyinfra_orbstack.testing.engine import Engine
-from pyinfra_orbstack.testing.targets import Target
+from pyinfra_orbstack.testing.targets import Deployable, Target
+
+#: A host as an inventory file has it: a name, or a name with data.
+Host = Union[str, "tuple[str, Mapping[str, Any]]"]
 
 
 class Machine(Target):
@@ -32,6 +36,37 @@ class Machine(Target):
     def environment(self) -> dict[str, str]:
         return {**super().environment(), orbctl.RECORD_VARIABLE: str(self.engine.record.path)}
 
+    @property
+    def ip4(self) -> str:
+        """Its address in OrbStack's network, which this computer reaches."""
+        address = self.engine.client.info(self.name).ip4
+        assert address, f"{self.name} has no address: it does not run"
+        return address
+
+    @property
+    def domain(self) -> str:
+        """Its name in OrbStack's network, which other machines and a Mac know."""
+        return self._machine.domain
+
+    def http(
+        self,
+        path: str = "/",
+        port: int = 80,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30,
+    ) -> network.Response:
+        """GET a path from this computer, as soon as something answers at the port.
+
+        Args:
+            path: What is asked for.
+            port: Where.
+            headers: Of the request; ``Host`` is the machine's domain by default.
+            timeout: Seconds until something has to answer.
+        """
+        host = self.domain if port == 80 else f"{self.domain}:{port}"
+        return network.get(self.ip4, port, path, {"Host": host, **(headers or {})}, timeout)
+
     def restart(self) -> None:
         """Restart it and wait until it answers."""
         self._disconnect()
@@ -48,6 +83,42 @@ class Machine(Target):
             self.engine.record.forget(self.id)
         except orbctl.OrbctlError as problem:
             warnings.warn(f"{self.name} was not deleted: {problem}", stacklevel=2)
+
+
+class Inventory(Deployable):
+    """Machines of a test as the hosts of one inventory; a deploy is applied to all of them.
+
+    ``inventory["web-1"]`` is one of them, by the name that the test has given it.
+    """
+
+    def __init__(self, machines: Mapping[str, Machine]) -> None:
+        self._machines = dict(machines)
+        self.name = ", ".join(machine.name for machine in self)
+        first = next(iter(self))
+        self._root = first.engine.root
+        self._environment = first.environment
+        self._run = runs.Run(self._root, [machine.member for machine in self])
+
+    def __getitem__(self, name: str) -> Machine:
+        return self._machines[name]
+
+    def __iter__(self) -> Iterator[Machine]:
+        return iter(self._machines.values())
+
+    def __len__(self) -> int:
+        return len(self._machines)
+
+    def group(self, name: str) -> list[Machine]:
+        """The machines of a group."""
+        return [machine for machine in self if name in machine.member.groups]
+
+    def environment(self) -> dict[str, str]:
+        return self._environment()
+
+    def delete(self) -> None:
+        """Delete them."""
+        for machine in self:
+            machine.delete()
 
 
 class MachineFactory:
@@ -76,3 +147,42 @@ class MachineFactory:
         """
         groups = runs.check_groups(groups)
         return Machine(self.engine, self.engine.make(name, image, user), groups, data or {})
+
+    def inventory(
+        self,
+        groups: Mapping[str, Sequence[Host]],
+        *,
+        every: runs.Groups = (),
+        image: str | None = None,
+        user: str | None = None,
+    ) -> Inventory:
+        """Make machines that are the hosts of one inventory.
+
+        Args:
+            groups: Hosts by group, as an inventory file has them: names, or names with data. A
+                name that is in several groups is one machine.
+            every: Groups that all of them are in, or their data by name.
+            image: As for one machine.
+            user: Likewise.
+        """
+        runs.check_groups(list(groups))
+        every = runs.check_groups(every)
+        members: dict[str, set[str]] = {}
+        data: dict[str, dict[str, Any]] = {}
+        for group, hosts in groups.items():
+            if isinstance(hosts, (str, bytes)):
+                raise TypeError(f"hosts of {group} are a list of names, not {hosts!r}")
+            for host in hosts:
+                name, own = (host, {}) if isinstance(host, str) else host
+                members.setdefault(name, set()).add(group)
+                data.setdefault(name, {}).update(own)
+        if not members:
+            raise ValueError("an inventory has at least one host")
+        with contextlib.ExitStack() as undo:
+            made = {}
+            for name, own_groups in members.items():
+                in_groups = {**every, **{group: {} for group in groups if group in own_groups}}
+                machine = self(name, image=image, user=user, groups=in_groups, data=data[name])
+                made[name] = undo.enter_context(machine)
+            undo.pop_all()
+        return Inventory(made)

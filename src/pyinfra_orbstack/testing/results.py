@@ -7,9 +7,10 @@ says about itself. `record` is for deploys that run in a process of their own.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +31,10 @@ class Step:
         name: As pyinfra shows it.
         host: Name of the host.
         changed: Whether it ran any command, and all went well.
-        failed: Whether a command failed.
+        failed: Whether a command failed, and the run with it.
         seconds: How long it took.
         output: What its commands printed.
+        ignored: Whether a command failed and ``_ignore_errors`` let the run go on.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Step:
     failed: bool
     seconds: float
     output: str
+    ignored: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,13 @@ class Result:
 
     @property
     def failed(self) -> list[str]:
-        """Names of the operations that failed."""
+        """Names of the operations that failed; where there is one, the run is not ok."""
         return [step.name for step in self.steps if step.failed]
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the operations that failed and let the run go on: ``_ignore_errors``."""
+        return [step.name for step in self.steps if step.ignored]
 
 
 class Clock(BaseStateCallback):
@@ -89,23 +97,50 @@ class Clock(BaseStateCallback):
     operation_host_success = operation_host_error = _stop  # type: ignore[assignment]
 
 
-def steps(state: State, clock: Clock) -> list[Step]:
+#: How operations are called, by host and hash.
+Names = dict[tuple[str, str], set[str]]
+
+
+@contextlib.contextmanager
+def naming(state: State, host: Host, names: Names) -> Iterator[None]:
+    """Note how the operations are called that are added for a host meanwhile.
+
+    Through its API, pyinfra takes the first operations of all hosts for one that has all their
+    names, then the second ones, and so on.
+    """
+    others = {op_hash: set(meta.names) for op_hash, meta in state.op_meta.items()}
+    for meta in state.op_meta.values():
+        meta.names.clear()
+    try:
+        yield
+    finally:
+        for op_hash, meta in state.op_meta.items():
+            names[host.name, op_hash] = set(meta.names)
+            meta.names.update(others.get(op_hash, ()))
+
+
+def steps(state: State, clock: Clock, names: Names | None = None) -> list[Step]:
     """What the operations of a run did; those that were never reached are left out."""
     done = []
+    names = names or {}
     for op_hash in state.get_op_order():
         for host in state.inventory:
             op = state.ops[host].get(op_hash)
             if op is None or not op.operation_meta.is_complete():
                 continue
             meta = op.operation_meta
+            wrong, allowed = not meta.did_succeed(), bool(op.global_arguments["_ignore_errors"])
             done.append(
                 Step(
-                    name=", ".join(state.get_op_meta(op_hash).names),
+                    name=", ".join(
+                        sorted(names.get((host.name, op_hash)) or state.get_op_meta(op_hash).names)
+                    ),
                     host=host.name,
                     changed=meta.did_change(),
-                    failed=not meta.did_succeed(),
+                    failed=wrong and not allowed,
                     seconds=clock.seconds.get((host.name, op_hash), 0.0),
                     output="\n".join([*meta.stdout_lines, *meta.stderr_lines]),
+                    ignored=wrong and allowed,
                 )
             )
     return done

@@ -1,4 +1,4 @@
-"""Runs of pyinfra on the one host of a test: of a deploy file elsewhere, of a function here.
+"""Runs of pyinfra on the hosts of a test: of a deploy file elsewhere, of a function here.
 
 Both have the same data: the project's group data and configuration, as `pyinfra` reads them, and
 over them what the test gives.
@@ -65,22 +65,43 @@ def check_groups(groups: Groups) -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Run:
+class Member:
     """What pyinfra is to know of a test's host.
 
     Attributes:
-        root: The project's folder, which has its group data.
-        host: Name of the host.
-        kind: A group that it is in.
+        host: Its name.
+        kind: A group that it is in, as are all others of the run.
         groups: Other groups that it is in, with data of theirs.
         data: Its own data.
     """
 
-    root: Path
     host: str
     kind: str
     groups: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The inventory of a test.
+
+    Attributes:
+        root: The project's folder, which has its group data.
+        members: Its hosts.
+    """
+
+    root: Path
+    members: Sequence[Member]
+
+    def _groups(self) -> dict[str, tuple[list[str], dict[str, Any]]]:
+        """Names of hosts, and data, by groups."""
+        found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+        for member in self.members:
+            for name, data in {member.kind: {}, **member.groups}.items():
+                hosts, known = found.setdefault(name, ([], {}))
+                hosts.append(member.host)
+                known.update(data)
+        return found
 
     # A deploy file, in a process of its own
 
@@ -111,12 +132,14 @@ class Run:
     def _files(self, folder: Path, steps: Path) -> list[str]:
         """Write what pyinfra reads, and return the arguments that name it."""
         # Named after a group that there is: pyinfra makes the name of an inventory another one.
-        inventory = folder / f"{self.kind}.py"
-        groups = {name: [self.host] for name in (self.kind, *self.groups)}
-        groups["all"] = [(self.host, dict(self.data))]  # type: ignore[list-item]
-        inventory.write_text(_assignments(groups), encoding="utf-8")
+        inventory = folder / f"{self.members[0].kind}.py"
+        groups = self._groups()
+        names: dict[str, Any] = {name: hosts for name, (hosts, _) in groups.items()}
+        names["all"] = self._hosts()
+        inventory.write_text(_assignments(names), encoding="utf-8")
         options = []
-        for number, (name, data) in enumerate(self.groups.items()):
+        given = {name: data for name, (_, data) in groups.items() if data}
+        for number, (name, data) in enumerate(given.items()):
             # A folder for each, as a Mac's file system takes Web and web for one.
             group_data = folder / str(number)
             group_data.mkdir()
@@ -136,60 +159,72 @@ class Run:
     ) -> Done:
         """Apply a deploy function or an operation through pyinfra's API."""
         clock = results.Clock()
-        with log() as lines, self._connected() as (state, _):
+        with log() as lines, self._connected() as state:
             state.add_callback_handler(clock)
-            add_deploy(state, function, *args, **kwargs)
+            names: results.Names = {}
+            for host in state.inventory:
+                with results.naming(state, host, names):
+                    add_deploy(state, function, *args, **kwargs, host=host)
             try:
                 run_ops(state)
             except PyinfraError as failed:
-                return results.steps(state, clock), False, f"{lines()}\n{failed}"
-            done = results.steps(state, clock)
+                return results.steps(state, clock, names), False, f"{lines()}\n{failed}"
+            done = results.steps(state, clock, names)
             return done, not any(step.failed for step in done), lines()
 
-    def connect(self) -> tuple[State, Host]:
-        """A connection of pyinfra's to the host."""
+    def connect(self) -> tuple[State, list[Host]]:
+        """Connections of pyinfra's to the hosts."""
         config = Config()
         inventory = self._inventory(config)
         state = State(inventory, config, check_for_changes=False)
-        host = inventory.get_host(self.host)
-        with current(state, host):
-            host.connect(raise_exceptions=True)
-        state.activate_host(host)
-        return state, host
+        hosts = [inventory.get_host(member.host) for member in self.members]
+        try:
+            for host in hosts:
+                with current(state, host):
+                    host.connect(raise_exceptions=True)
+                state.activate_host(host)
+        except BaseException:
+            disconnect(state, hosts)
+            raise
+        return state, hosts
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[tuple[State, Host]]:
-        state, host = self.connect()
+    def _connected(self) -> Iterator[State]:
+        state, hosts = self.connect()
         try:
-            with current(state, host):
-                yield state, host
+            with current(state, hosts[0]):
+                yield state
         finally:
-            host.disconnect()
+            disconnect(state, hosts)
+
+    def _hosts(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(member.host, dict(member.data)) for member in self.members]
 
     def _inventory(self, config: Config) -> Inventory:
-        """The host with its data, and the project's configuration read on the way."""
-        # The host may be younger than what this process has listed.
+        """The hosts with their data, and the project's configuration read on the way."""
+        # A host may be younger than what this process has listed.
         inventory.list_machines.cache.clear()
         inventory.list_containers.cache.clear()
-        own = {self.kind: {}, **self.groups}
-        hosts = [(self.host, dict(self.data))]
-        members: dict[str, Any] = {name: ([self.host], {}) for name in own if name != "all"}
-        bare = Inventory((hosts, {}), **members)
+        own = self._groups()
+        members: dict[str, Any] = {
+            name: (names, {}) for name, (names, _) in own.items() if name != "all"
+        }
+        bare = Inventory((self._hosts(), {}), **members)
         with _set(ctx_config, config), _set(ctx_inventory, bare), _importable(self.root):
             if (self.root / "config.py").is_file():
                 _execute(self.root / "config.py")
             config.lock_current_state()
             data = {path.stem: _group(path) for path in (self.root / "group_data").glob("*.py")}
-        for name, values in own.items():
+        for name, (_, values) in own.items():
             data.setdefault(name, {}).update(values)
         everything = data.pop("all", {})
         # A group without hosts may be one that the connector puts them into.
         groups = {
-            name: ([self.host] if name in own else [], data[name])
+            name: (own[name][0] if name in own else [], data[name])
             for name in [*own, *data]
             if name != "all"
         }
-        return Inventory((hosts, everything), **groups)
+        return Inventory((self._hosts(), everything), **groups)
 
 
 # Small helpers ---------------------------------------------------------------------------------
@@ -251,8 +286,19 @@ def _set(context: Any, value: object) -> Iterator[None]:
 @contextlib.contextmanager
 def current(state: State, host: Host) -> Iterator[None]:
     """Make state and host pyinfra's current ones."""
-    with _set(ctx_state, state), _set(ctx_config, state.config), _set(ctx_host, host):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_set(ctx_state, state))
+        stack.enter_context(_set(ctx_config, state.config))
+        stack.enter_context(_set(ctx_inventory, state.inventory))
+        stack.enter_context(_set(ctx_host, host))
         yield
+
+
+def disconnect(state: State, hosts: Sequence[Host]) -> None:
+    """Close connections, as far as they are open."""
+    for host in hosts:
+        with current(state, host):
+            host.disconnect()
 
 
 @contextlib.contextmanager

@@ -23,12 +23,12 @@ from pyinfra.api.state import State
 from pyinfra_orbstack import orbctl, process
 from pyinfra_orbstack.session import ShellSession
 from pyinfra_orbstack.testing import runs
-from pyinfra_orbstack.testing.results import Result
+from pyinfra_orbstack.testing.results import Result, Step
 
 #: A deploy file, a deploy function or an operation.
 Deploy = Union[str, "os.PathLike[str]", Callable[..., Any]]
 
-Self = TypeVar("Self", bound="Target")
+Self = TypeVar("Self", bound="Deployable")
 
 
 class Ran(NamedTuple):
@@ -39,33 +39,16 @@ class Ran(NamedTuple):
     stderr: str
 
 
-class Target(abc.ABC):
-    """Where deploys are applied: what machines and containers have in common.
+class Deployable(abc.ABC):
+    """What deploys are applied to: one host, or all of an inventory.
 
     Attributes:
-        name: Its name.
-        id: Its id.
-        host: Its name as a host of pyinfra.
+        name: Its name, or theirs.
     """
 
-    #: A group that it is in.
-    kind: str
-
-    def __init__(
-        self,
-        place: str,
-        name: str,
-        id_: str,
-        root: Path,
-        groups: runs.Groups,
-        data: Mapping[str, Any],
-    ) -> None:
-        self.name = name
-        self.id = id_
-        self.host = f"{place}{name}"
-        self._root = root
-        self._run = runs.Run(root, self.host, self.kind, runs.check_groups(groups), dict(data))
-        self._connection: tuple[State, Host] | None = None
+    name: str
+    _root: Path
+    _run: runs.Run
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -84,10 +67,6 @@ class Target(abc.ABC):
     @abc.abstractmethod
     def delete(self) -> None:
         """Delete it."""
-
-    @abc.abstractmethod
-    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
-        """The command line on this computer that runs a command there."""
 
     def environment(self) -> dict[str, str]:
         """The environment of that command line, and of a `pyinfra` in a process of its own."""
@@ -133,12 +112,70 @@ class Target(abc.ABC):
             raise FileNotFoundError(f"there is no deploy file {path}")
         return path
 
-    def assert_idempotent(self, deploy: Deploy, *args: Any, **kwargs: Any) -> Result:
-        """Apply a deploy twice and assert that the second run changes nothing."""
+    def assert_idempotent(
+        self, deploy: Deploy, *args: Any, but: Sequence[str] = (), **kwargs: Any
+    ) -> Result:
+        """Apply a deploy twice and assert that the second run changes nothing.
+
+        Args:
+            deploy: As for `apply`, with other arguments likewise.
+            but: Names of operations that the deploy runs every time; ``Deploy | Name`` is called
+                ``Name``, too.
+
+        Raises:
+            ValueError: There is no operation of such a name.
+        """
+        if isinstance(but, str):
+            raise TypeError(f"but is a list of names, not {but!r}")
         self.apply(deploy, *args, **kwargs)
         result = self.apply(deploy, *args, **kwargs)
-        assert not result.changed, f"the second run of {deploy} changed {result.changed}"
+        names = {name for step in result.steps for name in _names(step)}
+        unknown = [name for name in but if name not in names]
+        if unknown:
+            raise ValueError(f"{deploy} has no operation {unknown[0]!r}: {sorted(names)}")
+        settled = [step for step in result.steps if not _names(step) & set(but)]
+        changed = [step.name for step in settled if step.changed]
+        assert not changed, f"the second run of {deploy} changed {changed}"
         return result
+
+
+def _names(step: Step) -> set[str]:
+    """What an operation is called, with and without the deploys that it is part of."""
+    return {step.name, step.name.rpartition(" | ")[2]}
+
+
+class Target(Deployable):
+    """Where deploys are applied: what machines and containers have in common.
+
+    Attributes:
+        name: Its name.
+        id: Its id.
+        host: Its name as a host of pyinfra.
+    """
+
+    #: A group that it is in.
+    kind: str
+
+    def __init__(
+        self,
+        place: str,
+        name: str,
+        id_: str,
+        root: Path,
+        groups: runs.Groups,
+        data: Mapping[str, Any],
+    ) -> None:
+        self.name = name
+        self.id = id_
+        self.host = f"{place}{name}"
+        self._root = root
+        self.member = runs.Member(self.host, self.kind, runs.check_groups(groups), dict(data))
+        self._run = runs.Run(root, [self.member])
+        self._connection: tuple[State, list[Host]] | None = None
+
+    @abc.abstractmethod
+    def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
+        """The command line on this computer that runs a command there."""
 
     # Looking into it
 
@@ -148,8 +185,9 @@ class Target(abc.ABC):
             if self._connection is None:
                 self._connection = self._run.connect()
             try:
-                with runs.current(*self._connection):
-                    return self._connection[1].get_fact(fact, *args, **kwargs)
+                state, (host,) = self._connection
+                with runs.current(state, host):
+                    return host.get_fact(fact, *args, **kwargs)
             except PyinfraError as failed:
                 self._disconnect()
                 raise AssertionError(
@@ -203,5 +241,4 @@ class Target(abc.ABC):
     def _disconnect(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            with runs.current(*connection):
-                connection[1].disconnect()
+            runs.disconnect(*connection)

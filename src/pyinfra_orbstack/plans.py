@@ -1,0 +1,49 @@
+"""What pyinfra's own JSON tells of a plan, without the arguments of operations."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from importlib.metadata import version
+
+#: The first pyinfra that tells its plan as JSON.
+FIRST = (3, 9)
+
+
+class NoPlan(Exception):
+    """Pyinfra has told no plan; the text is one line."""
+
+
+def check_version(installed: str | None = None) -> None:
+    """See that pyinfra can tell its plan.
+
+    Raises:
+        NoPlan: It is too old.
+    """
+    installed = installed or version("pyinfra")
+    if tuple(map(int, re.findall(r"\d+", installed)[:2])) < FIRST:
+        first = ".".join(map(str, FIRST))
+        raise NoPlan(f"this needs pyinfra {first} or later: install that in place of {installed}")
+
+
+def changes(printed: str) -> list[str]:
+    """A line for each change in what ``pyinfra --dry --json`` has printed: host and operation.
+
+    An operation with ``_if`` is left out: whether it runs is known in a deploy alone.
+
+    Raises:
+        NoPlan: There is no plan in it.
+    """
+    plan = None
+    for line in printed.splitlines():  # a deploy may print, too
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            plan = value["plan"] if isinstance(value, dict) and "plan" in value else plan
+    if plan is None:
+        raise NoPlan("pyinfra did not tell what would change: see what it printed above")
+    return [
+        " ".join(f"{host}: {', '.join(operation['names'])}".split())
+        for operation in plan
+        for host in operation["hosts_with_change"]
+    ]

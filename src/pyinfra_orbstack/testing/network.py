@@ -1,0 +1,56 @@
+"""What a test asks a machine over the network, from this computer."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+#: Seconds between two attempts to reach what does not answer yet.
+PAUSE = 0.2
+
+
+class Response(NamedTuple):
+    """What a server answered.
+
+    Attributes:
+        status: Such as 200.
+        headers: By name, in lower case.
+        text: The body.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+def get(address: str, port: int, path: str, headers: Mapping[str, str], seconds: float) -> Response:
+    """GET a path, again and again until a server answers; a redirect is an answer.
+
+    No proxy of this computer is asked: it would not know the machine.
+
+    Raises:
+        AssertionError: None did in time.
+    """
+    deadline = time.monotonic() + seconds
+    path = path if path.startswith("/") else f"/{path}"
+    while True:
+        left = max(deadline - time.monotonic(), PAUSE)
+        connection = http.client.HTTPConnection(address, port, timeout=left)
+        try:
+            connection.request("GET", path, headers=dict(headers))
+            answer = connection.getresponse()
+            charset = answer.headers.get_content_charset("utf-8")
+            text = answer.read().decode(charset, "replace")
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            return Response(answer.status, found, text)
+        except (OSError, http.client.BadStatusLine, http.client.IncompleteRead) as silent:
+            if time.monotonic() + PAUSE >= deadline:
+                reason = f"{type(silent).__name__}: {silent}"
+                raise AssertionError(
+                    f"http://{address}:{port}{path} did not answer within {seconds:g} s: {reason}"
+                ) from None
+        finally:
+            connection.close()
+        time.sleep(PAUSE)
