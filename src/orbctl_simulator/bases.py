@@ -123,9 +123,7 @@ def local(image: Image) -> Base | None:
 
 def shares_images() -> bool:
     """Whether images that all share are taken, and not the host's root in their place."""
-    from .obtain import VARIABLE
-
-    return os.environ.get(VARIABLE) != images.HOST
+    return os.environ.get(images.VARIABLE) != images.HOST
 
 
 def _obtained(image: Image) -> tuple[Base | None, str]:

@@ -108,9 +108,9 @@ def _images() -> list[tuple[str, str]]:
     found = [("ok", f"image: {name}") for name in sorted(images.listed())]
     for image in store.everything():
         found.append(("ok", f"image: {image.name}, {image.fields.get('source', '')}"))
-    told = os.environ.get(obtain.VARIABLE, "")
+    told = os.environ.get(images.VARIABLE, "")
     if told in ("none", images.HOST):
-        found.append(("note", f"images to pull: {obtain.VARIABLE} is {told}"))
+        found.append(("note", f"images to pull: {images.VARIABLE} is {told}"))
     else:
         try:
             place = obtain.source()

@@ -36,6 +36,8 @@ DISTROS: dict[str, dict[str, str]] = {
     "ubuntu": {"resolute": "26.04", "questing": "25.10", "noble": "24.04", "jammy": "22.04"},
     "void": {"current": ""},
 }
+#: Where images are pulled from, or `HOST`.
+VARIABLE = "ORBCTL_SIMULATOR_IMAGES"
 #: `create` by this name takes the host's own root.
 HOST = "host"
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}

@@ -17,17 +17,15 @@ if TYPE_CHECKING:
     from .images import Image
     from .streams import Source
 
-VARIABLE = "ORBCTL_SIMULATOR_IMAGES"
-
 
 def obtain(image: Image) -> tuple[store.Image | None, str]:
     """The image, or why it cannot be had; what failed within the last hour is not tried again.
 
     Several processes that want the same one wait for the first of them, and use what it got.
     """
-    told = os.environ.get(VARIABLE, "")
+    told = os.environ.get(images.VARIABLE, "")
     if told == images.HOST:
-        return None, f"{VARIABLE} is {told}"
+        return None, f"{images.VARIABLE} is {told}"
     if image.arch != images.host_arch():
         return None, f"this host is {images.host_arch()}"
     from .unpack import check_rights
@@ -80,7 +78,7 @@ def _try(way: str, image: Image, work: Callable[[], store.Image]) -> tuple[store
 
 def _ways(image: Image) -> tuple[str, str]:
     """By what names it is remembered that an image could not be had."""
-    return f"pull {os.environ.get(VARIABLE, '')}", f"build {image.distro}"
+    return f"pull {os.environ.get(images.VARIABLE, '')}", f"build {image.distro}"
 
 
 def _forget(image: Image) -> None:
@@ -93,7 +91,7 @@ def source() -> Source:
     """Where images are pulled from, when that is asked for."""
     from .streams import Source
 
-    told = os.environ.get(VARIABLE, "")
+    told = os.environ.get(images.VARIABLE, "")
     return Source("" if told in ("none", images.HOST) else told)
 
 
