@@ -37,7 +37,7 @@ from environments import (  # noqa: E402
     uv,
 )
 
-#: What is promised to work together; without a number it is the newest that there is.
+#: Supported pairs of Python and pyinfra; "" stands for the newest pyinfra.
 PAIRS = [("3.9", "3.2"), ("3.9", "3.5"), ("3.10", "3.6.1"), ("3.12", "3.7"), ("3.13", "")]
 PAIRS += [("3.14", "")]
 #: So many of them have to be tested where CI=true.

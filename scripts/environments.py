@@ -55,7 +55,7 @@ def environment(venv: Path = VENV) -> dict[str, str]:
 
 
 def uv_environment() -> dict[str, str]:
-    """Settings of uv: it shall also find the Pythons of pyenv and Homebrew."""
+    """Settings with which uv also finds the Pythons of pyenv and Homebrew."""
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     # A shim is there for each Python, and most lead to none.
     path = [folder for folder in path if folder != str(PYENV / "shims")]

@@ -140,7 +140,7 @@ def _obtained(image: Image) -> tuple[Base | None, str]:
 
 
 def _hosts_root_is_meant(image: Image) -> bool:
-    """Whether whoever calls has chosen the host's root for what is the same."""
+    """Whether the user asked for the host's root, and the image is of the host's own distro."""
     return not shares_images() and image.is_like_host() and image.variant == "default"
 
 

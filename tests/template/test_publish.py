@@ -45,7 +45,7 @@ def test_nothing_but_a_tag_is_published(path: Path, ref: str, good: bool, tmp_pa
     if good:
         assert run(tmp_path, *words, env={"GITHUB_REF": ref}) == ""
         return
-    with pytest.raises(AssertionError, match=f"::error::{ref} is no version's tag: choose one"):
+    with pytest.raises(AssertionError, match=f"::error::{ref} is not a version tag: choose one"):
         run(tmp_path, *words, env={"GITHUB_REF": ref})
 
 
