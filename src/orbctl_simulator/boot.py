@@ -10,7 +10,18 @@ import time
 from .config import wake
 from .linux import CLONE_NEWPID, CLONE_NEWTIME, close_all_but, unshare
 from .packages import wait_for_packages
-from .state import FILES, Failure, Machine, Transition, cache, home, rpc, start_time, write_file
+from .state import (
+    FILES,
+    Failure,
+    Machine,
+    Transition,
+    cache,
+    home,
+    python,
+    rpc,
+    start_time,
+    write_file,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,10 +29,6 @@ if TYPE_CHECKING:
 
     from .booted import Start
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_PROGRAM = (
-    f"import sys; sys.path.insert(0, {_ROOT!r}); from orbctl_simulator.init import main; main()"
-)
 _SECONDS = 30  # in which a machine is to be up, as OrbStack's message has it
 
 
@@ -80,8 +87,8 @@ class Boot:
         if pid == 0:
             for fd in (report, secret):
                 os.set_inheritable(fd, True)
-            command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self.machine.id]
-            os.execve(sys.executable, [*command, str(report), str(secret), *arguments], {})
+            words = [self.machine.id, str(report), str(secret), *arguments]
+            os.execve(sys.executable, python("init", *words), {})
         close_all_but(control, report, self.machine.lock_fd)
         os.write(report, f"pid {pid}\n".encode())
         os.close(report)

@@ -11,13 +11,8 @@ import time
 
 from . import cgroups
 from .runstate import RUNNING, STARTING, STOPPED, STOPPING, RunState, state
-from .state import FILES, Failure, Machine, cache, home, rpc
+from .state import FILES, Failure, Machine, cache, home, python, rpc
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_PROGRAM = (
-    f"import sys; sys.path.insert(0, {_ROOT!r});"
-    " from orbctl_simulator.supervisor import main; main()"
-)
 _CHECK = 0.02
 _PATIENCE = 10.0  # seconds until a supervisor counts as hanging
 
@@ -74,8 +69,8 @@ class Start:
                 os.dup2(null, fd)
             for fd in (control, report):
                 os.set_inheritable(fd, True)
-            command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, self._machine.path]
-            os.execve(sys.executable, [*command, str(control), str(report)], {})
+            words = [self._machine.path, str(control), str(report)]
+            os.execve(sys.executable, python("supervisor", *words), {})
         except BaseException as error:
             os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
         finally:

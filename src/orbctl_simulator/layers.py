@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 
-from . import parts, store
+from . import parts, store, stored
 from .account import Account
 from .boot import Boot
 from .door import Door, exit_code
@@ -180,11 +180,8 @@ def lay_out(machine: Machine) -> None:
     os.mkdir(machine.file(FILES), 0o700)
     for name in ("upper", "work", "root"):
         os.mkdir(machine.file(f"{FILES}/{name}"), 0o755)
-    if machine.boots:
-        from . import stored  # loading it takes its time, and only these machines need it
-
-        for name in ("", "/upper", "/work", "/root"):
-            stored.give_to_root(machine.file(FILES + name))
+    for name in ("", "/upper", "/work", "/root") if machine.boots else ():
+        stored.give_to_root(machine.file(FILES + name))
     if "@" in machine.fields.get("image", ""):
         store.hold(machine.fields["image"], machine.path)
     hide_private(machine)
@@ -202,8 +199,6 @@ def fill(machine: Machine, source: str) -> None:
 def fill_plain(machine: Machine, source: str) -> None:
     """Copy what has the owners that it is to have in the machine."""
     if machine.boots:
-        from . import stored
-
         stored.with_plain_owners(machine.upper, lambda: fill(machine, source))
     else:
         fill(machine, source)
@@ -211,7 +206,6 @@ def fill_plain(machine: Machine, source: str) -> None:
 
 def seed(machine: Machine, user_data: bytes | None = None) -> None:
     """Give a booted machine cloud-init's data; a clone has its user data already."""
-    from . import stored
     from .cloud import put_seed
 
     def work() -> None:
@@ -230,8 +224,6 @@ def hide_private(machine: Machine) -> None:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=layer)
                 if machine.boots:
-                    from . import stored
-
                     stored.give_to_root(name, layer)
             try:
                 fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=layer)

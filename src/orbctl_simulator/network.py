@@ -41,12 +41,8 @@ from contextlib import suppress
 from . import firewall, names, netns, tools
 from .addresses import DOMAIN, AddressBook, Addresses, Member, check_id, check_name
 from .linux import CLONE_NEWPID, unshare
-from .state import Failure, Lock, cache, is_same_process, start_time, write_file
+from .state import Failure, Lock, cache, is_same_process, python, start_time, write_file
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_PROGRAM = (
-    f"import sys; sys.path.insert(0, {_ROOT!r}); from orbctl_simulator.router import main; main()"
-)
 _ETH = "eth0"
 
 
@@ -330,7 +326,7 @@ def _become_router(link: str, fds: list[int], state: str) -> None:
         os.dup2(null, fd)
     for fd in fds:
         os.set_inheritable(fd, True)
-    command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, link, *map(str, fds), state]
+    command = python("router", link, *map(str, fds), state)
     kept = {"PATH": os.environ.get("PATH", os.defpath), "ORBCTL_SIMULATOR_CACHE": cache()}
     os.execve(sys.executable, command, kept)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: pytest pass over: whoever walks into one meets links that others made.
 FILES = ".files"
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Failure(Exception):
@@ -32,6 +33,16 @@ class Failure(Exception):
 
 def rpc(text: str) -> Failure:
     return Failure(f"[-32098] {text}")
+
+
+def python(module: str, *words: str) -> list[str]:
+    """The command line of a process that runs `main` of one of our modules.
+
+    Python takes no settings, packages or bytecode from the caller: the process is root's.
+    """
+    path = f"import sys; sys.path.insert(0, {_ROOT!r});"
+    program = f"{path} from orbctl_simulator.{module} import main; main()"
+    return [sys.executable, "-I", "-S", "-B", "-c", program, *words]
 
 
 def why(error: OSError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from . import userns
 from .linux import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
 from .state import Failure, why
 
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
 def give_to_root(path: str, folder: int | None = None) -> None:
     """Let a directory that we have just created belong to the machine's root."""
+    from . import userns  # slow to load, and machines without init do without
+
     os.chown(path, userns.STORED, userns.STORED, dir_fd=folder, follow_symlinks=False)
 
 
@@ -23,6 +24,8 @@ def with_plain_owners(path: str, work: Callable[[], None]) -> None:
 
     Archives and copies then contain plain ids, while the disk has stored ones.
     """
+    from . import userns
+
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
