@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import images, layers, store
+from . import images, layers, parts, store
 from .state import FILES, Failure, home, write_file
 
 TYPE_CHECKING = False
@@ -17,24 +17,36 @@ if TYPE_CHECKING:
 #: Says whether new machines boot the init of their image; without it, where the host can.
 VARIABLE = "ORBCTL_SIMULATOR_INIT"
 IMAGE, NONE = "image", "none"
+_CANNOT = "this host cannot boot machines: "
 
 
-def choose_init() -> tuple[str, str]:
-    """What a new machine's record has as its `init`, and what is to be said about that.
+class Init:
+    """What a new machine runs as its first process: the init of its image, or nothing."""
 
-    It is that of its image, or nothing.
-    """
-    told = os.environ.get(VARIABLE, "")
-    if told not in ("", IMAGE, NONE):
-        raise Failure(f"{VARIABLE}: {IMAGE} or {NONE}, not '{told}'")
-    if told == NONE:
-        return "", ""
-    reason = _reason_of_host()
-    if reason and told == IMAGE:
-        raise Failure(f"this host cannot boot machines: {reason}")
-    if reason:
-        return "", f"it has no init, as with {VARIABLE}={NONE}: this host cannot boot it: {reason}"
-    return IMAGE, ""
+    def __init__(self) -> None:
+        #: What there is to say about it, in one line.
+        self.note = ""
+        told = os.environ.get(VARIABLE, "")
+        if told not in ("", IMAGE, NONE):
+            raise Failure(f"{VARIABLE}: {IMAGE} or {NONE}, not '{told}'")
+        self._is_must = told == IMAGE
+        #: As a machine's record has it.
+        self.kind = "" if told == NONE else IMAGE
+        reason = self.kind and _reason_of_host()
+        if reason:
+            self.go_without(f"this host cannot boot it: {reason}", Failure(_CANNOT + reason))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The parts that a machine's root must have for it, see `parts`."""
+        return ("init", "dbus", "sudo") if self.kind else ("sudo",)
+
+    def go_without(self, reason: str, failure: Failure) -> None:
+        """Have none, and say why; but fail if the user wants one, or wanted none anyway."""
+        if self._is_must or not self.kind:
+            raise failure
+        self.kind = ""
+        self.note = f"it has no init, as with {VARIABLE}={NONE}: {reason}"
 
 
 def _reason_of_host() -> str:
@@ -56,16 +68,13 @@ def _reason_of_host() -> str:
     return reason
 
 
-def needs(init: str) -> tuple[str, ...]:
-    """What a machine needs of its root, by its record's `init`."""
-    return ("init", "dbus", "sudo") if init else ("sudo",)
-
-
 class Base:
     """A root file system as a machine's record names it, and the layers over it."""
 
     def __init__(self, image: str = "", names: Iterable[str] = ()) -> None:
         self.image, self.names = image, list(names)
+        #: Layers that are copied into each machine, where none can be stacked.
+        self.copied: list[str] = []
         #: What there is to say about it, in one line.
         self.note = ""
 
@@ -81,12 +90,30 @@ class Base:
 
     @property
     def layers(self) -> list[str]:
-        return [os.path.join(layers.place(self.image, name), FILES) for name in self.names]
+        return [layers.files(self.image, name) for name in self.names]
 
     @property
     def fields(self) -> dict[str, str]:
         """What a machine's record keeps of it."""
         return {"image": self.image, "layers": "\t".join(self.names)}
+
+    def complete(self, title: str, init: Init, *more: str) -> None:
+        """Have layers with what it lacks, made when they are not there; see `parts`.
+
+        Without an init, where its own package manager brings none.
+        """
+        try:
+            names = layers.over(self.path, self.image, title, (*init.needs, *more))
+            paths = [self.path, *(layers.files(self.image, name) for name in names)]
+            if init.kind and not any(map(parts.boots, paths)):
+                raise Failure(f"{title} has no init")
+        except Failure as failure:
+            init.go_without(str(failure), failure)
+            names = layers.over(self.path, self.image, title, (*init.needs, *more))
+        if self.image:
+            self.names = names
+        else:
+            self.copied = [layers.files("", name) for name in names]
 
     def check(self) -> None:
         """See that all of it is here."""
@@ -95,20 +122,26 @@ class Base:
                 raise Failure(f"its image is not here: {self.image}")
 
 
-def base_for(image: Image, strict: bool, wanted: Iterable[str]) -> Base:
+def base_for(image: Image, strict: bool, init: Init) -> Base:
     """The base of a new machine: a local image, one that is pulled or built now, or the host.
 
-    `wanted` are the parts that it must have, see `parts`; of the host's root, what it lacks is
-    for `layers.seed`. What takes longer than a moment shows its progress.
+    What takes longer than a moment shows its progress. A user who asks for `init` and an image
+    that has none get a failure; else `init` is told to go without.
     """
+    base = _found(image, strict)
+    cloud = base.image and image.variant == "cloud"
+    more = ("cloud-init",) if cloud else ()
+    base.complete(str(image) if base.image else "this host", init, *more)
+    return base
+
+
+def _found(image: Image, strict: bool) -> Base:
     if image.is_host:
         return Base()
     base, reasons = local(image), ""
     if base is None:
         base, reasons = _obtained(image)
     if base is not None:
-        more = ("cloud-init",) if image.variant == "cloud" else ()
-        base.names = layers.over(base.path, base.image, str(image), (*wanted, *more))
         return base
     return Base() if _hosts_root_is_meant(image) else _instead(image, strict, reasons)
 

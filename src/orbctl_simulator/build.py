@@ -37,6 +37,7 @@ _PACKAGES = (
     "ca-certificates",  # archives and downloads over https
     *("iproute2", "iputils-ping", "netbase"),  # ip, ss, ping, /etc/services
     "procps",  # ps, sysctl
+    "python3",  # every server has it that cloud-init has set up, and scripts expect it
 )
 # What a build leaves, and a machine must not share with others or makes for itself.
 _LEFT = (

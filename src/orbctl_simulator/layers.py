@@ -64,6 +64,10 @@ def place(image: str, name: str) -> str:
     return os.path.join(cache(), name)
 
 
+def files(image: str, name: str) -> str:
+    return os.path.join(place(image, name), FILES)
+
+
 def _mark(base: str, image: str, manager: str) -> str:
     """What tells the layers of a base from those of others with its name, or of its past."""
     from hashlib import sha256

@@ -11,7 +11,7 @@ import time
 from signal import SIGCONT, SIGSTOP
 
 from . import images, layers
-from .bases import base_for, choose_init, needs
+from .bases import Base, Init, base_for
 from .boot import begin, halt, start, stop
 from .config import power_off, take_resumed, wake
 from .door import Door
@@ -19,7 +19,6 @@ from .guest import set_hostname
 from .linux import sethostname
 from .packages import wait_for_packages
 from .state import (
-    FILES,
     Failure,
     Machine,
     Transition,
@@ -59,17 +58,21 @@ def create(options: Options, words: list[str]) -> int:
         check_name(name)
         if any(machine.name == name for machine in machines()):
             raise Failure(f"machine already exists: '{name}'")
-        fields["init"], note = choose_init()
-        user_data = _user_data(options, fields)
-        base = base_for(image, _is_strict(options), needs(fields["init"]))
+        init = Init()
+        user_data = _user_data(options, init)
+        base = base_for(image, _is_strict(options), init)
         if base.note:
             say(base.note)
-        if options.on("isolate-network") and not fields["init"]:
+        if user_data is not None:
+            fields["cloud_init"] = "true"
+            _check_cloud_init(init)
+        if options.on("isolate-network") and not init.kind:
             say("--isolate-network is only written down: without init, machines share this network")
         password = _ask_password() if options.on("set-password") else ""
-        make(name, {**fields, **base.fields}, password, options.call.hold, user_data)
-        if note:
-            say(note)
+        fields["init"] = init.kind
+        make(name, fields, base, password, options.call.hold, user_data)
+        if init.note:
+            say(init.note)
     except Failure as failure:
         if str(failure).startswith("["):
             raise
@@ -77,15 +80,18 @@ def create(options: Options, words: list[str]) -> int:
     return 0
 
 
-def _user_data(options: Options, fields: dict[str, str]) -> bytes | None:
+def _user_data(options: Options, init: Init) -> bytes | None:
     if not options.has("user-data"):
         return None
-    if not fields["init"]:
-        raise Failure("the simulator has no cloud-init for machines without init")
+    _check_cloud_init(init)
     from .cloud import read_user_data
 
-    fields["cloud_init"] = "true"
     return read_user_data(options.text("user-data"))
+
+
+def _check_cloud_init(init: Init) -> None:
+    if not init.kind:
+        raise Failure("the simulator has no cloud-init for machines without init")
 
 
 def _wanted(options: Options, image: images.Image) -> dict[str, str]:
@@ -215,17 +221,17 @@ class Draft:
 def make(
     name: str,
     fields: dict[str, str],
+    base: Base,
     password: str = "",
     hold: float = 0,
     user_data: bytes | None = None,
 ) -> None:
-    draft = Draft(name, fields, hold)
+    draft = Draft(name, {**fields, **base.fields}, hold)
     with draft as machine:
         wait_for_packages(machine.base)
-        if machine.base == "/":
-            for layer in layers.over("/", "", "/", needs(machine.fields.get("init", ""))):
-                layers.fill_plain(machine, os.path.join(layers.place("", layer), FILES))
-            layers.hide_private(machine)
+        for files in base.copied:
+            layers.fill_plain(machine, files)
+        layers.hide_private(machine)
         if user_data is not None:
             layers.seed(machine, user_data)
         with begin(machine, create=True, password=password) as started:

@@ -26,6 +26,8 @@ _PLACES = {
     "cloud-init": tuple(f"{place}/cloud-init" for place in _BINARIES),
 }
 _SYSTEMD = _PLACES["init"][:2]
+#: What a machine runs as its first process: the first of these that there is.
+INITS = ("/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd")
 # In images for containers it is some other program's name, or starts nothing.
 _ANY_INIT = ("sbin/init", "usr/sbin/init")
 PARTS = tuple(_PLACES)
@@ -70,6 +72,11 @@ def lacking(rootfs: str, wanted: Iterable[str]) -> list[str]:
     if name is not None:
         return [part for part in missing if MANAGERS[name].packages([part])]
     return [part for part in missing if part != "dbus" or is_systemd]
+
+
+def boots(rootfs: str) -> bool:
+    """Whether there is a program that a machine can run as its first process."""
+    return _has(rootfs, (path.lstrip("/") for path in INITS))
 
 
 def _has(rootfs: str, paths: Iterable[str]) -> bool:

@@ -70,11 +70,16 @@ def home() -> str:
 
 
 def cache() -> str:
-    """Where images, layers and programs lie, for all state directories of a user."""
+    """Where images, layers and programs lie, for all state directories of a user.
+
+    Root's is the system's: its ``HOME`` is whatever it was started with.
+    """
     explicit = os.environ.get("ORBCTL_SIMULATOR_CACHE")
     if explicit:
         return os.path.realpath(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        base = "/var/cache" if os.geteuid() == 0 else os.path.expanduser("~/.cache")
     return os.path.realpath(os.path.join(base, "orbctl-simulator"))
 
 

@@ -37,6 +37,7 @@ from .linux import (
     sethostname,
     unshare,
 )
+from .parts import INITS
 from .rights import (
     drop_capabilities,
     hide_from_others,
@@ -69,7 +70,6 @@ _TEMPORARY = {"/run": "mode=755,size=20%,nr_inodes=800k", "/tmp": "mode=1777"}
 # Storage of container engines, which cannot stack their overlays on ours.
 _ENGINES = (("containerd", 0o711), ("containers", 0o755), ("docker", 0o710))
 
-_INITS = ("/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd")
 ENVIRONMENT = {
     # LXC's name: its images check for it, and OrbStack's machines come from those.
     "container": "lxc",
@@ -337,7 +337,7 @@ def _make_console() -> tuple[int, int]:
 
 
 def _find_init() -> str:
-    for path in _INITS:
+    for path in INITS:
         if os.access(path, os.X_OK):
             return path
     raise OSError("the image has no init")

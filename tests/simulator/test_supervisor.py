@@ -308,6 +308,36 @@ def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
     wait_for(lambda: orphaned_groups() <= before)
 
 
+@pytest.mark.parametrize(
+    ("installer", "reason"),
+    [
+        ("", "has no init and dbus, and no package manager that is known here"),
+        ("exit 0", "has no init"),
+        ("echo no network; exit 1", "could not be installed in .*: no network .*"),
+    ],
+)
+def test_image_that_has_no_init(
+    booted: Booted, rootfs: Path, tmp_path: Path, installer: str, reason: str
+) -> None:
+    """Its machines are made without init, and one line says so; who insists is refused."""
+    root = tmp_path / "root"
+    shutil.copytree(rootfs, root)
+    if installer:
+        (root / "usr/bin/apt-get").write_text(f"#!/bin/sh\n{installer}\n")
+        (root / "usr/bin/apt-get").chmod(0o755)
+    image = booted.image(root)
+    refused = booted("create", image, "plain")
+    assert (refused.code, refused.out) == (1, b"")
+    assert re.search(f" create 'plain': .*{reason}\n$", refused.err.decode())
+    env = {"ORBCTL_SIMULATOR_INIT": ""}
+    made = booted("create", image, "plain", env=env)
+    assert (made.code, made.out) == (0, b"")
+    last = made.err.decode().splitlines()[-1]
+    assert re.fullmatch(f"it has no init, as with .*=none: .*{reason}", last)
+    assert booted("run", "-m", "plain", "hostname").text == "plain\n"
+    assert booted("delete", "plain").code == 0
+
+
 def test_host_that_cannot_boot_machines(booted: Booted, tmp_path: Path) -> None:
     """They are made without init, and one line says so; who insists is refused."""
     env = {"ORBCTL_SIMULATOR_HOME": str(tmp_path / "state"), "ORBCTL_SIMULATOR_IMAGES": "host"}
