@@ -38,11 +38,12 @@ def rpc(text: str) -> Failure:
 def python(module: str, *words: str) -> list[str]:
     """The command line of a process that runs `main` of one of our modules.
 
-    Python takes no settings, packages or bytecode from the caller: the process is root's.
+    Python takes no settings or packages from the caller: the process is root's.
     """
     path = f"import sys; sys.path.insert(0, {_ROOT!r});"
     program = f"{path} from orbctl_simulator.{module} import main; main()"
-    return [sys.executable, "-I", "-S", "-B", "-c", program, *words]
+    flags = "-ISB" if sys.dont_write_bytecode else "-IS"
+    return [sys.executable, flags, "-c", program, *words]
 
 
 def why(error: OSError) -> str:
