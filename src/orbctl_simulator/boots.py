@@ -32,7 +32,7 @@ class Boot:
     """A boot as the supervisor sees it.
 
     Two processes report lines to it: the builder (see `world.Builder`), and the one that connects
-    the network, with ``joined``. Both may report ``error TEXT``.
+    the network, with ``joined`` and ``named``. Both may report ``error TEXT``.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -40,7 +40,8 @@ class Boot:
         self.console: Console | None = None
         self.error, self.status, self.is_released = "", -1, False
         self._plan = plan
-        self._is_systemd = self._is_connected = self._is_ready = self._has_children = False
+        self._is_systemd = self._is_connected = self._is_named = False
+        self._is_ready = self._has_children = False
         self._quiet_checks = 0
         self._building, report = os.pipe()
         orders, self._orders = os.pipe()
@@ -98,6 +99,8 @@ class Boot:
                 self.console = Console("console", ours, theirs)
             elif word == "joined":
                 self._is_connected = True
+            elif word == "named":
+                self._is_named = True
             elif not self.error:
                 self.error = text
 
@@ -119,6 +122,8 @@ class Boot:
 
     def is_up(self) -> bool:
         """Whether the init has finished booting, as far as can be seen from outside."""
+        if not self._is_named:
+            return False
         if self._is_ready or not self.is_built:
             return self._is_ready
         names = set(children(self.init))

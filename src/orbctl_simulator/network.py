@@ -10,7 +10,7 @@ Contract for the code that boots a machine, in this order:
 
 1. Call `join` with a descriptor of the machine's new network namespace, before its init runs. It
    makes ``eth0`` there with MAC, MTU, addresses and default route, so an image that configures
-   nothing has a network. When `join` returns, the machine's names resolve.
+   nothing has a network, and calls `connected`. When it returns, the machine's names resolve, too.
 2. Write what `guest_files` returns into the machine's root, replacing what is there (symbolic links
    included); ``/run`` is the tmpfs that its init will find. ``/etc/resolv.conf`` names the router.
    NetworkManager is told to leave ``eth0`` alone. systemd-networkd, ifupdown, dhcpcd, netplan and
@@ -43,6 +43,10 @@ from .addresses import DOMAIN, AddressBook, Addresses, Member, check_id, check_n
 from .linux import CLONE_NEWPID, unshare
 from .state import Failure, Lock, cache, is_same_process, python, start_time, write_file
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _ETH = "eth0"
 
 
@@ -53,8 +57,18 @@ class Network:
         self._state = os.path.realpath(state)
         self._book = AddressBook(self._state)
 
-    def join(self, ident: str, name: str, machine: int, isolated: bool = False) -> Addresses:
-        """Connect a machine by a descriptor of its network namespace."""
+    def join(
+        self,
+        ident: str,
+        name: str,
+        machine: int,
+        isolated: bool = False,
+        connected: Callable[[Addresses], None] | None = None,
+    ) -> Addresses:
+        """Connect a machine by a descriptor of its network namespace.
+
+        `connected` is called before the names resolve, once the rest is done.
+        """
         check_id(ident)
         check_name(name)
         netns.check(machine)
@@ -63,12 +77,20 @@ class Network:
             with self._lock() as lock:
                 for _ in range(2):
                     with suppress(_Ended):
-                        return self._join(lock, ident, name, machine, isolated)
-                return self._join(lock, ident, name, machine, isolated)
+                        return self._join(lock, ident, name, machine, isolated, connected)
+                return self._join(lock, ident, name, machine, isolated, connected)
         except (OSError, Failure) as error:
             raise Failure(f"network: {netns.reason(error)}") from None
 
-    def _join(self, lock: Lock, ident: str, name: str, machine: int, isolated: bool) -> Addresses:
+    def _join(
+        self,
+        lock: Lock,
+        ident: str,
+        name: str,
+        machine: int,
+        isolated: bool,
+        connected: Callable[[Addresses], None] | None,
+    ) -> Addresses:
         router = self._running() or self._start(lock)
         port = ""
         try:
@@ -76,6 +98,8 @@ class Network:
             port, its = member.port, member.addresses(self._book.subnets())
             mark = router.connect(member, its, machine)
             netns.inside(machine, lambda: _configure(its))
+            if connected:
+                connected(its)
             router.wait_for(mark)
         except BaseException:
             self._disconnect(router, port)

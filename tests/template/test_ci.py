@@ -109,6 +109,7 @@ def environment(project: Project, workflow: str) -> dict[str, str]:
     return {**with_uv(), **found}
 
 
+@pytest.mark.template
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize("workflow", ["ci", "coverage"])
 def test_the_lock_is_in_the_first_commit_and_ci_keeps_to_it(
