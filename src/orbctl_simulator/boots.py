@@ -43,22 +43,31 @@ class Boot:
         self._is_systemd = self._is_connected = self._is_named = False
         self._is_ready = self._has_children = False
         self._quiet_checks = 0
+        self._reports: dict[int, bytes] = {}
+        self._helpers: list[int] = []
+        self._building = self._orders = -1
+        try:
+            spaces = userns.of_machine(plan.first_id)
+        except OSError as error:
+            self.error = str(error)
+        else:
+            self._start_helpers(spaces)
+
+    def _start_helpers(self, spaces: tuple[int, int]) -> None:
         self._building, report = os.pipe()
+        connecting, joined = os.pipe()
         orders, self._orders = os.pipe()
         self._helpers = [os.fork()]
         if self._helpers[0] == 0:
+            os.close(joined)
             os.close(self._orders)
-            Builder(plan, report, orders).run()
-        os.close(report)
-        os.close(orders)
-        connecting, report = os.pipe()
-        told, self._tell = os.pipe()
+            Builder(self._plan, report, orders, spaces).run()
         self._helpers.append(os.fork())
         if self._helpers[1] == 0:
-            os.close(self._tell)
-            connect(plan, told, report, self._orders)
-        os.close(report)
-        os.close(told)
+            os.close(report)
+            connect(self._plan, spaces[1], joined, self._orders)
+        for fd in (report, joined, orders, *spaces):
+            os.close(fd)
         self._reports = {self._building: b"", connecting: b""}
 
     def files(self) -> set[int]:
@@ -88,10 +97,6 @@ class Boot:
             if word == "init":
                 self.init = int(text)
                 self.pidfd = os.pidfd_open(self.init)
-                try:  # noqa: SIM105 contextlib is slow to import
-                    os.write(self._tell, text.encode())
-                except BrokenPipeError:
-                    pass  # connecting failed, which is reported
             elif word == "built":
                 *fds, kind = text.split()
                 self._is_systemd = kind == "systemd"
@@ -170,8 +175,6 @@ class Boot:
 
     def finish(self) -> None:
         """Get the exit status of the init, if it has one, and end the helpers."""
-        os.close(self._tell)
-        os.close(self._orders)
         if self.init > 0:
             self.status = os.waitpid(self.init, os.WNOHANG)[1]
         for pid in self._helpers:
@@ -179,6 +182,6 @@ class Boot:
             os.waitpid(pid, 0)
         if self.console:
             self.console.close()
-        for fd in (*self._reports, self.pidfd, self.socket, self.bare):
+        for fd in (*self._reports, self._orders, self.pidfd, self.socket, self.bare):
             if fd >= 0:
                 os.close(fd)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 from fcntl import ioctl
 
-from .linux import setns, unshare
+from .linux import setns
 from .state import Failure
+from .userns import CLONE_NEWNET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
-
-# Where root of the router's user namespace is on the host: nobody, and no machine's root.
-_OWNER = "0 1100000 65536\n"
 
 
 def check(netns: int) -> None:
@@ -70,46 +66,6 @@ def reason(error: BaseException) -> str:
 def _write_all(fd: int, data: bytes) -> None:
     while data:
         data = data[os.write(fd, data) :]
-
-
-def create() -> tuple[int, int]:
-    """A new user namespace and a network namespace that it owns."""
-    ready, report = os.pipe()
-    waits, go_on = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(ready)
-            os.close(go_on)
-            unshare(CLONE_NEWUSER)
-            os.write(report, os.readlink("/proc/self").encode() + b"\n")
-            os.read(waits, 1)
-            unshare(CLONE_NEWNET)
-            os.write(report, b"ok\n")
-            os.read(waits, 1)
-        except OSError as error:
-            os.write(report, f"{error}\n".encode())
-        finally:
-            os._exit(0)
-    os.close(report)
-    os.close(waits)
-    try:
-        with open(ready) as answers:
-            pid = answers.readline().strip()
-            if not pid.isdigit():
-                raise Failure(f"this host allows no user namespaces ({pid})")
-            for name in ("gid_map", "uid_map"):
-                with open(f"/proc/{pid}/{name}", "w") as file:
-                    file.write(_OWNER)
-            os.write(go_on, b"!")
-            answer = answers.readline().strip()
-            if answer != "ok":
-                raise Failure(f"this host allows no network namespaces ({answer})")
-            user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
-            return user, os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
-    finally:
-        os.close(go_on)
-        os.waitpid(child, 0)
 
 
 def set_sysctls(values: dict[str, str]) -> None:

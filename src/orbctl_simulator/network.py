@@ -376,8 +376,10 @@ def available() -> str | None:
         os.close(os.open("/dev/net/tun", os.O_RDWR))
     except OSError as error:
         return f"/dev/net/tun: {error.strerror}: modprobe tun"
+    from .router import create_spaces
+
     try:
-        owner, router = netns.create()
+        owner, router = create_spaces()
         os.close(owner)
         try:
             if not missing:

@@ -20,7 +20,7 @@ import sys
 import time
 from fcntl import fcntl
 
-from . import firewall, names, netns, tools, uplink
+from . import firewall, names, netns, tools, uplink, userns
 from .addresses import AddressBook, new_prefix
 from .firewall import BRIDGE, BRIDGE_MAC, MTU, TAP, UPLINK
 from .linux import (
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MS_SLAVE = 1 << 19
+# Where root of the router's user namespace is on the host: nobody, and no machine's root.
+_IDS = "0 1100000 65536\n"
 _LINKS, _ADDRESSES, _ROUTES = 0x1, 0x10 | 0x100, 0x40 | 0x400  # groups of rtnetlink
 _SANDBOXES = (("--enable-sandbox", "--enable-seccomp"), ("--enable-sandbox",), ())
 # A new namespace inherits the host's, which may be strict.
@@ -110,12 +112,17 @@ class Service:
             os.kill(self.pid, signal.SIGHUP)
 
 
+def create_spaces() -> tuple[int, int]:
+    """The router's user namespace, and its network's."""
+    return userns.make_with_network(_IDS, _IDS)
+
+
 class Router:
     def __init__(self, book: AddressBook, link: str) -> None:
         self.book, self.link = book, link
         self.host = os.open("/proc/self/ns/net", os.O_RDONLY)
         self._host_changes = _watch(_ADDRESSES | _ROUTES)
-        self.owner, self.netns = netns.create()
+        self.owner, self.netns = create_spaces()
         self.subnets = book.subnets()
         self.known: set[str] = set()
         self._blocked, self._log = "", 0

@@ -52,6 +52,11 @@ def why_not() -> str:
 
 def _reason(ident: str, place: str) -> str:
     first, ids = userns.take_range()
+    try:
+        spaces = userns.of_machine(first)
+    except OSError as error:
+        userns.release_range(first, ids)
+        return str(error)
     answers, report = os.pipe()
     orders, control = os.pipe()
     pid = os.fork()
@@ -61,9 +66,9 @@ def _reason(ident: str, place: str) -> str:
         plan = Plan(ident, ["start", ".", place, place, "1", os.path.join(place, "lower")])
         plan.fields = {"name": "trial"}
         plan.first_id = first
-        Builder(plan, report, orders).run()
-    os.close(report)
-    os.close(orders)
+        Builder(plan, report, orders, spaces).run()
+    for fd in (report, orders, *spaces):
+        os.close(fd)
     os.waitpid(pid, 0)
     os.close(control)  # the first process exits, as it has no supervisor
     with open(answers, errors="surrogateescape") as file:

@@ -27,7 +27,7 @@ STORED = 0x70000000
 _RANGES = 256  # the first one is that of the stored files
 _LOCKS = "/run/orbctl-simulator"
 
-CLONE_NEWUSER = 0x10000000
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 1, 4
 NO_SUID, NO_DEVICES, _MOUNT_ATTR_IDMAP = 2, 4, 0x00100000
@@ -92,45 +92,76 @@ def keep_capabilities() -> None:
         raise OSError(error, f"securebits: {os.strerror(error)}")
 
 
-def make(uids: str, gids: str, owner: int = 0) -> int:
-    """Create a user namespace with these maps (lines of ``inside outside count``) and open it.
+def make(uids: str, gids: str) -> int:
+    """Create a user namespace with these maps (lines of ``inside outside count``) and open it."""
+    return _make(uids, gids, 0, with_network=False)[0]
 
-    The kernel also charges what a namespace uses, such as inotify instances, to its `owner`.
+
+def make_with_network(uids: str, gids: str, owner: int = 0) -> tuple[int, int]:
+    """Create and open one, and a network namespace that belongs to it.
+
+    The kernel also charges what they use, such as inotify instances, to their `owner`.
     """
-    ready, made = os.pipe()
-    over, alive = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    user, network = _make(uids, gids, owner, with_network=True)
+    return user, network
+
+
+def _make(uids: str, gids: str, owner: int, with_network: bool) -> list[int]:
+    answers, report = os.pipe()
+    waits, go_on = os.pipe()
+    child = os.fork()
+    if child == 0:
         try:
-            os.close(alive)
-            if owner:
-                keep_capabilities()
-                os.setresgid(owner, owner, owner)
-                os.setresuid(owner, owner, owner)
-            unshare(CLONE_NEWUSER)
-            os.write(made, b"!")
-            os.read(over, 1)
+            os.close(answers)
+            os.close(go_on)
+            _unshare_in_steps(owner, with_network, report, waits)
+        except OSError as error:
+            os.write(report, f"{error}\n".encode())
         finally:
             os._exit(0)
-    os.close(made)
-    os.close(over)
+    os.close(report)
+    os.close(waits)
     try:
-        if os.read(ready, 1) != b"!":
-            raise OSError("user namespaces are not allowed")
-        for name, lines in (("uid_map", uids), ("gid_map", gids)):
-            with open(f"/proc/{pid}/{name}", "w") as file:
-                file.write(lines)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        with open(answers) as file:
+            pid = file.readline().strip()
+            if not pid.isdigit():
+                raise OSError(f"needs user namespaces, which are not allowed here ({pid})")
+            for name, lines in (("uid_map", uids), ("gid_map", gids)):
+                with open(f"/proc/{pid}/{name}", "w") as map_file:
+                    map_file.write(lines)
+            os.write(go_on, b"!")
+            answer = file.readline().strip()
+            if answer != "ok":
+                raise OSError(f"needs network namespaces, which are not allowed here ({answer})")
+            kinds = ("user", "net") if with_network else ("user",)
+            return [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in kinds]
     finally:
-        os.close(alive)
-        os.close(ready)
-        os.waitpid(pid, 0)
+        os.close(go_on)
+        os.waitpid(child, 0)
 
 
-def of_machine(first: int) -> int:
-    """The namespace a machine runs in. As a mount's map, it shows a plain root file system."""
+def _unshare_in_steps(owner: int, with_network: bool, report: int, waits: int) -> None:
+    if owner:
+        keep_capabilities()
+        os.setresgid(owner, owner, owner)
+        os.setresuid(owner, owner, owner)
+    unshare(CLONE_NEWUSER)
+    # Its number as those see it who write the maps, which need not be its own.
+    os.write(report, os.readlink("/proc/self").encode() + b"\n")
+    os.read(waits, 1)
+    if with_network:
+        unshare(CLONE_NEWNET)  # only now, since what it has belongs to root of the maps
+    os.write(report, b"ok\n")
+    os.read(waits, 1)
+
+
+def of_machine(first: int) -> tuple[int, int]:
+    """The namespace a machine runs in, and its network's.
+
+    As a mount's map, the first one shows a plain root file system.
+    """
     line = f"0 {first} {SPAN}\n"
-    return make(line, line, owner=first)
+    return make_with_network(line, line, owner=first)
 
 
 def of_store(first: int) -> int:

@@ -35,6 +35,7 @@ from .linux import (
     mount,
     pivot_root,
     sethostname,
+    setns,
     unshare,
 )
 from .parts import INITS
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
     from .bootplan import Plan
 
 MS_SHARED = 1 << 20
-CLONE_NEWCGROUP, CLONE_NEWNET = 0x02000000, 0x40000000
-_SPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWCGROUP
+CLONE_NEWCGROUP = 0x02000000
+_SPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWCGROUP
 _SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 _DEVICES = (
@@ -102,10 +103,13 @@ class Builder:
     supervisor takes from that process (both ends of the console, a socket, the files without what
     is mounted in them) and the kind of init, or ``error TEXT``. The first process waits for
     `orders`: paths and contents of files, then ``!``, each terminated by a NUL.
+
+    `spaces` are the machine's user namespace and that of its network.
     """
 
-    def __init__(self, plan: Plan, report: int, orders: int) -> None:
+    def __init__(self, plan: Plan, report: int, orders: int, spaces: tuple[int, int]) -> None:
         self._plan, self._report, self._orders = plan, report, orders
+        self._own, self._network = spaces
         self._first = plan.first_id
 
     def run(self) -> NoReturn:
@@ -133,8 +137,6 @@ class Builder:
         with _Needs("control groups of version 2, Linux 5.14 or later"):
             cgroups.enter(plan.id, self._first, cpus, memory)
         raise_limits()
-        with _Needs("user namespaces, which this host or container does not allow"):
-            self._own = userns.of_machine(self._first)
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
         host = os.open("/", os.O_PATH | os.O_DIRECTORY)
@@ -161,6 +163,7 @@ class Builder:
         hide_from_others()
         with _Needs("namespaces within user namespaces"):
             unshare(_SPACES)
+            setns(self._network)
         end_with_parent()
 
     def _stack(self) -> None:
