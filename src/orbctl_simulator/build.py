@@ -7,6 +7,7 @@ package is there for something that a machine of OrbStack's does; see `_PACKAGES
 from __future__ import annotations
 
 import os
+import shlex
 import time
 
 from . import mirrors, tools, unpack
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 _PACKAGES = (
+    "apt",  # which Ubuntu does not mark as required
     *("systemd", "systemd-sysv"),  # boots it, as it boots OrbStack's
     *("dbus", "dbus-user-session", "libpam-systemd"),  # hostnamectl, loginctl, systemctl --user
     "sudo",  # the default user's way to root
@@ -47,6 +49,17 @@ _LEFT = (
     *("var/lib/apt/lists/*", "var/cache/apt/*", "var/log/apt/*"),
     *("var/log/alternatives.log", "var/log/bootstrap.log", "var/log/dpkg.log"),
 )
+# In Ubuntu's newer releases base-files provides usr-is-merged and has the links; mmdebstrap's hooks
+# take that for the package of this name, which then cannot be installed.
+_MERGE = """set -e
+run() {{ env --chdir="$1" APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" "$2" "$3" "$4"; }}
+run "$1" apt-get update --error-on=any
+[ -z "$(run "$1" apt-cache madison usr-is-merged)" ] || {0}/setup00.sh "$1"
+"""
+_MERGED = """set -e
+status=$(dpkg-query --root="$1" -f '${{db:Status-Status}}' --show usr-is-merged || true)
+[ "$status" != installed ] || {0}/essential00.sh "$1"
+"""
 _SETTINGS = "etc/apt/apt.conf.d/90mirror"
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _TICK = 0.1
@@ -69,7 +82,9 @@ class Builder:
             words = [*common, "--mode=root", "--format=directory", f"--architectures={arch}"]
             words += [f"--aptopt={line}" for line in archive.settings]
             words += ["--dpkgopt=force-unsafe-io"]  # the half of it is not kept
-            words += [f"--hook-dir={self._files}/hooks/maybe-merged-usr"]
+            merging = shlex.quote(f"{self._files}/hooks/maybe-merged-usr")
+            words += [f"--setup-hook={_MERGE.format(merging)}"]
+            words += [f"--essential-hook={_MERGED.format(merging)}"]
             # Else the keys count, too, that this host trusts for packages of its own.
             trust = f"deb [signed-by={archive.keyring}] "
             lines = [line.replace("deb ", trust, 1) for line in archive.lines]
@@ -93,7 +108,7 @@ def builders() -> list[str]:
 
 def ready() -> str:
     """What can be built here, and with what."""
-    names = [name for name in mirrors.NAMES if mirrors.keyring(name)]
+    names = [name for name in mirrors.NAMES if mirrors.can_trust(name)]
     if not names or not any(map(tools.is_available, builders())):
         return ""
     return f"{', '.join(names)}, with {builders()[0]}"

@@ -7,9 +7,10 @@ the one that its CI keeps at hand. Its settings about the age of lists belong to
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 
-from . import web
+from . import tools, web
 from .state import Failure
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ class _Distro:
     def __init__(
         self,
         mirror: str,
-        keyring: str,
+        package: str,
         components: str = "main",
         suffixes: tuple[str, ...] = (),
         security: str = "",
@@ -32,26 +33,30 @@ class _Distro:
         suite: str = "",
     ) -> None:
         self.mirror, self.security, self.ports = mirror, security or mirror, ports
-        self.keyring, self.components, self.suffixes = keyring, components, suffixes
+        self.package, self.components, self.suffixes = package, components, suffixes
         self.suite = suite
+
+    @property
+    def keyring_path(self) -> str:
+        return f"{_KEYRINGS}/{self.package}.gpg"
 
 
 _DISTROS = {
     "debian": _Distro(
         "http://deb.debian.org/debian",
-        "debian-archive-keyring.gpg",
+        "debian-archive-keyring",
         suffixes=("-updates", "-security"),
         security="http://deb.debian.org/debian-security",
     ),
     "kali": _Distro(
         "http://http.kali.org/kali",
-        "kali-archive-keyring.gpg",
+        "kali-archive-keyring",
         "main contrib non-free non-free-firmware",
         suite="kali-rolling",
     ),
     "ubuntu": _Distro(
         "http://archive.ubuntu.com/ubuntu",
-        "ubuntu-archive-keyring.gpg",
+        "ubuntu-archive-keyring",
         "main restricted universe multiverse",
         suffixes=("-updates", "-security"),
         security="http://security.ubuntu.com/ubuntu",
@@ -76,10 +81,17 @@ class Entry:
         self.uris, self.suites = uris, suites
 
 
-def keyring(distro: str) -> str:
-    """The file with the keys that sign a distribution's archive, if this host has it."""
-    path = os.path.join(_KEYRINGS, _DISTROS[distro].keyring)
-    return path if os.path.exists(path) else ""
+def can_trust(distro: str) -> bool:
+    """Whether the keys that sign its archive are here, or can be fetched."""
+    return os.path.exists(_DISTROS[distro].keyring_path) or tools.can_fetch()
+
+
+def _vouching() -> str:
+    """Debian's newest release, as a line of apt's: it has the keyrings of others, too."""
+    debian = _DISTROS["debian"]
+    if not os.path.exists(debian.keyring_path):
+        return ""
+    return f"deb [signed-by={debian.keyring_path}] {debian.mirror} stable main"
 
 
 def find(distro: str, version: str, arch: str, host: tuple[str, str]) -> Archive:
@@ -87,10 +99,9 @@ def find(distro: str, version: str, arch: str, host: tuple[str, str]) -> Archive
     known = _DISTROS.get(distro)
     if known is None:
         raise Failure(f"no tool here makes a root of {distro}")
-    trusted = keyring(distro)
-    if not trusted:
-        package = known.keyring.rpartition(".")[0]
-        raise Failure(f"{_KEYRINGS}/{known.keyring} is not here: install {package}")
+    trusted = tools.ensure_file(known.package, known.keyring_path, _vouching())
+    if not re.fullmatch(r"[\w./+-]+", trusted):  # as an option of a source of packages, it has to
+        raise Failure(f"{known.keyring_path} is not here: install {known.package}")
     mirror, security = known.mirror, known.security
     if known.ports and arch not in ("amd64", "i386"):
         mirror = security = known.ports

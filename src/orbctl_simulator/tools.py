@@ -10,12 +10,13 @@ which command installs them.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from .state import Failure, Lock, cache, say, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _PACKAGES = {
     "ip": {"apt-get": "iproute2", "dnf": "iproute", "*": "iproute2"},
@@ -118,7 +119,32 @@ def ensure(names: Sequence[str] = NAMES) -> None:
     with Lock(root + ".lock"):
         if not _usable(root, missing):
             say(f"fetching {', '.join(missing)} once, into {cache()}")
-            _fetch(missing, root)
+            packages = [_package(name, "apt-get") for name in missing]
+            _fetch(packages, root, lambda new: _try(new, missing))
+
+
+def ensure_file(package: str, path: str, source: str = "") -> str:
+    """A file of a package: the host's, else fetched once, too.
+
+    From the host's own archive, or from `source`, a line of apt's, where that does not have it.
+    """
+    if os.path.exists(path):
+        return path
+    root = _place([package])
+    if not os.path.exists(root + path):
+        if not can_fetch():
+            raise Failure(f"{path} is not here: install {package}")
+        os.makedirs(cache(), mode=0o700, exist_ok=True)
+        with Lock(root + ".lock"):
+            if not os.path.exists(root + path):
+                say(f"fetching {package} once, into {cache()}")
+                try:
+                    _fetch([package], root, lambda new: os.stat(new + path))
+                except Failure:
+                    if not source:
+                        raise
+                    _fetch([package], root, lambda new: os.stat(new + path), source)
+    return root + path
 
 
 def is_available(name: str) -> bool:
@@ -219,7 +245,10 @@ def _try(root: str, names: list[str]) -> None:
         _run(Tool(_below(root, name), root), [_VERSION.get(name, "--version")], name)
 
 
-def _fetch(names: list[str], root: str) -> None:
+def _fetch(
+    packages: list[str], root: str, check: Callable[[str], object], source: str = ""
+) -> None:
+    """Unpack them into `root`, unless `check` of the directory fails."""
     from shutil import rmtree
     from tempfile import mkdtemp
 
@@ -233,26 +262,26 @@ def _fetch(names: list[str], root: str) -> None:
             os.makedirs(os.path.join(folder, name))
         with open(os.path.join(folder, "conf"), "w") as file:
             file.write(_APT)
-        _download([_package(name, "apt-get") for name in names], folder)
+        _download(packages, folder, source)
         new = os.path.join(place, "root")
         os.mkdir(new, 0o755)
         archives = os.path.join(folder, "cache/archives")
         for archive in sorted(os.listdir(archives)):
             if archive.endswith(".deb"):
                 _run(Tool(_on_host("dpkg-deb")), ["-x", os.path.join(archives, archive), new])
-        _try(new, names)
+        check(new)
         with open(os.path.join(new, "stamp"), "w") as file:
             state = os.stat(_STATUS)
             file.write(f"{state.st_size} {state.st_mtime_ns}")
         rmtree(root, ignore_errors=True)
         os.rename(new, root)
     except OSError as error:
-        raise Failure(f"cannot fetch {', '.join(names)}: {error}") from None
+        raise Failure(f"cannot fetch {', '.join(packages)}: {error}") from None
     finally:
         rmtree(place, ignore_errors=True)
 
 
-def _download(packages: list[str], folder: str) -> None:
+def _download(packages: list[str], folder: str, source: str) -> None:
     """With the host's lists as they are, else with new ones of our own."""
     apt = Tool(_on_host("apt-get"))
     proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
@@ -261,15 +290,20 @@ def _download(packages: list[str], folder: str) -> None:
     for key, path in _APT_DIRECTORIES.items():
         options += ["-o", f"Dir::{key}={os.path.join(folder, path)}"]
     install = ["--download-only", "--reinstall", "install", *packages]
+    if source:
+        path = os.path.join(folder, "sources")
+        write_file(path, source + "\n")
+        options += ["-o", f"Dir::Etc::SourceList={path}", "-o", "Dir::Etc::SourceParts=-"]
+    else:
+        with suppress(Failure):
+            _run(apt, [*options, "-o", "Dir::State::lists=/var/lib/apt/lists", *install])
+            return
     try:
-        _run(apt, [*options, "-o", "Dir::State::lists=/var/lib/apt/lists", *install])
-    except Failure:
-        try:
-            _run(apt, [*options, "update"])
-            _run(apt, [*options, *install])
-        except Failure as failure:
-            command = f"{_INSTALLERS['apt-get']} {' '.join(packages)}"
-            raise Failure(f"cannot fetch {', '.join(packages)} ({failure}): {command}") from None
+        _run(apt, [*options, "update"])
+        _run(apt, [*options, *install])
+    except Failure as failure:
+        command = f"{_INSTALLERS['apt-get']} {' '.join(packages)}"
+        raise Failure(f"cannot fetch {', '.join(packages)} ({failure}): {command}") from None
 
 
 def _run(tool: Tool, words: list[str], name: str = "", text: str = "") -> str:
