@@ -70,6 +70,9 @@ def home() -> str:
     return os.path.realpath(os.path.join(base, "orbctl-simulator"))
 
 
+_CACHES = "/var/cache"
+
+
 def cache() -> str:
     """Where images, layers and programs lie, for all state directories of a user.
 
@@ -80,8 +83,13 @@ def cache() -> str:
         return os.path.realpath(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
     if not base:
-        base = "/var/cache" if os.geteuid() == 0 else os.path.expanduser("~/.cache")
+        base = _CACHES if os.geteuid() == 0 else os.path.expanduser("~/.cache")
     return os.path.realpath(os.path.join(base, "orbctl-simulator"))
+
+
+def hidden() -> list[str]:
+    """Directories of the host's that no machine may see, if it is made of the host's root."""
+    return [home(), cache(), os.path.join(_CACHES, "orbctl-simulator")]
 
 
 def say(text: str) -> None:

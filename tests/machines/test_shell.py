@@ -91,10 +91,11 @@ def holders(stream: IO[str], but: set[int]) -> list[str]:
     """The processes that hold the other end of a pipe of ours."""
     pipe = os.readlink(f"/proc/self/fd/{stream.fileno()}")
     found = []
-    for fd in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(fd) == pipe and int(fd.parts[2]) not in but:
-                found.append(str(fd))
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            for fd in (process / "fd").iterdir():
+                if os.readlink(fd) == pipe and int(process.name) not in but:
+                    found.append(str(fd))
     return found
 
 

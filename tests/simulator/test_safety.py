@@ -165,7 +165,7 @@ def test_state_folder_outside_private_places(own: Program, orb: Program) -> None
         cache.mkdir(parents=True)
         os.system(f"cp -a {own.env['ORBCTL_SIMULATOR_CACHE']}/. {cache} 2>/dev/null")  # noqa: S605
         assert program("create", "debian", "hidden").code == 0
-        for path in (place / "state", cache):
+        for path in (place / "state", cache, "/var/cache/orbctl-simulator"):
             shown = program("run", "-m", "hidden", "-u", "root", "ls", "-A", str(path))
             assert shown.out == b""
     finally:

@@ -245,12 +245,16 @@ def test_greenlets_of_other_threads_are_interrupted() -> None:
         def work():
             try:
                 with interrupts.interruptible():
-                    say("ready")
                     gevent.sleep(60)
             except interrupts.Interrupted:
                 say("interrupted")
 
-        thread = threading.Thread(target=lambda: gevent.spawn(work).join())
+        def both():
+            worker = gevent.spawn(work)
+            gevent.spawn_later(0.5, say, "ready")  # once all are asleep
+            worker.join()
+
+        thread = threading.Thread(target=both)
         thread.start()
         try:
             gevent.sleep(60)
