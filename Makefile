@@ -21,7 +21,7 @@ endif
 override PIP = https://files.pythonhosted.org/packages/44/3c/d717024885424591d5376220b5e836c2d5293ce2011523c9de23ff7bf068/pip-25.3-py3-none-any.whl
 
 .NOTPARALLEL:
-.PHONY: help demo unit test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean
+.PHONY: help demo unit test thorough boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,7 @@ help: ## show this list
 demo: ## render the template into ./demo and deploy it to a machine, twice
 unit: ## run the quick tests that need no machine (under half a minute)
 test: ## run the test suite (about twenty minutes)
+thorough: ## test the connector in all combinations of shells, users and transports (about nine minutes)
 boot: ## test machines that boot, and their network (about five minutes)
 hosts: ## test how runs end, and what differs between hosts (about seven minutes)
 template: ## test every combination of the template's answers (under fifteen minutes)
@@ -45,7 +46,7 @@ release-check: ## check all that a release needs (ITEM=NAME: one item of it)
 release: ## make a version ready to be pushed (VERSION=1.2.3)
 clean: ## delete everything these targets made, machines included
 
-demo unit test boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release: .cache/nox/bin/nox
+demo unit test thorough boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release: .cache/nox/bin/nox
 	@exec .cache/nox/bin/python -m nox --session $@
 
 # Where nothing was made, there is nothing to end. What nox itself runs in goes last.

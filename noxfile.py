@@ -49,7 +49,7 @@ PREDECESSOR = "0.11.0"
 #: Tests wait for machines and clocks, so more run than there are processors.
 WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 2)
 #: Markers of the tests that have a target of their own.
-SLOW = ("boot", "docs", "hosts", "release", "template")
+SLOW = ("boot", "docs", "hosts", "release", "template", "thorough")
 #: What a session does.
 Body = Callable[[nox.Session], None]
 
@@ -115,7 +115,15 @@ def test(session: nox.Session) -> None:
     marked = " and ".join(f"not {marker}" for marker in SLOW)
     content = measure.tested(ROOT)
     pytest("tests", "-m", marked, "-n", WORKERS, "--dist", "loadfile")
-    measure.note_passed(ROOT, content)
+    measure.note_passed(ROOT, "test", content)
+
+
+@target("test")
+def thorough(session: nox.Session) -> None:
+    """Run the connector's suite in all its combinations."""
+    content = measure.tested(ROOT)
+    pytest("tests", "-m", "thorough", "-n", WORKERS, "--dist", "loadfile")
+    measure.note_passed(ROOT, "thorough", content)
 
 
 @target("test")

@@ -25,8 +25,9 @@ import ending
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(".cache", "coverage")
 RESULT = CACHE / "result.json"
-#: What `make test` leaves: the content for which it passed.
-PASSED = Path(".cache", "tests-passed")
+#: These targets leave the content for which they passed, in files of their names.
+PASSED = Path(".cache", "passed")
+TARGETS = ("test", "thorough")
 #: What is measured does this; it lies in CACHE while that goes on.
 PROGRAM = "reached.py"
 #: Percent of the lines of src/.
@@ -88,16 +89,17 @@ def _tree(root: Path, released: bool) -> str:
         return git("write-tree")
 
 
-def note_passed(root: Path, content: str) -> None:
-    """Write down that the tests passed for some content."""
-    (root / PASSED).parent.mkdir(exist_ok=True)
-    (root / PASSED).write_text(content)
+def note_passed(root: Path, target: str, content: str) -> None:
+    """Write down that the tests of a target passed for some content."""
+    (root / PASSED).mkdir(parents=True, exist_ok=True)
+    (root / PASSED / target).write_text(content)
 
 
 def have_passed(root: Path) -> bool:
     """Whether the tests passed for just this content."""
-    path = root / PASSED
-    return path.exists() and path.read_text() == tested(root) != ""
+    notes = [root / PASSED / target for target in TARGETS]
+    content = tested(root)
+    return content != "" and all(note.exists() and note.read_text() == content for note in notes)
 
 
 def recorded(root: Path) -> dict[str, Any] | None:

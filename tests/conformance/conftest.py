@@ -34,6 +34,8 @@ WAYS = (*TRANSPORTS, "container-spawn")
 #: Both places, for what breaks before any command.
 PLACES = ("session", "container")
 
+FOLDER = Path(__file__).parent
+
 # What the suite needs in a machine, beside a bare Debian or Ubuntu.
 SETUP = r"""
 set -e
@@ -365,8 +367,16 @@ def one(_shared: dict[str, Remote], shared_machine: str) -> Remote:
     return shared_remote(_shared, shared_machine, "session")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what makes no sense in a container and, but for a report, what takes long there."""
+    """Leave out what makes no sense in a container and, but for a report, what takes long there.
+
+    Of the rest, `make test` takes what is marked ``smoke``, and `make thorough` everything else.
+    """
+    here = [item for item in items if FOLDER in item.path.parents]
+    for item in here:
+        if not item.get_closest_marker("smoke"):
+            item.add_marker("thorough")
     kept, left = [], []
     wanted: set[str] | None = CONTAINERS_BRIEFLY
     if config.getoption("--conformance-report"):

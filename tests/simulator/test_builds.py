@@ -14,6 +14,8 @@ from tests.contract.program import Program
 from tests.simulator.conftest import make_program, mounts_of, processes_of
 from tests.simulator.test_images import all_commands, left
 
+pytestmark = pytest.mark.boot
+
 DISTRO, VERSION, _ = images.release()
 ARCH = images.host_arch()
 

@@ -23,6 +23,7 @@ FILLED = {
 }
 
 
+@pytest.mark.template
 @pytest.mark.usefixtures("client")
 def test_default_project_passes_its_own_tests(render: Render) -> None:
     project = render()

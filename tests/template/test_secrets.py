@@ -23,6 +23,9 @@ SECRET = "correct-horse"
 COMMAND = [str(Path(sys.executable).with_name("pyinfra-orbstack"))]
 
 
+pytestmark = pytest.mark.template
+
+
 @pytest.fixture(scope="module")
 def names(machines: Machines) -> list[str]:
     return [machines.create(), machines.create()]

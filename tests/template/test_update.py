@@ -389,6 +389,7 @@ def without_docker(repository: Path) -> None:
 CONTAINERS = ["compose.yaml", "deploy_containers.py", "tests/test_containers.py"]
 
 
+@pytest.mark.template
 @pytest.mark.parametrize("edits", [nothing, edit])
 def test_update_that_brings_the_question_about_containers(
     render: Render,
