@@ -192,3 +192,10 @@ def test_no_release_without_a_section(render: Render, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"CHANGELOG.md says nothing about 9\.9\.9"):
         release_on_github(project, gh, "v9.9.9")
     assert [words[1] for words, _ in gh.asked()] == ["view"]
+
+
+@pytest.mark.parametrize("folder", ["", "template"], ids=["ours", "rendered"])
+def test_a_change_passes_when_every_job_has(folder: str) -> None:
+    """Protected branches ask for one job, which needs all others."""
+    found = jobs(ROOT / folder / ".github/workflows/ci.yml")
+    assert set(found["passed"]["needs"]) == {*found} - {"passed"}
