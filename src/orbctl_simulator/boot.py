@@ -15,7 +15,7 @@ from .state import (
     Failure,
     Machine,
     Transition,
-    hidden,
+    cache,
     home,
     python,
     rpc,
@@ -45,7 +45,7 @@ class Boot:
         self._own_uptime = os.environ.get("ORBCTL_SIMULATOR_UPTIME") == "own"
         lower = machine.lower
         arguments = ["create" if create else "start", str(len(lower)), *lower]
-        arguments += [*hidden(), *_shared(machine)]
+        arguments += [home(), cache(), *_shared(machine)]
         secret = readable(password)
         control, self._control = os.pipe()
         status, report = os.pipe()

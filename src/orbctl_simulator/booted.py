@@ -11,7 +11,7 @@ import time
 
 from . import cgroups
 from .runstate import RUNNING, STARTING, STOPPED, STOPPING, RunState, state
-from .state import FILES, Failure, Machine, hidden, python, rpc
+from .state import FILES, Failure, Machine, cache, home, python, rpc
 
 _CHECK = 0.02
 _PATIENCE = 10.0  # seconds until a supervisor counts as hanging
@@ -78,7 +78,7 @@ class Start:
 
     def _boot(self, lowers: list[str], shares: list[str], how: str) -> None:
         clock = os.environ.get("ORBCTL_SIMULATOR_UPTIME") or "own"
-        plan = [how, FILES, *hidden(), str(len(lowers)), *lowers, *shares]
+        plan = [how, FILES, home(), cache(), str(len(lowers)), *lowers, *shares]
         text = "".join(f"{word}\0" for word in (clock, *_timeouts(), *plan)) + "\0"
         try:  # noqa: SIM105 contextlib is slow to import
             os.write(self._control, text.encode(errors="surrogateescape"))

@@ -59,9 +59,7 @@ class Plan:
         self.is_first_boot = False
         #: What its clock shows when it boots; without a value it is the host's.
         self.clock: float | None = None
-        how, self.files, self.state, self.cache, system, count, *rest = words
-        #: Directories of the host's that no machine may see, if its image is the host's root.
-        self.hidden = self.state, self.cache, system
+        how, self.files, self.state, self.cache, count, *rest = words
         #: Whether its files have never been set up.
         self.is_new = how == "create"
         #: Root file systems, the uppermost first.
@@ -77,3 +75,8 @@ class Plan:
     def has_cloud_init(self) -> bool:
         """Whether it is up before its init has finished, as cloud-init may take long or fail."""
         return self.fields.get("cloud_init") == "true"
+
+    @property
+    def hidden(self) -> tuple[str, str]:
+        """Directories of the host's that no machine may see, if its image is the host's root."""
+        return self.state, self.cache

@@ -61,7 +61,7 @@ def main() -> None:
     status, secret = map(int, sys.argv[2:4])
     how, count, *paths = sys.argv[4:]
     lower, rest = paths[: int(count)], paths[int(count) :]
-    hidden, shares = rest[:3], list(zip(rest[3::2], rest[4::2]))
+    hidden, shares = rest[:2], list(zip(rest[2::2], rest[3::2]))
     os.setsid()  # no signal of the machine's to its own session is one to our parent
     close_all_but(status, secret)
     hide_from_others()

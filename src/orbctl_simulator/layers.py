@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import stat
 
 from . import parts, store, stored
 from .account import Account
 from .boot import Boot
 from .door import Door, exit_code
 from .packages import wait_for_packages
-from .state import FILES, Failure, Lock, Machine, cache, say, shown
+from .state import FILES, SYSTEM_CACHE, Failure, Lock, Machine, cache, say, shown
 from .sweeping import LOCK, NEW
 from .things import LAYER, OPAQUE, copy
 from .trees import Descent, folder, remove
@@ -220,10 +221,14 @@ def seed(machine: Machine, user_data: bytes | None = None) -> None:
 
 
 def hide_private(machine: Machine) -> None:
-    """Let none of the host's own ``/root`` and ``/home`` show through, whatever the layer has."""
+    """Let none of the host's own ``/root`` and ``/home`` show through, whatever the layer has.
+
+    Nor root's cache. What a user keeps elsewhere is hidden by mounts, which can be seen.
+    """
     if machine.base != "/":
         return
     with folder(machine.upper) as layer:
+        _remove_cache(machine, layer)
         for name, mode in (("root", 0o700), ("home", 0o755)):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=layer)
@@ -242,3 +247,25 @@ def hide_private(machine: Machine) -> None:
                 ) from None
             finally:
                 os.close(fd)
+
+
+def _remove_cache(machine: Machine, layer: int) -> None:
+    """As if the machine's root had removed it."""
+    *folders, name = SYSTEM_CACHE.strip("/").split("/")
+    if os.path.realpath(SYSTEM_CACHE) != SYSTEM_CACHE:
+        return
+    place = os.dup(layer)
+    try:
+        for folder_name in folders:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder_name, 0o755, dir_fd=place)
+                if machine.boots:
+                    stored.give_to_root(folder_name, place)
+            inner = os.open(folder_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+            os.close(place)
+            place = inner
+        os.mknod(name, stat.S_IFCHR, dir_fd=place)
+    except OSError:
+        pass  # the machine has something else there
+    finally:
+        os.close(place)

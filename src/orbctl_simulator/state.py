@@ -70,7 +70,8 @@ def home() -> str:
     return os.path.realpath(os.path.join(base, "orbctl-simulator"))
 
 
-_CACHES = "/var/cache"
+#: Root's, unless it says otherwise.
+SYSTEM_CACHE = "/var/cache/orbctl-simulator"
 
 
 def cache() -> str:
@@ -82,14 +83,10 @@ def cache() -> str:
     if explicit:
         return os.path.realpath(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
-        base = _CACHES if os.geteuid() == 0 else os.path.expanduser("~/.cache")
+    if not base and os.geteuid() == 0:
+        return os.path.realpath(SYSTEM_CACHE)
+    base = base or os.path.expanduser("~/.cache")
     return os.path.realpath(os.path.join(base, "orbctl-simulator"))
-
-
-def hidden() -> list[str]:
-    """Directories of the host's that no machine may see, if it is made of the host's root."""
-    return [home(), cache(), os.path.join(_CACHES, "orbctl-simulator")]
 
 
 def say(text: str) -> None:

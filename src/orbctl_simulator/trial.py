@@ -63,7 +63,7 @@ def _reason(ident: str, place: str) -> str:
     if pid == 0:
         os.close(control)
         os.chdir(place)
-        plan = Plan(ident, ["start", ".", place, place, place, "1", os.path.join(place, "lower")])
+        plan = Plan(ident, ["start", ".", place, place, "1", os.path.join(place, "lower")])
         plan.fields = {"name": "trial"}
         plan.first_id = first
         Builder(plan, report, orders, spaces).run()
