@@ -49,7 +49,7 @@ PREDECESSOR = "0.11.0"
 #: Tests wait for machines and clocks, so more run than there are processors.
 WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 2)
 #: Markers of the tests that have a target of their own.
-SLOW = ("boot", "docs", "hosts", "release", "template", "thorough")
+SLOW = ("boot", "docs", "hosts", "long", "release", "template", "thorough")
 #: What a session does.
 Body = Callable[[nox.Session], None]
 
@@ -120,9 +120,9 @@ def test(session: nox.Session) -> None:
 
 @target("test")
 def thorough(session: nox.Session) -> None:
-    """Run the connector's suite in all its combinations."""
+    """Run the connector's suite in all its combinations, and what takes long for other reasons."""
     content = measure.tested(ROOT)
-    pytest("tests", "-m", "thorough", "-n", WORKERS, "--dist", "loadfile")
+    pytest("tests", "-m", "thorough or long", "-n", WORKERS, "--dist", "loadfile")
     measure.note_passed(ROOT, "thorough", content)
 
 

@@ -80,6 +80,7 @@ def combinations(
     return zip(SHELLS, itertools.cycle(users))
 
 
+@pytest.mark.thorough
 @pytest.mark.smoke
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_F9_every_wrapper_and_shell(

@@ -481,6 +481,7 @@ def test_another_image_or_architecture_than_asked_for_is_told(
     assert f"{prefix}its arch is amd64, not arm64" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 def test_ended_at_any_moment(

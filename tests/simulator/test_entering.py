@@ -56,6 +56,7 @@ def canary(tmp_path: Path) -> Iterator[int]:
     assert (tmp_path / "canary").read_text() == "original"
 
 
+@pytest.mark.long
 def test_nothing_of_a_call_is_seen(
     orb: Program, victim: str, canary: int, tmp_path: Path, home: Path
 ) -> None:
@@ -338,6 +339,7 @@ def test_delete_after_a_start_that_was_killed(own: Program, tmp_path: Path) -> N
         assert processes_of(tmp_path / "state") == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_machine_that_does_not_stand_still(
     orb: Program, made: Made, victim: str, number: int

@@ -490,6 +490,7 @@ def large(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return archive(root, place / "root.tar.xz", **level).read_bytes()
 
 
+@pytest.mark.long
 def test_killed_at_any_point(
     users: list[Program], mirror: Mirror, cache: Path, large: bytes
 ) -> None:

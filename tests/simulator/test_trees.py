@@ -198,6 +198,7 @@ def test_copy_into_itself(tmp_path: Path) -> None:
 # Machines --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("root_only")
 def test_deep_machine(own: Program, tmp_path: Path) -> None:
     """It is listed, cloned, copied from and deleted, and others are made then."""

@@ -272,6 +272,7 @@ def test_marks_of_a_container(
     assert not {".dockerenv", "policy-rc.d", "machine-id"} & set(shown)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("zstd"), reason="needs zstd to make the archive")
 def test_archive_that_fills_a_disk(
     tmp_path: Path, pull: Callable[[bytes], Answer], cache: Path

@@ -150,6 +150,7 @@ def test_every_workflow_that_runs_uv_is_locked() -> None:
             assert workflow.get("env", {}).get("UV_LOCKED") == "1", path.name
 
 
+@pytest.mark.template
 @pytest.mark.usefixtures("index")
 def test_in_a_larger_repository_it_is_committed_there(template: Path, tmp_path: Path) -> None:
     """By the same words, without `git init`."""

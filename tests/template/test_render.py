@@ -72,6 +72,7 @@ web = [""",
         project.check_tests(*named)
 
 
+@pytest.mark.template
 @pytest.mark.usefixtures("client")
 def test_project_with_containers_passes_its_own_tests(render: Render, small_image: str) -> None:
     project = render(docker=True)

@@ -282,6 +282,7 @@ def test_answers_in_another_file(
     assert f"`{name}` records" in project.text("docs/updating.md")
 
 
+@pytest.mark.template
 def test_the_page_does_what_it_tells(
     render: Render, repository: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:

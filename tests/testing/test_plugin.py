@@ -196,6 +196,7 @@ def test_unknown_image_is_a_reason_to_skip(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*no machines: nosuchdistro:1: *"])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 def test_kept_machines_stay_until_the_next_run(pytester: pytest.Pytester, client: Orbctl) -> None:
     pytester.makepyfile("def test(orbstack_machine): pass")
@@ -233,6 +234,7 @@ def start(pytester: pytest.Pytester, *options: str) -> subprocess.Popen[bytes]:
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     ("number", "whom", "options"),
@@ -309,6 +311,7 @@ def test_handlers_are_given_back(pytester: pytest.Pytester) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 def test_a_killed_run_is_swept_by_the_next_and_nothing_else_is(
     pytester: pytest.Pytester, client: Orbctl
@@ -347,6 +350,7 @@ def test_a_run_that_is_still_going_is_not_swept(pytester: pytest.Pytester, clien
     assert names(client) == before
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_ends_while_it_makes_a_machine_leaves_none(
