@@ -18,6 +18,7 @@ from .state import (
     cache,
     home,
     python,
+    readable,
     rpc,
     start_time,
     write_file,
@@ -149,15 +150,6 @@ class Boot:
         trace: TracebackType | None,
     ) -> None:
         self.abandon()
-
-
-def readable(secret: str) -> int:
-    """A file that a secret can be read from, once, and by nobody who does not have it."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with open(writer, "wb") as file:
-        file.write(secret.encode(errors="surrogateescape"))
-    return reader
 
 
 def note(machine: Machine, text: str) -> None:

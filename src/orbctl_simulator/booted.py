@@ -11,7 +11,7 @@ import time
 
 from . import cgroups
 from .runstate import RUNNING, STARTING, STOPPED, STOPPING, RunState, state
-from .state import FILES, Failure, Machine, cache, home, python, rpc
+from .state import FILES, Failure, Machine, cache, home, python, readable, rpc
 
 _CHECK = 0.02
 _PATIENCE = 10.0  # seconds until a supervisor counts as hanging
@@ -38,26 +38,25 @@ class Start:
         self, machine: Machine, shares: list[str], create: bool = False, password: str = ""
     ) -> None:
         self._machine = machine
-        self._start_supervisor()
+        self._start_supervisor(password)
         try:
             self._boot(machine.lower, shares, "create" if create else "start")
-            if password:
-                self._set_password(password)
         except BaseException:
             self.__exit__()
             raise
 
-    def _start_supervisor(self) -> None:
+    def _start_supervisor(self, password: str) -> None:
         waits, self._control = os.pipe()
         self._status, report = os.pipe()
+        secret = readable(password)
         child = os.fork()
         if child == 0:
-            self._become_supervisor(waits, report)
-        os.close(waits)
-        os.close(report)
+            self._become_supervisor(waits, report, secret)
+        for fd in (waits, report, secret):
+            os.close(fd)
         os.waitpid(child, 0)
 
-    def _become_supervisor(self, control: int, report: int) -> None:
+    def _become_supervisor(self, control: int, report: int, secret: int) -> None:
         """Fork once more, so that nobody has to wait for the supervisor."""
         try:
             os.setsid()
@@ -67,9 +66,9 @@ class Start:
             null = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
-            for fd in (control, report):
+            for fd in (control, report, secret):
                 os.set_inheritable(fd, True)
-            words = [self._machine.path, str(control), str(report)]
+            words = [self._machine.path, str(control), str(report), str(secret)]
             os.execve(sys.executable, python("supervisor", *words), {})
         except BaseException as error:
             os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
@@ -88,27 +87,6 @@ class Start:
             word, _, reason = file.readline().rstrip("\n").partition(" ")
         if word != "up":
             raise Failure(reason or "setup: the machine's supervisor was killed")
-
-    def _set_password(self, password: str) -> None:
-        """With the machine's own program."""
-        from .account import Account
-        from .boot import readable
-        from .bootdoor import BootedDoor
-
-        door = BootedDoor(self._machine)
-        null = door.open_device("dev/null", (1, 3))
-        lines = (f"{name}:{password}\n" for name in (self._machine.user, "root"))
-        secret = readable("".join(lines))
-
-        def work() -> int:
-            root = Account("root")
-            return door.carry_out(root, ["chpasswd"], root.environment())
-
-        pid = door.fork(work, streams={0: secret, 1: null, 2: null})
-        os.close(secret)
-        os.close(null)
-        if os.waitpid(pid, 0)[1] != 0:
-            raise Failure("cannot set the password")
 
     def commit(self) -> None:
         os.write(self._control, b"!")

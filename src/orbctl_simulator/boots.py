@@ -35,7 +35,7 @@ class Boot:
     the network, with ``joined`` and ``named``. Both may report ``error TEXT``.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, secret: int) -> None:
         self.init = self.pidfd = self.socket = self.bare = -1
         self.console: Console | None = None
         self.error, self.status, self.is_released = "", -1, False
@@ -51,9 +51,9 @@ class Boot:
         except OSError as error:
             self.error = str(error)
         else:
-            self._start_helpers(spaces)
+            self._start_helpers(spaces, secret)
 
-    def _start_helpers(self, spaces: tuple[int, int]) -> None:
+    def _start_helpers(self, spaces: tuple[int, int], secret: int) -> None:
         self._building, report = os.pipe()
         connecting, joined = os.pipe()
         orders, self._orders = os.pipe()
@@ -61,7 +61,7 @@ class Boot:
         if self._helpers[0] == 0:
             os.close(joined)
             os.close(self._orders)
-            Builder(self._plan, report, orders, spaces).run()
+            Builder(self._plan, report, orders, spaces, secret).run()
         self._helpers.append(os.fork())
         if self._helpers[1] == 0:
             os.close(report)

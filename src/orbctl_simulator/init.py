@@ -19,7 +19,6 @@ import sys
 import time
 
 from . import guest
-from .account import Account
 from .linux import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -117,41 +116,15 @@ def _build(
         os.dup2(null, fd)
     os.close(null)
     refuse_calls()
-    _set_password(fields["user"], secret)
+    guest.set_password(fields["user"], secret, _limit)
     _share(shares, sources)
     let_kernel_reap()
     drop_capabilities()
 
 
-def _set_password(user: str, secret: int) -> None:
-    """With the machine's own program, while nothing that it could write is the host's."""
-    password = os.read(secret, 1 << 16)
-    os.close(secret)
-    if not password:
-        return
-    reader, writer = os.pipe()
-    for name in (user, "root"):
-        os.write(writer, name.encode() + b":" + password + b"\n")
-    os.close(writer)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.dup2(reader, 0)
-            close_all_but()
-            drop_capabilities()
-            root = Account("root")
-            env = root.environment()
-            root.become()
-            for folder in env["PATH"].split(":"):
-                try:  # noqa: SIM105 contextlib is slow to load
-                    os.execve(f"{folder}/chpasswd", ["chpasswd"], env)
-                except OSError:
-                    pass
-        finally:
-            os._exit(127)
-    os.close(reader)
-    if os.waitpid(pid, 0)[1] != 0:
-        raise OSError("cannot set the password")
+def _limit() -> None:
+    close_all_but()
+    drop_capabilities()
 
 
 def _host_resolver() -> str:

@@ -46,6 +46,15 @@ def python(module: str, *words: str) -> list[str]:
     return [sys.executable, flags, "-c", program, *words]
 
 
+def readable(secret: str) -> int:
+    """A file that a secret can be read from, once, and by nobody who does not have it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(writer, "wb") as file:
+        file.write(secret.encode(errors="surrogateescape"))
+    return reader
+
+
 def why(error: OSError) -> str:
     return error.strerror or str(error)
 

@@ -33,13 +33,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    path, control, status = sys.argv[1], *map(int, sys.argv[2:])
-    close_all_but(control, status)
+    path, control, status, secret = sys.argv[1], *map(int, sys.argv[2:])
+    close_all_but(control, status, secret)
+    for fd in (control, status, secret):
+        os.set_inheritable(fd, False)
     hide_from_others()
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)
     words = _read_words(control)
     if words:
-        Supervisor(os.path.basename(path), control, status, words).run()
+        Supervisor(os.path.basename(path), control, status, secret, words).run()
 
 
 def _read_words(control: int) -> list[str]:
@@ -64,11 +66,14 @@ class Supervisor:
     """Supervises one machine over all its boots.
 
     `control` stays open while the command that starts the machine runs; ``!`` from it means that
-    the machine may outlive it. `status` gets ``up`` or ``error TEXT``.
+    the machine may outlive it. `status` gets ``up`` or ``error TEXT``. From `secret`, the first
+    boot reads the users' password, if they are to have one.
     """
 
-    def __init__(self, ident: str, control: int, status: int, words: list[str]) -> None:
-        self._control, self._status = control, status
+    def __init__(
+        self, ident: str, control: int, status: int, secret: int, words: list[str]
+    ) -> None:
+        self._control, self._status, self._secret = control, status, secret
         clock, boot_time, stop_time, *rest = words
         self._boot_time, self._stop_time = float(boot_time), float(stop_time)
         self._plan = Plan(ident, rest)
@@ -102,7 +107,10 @@ class Supervisor:
             self._plan.clock = self._state.boots % 30 / 20
         self._record(STARTING)
         self._deadline = time.monotonic() + self._boot_time
-        boot = Boot(self._plan)
+        boot = Boot(self._plan, self._secret)
+        if self._secret >= 0:
+            os.close(self._secret)
+            self._secret = -1
         while not self._wait(boot):
             pass
         boot.finish()

@@ -16,7 +16,7 @@ import ctypes
 import os
 import select
 
-from . import cgroups, guestfiles, userns
+from . import cgroups, guest, guestfiles, userns
 from .linux import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -107,9 +107,12 @@ class Builder:
     `spaces` are the machine's user namespace and that of its network.
     """
 
-    def __init__(self, plan: Plan, report: int, orders: int, spaces: tuple[int, int]) -> None:
+    def __init__(
+        self, plan: Plan, report: int, orders: int, spaces: tuple[int, int], secret: int = -1
+    ) -> None:
         self._plan, self._report, self._orders = plan, report, orders
         self._own, self._network = spaces
+        self._secret = secret
         self._first = plan.first_id
 
     def run(self) -> NoReturn:
@@ -310,6 +313,8 @@ class Builder:
         root = os.open("/", os.O_PATH | os.O_DIRECTORY)
         _change_root(self._bare)
         guestfiles.set_up(self._plan, files.pop("/etc/resolv.conf", ""))
+        if self._secret >= 0:
+            guest.set_password(self._plan.fields["user"], self._secret)
         _change_root(root)
         guestfiles.replace(files)
 

@@ -12,6 +12,7 @@ import pytest
 
 from orbctl_simulator import userns
 from tests.simulator.conftest import (
+    IMAGE,
     WITH_CHILD,
     Booted,
     control_groups,
@@ -332,6 +333,26 @@ def test_setting_up_writes_to_nothing_that_is_shared(
     assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
     assert booted("delete", name).code == 0
     assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
+
+
+def test_password(booted: Booted, tmp_path: Path) -> None:
+    """It is the machine's own, whatever is mounted over its files."""
+    for name in ("passwd", "shadow", "group"):
+        (tmp_path / name).write_text("root:*:0:0::/root:/bin/sh\nme:*:501:501::/:/bin/sh\n")
+    files = [*tmp_path.iterdir()]
+    before = [(path.read_text(), path.stat().st_mtime_ns) for path in files]
+    flags = ("--isolated", "-u", "me", "--set-password", IMAGE)
+    assert booted("create", *flags, "plain", stdin=b"secret\n").code == 0
+    words = ("create", "--mount", f"{tmp_path}:/etc", *flags, "shared")
+    env = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "2"}  # with no units in /etc, it never says it is up
+    assert booted(*words, stdin=b"secret\n", env=env).code == 0
+    assert [(path.read_text(), path.stat().st_mtime_ns) for path in files] == before
+    script = "grep -c '^me:.y.' /etc/shadow; grep -c '^root:.y.' /etc/shadow"
+    assert booted.root_in("plain", script).text == "1\n1\n"
+    for pid in booted.pids("plain"):
+        for file in ("cmdline", "environ"):
+            assert b"secret" not in Path(f"/proc/{pid}/{file}").read_bytes()
+    assert booted("delete", "shared", "plain").code == 0
 
 
 @pytest.mark.parametrize("kind", ["busybox", "script"])
