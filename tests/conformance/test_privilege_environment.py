@@ -471,6 +471,19 @@ def test_Y2_sudo_within_a_command(remote: Remote) -> None:
         assert [line.strip() for line in ran.out] == ["typed$"]
 
 
+# As the `cat` of Ubuntu 26.04 does, with the number of the call on this kernel.
+SPLICE = """case $(uname -m) in x86_64) n=275 ;; *) n=76 ;; esac
+perl -e 'pipe(R, W);
+while (($n = syscall($ARGV[0] + 0, 0, 0, fileno(W), 0, 65536, 0)) > 0) {
+sysread(R, $b, $n); syswrite(STDOUT, $b) }' $n"""
+
+
+@pytest.mark.parametrize("transport", PLACES)
+def test_Y2_what_is_typed_is_spliced(remote: Remote) -> None:
+    ran = remote.run(f"sleep 1; {SPLICE}", _stdin="typed", _get_pty=True, _timeout=25)
+    assert [line.strip() for line in ran.out][-1] == "typed"
+
+
 @pytest.mark.parametrize("transport", PLACES)
 def test_Y2_odd_texts(remote: Remote) -> None:
     for word in ('it\'s "$HOME"', "a\tb\x03\x04\x1bc", "日本 🦀", "\\041", "x" * 100_000):

@@ -8,9 +8,10 @@
 orb_reading() {
   exec 2>/dev/null
   case $(uname -m) in
-    x86_64) orb_read=0 orb_poll=' 7 23 232 270 271 281 441 ' ;;
-    aarch64 | riscv64) orb_read=63 orb_poll=' 22 72 73 441 ' ;;
-    *) orb_read=3 orb_poll=' ' ;;
+    # Of read, readv and splice, with which the `cat` of Ubuntu 26.04 reads; then of what waits.
+    x86_64) orb_read=' 0 19 275 ' orb_poll=' 7 23 232 270 271 281 441 ' ;;
+    aarch64 | riscv64) orb_read=' 63 65 76 ' orb_poll=' 22 72 73 441 ' ;;
+    *) orb_read=' 3 145 ' orb_poll=' ' ;;
   esac
   orb_self=$(id -u)
   orb_ids "$1"
@@ -35,12 +36,12 @@ orb_reading() {
 # terminal as its stdin; or lets nobody see what it does.
 orb_look() {
   if IFS=' ' read -r orb_call orb_fd _ <"/proc/$1/syscall"; then
-    if [ "$orb_call" = "$orb_read" ]; then
-      [ ! -c "/proc/$1/fd/$((orb_fd))" ] || orb_reads=yes
-    else
-      case $orb_poll in *" $orb_call "*) ;; *) return ;; esac
-      [ ! -c "/proc/$1/fd/0" ] || orb_leaf "$1" 40
-    fi
+    case $orb_read in
+      *" $orb_call "*) [ ! -c "/proc/$1/fd/$((orb_fd))" ] || orb_reads=yes ;;
+    esac
+    case $orb_poll in
+      *" $orb_call "*) [ ! -c "/proc/$1/fd/0" ] || orb_leaf "$1" 40 ;;
+    esac
   elif IFS= read -r orb_call <"/proc/$1/wchan" && [ "$orb_call" != 0 ]; then
     # Some systems show the call to debuggers alone.
     case $orb_call in wait_woken | n_tty_read) ;; *) return ;; esac
