@@ -45,7 +45,7 @@ class Boot:
         self._quiet_checks = 0
         self._reports: dict[int, bytes] = {}
         self._helpers: list[int] = []
-        self._building = self._orders = -1
+        self._building = self._orders = self._connector = -1
         try:
             spaces = userns.of_machine(plan.first_id)
         except OSError as error:
@@ -62,10 +62,11 @@ class Boot:
             os.close(joined)
             os.close(self._orders)
             Builder(self._plan, report, orders, spaces, secret).run()
-        self._helpers.append(os.fork())
-        if self._helpers[1] == 0:
+        self._connector = os.fork()
+        if self._connector == 0:
             os.close(report)
             connect(self._plan, spaces[1], joined, self._orders)
+        self._helpers.append(self._connector)
         for fd in (report, joined, orders, *spaces):
             os.close(fd)
         self._reports = {self._building: b"", connecting: b""}
@@ -92,6 +93,9 @@ class Boot:
             self._reports[report] = rest
         else:
             os.close(report)
+            if report != self._building:
+                os.waitpid(self._connector, 0)
+                self._helpers.remove(self._connector)
         for line in lines:
             word, _, text = line.decode(errors="surrogateescape").partition(" ")
             if word == "init":

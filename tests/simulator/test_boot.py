@@ -42,6 +42,13 @@ def test_is_up_when_create_returns(booted: Booted) -> None:
     assert booted.root_in(name, "readlink /proc/1/exe").text.strip().endswith("/systemd")
 
 
+def test_processes_on_the_host(booted: Booted, own_box: str) -> None:
+    """A machine has its supervisor, with its init as the only child."""
+    init, supervisor = booted.pids(own_box)
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+    wait_for(lambda: children.read_text().split() == [str(init)])
+
+
 @pytest.mark.parametrize(
     ("command", "shows"),
     [
