@@ -99,9 +99,6 @@ def find(distro: str, version: str, arch: str, host: tuple[str, str]) -> Archive
     known = _DISTROS.get(distro)
     if known is None:
         raise Failure(f"no tool here makes a root of {distro}")
-    trusted = tools.ensure_file(known.package, known.keyring_path, _vouching())
-    if not re.fullmatch(r"[\w./+-]+", trusted):  # as an option of a source of packages, it has to
-        raise Failure(f"{known.keyring_path} is not here: install {known.package}")
     mirror, security = known.mirror, known.security
     if known.ports and arch not in ("amd64", "i386"):
         mirror = security = known.ports
@@ -112,6 +109,9 @@ def find(distro: str, version: str, arch: str, host: tuple[str, str]) -> Archive
     web.reach(mirror)
     if not web.exists(f"{mirror}/dists/{suite}/InRelease"):
         raise web.Missing(f"{web.shown(mirror)} has no {suite}")
+    trusted = tools.ensure_file(known.package, known.keyring_path, _vouching())
+    if not re.fullmatch(r"[\w./+-]+", trusted):  # as an option of a source of packages, it has to
+        raise Failure(f"{known.keyring_path} is not here: install {known.package}")
     lines = [f"deb {mirror} {suite} {known.components}"]
     for suffix in known.suffixes:
         place = security if suffix == "-security" else mirror
