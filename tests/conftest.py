@@ -46,14 +46,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """By file, since the tests of one file share machines; there the conformance suite's are all
-    the run's, and its files take long, so these go by function."""
+    """By file, since the tests of one file share machines. Those of the conformance suite share
+    some that take long to make: the few of `make test` go to one worker, all of them by function.
+    """
     from xdist.scheduler import LoadFileScheduling
+
+    few = "not thorough" in config.getoption("markexpr")
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            by_function = nodeid.startswith("tests/conformance/")
-            return nodeid.partition("[")[0] if by_function else nodeid.partition("::")[0]
+            if nodeid.startswith("tests/conformance/"):
+                return "tests/conformance" if few else nodeid.partition("[")[0]
+            return nodeid.partition("::")[0]
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 

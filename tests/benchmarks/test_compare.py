@@ -16,6 +16,7 @@ from benchmarks import report
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="it makes machines of the simulator")
 def test_one_round(client: Any, simulated: bool, tmp_path: Path) -> None:
     data = tmp_path / "data.json"

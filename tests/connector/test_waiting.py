@@ -176,6 +176,7 @@ def ssh_host(machines: Any, client: Orbctl, simulated: bool, tmp_path: Path) -> 
     client.stop(name)
 
 
+@pytest.mark.long
 def test_a_machine_beside_an_ssh_host(
     machines: Any, ssh_host: int, tmp_path: Path, pyinfra: Run
 ) -> None:

@@ -55,6 +55,7 @@ class Page:
         return done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.smoke
 def test_machines_page_runs_as_it_stands(
     client: orbctl.Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -137,6 +137,7 @@ def test_workers_share_one_base(pytester: pytest.Pytester) -> None:
     assert len({path.read_text() for path in pytester.path.glob("bases-*")}) == 1
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 def test_workers_with_simulators_of_their_own_share_nothing(
     pytester: pytest.Pytester, client: Orbctl
