@@ -29,10 +29,10 @@ help: ## show this list
 demo: ## render the template into ./demo and deploy it to a machine, twice
 unit: ## run the quick tests that need no machine (under half a minute)
 test: ## run the test suite, but for what is slow (about seven minutes)
-thorough: ## test all combinations of shells, users and transports, and races (about nine minutes)
-boot: ## test machines that boot, and their network (about five minutes)
+thorough: ## test all combinations of shells, users and transports, and races (about six minutes)
+boot: ## test machines that boot, and their network (about seven minutes)
 hosts: ## test how runs end, and what differs between hosts (about seven minutes)
-template: ## test every combination of the template's answers (under fifteen minutes)
+template: ## test every combination of the template's answers (about eight minutes)
 compat: ## test each supported Python with its pyinfra (about ten minutes)
 bench: ## compare deploys with other connectors, for docs/performance.md (about an hour)
 conformance: ## run the connector's suite and write docs/conformance.md
