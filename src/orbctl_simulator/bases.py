@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 #: Says whether new machines boot the init of their image; without it, where the host can.
 VARIABLE = "ORBCTL_SIMULATOR_INIT"
 IMAGE, NONE = "image", "none"
-_CANNOT = "this host cannot boot machines: "
 
 
 class Init:
@@ -34,7 +33,8 @@ class Init:
         self.kind = "" if told == NONE else IMAGE
         reason = self.kind and _reason_of_host()
         if reason:
-            self.go_without(f"this host cannot boot it: {reason}", Failure(_CANNOT + reason))
+            failure = Failure(f"this host cannot boot machines: {reason}")
+            self.go_without(f"this host cannot boot it: {reason}", failure)
 
     @property
     def needs(self) -> tuple[str, ...]:

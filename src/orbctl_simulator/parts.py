@@ -26,7 +26,7 @@ _PLACES = {
     "cloud-init": tuple(f"{place}/cloud-init" for place in _BINARIES),
 }
 _SYSTEMD = _PLACES["init"][:2]
-#: What a machine runs as its first process: the first of these that there is.
+#: A machine runs the first of these that exists as its process 1.
 INITS = ("/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd")
 # In images for containers it is some other program's name, or starts nothing.
 _ANY_INIT = ("sbin/init", "usr/sbin/init")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MS_SLAVE = 1 << 19
-# Where root of the router's user namespace is on the host: nobody, and no machine's root.
+# Host ids of the router's user namespace: no user of the host and no machine has them.
 _IDS = "0 1100000 65536\n"
 _LINKS, _ADDRESSES, _ROUTES = 0x1, 0x10 | 0x100, 0x40 | 0x400  # groups of rtnetlink
 _SANDBOXES = (("--enable-sandbox", "--enable-seccomp"), ("--enable-sandbox",), ())

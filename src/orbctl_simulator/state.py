@@ -47,7 +47,7 @@ def python(module: str, *words: str) -> list[str]:
 
 
 def readable(secret: str) -> int:
-    """A file that a secret can be read from, once, and by nobody who does not have it."""
+    """A descriptor from which whoever inherits it can read a secret, once."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with open(writer, "wb") as file:

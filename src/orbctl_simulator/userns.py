@@ -20,14 +20,14 @@ import ctypes
 import os
 from fcntl import LOCK_EX, LOCK_NB, flock
 
-from .linux import setns, unshare
+from .linux import CLONE_NEWUSER, setns, unshare
 
 SPAN = 1 << 20
 STORED = 0x70000000
 _RANGES = 256  # the first one is that of the stored files
 _LOCKS = "/run/orbctl-simulator"
 
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+CLONE_NEWNET = 0x40000000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 1, 4
 NO_SUID, NO_DEVICES, _MOUNT_ATTR_IDMAP = 2, 4, 0x00100000

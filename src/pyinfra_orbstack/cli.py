@@ -429,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
     except SystemExit as ended:
-        # A mistake on the command line of `drift` is no drift.
+        # argparse exits with 2, which means drift here.
         if ended.code and (sys.argv[1:] if argv is None else argv)[:1] == [drift.__name__]:
             return 1
         raise

@@ -33,7 +33,7 @@ def changes(printed: str) -> list[str]:
     An operation with ``_if`` is left out: whether it runs is known in a deploy alone.
 
     Raises:
-        NoPlan: There is no plan in it.
+        NoPlan: The output contains no plan.
     """
     plan = None
     for line in printed.splitlines():  # a deploy may print, too

@@ -11,7 +11,7 @@ from tests.simulator.conftest import Booted, wait_for
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
 
-#: What `create` says of an archive, or of keys for it, that cannot be had from here.
+#: What `create` prints if this host cannot reach the archive or fetch its keys.
 NOT_TO_BE_HAD = re.compile(r"not built: (.*(not known|cannot fetch|refused|timed out|is not here))")
 COMMANDS = [
     ("systemctl is-system-running", "running"),

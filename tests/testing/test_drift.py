@@ -75,7 +75,7 @@ def test_what_has_changed_since_is_named(folder: Path, names: list[str], client:
     assert cli.main(["deploy", "local"]) == 0
     assert drift()[:2] == (0, ["local: nothing would change"])
 
-    # Somebody has been at one of them.
+    # One of them was changed by hand.
     client.call("run", "-m", names[1], "sh", "-c", "echo other >>/tmp/token")
     assert drift()[:2] == (2, [f"@orbstack/{names[1]}: App | Token"])
     # It was looked at alone.

@@ -65,7 +65,7 @@ def test_what_a_server_answers(port: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_server_that_comes_late_is_waited_for(free_port: int) -> None:
-    """First nobody listens, then somebody who closes without a word, then a server."""
+    """At first the port is closed, then a server hangs up, then one answers."""
 
     def serve() -> None:
         time.sleep(0.5)

@@ -123,7 +123,7 @@ class Deployable(abc.ABC):
                 ``Name``, too.
 
         Raises:
-            ValueError: There is no operation of such a name.
+            ValueError: The deploy has no operation with one of these names.
         """
         if isinstance(but, str):
             raise TypeError(f"but is a list of names, not {but!r}")
