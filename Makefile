@@ -28,8 +28,8 @@ help: ## show this list
 
 demo: ## render the template into ./demo and deploy it to a machine, twice
 unit: ## run the quick tests that need no machine (under half a minute)
-test: ## run the test suite, but for what is slow (about seven minutes)
-thorough: ## test all combinations of shells, users and transports, and races (about six minutes)
+test: ## run the test suite, but for what is slow (under six minutes)
+thorough: ## test all combinations of shells, users and transports, and races (about eight minutes)
 boot: ## test machines that boot, and their network (about seven minutes)
 hosts: ## test how runs end, and what differs between hosts (about seven minutes)
 template: ## test every combination of the template's answers (about eight minutes)

@@ -122,6 +122,7 @@ HANGS_WHEN_MADE = '[ "$1" = create ] && { "$real" "$@"; : >$here/made; hang; }'
 # Only what is proven ours goes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("said", ["[-32098] create 'x': setup: machine crashed", ""])
 def test_a_machine_that_another_made_meanwhile_stays(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record, said: str
@@ -165,6 +166,7 @@ def test_a_create_that_leaves_nothing_leaves_no_intent(
 # From the moment on in which it may exist
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["fails", "fails for ever", "tells nonsense"])
 def test_an_info_that_fails_after_it_was_made(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record, how: str
@@ -236,6 +238,7 @@ def test_a_full_disk(wrap: Wrap, client: Orbctl, name: str, record: Record, tmp_
     assert record.path.read_text() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("written_down", [True, False])
 def test_ctrl_c_while_it_is_made(
@@ -403,6 +406,7 @@ def test_a_deletion_that_is_refused_is_told_and_the_machine_written_down(
 # States and images
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", ["creating", "starting", "stopping", "provisioning", "odd"])
 def test_a_busy_machine_is_waited_for(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, machines: Any, state: str

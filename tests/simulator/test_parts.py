@@ -81,6 +81,7 @@ id >/usr/lib/systemd/systemd
 """
 
 
+@pytest.mark.long
 def test_all_parts_in_one_layer(program: Program, rootfs: Path, tmp_path: Path) -> None:
     """Installed once, and stacked over the image, which stays as it is."""
     root = without_sudo(rootfs, tmp_path / "root", INSTALL)
@@ -119,6 +120,7 @@ def test_opaque_directories_of_a_layer(tmp_path: Path) -> None:
     assert (tmp_path / "a/whiteout").is_char_device()
 
 
+@pytest.mark.long
 def test_layer_of_a_killed_call(program: Program, rootfs: Path, tmp_path: Path) -> None:
     """It is removed, and made anew by the next that wants it."""
     root = without_sudo(

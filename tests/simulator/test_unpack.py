@@ -329,6 +329,7 @@ def odd_names(hostile: Hostile) -> None:
         hostile.put(name, b"x")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attack", [deep, deeper, long_name, vast_name, odd_names])
 def test_odd_archives(
     attack: Callable[[Hostile], None],
@@ -350,6 +351,7 @@ def test_odd_archives(
     assert [name for name in left(cache) if not name.endswith(".part")] == []
 
 
+@pytest.mark.long
 def test_archive_from_a_pipe(program: Program, rootfs: Path, tmp_path: Path) -> None:
     """As the shell's ``<(docker export ...)`` gives it."""
     os.mkfifo(tmp_path / "pipe")
@@ -361,6 +363,7 @@ def test_archive_from_a_pipe(program: Program, rootfs: Path, tmp_path: Path) -> 
     assert program("create", "--strict-images", "alpine:3.22", "one").code == 0
 
 
+@pytest.mark.long
 def test_old_image_of_the_same_name_stays(
     rootfs: Path,
     tmp_path: Path,

@@ -168,6 +168,7 @@ def in_repository(render: Render, repository: Path, place: str) -> Project:
     return project
 
 
+@pytest.mark.template
 @pytest.mark.parametrize("place", [".", "deep/er"])
 def test_make_update(
     render: Render, repository: Path, tools: dict[str, str], tmp_path: Path, place: str
@@ -189,6 +190,7 @@ def test_make_update(
     assert all(project.path in (tmp_path / "top" / line[3:]).parents for line in changed if line)
 
 
+@pytest.mark.template
 def test_nothing_that_was_deleted_comes_back(
     render: Render, repository: Path, tools: dict[str, str]
 ) -> None:
@@ -208,6 +210,7 @@ def test_nothing_that_was_deleted_comes_back(
     assert [path for path in deleted if path.exists()] == []
 
 
+@pytest.mark.template
 def test_make_update_names_conflicts(
     render: Render, repository: Path, tools: dict[str, str]
 ) -> None:
@@ -220,6 +223,7 @@ def test_make_update_names_conflicts(
         project.make("update", **tools)
 
 
+@pytest.mark.template
 def test_what_the_readme_tells_can_be_updated(
     template: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:
@@ -267,6 +271,7 @@ def test_a_relative_source_is_refused_before_copier_is_asked(
     assert good or ("is a relative path, and" in said and len(make) == 1), done.stderr
 
 
+@pytest.mark.template
 def test_answers_in_another_file(
     render: Render, repository: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def test_nothing_is_done_without_the_fixtures(pytester: pytest.Pytester) -> None
     assert not (pytester.path / "state").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 def test_workers_share_one_base(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
@@ -337,6 +338,7 @@ def test_a_killed_run_is_swept_by_the_next_and_nothing_else_is(
         client.delete(taken, stranger.id)
 
 
+@pytest.mark.long
 def test_a_run_that_is_still_going_is_not_swept(pytester: pytest.Pytester, client: Orbctl) -> None:
     before = names(client)
     run = start(pytester)
