@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -158,7 +159,14 @@ def template(session: nox.Session) -> None:
 
 @target()
 def compat(session: nox.Session) -> None:
-    """Run the smoke tests with each supported pair of Python and pyinfra, three pairs at a time."""
+    """Run the smoke tests with each supported pair of Python and pyinfra, three pairs at a time.
+
+    What is installed is the wheel, as users get it.
+    """
+    dist = CACHE / "compat" / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    uv("build", "--quiet", "--wheel", "--out-dir", dist)
+    (wheel,) = dist.glob("*.whl")
     pairs = [pair for pair in PAIRS if find_python(pair[0])]
     for pair in PAIRS:
         if pair not in pairs:
@@ -168,7 +176,7 @@ def compat(session: nox.Session) -> None:
     failed = []
     pool = ThreadPoolExecutor(max_workers=3)
     try:
-        for done in as_completed([pool.submit(smoke, *pair) for pair in pairs]):
+        for done in as_completed([pool.submit(smoke, wheel, *pair) for pair in pairs]):
             name, error, output = done.result()
             print(f"\n{name}\n{output}", flush=True)
             failed += [f"{name}: {error}"] if error else []
@@ -187,7 +195,7 @@ def pair_name(python: str, pyinfra: str) -> str:
     return f"Python {python} with pyinfra {pyinfra or '(the newest)'}"
 
 
-def smoke(python: str, pyinfra: str) -> tuple[str, str, str]:
+def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
     """Run the smoke tests with one pair; return its name, what went wrong, and the output.
 
     In one process: each of several would make the machines that the tests share.
@@ -200,6 +208,8 @@ def smoke(python: str, pyinfra: str) -> tuple[str, str, str]:
             uv("venv", "--quiet", "--clear", "--python", python, venv)
             install(venv, ["smoke"], f"pyinfra=={pyinfra}" if pyinfra else "pyinfra")
             stamp.write_text(digest())
+        python_of = venv / "bin" / "python"
+        uv("pip", "install", "--quiet", "--python", python_of, "--no-deps", "--reinstall", wheel)
     except Stop as stop:
         return name, str(stop), ""
     folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pyinfra_orbstack.orbctl import Orbctl
+
 from ..conftest import Machines
 from .conftest import Run
 
@@ -60,6 +62,29 @@ process.run(["true"])
 (host,) = state.inventory
 print(sum(host.run_shell_command("exit 3")[0] for _ in range(200)))
 """
+
+
+def test_simulator_is_installed_and_works(simulated: bool, client: Orbctl) -> None:
+    if not simulated:
+        pytest.skip("OrbStack is used here, and the simulator needs Linux")
+    program = Path(sys.executable).with_name("orbctl-simulator")
+    told = subprocess.run([program, "doctor"], capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "ok      machines: made one, and ended it\n" in told.stdout
+
+
+OWN_TEST = """
+def test_a_machine(orbstack_machines):
+    with orbstack_machines() as machine:
+        assert machine.run("echo it works").stdout == "it works\\n"
+"""
+
+
+def test_plugin_serves_a_project_of_ones_own(client: Orbctl, tmp_path: Path) -> None:
+    (tmp_path / "test_own.py").write_text(OWN_TEST)
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_failure_of_local_stays_one_in_a_program_of_ones_own() -> None:
