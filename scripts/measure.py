@@ -28,7 +28,7 @@ RESULT = CACHE / "result.json"
 #: These targets leave the content for which they passed, in files of their names.
 PASSED = Path(".cache", "passed")
 TARGETS = ("test", "thorough")
-#: What is measured does this; it lies in CACHE while that goes on.
+#: The simulator's processes run this; it lies in CACHE while that goes on.
 PROGRAM = "reached.py"
 #: Percent of the lines of src/.
 NEEDED = 99.0
@@ -38,6 +38,7 @@ LEFT_OUT = ("docs", "hosts", "release", "template")
 SETTINGS = """\
 [run]
 parallel = true
+patch = subprocess, _exit, execv
 concurrency = greenlet, thread
 data_file = {folder}/data
 source =
@@ -113,15 +114,15 @@ def recorded(root: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def hooked(root: Path) -> Iterator[None]:
-    """Meanwhile every process that is started here is measured, see `reached.py`."""
+    """Meanwhile the simulator's processes note what they reach, see `reached.py`."""
     folder = root / CACHE
-    (folder / "settings").write_text(SETTINGS.format(folder=folder, root=root))
     (folder / "lines").touch()
     (folder / "lines").chmod(0o666)  # for processes of other users
     program = folder / PROGRAM
     shutil.copyfile(Path(__file__).with_name(PROGRAM), program)
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
-    hook = Path(sysconfig.get_path("purelib"), f"measure-{name}.pth")
+    # Python reads these files in the order of their names: this one before coverage.py's.
+    hook = Path(sysconfig.get_path("purelib"), f"a0_reached-{name}.pth")
     # First, so that it is found again whatever happens.
     (folder / "hook").write_text(str(hook))
     hook.write_text(HOOK.format(str(program)))
@@ -138,7 +139,7 @@ def unhook(root: Path) -> None:
     place = folder / "hook"
     if place.exists():
         hook = Path(place.read_text())
-        if hook.suffix == ".pth" and hook.name.startswith("measure-"):
+        if hook.suffix == ".pth" and hook.name.startswith("a0_reached-"):
             hook.unlink(missing_ok=True)
         place.unlink()
 
@@ -165,7 +166,10 @@ def measure(root: Path, *places: str) -> dict[str, Any]:
     folder.mkdir(parents=True)
     content = tested(root)
     markers = " and ".join(f"not {marker}" for marker in LEFT_OUT)
-    tests = [sys.executable, "-m", "pytest", *(places or ["tests"]), "-m", markers]
+    coverage = [sys.executable, "-m", "coverage"]
+    options = [f"--rcfile={folder / 'settings'}"]
+    (folder / "settings").write_text(SETTINGS.format(folder=folder, root=root))
+    tests = [*coverage, "run", *options, "-m", "pytest", *(places or ["tests"]), "-m", markers]
     # As in `make test`: the tests of one file share machines.
     tests += ["-n", "auto", "--dist", "loadfile"]
     # The path comes first, also where the interpreter knows another checkout.
@@ -174,8 +178,6 @@ def measure(root: Path, *places: str) -> dict[str, Any]:
     with hooked(root):
         failed = ending.call(tests, cwd=root, env=environment)
     add_lines(folder)
-    coverage = [sys.executable, "-m", "coverage"]
-    options = [f"--rcfile={folder / 'settings'}"]
     subprocess.run([*coverage, "combine", "--quiet", *options], cwd=root, check=not failed)
     report = folder / "report.json"
     for kind in (["json", "-o", str(report)], ["xml", "-o", str(folder / "coverage.xml")]):

@@ -1,15 +1,14 @@
-"""Notes which lines of `src/` a process reaches: `make coverage` has each Python of `.venv` run it.
+"""Notes which lines of the simulator its processes reach, for `make coverage`.
 
-A file that Python reads at its start leads here, so that processes without any environment are
-measured, too. Most are left to coverage.py. Not so the simulator's: they fork into other root
-folders, become other users and other programs, where no data file can be written, and there are
-many thousands of them. They trace themselves, into a file that is opened before all that.
+coverage.py measures all other processes. It cannot measure these: they move into other root
+directories and become other users, where they cannot write a data file, and there are many
+thousands of them. They trace themselves, into a file that is opened before all that. A `.pth` file
+has each Python of `.venv` run this file, before coverage.py's own `.pth` file starts a measurement.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import fcntl
 import json
 import os
@@ -45,8 +44,8 @@ def is_simulator(words: list[str]) -> bool:
     return named or words[1:3] == ["-m", SIMULATOR] or SIMULATOR in program_text(words)
 
 
-def measured(words: list[Any]) -> list[Any]:
-    """The same command, measured also where Python was told to read nothing at its start."""
+def traced(words: list[Any]) -> list[Any]:
+    """The same command, traced also where Python was told to read nothing at its start."""
     text = program_text(words)
     if SIMULATOR not in text:
         return words
@@ -64,7 +63,7 @@ def before_end(save: Callable[[], object]) -> None:
 
     def execve(path: Any, words: list[Any], env: Any) -> None:
         save()
-        become(path, measured(words), env)
+        become(path, traced(words), env)
 
     def execv(path: Any, words: list[Any]) -> None:
         execve(path, words, os.environ)
@@ -137,29 +136,10 @@ def trace(is_init: bool) -> None:
     sys.settrace(call)
 
 
-def measure() -> None:
-    """Leave it to coverage.py, which takes its settings from the environment and nowhere else."""
-    import coverage
-
-    name = "COVERAGE_PROCESS_START"
-    os.environ[name] = os.path.join(FOLDER, "settings")
-    running = coverage.process_startup()
-    del os.environ[name]
-    if running is not None:
-        before_end(lambda: save(running))
-
-
-def save(running: Any) -> None:
-    """Save what was reached, unless this is a fork that does not see the folder any more."""
-    with contextlib.suppress(Exception):
-        running.save()
-
-
-# Where two folders of a virtual environment are one, Python comes here twice.
-if "measured" not in vars(sys):
-    vars(sys)["measured"] = True
+# Where two directories of a virtual environment are one, Python comes here twice.
+if "reached" not in vars(sys):
+    vars(sys)["reached"] = True
     command = command_line()
     if is_simulator(command):
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
         trace(f"{SIMULATOR}.init" in program_text(command))
-    else:
-        measure()
