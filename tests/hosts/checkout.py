@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import re
@@ -32,6 +33,15 @@ def test_one(machines, orbstack_machine, tmp_path, request):
     pathlib.Path(os.environ["READY"]).touch()
     time.sleep(300)
 """
+
+
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+def _end_with_parent() -> None:
+    """A run in a session of its own would outlive the tests, if these are killed."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Checkout:
@@ -101,6 +111,7 @@ class Checkout:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def test(self, target: str = "test", **env: str) -> subprocess.Popen[bytes]:
