@@ -16,16 +16,16 @@ from .catalogue import BEHAVIOURS, CANNOT, SECTIONS
 
 HEAD = """# Conformance
 
-What a connector must stand, and how this one did. This page is written by `make conformance`; do
-not edit it.
+This page lists how a connector must behave, and the result for this one. `make conformance`
+generates it; do not edit it.
 
 Run on {where}, {system}, Python {python}, pyinfra {pyinfra}. {more}
 
-`session` and `spawn` are the two ways to run a command in a machine, `container` is a session in a
-container. What was tried in one way only does not depend on it.
+`session` and `spawn` are the two transports for commands in a machine. `container` is a session in
+a container. A behavior that is listed with one transport only does not depend on the transport.
 """
-SIMULATED = """On a Mac with OrbStack `make
-conformance` runs the same suite against the real one; **that has not been done yet**."""
+SIMULATED = """On a Mac with OrbStack, `make
+conformance` runs the same suite against OrbStack; **that has not been done yet**."""
 
 
 def ids(nodeid: str) -> list[str]:
@@ -64,7 +64,7 @@ class Report:
             shown = ["**failed**"] if "failed" in outcomes else []
             shown += ["passed"] if outcomes == {"passed"} else []
             if "skipped" in outcomes:
-                part = "left out" if outcomes == {"skipped"} else "in part"
+                part = "skipped" if outcomes == {"skipped"} else "partly skipped"
                 shown.append(f"{part} ({self.reasons[word, way]})")
             said.append(f"{way}: {', '.join(shown)}")
         return ", ".join(said)
@@ -80,7 +80,7 @@ class Report:
             )
         ]
         for letter, title in SECTIONS.items():
-            lines += [f"## {letter}: {title}\n", "| id | behaviour | result |", "|---|---|---|"]
+            lines += [f"## {letter}: {title}\n", "| id | behavior | result |", "|---|---|---|"]
             for word, text in BEHAVIOURS.items():
                 if word[0] == letter:
                     lines.append(f"| {word} | {text} | {self.verdict(word)} |")
