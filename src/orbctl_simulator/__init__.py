@@ -1,7 +1,7 @@
 """`orbctl` for Linux: machines without OrbStack.
 
-Nothing of pyinfra is imported here, nor anything that is slow to load on the way to
-``orbctl-simulator run``: that command is called for every command of a deploy.
+This package imports nothing from pyinfra. ``orbctl-simulator run`` imports nothing that is slow to
+load, because every command of a deploy calls it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _PROGRAM = (
 
 
 def _open_streams() -> None:
-    """A caller may have closed 0, 1 or 2; the next file opened must not take such a number."""
+    """The caller may have closed 0, 1 or 2; the next file to be opened must not get that number."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -25,9 +25,9 @@ def _open_streams() -> None:
 
 
 def _through_sudo(program: str, words: list[str]) -> int:
-    """Start again as root, the state folder being the caller's own.
+    """Restart as root, with the caller's own state directory.
 
-    Values reach the new process through the environment: an argv can be read by everyone.
+    Values reach the new process through the environment, because any user can read an argv.
     """
     os.environ["ORBCTL_SIMULATOR_CALLER"] = f"{os.getpid()} {':'.join(os.environ)}"
     os.environ["ORBCTL_SIMULATOR_HOME"] = home()
@@ -42,8 +42,8 @@ def _through_sudo(program: str, words: list[str]) -> int:
     command += [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, program, *words]
     if not _may_sudo():
         raise Failure(
-            f"{program}: machines need root: run it as root, or allow this user sudo without a"
-            " password"
+            f"{program}: machines need root: run it as root, or allow this user to use sudo"
+            " without a password"
         )
     os.execvp("sudo", command)
 
@@ -58,7 +58,7 @@ def _may_sudo() -> bool:
 
 
 def dispatch(program: str, words: list[str], call: Call) -> int:
-    """Carry out one command line; what it prints and returns is the program's answer."""
+    """Run one command line: prints its output and returns its exit code."""
     options = Options(program, call)
     if program == "orb" and (not words or words[0] not in ("help", "--help", "-h")):
         known = bool(words) and (find_command(words[0]) or words[0] in ELSEWHERE)
@@ -72,13 +72,13 @@ def dispatch(program: str, words: list[str], call: Call) -> int:
     command = find_command(word)
     if command is None:
         if word in ELSEWHERE:
-            raise Failure(f"{program}: {word} is no part of the simulator: it needs OrbStack")
+            raise Failure(f"{program}: {word} is not part of the simulator: it needs OrbStack")
         kind = "unknown flag: " if word.startswith("--") else "unknown shorthand flag: "
         shown = word if word.startswith("--") else f"'{word[1:2]}' in {word}"
         text = kind + shown if word.startswith("-") else f'unknown command "{word}" for "{program}"'
         raise Failure(f"Error: {text}\nRun '{program} --help' for usage.")
     rest, wants_help = parse(program, command, rest, options)
-    if wants_help and command.name != "config":  # which has commands of its own to show
+    if wants_help and command.name != "config":  # config has its own help
         sys.stdout.write(help_for(program, command))
         return 0
     module, function = command.does.split(":")
@@ -94,7 +94,7 @@ def program_name(path: str) -> str:
 
 def main() -> int:
     _open_streams()
-    os.umask(0o022)  # the caller's own would reach into the machines
+    os.umask(0o022)  # the caller's umask would also apply in the machines
     program, words = program_name(sys.argv[0]), sys.argv[1:]
     try:
         if os.geteuid() != 0:
@@ -114,7 +114,7 @@ def main() -> int:
         return failure.code
     except BrokenPipeError:
         os._exit(141)
-    except OSError as error:  # a full disk, or a right that this root does not have
+    except OSError as error:  # a full disk, or a permission that this root lacks
         sys.stderr.write(f"{program}: {shown(error.filename or words[0])}: {why(error).lower()}\n")
         return 1
     except KeyboardInterrupt:

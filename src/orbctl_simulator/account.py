@@ -1,8 +1,8 @@
-"""Users as a machine's own files name them, and how such files are read.
+"""Users according to a machine's own files, and how such files are read.
 
-Root of the machine decides what lies under these names. So nothing here waits, as for a pipe's
-other end, follows a link, or reads more than such a file can sensibly hold. All of it runs inside
-the machine's own root.
+The machine's root controls these paths. So nothing here blocks (on a pipe, for example), follows a
+link, or reads more than such a file can reasonably contain. All of it runs inside the machine's own
+root.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PATHS[False] = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 
 
 def read_plain(path: str) -> bytes:
-    """What is in a regular file."""
+    """The content of a regular file."""
     try:
         fd = os.open(path, _FLAGS)
         try:
@@ -44,7 +44,7 @@ def read_plain(path: str) -> bytes:
 
 
 def read_lines(path: str) -> list[str]:
-    """The lines of a file, which has none when it is not there."""
+    """The lines of a file; none if it does not exist."""
     try:
         lines = read_plain(path).decode(errors="surrogateescape").split("\n")
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def _lines_if_plain(path: str) -> list[str]:
 
 
 class Account:
-    """A user of a machine, as its files say."""
+    """A user of a machine, according to the machine's files."""
 
     def __init__(self, name: str) -> None:
         for line in read_lines("/etc/passwd"):
@@ -81,7 +81,7 @@ class Account:
         become(self.uid, self.gid, self.groups)
 
     def environment(self) -> dict[str, str]:
-        """What a login gives, and nothing of the caller's."""
+        """The environment of a login, without anything from the caller's."""
         env = {
             "HOME": self.home,
             "LOGNAME": self.name,

@@ -1,7 +1,7 @@
-"""What a state directory records of its network: its subnets, and the address of each machine.
+"""What a state directory records about its network: its subnets, and the address of each machine.
 
-An address belongs to a machine's id from its first `join` until `forget`; each has a file of its
-own, so freeing one works on a full disk. The router chooses the subnet when it starts.
+An address belongs to a machine's id from its first `join` until `forget`. Each address has its own
+file, so freeing one works on a full disk. The router chooses the subnet when it starts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARKS = str.maketrans("", "", "._-")
 
 
 class Addresses:
-    """Where a machine is reached, and what it needs to reach others."""
+    """The addresses that a machine is reached at, and those that it needs to reach others."""
 
     def __init__(self, ip4: str, ip6: str, mac: str, gateway: str) -> None:
         self.ip4, self.ip6, self.mac, self.gateway = ip4, ip6, mac, gateway
@@ -31,7 +31,7 @@ class Addresses:
 
 
 class Subnets:
-    """Two /24 and a /64: `link` for the user-mode NAT's own end, `machines`, and the ULA."""
+    """Two /24 and a /64: `link` for the user-mode NAT's end, `machines`, and the ULA."""
 
     def __init__(self, machines: str, link: str, prefix6: str) -> None:
         self.machines, self.link, self.prefix6 = machines, link, prefix6
@@ -58,16 +58,16 @@ class Subnets:
 
     @property
     def loopback(self) -> str:
-        """Where the user-mode NAT answers for the host's loopback."""
+        """The address at which the user-mode NAT answers for the host's loopback."""
         return f"{self.link}.2"
 
     @property
     def resolver(self) -> str:
-        """Where it answers for the host's resolver."""
+        """The address at which it answers for the host's resolver."""
         return f"{self.link}.3"
 
     def member6(self, mac: str) -> str:
-        """As a machine forms it from its MAC, so that autoconfiguration finds the same one."""
+        """Formed from the MAC as a machine does it, so autoconfiguration gets the same address."""
         if not self.prefix6:
             return ""
         part = [int(byte, 16) for byte in mac.split(":")]
@@ -86,11 +86,11 @@ class Member:
             raise ValueError(f"no such address: {self.number}")
         self.name = fields["name"]
         self.isolated = fields.get("isolated") == "true"
-        self.router = fields.get("router", "")  # the one that it joined
+        self.router = fields.get("router", "")  # the router that it joined
 
     @property
     def port(self) -> str:
-        """Its interface on the router's side."""
+        """The name of its interface on the router's side."""
         return f"m{self.number}"
 
     @property
@@ -103,7 +103,7 @@ class Member:
 
 
 def mac_of(ident: str) -> str:
-    """A local MAC; its second byte is not zero, so that the ULA has no run of zeros to shorten."""
+    """A local MAC; its second byte is not zero, so the address has no run of zeros to shorten."""
     digest = _digest(ident)
     return f"02:{digest[0] | 1:02x}:" + ":".join(f"{byte:02x}" for byte in digest[1:5])
 
@@ -121,13 +121,13 @@ def new_prefix() -> str:
 
 
 def check_id(ident: str) -> None:
-    """It becomes a file name."""
+    """The id becomes a file name."""
     if not (ident.isascii() and ident.isalnum() and len(ident) <= 64):
         raise Failure(f"invalid machine id: {ident!r}")
 
 
 def check_name(name: str) -> None:
-    """It becomes a word in the name server's files."""
+    """The name becomes a word in the name server's files."""
     plain = name.isascii() and name[:1].isalnum() and name.translate(_MARKS).isalnum()
     if not plain or len(name) > 63:
         raise Failure(f"invalid machine name: {name!r}")
@@ -154,7 +154,7 @@ class AddressBook:
         return "orb-" + _digest(f"{state.st_dev} {state.st_ino}").hex()[:8]
 
     def subnets(self) -> Subnets:
-        """As they were last chosen; before that, what the choice begins with."""
+        """The last choice; before the first one, the subnets that are tried first."""
         try:
             fields = read_fields(self.file("subnets"))
             return Subnets(fields["machines"], fields["link"], fields["prefix6"])
@@ -185,7 +185,7 @@ class AddressBook:
             return None
 
     def enrol(self, ident: str, name: str, isolated: bool, router: str) -> Member:
-        """Give it the address that its id suggests if that is free, else the next one."""
+        """Assign the address that its id suggests if that is free, otherwise the next free one."""
         known = self.member(ident)
         if known is None:
             taken = {member.number for member in self.members()}
@@ -209,7 +209,7 @@ class AddressBook:
             pass
 
     def tidy(self) -> None:
-        """Remove incomplete files that killed processes have left; the lock is held."""
+        """Remove incomplete files that killed processes left. The caller holds the lock."""
         for folder in (self.path, self.file("machines")):
             for name in os.listdir(folder):
                 if "." in name:

@@ -1,7 +1,7 @@
-"""Archives: a machine's files, an image's, or what is copied between a machine and its caller.
+"""Archives of a machine's files, an image's files, or files copied between machine and caller.
 
-They are read and written by Python's `tarfile`, member by member, and none of its own ways to
-unpack is used: what is taken from an archive, and where it goes, is decided by `things`.
+Python's `tarfile` reads and writes them, member by member. Its own functions for unpacking are not
+used: `things` decides what is taken from an archive and where it goes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     Stream = Union[IO[bytes], io.RawIOBase, io.BufferedIOBase]
 
-# Names of users are looked up nowhere: inside a machine that would load its libraries into us.
+# User names are not looked up: inside a machine that would load its libraries into this process.
 tarfile.pwd = tarfile.grp = None  # type: ignore[attr-defined]
 
 _ZSTD_HEAD = b"\x28\xb5\x2f\xfd\x00\x38"  # magic number, no options, a window of 128 KiB
 _ZSTD_MAGIC = _ZSTD_HEAD[:4]
 _BLOCK = 1 << 17
 _XATTR = "SCHILY.xattr."
-_LARGE = 8 << 30  # from where on Python's reader loses its place behind a file with holes
+_LARGE = 8 << 30  # above this, Python's reader loses its position after a file with holes
 _TYPES = {
     stat.S_IFDIR: tarfile.DIRTYPE,
     stat.S_IFREG: tarfile.REGTYPE,
@@ -44,11 +44,11 @@ _KINDS = {kind: number for number, kind in _TYPES.items()}
 
 
 class Damaged(Failure):
-    """It is no archive, or ends too early, or says what cannot be."""
+    """Not an archive, truncated, or with impossible values."""
 
 
 def limit_memory() -> None:
-    """Let what an archive says of itself take some memory at most."""
+    """Limit the memory that an archive's metadata can use."""
     from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit, setrlimit
 
     hard = getrlimit(RLIMIT_AS)[1]
@@ -75,7 +75,7 @@ def reading(stream: Stream, compressed: bool = False) -> tarfile.TarFile:
 
 
 class Packer:
-    """Puts things into an archive, below a name."""
+    """Adds things to an archive, below a name."""
 
     def __init__(self, archive: tarfile.TarFile, use: Use) -> None:
         self._archive, self._use = archive, use
@@ -112,7 +112,7 @@ class Packer:
 def _prepared(
     info: tarfile.TarInfo, headers: dict[str, str], content: FileContent
 ) -> io.BufferedReader:
-    """The content as the archive has it: only what is no hole, with a map of it before."""
+    """The content in the archive's form: a map, then only the data between the holes."""
     segments = list(content.segments())
     stored = sum(length for _, length in segments)
     if stored == content.size or stored >= _LARGE:
@@ -154,7 +154,7 @@ class _Segments(io.RawIOBase):
 
 
 class StoredContent:
-    """The content of a member of an archive, which can be had until the next member is read."""
+    """The content of an archive's member, available until the next member is read."""
 
     def __init__(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         self._stream, self._member = archive.fileobj, member
@@ -171,27 +171,27 @@ class StoredContent:
             while length:
                 data = stream.read(min(length, _BLOCK))
                 if not data:
-                    raise Damaged("it is cut short")
+                    raise Damaged("it is truncated")
                 length -= len(data)
                 while data:
                     data = data[os.write(target, data) :]
         os.ftruncate(target, member.size)
 
     def read(self, most: int) -> bytes:
-        """All of it, if it is not more than that."""
+        """All of it; larger content is an error."""
         if self._member.size > most or self._stream is None:
             raise Failure(f"{shown(self._member.name)}: too large")
         data = b""
         while len(data) < self._member.size:
             more = self._stream.read(self._member.size - len(data))
             if not more:
-                raise Failure("it is cut short")
+                raise Failure("it is truncated")
             data += more
         return data
 
 
 def members(archive: tarfile.TarFile) -> Iterator[Thing]:
-    """What is in an archive, by names that lead nowhere but into it."""
+    """The members of an archive. A name that leads out of it is an error."""
     try:
         for member in archive:
             kind = stat.S_IFREG if member.isreg() or member.islnk() else _KINDS.get(member.type, 0)
@@ -226,7 +226,7 @@ def _marks(member: tarfile.TarInfo) -> dict[str, bytes]:
 
 
 class ZstdWriter(io.RawIOBase):
-    """Writes a zstd frame of raw blocks: any zstd reads it, and no library is needed for it."""
+    """Writes a zstd frame of raw blocks: any zstd can read it, and no library is needed."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._waiting = file, bytearray()
@@ -250,10 +250,10 @@ class ZstdWriter(io.RawIOBase):
 
 
 class Plain(io.RawIOBase):
-    """The content of a file, which may be a ``.zst``: our own, or what the host's `zstd` reads."""
+    """The content of a file. A ``.zst`` is either our own, or the host's `zstd` reads it."""
 
     def __init__(self, path: str, compressed: bool = True) -> None:
-        self._left, self._over = 0, False  # of the block that is being read; whether it is the last
+        self._left, self._over = 0, False  # bytes left in this block; whether it is the last block
         self._process = 0
         self._ours = False
         try:
@@ -271,7 +271,7 @@ class Plain(io.RawIOBase):
 
     def _start_tool(self) -> None:
         if not shutil.which("zstd"):
-            raise Failure("reading it takes the program zstd, which is not here")
+            raise Failure("zstd is not installed: install it to read this file")
         reader, writer = os.pipe()
         actions = [
             (os.POSIX_SPAWN_DUP2, self._file.fileno(), 0),
@@ -293,7 +293,7 @@ class Plain(io.RawIOBase):
         else:
             data = self._file.read(len(buffer)) or b""
             if not data and self._end_tool() != 0:
-                raise Failure("it is no zstd file, or cut short")
+                raise Failure("it is not a zstd file, or it is truncated")
         buffer[: len(data)] = data
         return len(data)
 
@@ -303,10 +303,10 @@ class Plain(io.RawIOBase):
             number = int.from_bytes(head, "little")
             self._left, self._over = number >> 3, bool(number & 1)
             if len(head) < 3 or number & 6:
-                raise Failure("it is cut short, or damaged")
+                raise Failure("it is truncated or damaged")
         data = self._file.read(min(most, self._left))
         if self._left and not data:
-            raise Failure("it is cut short")
+            raise Failure("it is truncated")
         self._left -= len(data)
         return data
 

@@ -1,4 +1,4 @@
-"""What a machine is a layer over: an image and what it lacks, or this host's own root."""
+"""The base below a machine's layer: an image with what it lacks, or this host's own root."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from .images import Image
 
 
-#: Says whether new machines boot the init of their image; without it, where the host can.
+#: Whether new machines boot their image's init; if it is not set, they do if the host can.
 VARIABLE = "ORBCTL_SIMULATOR_INIT"
 IMAGE, NONE = "image", "none"
 
 
 class Init:
-    """What a new machine runs as its first process: the init of its image, or nothing."""
+    """What a new machine runs as its first process: its image's init, or nothing."""
 
     def __init__(self) -> None:
-        #: What there is to say about it, in one line.
+        #: One line for the user about it.
         self.note = ""
         told = os.environ.get(VARIABLE, "")
         if told not in ("", IMAGE, NONE):
-            raise Failure(f"{VARIABLE}: {IMAGE} or {NONE}, not '{told}'")
+            raise Failure(f"{VARIABLE} must be {IMAGE} or {NONE}, not '{told}'")
         self._is_must = told == IMAGE
-        #: As a machine's record has it.
+        #: The value in a machine's record.
         self.kind = "" if told == NONE else IMAGE
         reason = self.kind and _reason_of_host()
         if reason:
@@ -38,19 +38,19 @@ class Init:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The parts that a machine's root must have for it, see `parts`."""
+        """The parts that a machine's root needs for it, see `parts`."""
         return ("init", "dbus", "sudo") if self.kind else ("sudo",)
 
     def go_without(self, reason: str, failure: Failure) -> None:
-        """Have none, and say why; but fail if the user wants one, or wanted none anyway."""
+        """Use no init, and note the reason. Fails if the user requires one, or none was wanted."""
         if self._is_must or not self.kind:
             raise failure
         self.kind = ""
-        self.note = f"it has no init, as with {VARIABLE}={NONE}: {reason}"
+        self.note = f"the machine has no init, as with {VARIABLE}={NONE}: {reason}"
 
 
 def _reason_of_host() -> str:
-    """Why this host can boot no machines, or nothing. Once it can, it can until it reboots."""
+    """Why this host cannot boot machines, or nothing. A success counts until the host reboots."""
     path = os.path.join(home(), "boots")
     with open("/proc/stat") as file:
         now = next((line for line in file if line.startswith("btime")), "")
@@ -69,13 +69,13 @@ def _reason_of_host() -> str:
 
 
 class Base:
-    """A root file system as a machine's record names it, and the layers over it."""
+    """A root file system, by its name in a machine's record, and the layers over it."""
 
     def __init__(self, image: str = "", names: Iterable[str] = ()) -> None:
         self.image, self.names = image, list(names)
-        #: Layers that are copied into each machine, where none can be stacked.
+        #: Layers that are copied into each machine, because they cannot be stacked here.
         self.copied: list[str] = []
-        #: What there is to say about it, in one line.
+        #: One line for the user about it.
         self.note = ""
 
     @property
@@ -94,13 +94,13 @@ class Base:
 
     @property
     def fields(self) -> dict[str, str]:
-        """What a machine's record keeps of it."""
+        """Its fields in a machine's record."""
         return {"image": self.image, "layers": "\t".join(self.names)}
 
     def complete(self, title: str, init: Init, *more: str) -> None:
-        """Have layers with what it lacks, made when they are not there; see `parts`.
+        """Add layers with what it lacks, and build those that do not exist; see `parts`.
 
-        Without an init, where its own package manager brings none.
+        If its own package manager cannot install an init, the machine has none.
         """
         try:
             names = layers.over(self.path, self.image, title, (*init.needs, *more))
@@ -116,17 +116,17 @@ class Base:
             self.copied = [layers.files("", name) for name in names]
 
     def check(self) -> None:
-        """See that all of it is here."""
+        """Fail unless all of it exists."""
         for path in (self.path, *self.layers):
             if not os.path.isdir(path):
-                raise Failure(f"its image is not here: {self.image}")
+                raise Failure(f"its image is not available: {self.image}")
 
 
 def base_for(image: Image, strict: bool, init: Init) -> Base:
     """The base of a new machine: a local image, one that is pulled or built now, or the host.
 
-    What takes longer than a moment shows its progress. A user who asks for `init` and an image
-    that has none get a failure; else `init` is told to go without.
+    Anything that takes more than a moment shows its progress. If the image has no init, this fails
+    if the user requires one; otherwise `init` goes without.
     """
     base = _found(image, strict)
     cloud = base.image and image.variant == "cloud"
@@ -147,7 +147,7 @@ def _found(image: Image, strict: bool) -> Base:
 
 
 def local(image: Image) -> Base | None:
-    """The state directory's own image comes first, of whichever variant it is."""
+    """The state directory's own image comes first, whatever its variant."""
     if os.path.isdir(image.rootfs):
         return Base(image.key)
     found = store.current(image.stored) if shares_images() else None
@@ -155,7 +155,7 @@ def local(image: Image) -> Base | None:
 
 
 def shares_images() -> bool:
-    """Whether images that all share are taken, and not the host's root in their place."""
+    """Whether shared images are used, instead of the host's root."""
     return os.environ.get(images.VARIABLE) != images.HOST
 
 
@@ -163,7 +163,7 @@ def _obtained(image: Image) -> tuple[Base | None, str]:
     from .obtain import obtain
 
     found, reasons = obtain(image)
-    if not found and image.variant != "default":  # what it has more can be put into a layer
+    if not found and image.variant != "default":  # a layer can add the difference
         plain = images.Image(f"{image.distro}:{image.version}", image.arch)
         base = local(plain)
         if base:
@@ -184,11 +184,11 @@ def _instead(image: Image, strict: bool, reasons: str) -> Base:
         raise Failure(f"no image with cloud-init: {image}: {reasons}")
     base = Base()
     here = f"{images.release()[2]}, {images.host_arch()}, this host"
-    base.note = f"{image} is not here ({reasons}): using {here}"
+    base.note = f"{image} is not available ({reasons}): using {here}"
     return base
 
 
 def base_of(fields: dict[str, str]) -> Base:
-    """What a machine was made from, by its record."""
+    """What a machine was created from, according to its record."""
     names = [name for name in fields.get("layers", "").split("\t") if name]
     return Base(fields.get("image", ""), names)

@@ -1,4 +1,4 @@
-"""Starting and stopping a machine's first process, from the host's side."""
+"""Starting and stopping a machine's first process, on the host's side."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
     from .booted import Start
 
-_SECONDS = 30  # in which a machine is to be up, as OrbStack's message has it
+_SECONDS = 30  # time for a machine to start, as in OrbStack's message
 
 
 class Boot:
-    """A started machine that still dies with us, or with this block; `commit` lets it live on.
+    """A started machine that still ends with this process or this block, until `commit`.
 
-    Between us and its first process stands one more, the first one's parent: it ends the machine
-    as soon as we have ended, however that came about and whatever the machine is doing. Until it
-    has done so it holds the machine's lock, so that nobody takes the machine for ended before.
+    Between this process and the machine's first process is that one's parent. It kills the machine
+    as soon as this process has ended, for whatever reason and whatever the machine is doing. Until
+    then it holds the machine's lock, so no other process considers the machine stopped too early.
     """
 
     def __init__(self, machine: Machine, create: bool = False, password: str = "") -> None:
@@ -56,7 +56,10 @@ class Boot:
                 close_all_but(control, report, secret, machine.lock_fd)
                 self._be_parent(control, report, secret, arguments)
             except PermissionError as error:
-                text = f"error this host, or the container it is, allows no namespaces ({error})\n"
+                text = (
+                    f"error this host does not allow namespaces ({error}): if it is a container,"
+                    " run it with --privileged\n"
+                )
                 os.write(report, text.encode(errors="surrogateescape"))
             except BaseException as error:
                 os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
@@ -73,7 +76,7 @@ class Boot:
         note(machine, f"started, pid {self.pid}")
 
     def _be_parent(self, control: int, report: int, secret: int, arguments: list[str]) -> None:
-        """Fork into a new process namespace, let the fork become `init`, and watch over it."""
+        """Fork into a new process namespace; the fork becomes `init`, this process its parent."""
         os.setsid()
         os.chdir(self.machine.file(FILES))
         unshare(CLONE_NEWPID)
@@ -99,7 +102,7 @@ class Boot:
         os._exit(0)
 
     def _wait(self, status: int) -> None:
-        """Until it is up. Only then its pid is written down, and commands find a way in."""
+        """Wait until it is up. Only then is its pid recorded, so that commands can enter it."""
         told, deadline = b"", time.monotonic() + _SECONDS
         ready = select.poll()
         ready.register(status, select.POLLIN)
@@ -132,7 +135,7 @@ class Boot:
         self._parent = 0
 
     def abandon(self) -> None:
-        """End it and all its processes."""
+        """Kill it and all its processes."""
         if self._parent:
             os.close(self._control)
             os.waitpid(self._parent, 0)
@@ -153,13 +156,13 @@ class Boot:
 
 
 def note(machine: Machine, text: str) -> None:
-    """A line of the machine's log, which `logs` shows."""
+    """Append a line to the machine's log, which `logs` shows."""
     with open(machine.file("console"), "a") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {machine.name}: {text}\n")
 
 
 def begin(machine: Machine, create: bool = False, password: str = "") -> Boot | Start:
-    """Start it, in the way that it was made for."""
+    """Start it with or without init, as it was created."""
     if not machine.boots:
         return Boot(machine, create, password)
     from . import booted
@@ -174,7 +177,7 @@ def begin(machine: Machine, create: bool = False, password: str = "") -> Boot | 
 
 
 def _shared(machine: Machine) -> list[str]:
-    """Host directories that the machine is to see, as pairs of source and target."""
+    """Host directories that are shared with the machine, as pairs of source and target."""
     pairs = []
     for entry in machine.many("mounts") + machine.many("shares"):
         source, _, target = entry.partition(":")
@@ -191,7 +194,7 @@ def _shared(machine: Machine) -> list[str]:
 
 
 def start(machine: Machine, verb: str = "", hold: float = 0) -> None:
-    """Start it unless it runs; with a `verb` of a command, not while it is on its way elsewhere."""
+    """Start it unless it runs. With a command's `verb`, fail if it is in another transition."""
     if machine.finished and machine.state == "running":
         if machine.boots:
             reconnect(machine)
@@ -208,7 +211,7 @@ def start(machine: Machine, verb: str = "", hold: float = 0) -> None:
 
 
 def reconnect(machine: Machine) -> None:
-    """Connect a machine again that has lost its network, as when the router was killed."""
+    """Reconnect a machine that has lost its network, for example after the router was killed."""
     from .network import Network
 
     network, init = Network(home()), machine.process()
@@ -222,7 +225,7 @@ def reconnect(machine: Machine) -> None:
 
 
 def _is_up(machine: Machine) -> bool:
-    """Whether it runs, now that nobody else starts or stops it; it may be rebooting by itself."""
+    """Whether it runs. The caller holds its lock, but it may be rebooting by itself."""
     if machine.boots:
         from .booted import settle
 
@@ -236,7 +239,7 @@ def stop(machine: Machine, hold: float = 0, at_once: bool = False) -> None:
 
 
 def halt(machine: Machine, at_once: bool = True) -> None:
-    """End pid 1, and with it, by the kernel's own rule, every process of the machine."""
+    """Kill pid 1; the kernel then kills every process of the machine."""
     if machine.boots:
         from .booted import end
 
@@ -248,13 +251,13 @@ def halt(machine: Machine, at_once: bool = True) -> None:
     started, namespace = machine.written_process()[1], os.readlink(f"/proc/{pid}/ns/pid")
     os.kill(pid, 9)
     begun = time.monotonic()
-    # Not `process`, which no longer knows it once it is ending: it ends after all the others.
+    # `process` does not report it once it is exiting, but it exits only after all the others.
     while _is_there(pid, started):
         waited = time.monotonic() - begun
         if waited > 1 and not _others_live_in(namespace, pid):
             break
-        if waited > 10:  # pragma: no cover: it takes a process that hangs in the kernel
-            raise rpc(f"stop '{machine.name}': a process of it does not end")
+        if waited > 10:  # pragma: no cover: requires a process that hangs in the kernel
+            raise rpc(f"stop '{machine.name}': one of its processes does not exit")
         time.sleep(0.002)
     note(machine, "stopped")
 
@@ -267,10 +270,10 @@ def _is_there(pid: int, started: str) -> bool:
 
 
 def _others_live_in(namespace: str, pid: int) -> bool:
-    """Whether more than zombies is left there, beside pid 1.
+    """Whether processes other than zombies are left there, apart from pid 1.
 
-    A command whose client was killed is the host's pid 1 to reap, and the machine's pid 1 waits
-    for that; in a container the host's pid 1 may be a program that never does.
+    If a command's client was killed, the host's pid 1 has to reap the command, and the machine's
+    pid 1 waits for that. In a container, the host's pid 1 may be a program that never reaps.
     """
     for entry in os.listdir("/proc"):
         try:

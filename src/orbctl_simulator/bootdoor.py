@@ -1,4 +1,4 @@
-"""The way into a machine that its own init has booted."""
+"""How processes enter a machine that boots its own init."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .state import Machine, rpc
 
 
 class BootedDoor(Door):
-    """Like the way into a machine without init, by way of its user namespace and control groups.
+    """Like the door of a machine without init, plus its user namespace and control groups.
 
-    Whoever is inside has the rights of the machine's root and no more, so nothing is taken away.
+    A process inside has the rights of the machine's root and no more, so none are dropped.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -32,7 +32,7 @@ class BootedDoor(Door):
                 self._first = int(file.read().split()[1])
             self._entry = Entry(machine.id, self.proc)
             if not (found.is_supervised and found.has_init):
-                raise ProcessLookupError  # what has been opened is not its own
+                raise ProcessLookupError  # what was opened may belong to another process
         except (OSError, ValueError, IndexError):
             raise rpc(f"machine not running: '{machine.name}'") from None
 
@@ -43,7 +43,7 @@ class BootedDoor(Door):
         self._no_arguments = NoArguments()
         import_nothing_more()
         for fd in (0, 1, 2):
-            # What is not the machine's own cannot be opened in it by its name in /proc.
+            # The machine can open it by its name in /proc only if the machine's root owns it.
             if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
                 self.own(fd)
         self._entry.enter(*kept, root=self._bare if bare else -1)

@@ -1,4 +1,4 @@
-"""Starting and stopping booted machines, on the side of the commands."""
+"""Starting and stopping booted machines, on the commands' side."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .runstate import RUNNING, STARTING, STOPPED, STOPPING, RunState, state
 from .state import FILES, Failure, Machine, cache, home, python, readable, rpc
 
 _CHECK = 0.02
-_PATIENCE = 10.0  # seconds until a supervisor counts as hanging
+_PATIENCE = 10.0  # seconds until a supervisor is considered to hang
 
 
 def _timeouts() -> tuple[str, str]:
-    """How many seconds a machine may take to boot, and to shut down."""
+    """The number of seconds that a machine may take to boot, and to shut down."""
     names = ("ORBCTL_SIMULATOR_BOOT_TIMEOUT", "ORBCTL_SIMULATOR_STOP_TIMEOUT")
     boot, stop = (os.environ.get(name) or default for name, default in zip(names, ("30", "10")))
     for name, value in zip(names, (boot, stop)):
@@ -28,8 +28,8 @@ def _timeouts() -> tuple[str, str]:
 
 
 class Start:
-    """A machine that has been started, once it is up. It is killed with this process, or at the end
-    of this context, unless it is committed.
+    """A started machine that is up. Unless it is committed, it is killed when this process ends or
+    this context is left.
 
     `shares` are groups of four words: source, target, and the ids of the owner.
     """
@@ -57,7 +57,7 @@ class Start:
         os.waitpid(child, 0)
 
     def _become_supervisor(self, control: int, report: int, secret: int) -> None:
-        """Fork once more, so that nobody has to wait for the supervisor."""
+        """Fork once more, so that no process has to wait for the supervisor."""
         try:
             os.setsid()
             if os.fork():
@@ -82,7 +82,7 @@ class Start:
         try:  # noqa: SIM105 contextlib is slow to import
             os.write(self._control, text.encode(errors="surrogateescape"))
         except BrokenPipeError:
-            pass  # the supervisor has reported why it ended
+            pass  # the supervisor has reported why it exited
         with open(self._status, errors="surrogateescape") as file:
             word, _, reason = file.readline().rstrip("\n").partition(" ")
         if word != "up":
@@ -103,7 +103,7 @@ class Start:
 
 
 def settle(machine: Machine) -> bool:
-    """Wait for the end of what a machine does by itself. Returns whether it runs.
+    """Wait until a machine has finished what it does by itself. Returns whether it runs.
 
     It may be rebooting, or shutting down after a command was killed.
     """
@@ -115,7 +115,7 @@ def settle(machine: Machine) -> bool:
 
 
 class Pause:
-    """In this context, a machine's processes are frozen. They are thawed if we are killed."""
+    """In this context, a machine's processes are frozen. They are thawed if this process dies."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._watcher, self._go_on = machine, 0, -1
@@ -168,7 +168,7 @@ def end(machine: Machine, at_once: bool = False) -> None:
 
 
 def _wait_for(supervisor: int, seconds: float) -> None:
-    """Wait until a supervisor has ended; kill it if it hangs."""
+    """Wait until a supervisor has exited; kill it if it hangs."""
     if not select.select([supervisor], [], [], seconds)[0]:
         signal.pidfd_send_signal(supervisor, signal.SIGKILL)
         select.select([supervisor], [], [])

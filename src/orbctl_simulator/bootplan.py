@@ -8,7 +8,7 @@ from . import guest, userns
 
 
 class Share:
-    """A file or directory of the host's that is mounted in the machine, and its owner's ids."""
+    """A file or directory of the host that is mounted in the machine, and its owner's ids."""
 
     def __init__(self, source: str, target: str, uid: int, gid: int) -> None:
         self.source, self.target, self.uid, self.gid = source, target, uid, gid
@@ -49,7 +49,7 @@ class Share:
 
 
 class Plan:
-    """A machine to be booted. Paths are relative to its own directory."""
+    """A machine to boot. Paths are relative to its own directory."""
 
     def __init__(self, machine_id: str, words: list[str]) -> None:
         """`words` are those of `booted.Start.boot`."""
@@ -57,7 +57,7 @@ class Plan:
         self.fields: dict[str, str] = {}
         self.first_id = 0
         self.is_first_boot = False
-        #: What its clock shows when it boots; without a value it is the host's.
+        #: What its clock shows when it boots; None is the host's clock.
         self.clock: float | None = None
         how, self.files, self.state, self.cache, count, *rest = words
         #: Whether its files have never been set up.
@@ -78,5 +78,5 @@ class Plan:
 
     @property
     def hidden(self) -> tuple[str, str]:
-        """Directories of the host's that no machine may see, if its image is the host's root."""
+        """Directories of the host that no machine may see, if its image is the host's root."""
         return self.state, self.cache

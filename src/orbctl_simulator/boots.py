@@ -23,16 +23,16 @@ _POWER_OFF = 34 + 4  # SIGRTMIN+4, for systemd
 _PIDFD_GETFD = 438
 # An init other than systemd is booting while it has a child with one of these names.
 _SCRIPTS = {"init", "openrc", "rc", "rcS", "startpar", "sysinit"}
-# With one of these, systemd has set up the system, and has services and cloud-init left to run.
+# With one of these, systemd has set up the system; only services and cloud-init are left to run.
 _BUSES = {"dbus-daemon", "dbus-broker-lau"}
-_QUIET_CHECKS = 5  # in a row, until it is considered booted
+_QUIET_CHECKS = 5  # in a row, before it is considered booted
 
 
 class Boot:
     """A boot as the supervisor sees it.
 
     Two processes report lines to it: the builder (see `world.Builder`), and the one that connects
-    the network, with ``joined`` and ``named``. Both may report ``error TEXT``.
+    the network (``joined`` and ``named``). Both may report ``error TEXT``.
     """
 
     def __init__(self, plan: Plan, secret: int) -> None:
@@ -178,7 +178,7 @@ class Boot:
                 os.kill(pid, _SIGKILL)
 
     def finish(self) -> None:
-        """Get the exit status of the init, if it has one, and end the helpers."""
+        """Get the init's exit status, if it has one, and kill the helpers."""
         if self.init > 0:
             self.status = os.waitpid(self.init, os.WNOHANG)[1]
         for pid in self._helpers:

@@ -1,7 +1,7 @@
-"""Images made from a distribution's own archive, by its own tools.
+"""Images built from a distribution's own archive, with its own tools.
 
-Small on purpose: what a deploy needs and does not install has to be missing here, too. Every
-package is there for something that a machine of OrbStack's does; see `_PACKAGES`.
+They are small on purpose: a package that a deploy forgets to install must be missing here, too.
+Each package is there for something that OrbStack's machines do; see `_PACKAGES`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "apt",  # which Ubuntu does not mark as required
-    *("systemd", "systemd-sysv"),  # boots it, as it boots OrbStack's
+    *("systemd", "systemd-sysv"),  # the init, as in OrbStack's machines
     *("dbus", "dbus-user-session", "libpam-systemd"),  # hostnamectl, loginctl, systemctl --user
-    "sudo",  # the default user's way to root
+    "sudo",  # lets the default user become root
     "ca-certificates",  # archives and downloads over https
     *("iproute2", "iputils-ping", "netbase"),  # ip, ss, ping, /etc/services
     "procps",  # ps, sysctl
-    "python3",  # every server has it that cloud-init has set up, and scripts expect it
+    "python3",  # every server that cloud-init has set up has it, and scripts expect it
 )
-# What a build leaves, and a machine must not share with others or makes for itself.
+# Files that a build leaves, but that a machine must not share with others or creates for itself.
 _LEFT = (
     *("etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap"),
     *("etc/hostname", "etc/resolv.conf"),
@@ -49,8 +49,8 @@ _LEFT = (
     *("var/lib/apt/lists/*", "var/cache/apt/*", "var/log/apt/*"),
     *("var/log/alternatives.log", "var/log/bootstrap.log", "var/log/dpkg.log"),
 )
-# In Ubuntu's newer releases base-files provides usr-is-merged and has the links; mmdebstrap's hooks
-# take that for the package of this name, which then cannot be installed.
+# In Ubuntu's newer releases, base-files provides usr-is-merged and contains the links. mmdebstrap's
+# hooks mistake it for the package of that name, which then cannot be installed.
 _MERGE = """set -e
 run() {{ env --chdir="$1" APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" "$2" "$3" "$4"; }}
 run "$1" apt-get update --error-on=any
@@ -66,7 +66,7 @@ _TICK = 0.1
 
 
 class Builder:
-    """A program that makes root file systems, as this host has it or can fetch it."""
+    """A tool that builds root file systems, and that this host has or can download."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name = name or builders()[0]
@@ -81,11 +81,11 @@ class Builder:
         if self.name == "mmdebstrap":
             words = [*common, "--mode=root", "--format=directory", f"--architectures={arch}"]
             words += [f"--aptopt={line}" for line in archive.settings]
-            words += ["--dpkgopt=force-unsafe-io"]  # the half of it is not kept
+            words += ["--dpkgopt=force-unsafe-io"]  # an incomplete build is not kept
             merging = shlex.quote(f"{self._files}/hooks/maybe-merged-usr")
             words += [f"--setup-hook={_MERGE.format(merging)}"]
             words += [f"--essential-hook={_MERGED.format(merging)}"]
-            # Else the keys count, too, that this host trusts for packages of its own.
+            # Otherwise the keys that this host trusts for its own packages would also count.
             trust = f"deb [signed-by={archive.keyring}] "
             lines = [line.replace("deb ", trust, 1) for line in archive.lines]
             words += [archive.suite, target, *lines]
@@ -97,17 +97,17 @@ class Builder:
             "DEBOOTSTRAP_DIR": self._files,
             "HOME": "/root",
             "LC_ALL": "C.UTF-8",
-            "TMPDIR": os.path.dirname(target),  # of what it leaves there, nothing stays
+            "TMPDIR": os.path.dirname(target),  # anything that it leaves there is removed
         }
 
 
 def builders() -> list[str]:
-    """Those that this host can have, the quicker one first."""
+    """The tools that this host has or can download, the faster one first."""
     return ["mmdebstrap", "debootstrap"] if tools.can_fetch() else ["debootstrap"]
 
 
 def ready() -> str:
-    """What can be built here, and with what."""
+    """What can be built on this host, and with which tool."""
     names = [name for name in mirrors.NAMES if mirrors.can_trust(name)]
     if not names or not any(map(tools.is_available, builders())):
         return ""
@@ -117,14 +117,14 @@ def ready() -> str:
 def build(
     builder: Builder, archive: Archive, arch: str, target: str, log: str, progress: Progress
 ) -> int:
-    """Make a root file system in an empty directory; how many bytes it takes."""
+    """Build a root file system in an empty directory. Returns its size in bytes."""
     command, env = builder.command(archive, arch, target)
     progress.step(f"{builder.name}")
     _run(command, env, log, progress)
     files = [("etc/apt/sources.list", "".join(f"{line}\n" for line in archive.lines))]
     if archive.settings:
         files.append((_SETTINGS, "".join(f"{line}\n" for line in archive.settings)))
-    if builder.name == "debootstrap":  # which knows one suite, and not that of security
+    if builder.name == "debootstrap":  # it uses one suite, so not the security suite
         for path, text in files:
             with open(os.path.join(target, path), "w", encoding="utf-8") as file:
                 file.write(text)
@@ -135,7 +135,7 @@ def build(
 
 
 def _run(command: list[str], env: dict[str, str], log: str, progress: Progress) -> None:
-    """Run it where its mounts and processes are gone when it ends, or when we do."""
+    """Run it in namespaces, so its mounts and processes end with it and with this process."""
     output = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         child = os.fork()
@@ -156,7 +156,7 @@ def _run(command: list[str], env: dict[str, str], log: str, progress: Progress) 
             wrong = [line[2:].strip() for line in lines if line.startswith("E:")]
             wrong = [line for line in wrong if "/dev/pts" not in line]
             reason = (wrong or lines[-1:] or ["it gave no reason"])[0]
-            raise Failure(f"{os.path.basename(command[0])}: {reason} (all of it: {log})")
+            raise Failure(f"{os.path.basename(command[0])}: {reason} (full log: {log})")
     finally:
         os.close(output)
 
@@ -179,7 +179,7 @@ def _become(command: list[str], env: dict[str, str], output: int) -> None:
 
 
 def _wait(child: int, output: int, progress: Progress) -> int:
-    """Its status; meanwhile show what it says it does."""
+    """Wait for its exit status, and show its progress messages."""
     place, rest = 0, b""
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)

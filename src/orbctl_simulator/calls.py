@@ -1,4 +1,4 @@
-"""One call as a test wants to see or spoil it: the call log, faults by rule, the update banner."""
+"""What tests can observe and change of a call: the call log, faults by rule, the update banner."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _BANNER = """\
 
 
 class _Ended(BaseException):
-    """A signal that ends us, after what is to be written down is written down."""
+    """A signal that ends this process, once the call log is written."""
 
 
 class SpoiledCall(Call):
-    """A call whose streams are noted, or that goes wrong as a rule says."""
+    """A call whose streams are logged, or that fails as a rule says."""
 
     watches = True
 
@@ -50,7 +50,7 @@ class SpoiledCall(Call):
 
     @property
     def limits(self) -> dict[int, int]:
-        """After how many bytes the streams of a `run` are cut."""
+        """The number of bytes after which the streams of a `run` are cut."""
         names = {0: "cut_stdin", 1: "cut", 2: "cut_stderr"}
         return {fd: self.rule[name] for fd, name in names.items() if name in self.rule}
 
@@ -112,9 +112,9 @@ class SpoiledCall(Call):
         return code
 
     def _write_log(self, code: int | None) -> None:
-        """One line in one write, so that calls at the same time do not mix.
+        """Write one line at once, so that concurrent calls do not mix.
 
-        The environment stands in it by name only, stdin by its digest: a log may be kept.
+        It contains only the names of environment variables and a digest of stdin: logs may be kept.
         """
         path = os.environ.get("ORBCTL_SIMULATOR_LOG")
         if not path or not self.logs:
@@ -190,7 +190,7 @@ def _spoil_list(how: str, work: Callable[[], int]) -> int:
 
 
 def _next_rule(words: list[str]) -> dict[str, Any]:
-    """The first rule whose turn it is; every rule counts its own matches, over processes."""
+    """The first rule whose turn it is. Each rule counts its own matches, across processes."""
     told = os.environ.get("ORBCTL_SIMULATOR_FAULTS", "").strip()
     if not told:
         return {}
@@ -228,7 +228,7 @@ def _take_turn(rules: list[dict[str, Any]], counts: str, words: list[str]) -> di
 
 
 def _matches(match: str, words: list[str]) -> bool:
-    """A rule names a command, by any of its names, or a part of the command line."""
+    """Whether a rule's text is a name of the command, or part of the command line."""
     named = find_command(match)
     if named is not None:
         return bool(words) and find_command(words[0]) is named
@@ -236,17 +236,17 @@ def _matches(match: str, words: list[str]) -> bool:
 
 
 def _checked(told: str) -> list[dict[str, Any]]:
-    """A rule with a slip in it would never fire, and its test would pass."""
+    """Check the rules: one with a typo would never fire, and its test would pass."""
     try:
         rules = json.loads(told)
     except ValueError as error:
-        raise Failure(f"ORBCTL_SIMULATOR_FAULTS: no JSON: {error}") from None
+        raise Failure(f"ORBCTL_SIMULATOR_FAULTS: not valid JSON: {error}") from None
     rules = [rules] if isinstance(rules, dict) else rules
     for rule in rules:
         if not isinstance(rule, dict) or not rule.keys() <= _KEYS:
-            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: a rule's keys are {sorted(_KEYS)}: {rule}")
+            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: use only the keys {sorted(_KEYS)}: {rule}")
         if not isinstance(rule.get("hold", 0), (int, float)):
-            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: hold is a number of seconds: {rule}")
+            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: hold must be a number of seconds: {rule}")
         if rule.get("list", "null") not in _LISTS:
-            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: list is one of {_LISTS}: {rule}")
+            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: list must be one of {_LISTS}: {rule}")
     return list(rules)

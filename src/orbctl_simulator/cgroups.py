@@ -1,7 +1,7 @@
 """The control groups of a booted machine: one in every hierarchy that the host has mounted.
 
-They enforce the machine's limits, freeze and kill its processes together, and keep other groups out
-of its sight: a control group namespace shows only what is below the group that it was created in.
+They enforce the machine's limits, freeze and kill its processes together, and hide other groups
+from it: a control group namespace shows only what is below the group that it was created in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PERIOD = 100_000
 _PATIENCE = 10.0
 # The group of commands that are run in the machine; its init manages the others.
 COMMANDS = "orb"
-# Removing the groups walks through everything that the machine's root has created in them.
+# Removing the groups also removes everything that the machine's root created in them.
 _MOST = (("cgroup.max.depth", "32"), ("cgroup.max.descendants", "10000"))
 
 
@@ -224,7 +224,7 @@ def is_empty(machine_id: str) -> bool:
 def remove(machine_id: str, grace: float = 0) -> None:
     """Kill the processes that are left in a machine's groups, and remove the groups.
 
-    Commands that have just lost their machine get the time to report how they ended.
+    Commands that have just lost their machine get `grace` seconds to report how they ended.
     """
     begun = time.monotonic()
     while time.monotonic() < begun + grace and not is_empty(machine_id):

@@ -1,7 +1,7 @@
-"""The command line's grammar: which commands and flags there are, and cobra's way with them.
+"""The command line's grammar: the commands and flags, and how cobra parses them.
 
-OrbStack's program is built with cobra and pflag; their messages, exit code and rules (flags
-anywhere but behind the command of `run`, ``--flag=value``, bundled letters, ``--``) are public.
+OrbStack's executable is built with cobra and pflag. Their messages, exit code and rules (flags
+anywhere except after the command of `run`, ``--flag=value``, bundled letters, ``--``) are public.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from .state import Failure, profile
 
 
 class Call:
-    """What the handler of a command has to know of the call: nothing, unless a test spoils it."""
+    """What a command's handler has to know about the call: nothing, unless a test changes it."""
 
-    #: Whether what passes through the call is to be seen, so that it cannot just be handed over.
+    #: Whether the call's streams have to be observed, and so cannot simply be passed on.
     watches = False
-    #: Whether stdin is to be noted, byte by byte.
+    #: Whether every byte of stdin has to be noted.
     logs = False
-    #: For how many seconds more a machine is to stay in the state that the call brings it through.
+    #: How many seconds longer a machine stays in the transitional state that the call causes.
     hold = 0.0
-    #: When the machine is to stop while a command runs in it.
+    #: When to stop the machine while a command runs in it.
     stop_after: float | None = None
-    #: With which code to end when a stream was cut.
+    #: The exit code after a stream was cut.
     cut_exit = 1
 
     @property
     def limits(self) -> dict[int, int]:
-        """After how many bytes the streams of a `run` are cut."""
+        """The number of bytes after which the streams of a `run` are cut."""
         return {}
 
     def stdin_seen(self, data: bytes) -> None:
@@ -33,7 +33,7 @@ class Call:
 
 
 class Flag:
-    """One flag; `kind` is "" for a switch, else what its value is called in the help."""
+    """One flag; `kind` is "" for a switch, otherwise the name of its value in the help."""
 
     def __init__(
         self, name: str, short: str = "", kind: str = "", help: str = "", since: str = "2.0"
@@ -42,7 +42,7 @@ class Flag:
 
 
 class Command:
-    """One command; `does` names the module and function that carry it out."""
+    """One command; `does` is the module and function that implement it."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Command:
 
 
 class Options:
-    """The flags of one call, and what else its handler may want to know about the call."""
+    """The flags of one call, and what else its handler may need to know about the call."""
 
     def __init__(self, program: str, call: Call) -> None:
         self.program, self.call = program, call
@@ -122,7 +122,7 @@ COMMANDS = (
             Flag("memory", "", "string", "Memory limit, in MiB or such as 4G", since="2.2"),
             Flag("mount", "", "stringArray", "With --isolated: share SRC[:DEST]", since="2.1"),
             Flag("set-password", "p", help="Set a password for the default user and root"),
-            Flag("strict-images", help="Simulator: refuse an image that is not there"),
+            Flag("strict-images", help="Simulator: fail if the image is not available"),
             Flag("user", "u", "string", "Name of the default user"),
             Flag("user-data", "c", "string", "Path to cloud-init user data"),
             Flag("variant", "", "string", "Simulator: variant of the image (default, cloud)"),
@@ -141,7 +141,7 @@ COMMANDS = (
         ("rm", "remove"),
         most=MANY,
     ),
-    Command("doctor", "doctor:doctor", "", "Simulator: say what this host can do"),
+    Command("doctor", "doctor:doctor", "", "Simulator: show what this host supports"),
     Command("export", "files:export", "NAME FILE", "Export a machine to a file", least=2, most=2),
     Command(
         "image",
@@ -151,7 +151,7 @@ COMMANDS = (
         "Simulator: manage base images",
         (
             Flag("arch", "a", "string", "Architecture (arm64, amd64)"),
-            Flag("remote", help="With list: what can be pulled"),
+            Flag("remote", help="With list: show images that can be pulled"),
             Flag("variant", "", "string", "Variant (default, cloud)"),
         ),
         least=1,
@@ -239,7 +239,7 @@ COMMANDS = (
     Command("version", "show:version", "", "Show version information"),
 )
 
-# Commands of OrbStack that have nothing to do with machines; a deploy that needs them needs a Mac.
+# OrbStack's commands that have nothing to do with machines; a deploy that uses them needs a Mac.
 ELSEWHERE = (
     *("completion", "debug", "docker", "k8s", "login", "logout", "report", "reset", "serial"),
     *("update", "usb"),
@@ -256,7 +256,7 @@ def find_command(word: str) -> Command | None:
 def parse(
     program: str, command: Command, words: list[str], options: Options
 ) -> tuple[list[str], bool]:
-    """The words that are no flags, and whether help was asked for."""
+    """The words that are not flags, and whether help was requested."""
     flags = {"--help": Flag("help", "h"), "-h": Flag("help", "h")}
     for flag in command.flags:
         if flag.since <= profile():
@@ -373,7 +373,7 @@ def help_all(program: str) -> str:
     shown = [command for command in COMMANDS if command.since <= profile()]
     return "\n".join(
         [
-            "OrbStack's command line, for Linux: machines without OrbStack.",
+            "OrbStack's command line for Linux: machines without OrbStack.",
             "",
             "Usage:",
             f"  {program} [command]",

@@ -1,4 +1,4 @@
-"""cloud-init's data for a machine, where its source NoCloud finds them without a network."""
+"""cloud-init's data for a machine, where its data source NoCloud finds it without a network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .trees import Descent
 _MOST = 1 << 20
 _SEED = "var/lib/cloud/seed/nocloud"
 _CONFIG = "etc/cloud/cloud.cfg.d"
-# Neither other sources nor addresses are looked for: the machine has its network already. An image
-# without packages of languages cannot have cloud-init's own choice of a locale.
+# cloud-init must not look for other sources or addresses: the machine already has its network. An
+# image without language packages cannot have cloud-init's own choice of a locale.
 _LIMITS = """\
-# Of the simulator: what it has for cloud-init lies in /var/lib/cloud/seed/nocloud.
+# Written by the simulator. Its data for cloud-init is in /var/lib/cloud/seed/nocloud.
 datasource_list: [ NoCloud, None ]
 network: { config: disabled }
 locale: C.UTF-8
@@ -23,7 +23,7 @@ locale: C.UTF-8
 
 
 def read_user_data(path: str) -> bytes:
-    """A file of the caller's, read as they may read it."""
+    """A file of the caller, read with the caller's rights."""
     try:
         with Caller():
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -40,9 +40,9 @@ def read_user_data(path: str) -> bytes:
 
 
 def put_seed(root: int, user_data: bytes | None, ident: str, name: str) -> None:
-    """Write it below an open directory, a machine's root or its upper layer; no link is followed.
+    """Write it below an open directory, a machine's root or its upper layer; follows no links.
 
-    `ident` is new for each machine, also for a clone: cloud-init runs once for each.
+    Each machine has its own `ident`, also a clone: cloud-init runs once for each.
     """
     meta = f"instance-id: {ident}\nlocal-hostname: {name}\n".encode()
     with contextlib.closing(Descent(root, make=True)) as descent:
@@ -55,7 +55,7 @@ def put_seed(root: int, user_data: bytes | None, ident: str, name: str) -> None:
 
 
 def _write(folder: int, name: str, data: bytes, mode: int) -> None:
-    """A new file, in place of whatever has its name."""
+    """Write a new file, replacing whatever has its name."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

@@ -44,7 +44,7 @@ _DEFAULTS = {
     "ssh.expose_port": "false",
 }
 
-# A machine's own keys: the field that holds each, its kind, and the version that brought it.
+# A machine's own keys: the field that stores each, its kind, and the version that added it.
 _OF_MACHINES = {
     "cpu": ("cpu", "number", "2.2"),
     "disk_bytes": ("disk_bytes", "integer", "2.2"),
@@ -90,7 +90,7 @@ def _store(name: str, fields: dict[str, str]) -> None:
 
 
 def default_machine() -> Machine | None:
-    """The one that was set, else the oldest one."""
+    """The one that was set, otherwise the oldest one."""
     chosen = _load("default").get("id")
     known = list(machines())
     return next((m for m in known if m.id == chosen), known[0] if known else None)
@@ -111,7 +111,7 @@ def is_stopped() -> bool:
 
 
 def wake() -> None:
-    """Any command that needs OrbStack starts it; only `start` brings its machines back."""
+    """Any command that needs OrbStack starts it; only `start` also starts its machines again."""
     if is_stopped():
         _store("power", {**_load("power"), "state": "running"})
 
@@ -122,7 +122,7 @@ def power_off(ended: list[Machine]) -> None:
 
 
 def take_resumed() -> list[Machine]:
-    """The machines that ran when OrbStack was stopped; they are brought back once."""
+    """The machines that ran when OrbStack was stopped; they are started again once."""
     resume = _load("power").get("resume", "").split("\t")
     _store("power", {"state": "running"})
     return [machine for machine in machines() if machine.id in resume]

@@ -16,7 +16,7 @@ class Console:
     """Our end of the console's terminal, and its log."""
 
     def __init__(self, path: str, terminal: int, other_end: int) -> None:
-        # Held open: a terminal that nobody has open hangs up.
+        # Kept open: a terminal that no process has open hangs up.
         self.terminal, self._other_end = terminal, other_end
         self._path = path
 
@@ -34,7 +34,7 @@ class Console:
 
 
 def log(path: str, data: bytes) -> None:
-    """Append to a log. When it is too long, only its newer half is kept."""
+    """Append to a log. If it is too long, only its newer half is kept."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         file = os.open(path, flags, 0o600)

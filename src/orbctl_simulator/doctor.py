@@ -1,4 +1,4 @@
-"""`doctor`: what this host can do, found out by trying, and what to do about the rest."""
+"""`doctor`: tries what this host supports, and says what to do about the rest."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def doctor(options: Options, _: list[str]) -> int:
     release, arch = images.release()[2], images.host_arch()
     free = shutil.disk_usage(home()).free >> 20
     findings = [
-        ("ok" if not problem else "MISSING", f"machines: {problem or 'made one, and ended it'}"),
+        ("ok" if not problem else "MISSING", f"machines: {problem or 'created and removed one'}"),
         ("ok", f"base: {release}, {arch}, kernel {os.uname().release}"),
         *_booting(),
         _sudo(),
         _programs(),
-        ("ok" if free > 500 else "note", f"state folder: {home()}, {free} MiB free"),
-        ("ok" if own_time else "note", f"time namespaces: {'there' if own_time else 'none'}"),
+        ("ok" if free > 500 else "note", f"state directory: {home()}, {free} MiB free"),
+        ("ok" if own_time else "note", f"time namespaces: {'yes' if own_time else 'no'}"),
     ]
     if unseen:
-        text = "file systems of their own, which machines do not see: " + ", ".join(unseen)
+        text = "mounted file systems that machines do not see: " + ", ".join(unseen)
         findings.append(("note", text))
     findings += _images()
     for mark, text in findings:
@@ -58,7 +58,7 @@ def _try_machine() -> str:
 
 
 def _booting() -> list[tuple[str, str]]:
-    """Whether machines boot, and what they have then that those without init have not."""
+    """Whether machines boot, and what they then have that machines without init lack."""
     from . import cgroups, network, tools, trial
 
     reason = trial.why_not()
@@ -68,24 +68,24 @@ def _booting() -> list[tuple[str, str]]:
     except OSError:
         enforced = ""
     absent = [command for _, path, command in tools.listing() if not path]
-    fetched = f"; what it needs is fetched once, else: {'; '.join(absent)}" if absent else ""
+    fetched = f"; missing tools are downloaded once, or: {'; '.join(absent)}" if absent else ""
     return [
-        ("note", f"init: machines have none here: {reason}")
+        ("note", f"init: machines have none: {reason}")
         if reason
-        else ("ok", "init: machines boot that of their image"),
-        ("note", f"network: machines share this host's: {unconnected}")
+        else ("ok", "init: machines boot their image's init"),
+        ("note", f"network: machines use this host's: {unconnected}")
         if unconnected
         else ("ok", f"network: machines have their own{fetched}"),
         ("ok", f"limits: enforced: {enforced}")
         if enforced and not reason
-        else ("note", "limits: shown in machines, and not enforced"),
+        else ("note", "limits: shown in machines, but not enforced"),
     ]
 
 
 def _programs() -> tuple[str, str]:
     if shutil.which("zstd"):
-        return "ok", "programs: zstd"
-    return "note", "programs: no zstd, so archives that it compressed cannot be read"
+        return "ok", "zstd: installed"
+    return "note", "zstd: not installed, so archives compressed with it cannot be read"
 
 
 def _sudo() -> tuple[str, str]:
@@ -97,12 +97,12 @@ def _sudo() -> tuple[str, str]:
     except FileNotFoundError:
         ready = False
     if ready:
-        return "ok", f"sudo: in a layer of {cache()}"
-    return "note", "sudo: the base has none; the first `create` will install it into a layer"
+        return "ok", f"sudo: in a layer in {cache()}"
+    return "note", "sudo: missing in the base; the first `create` installs it into a layer"
 
 
 def _images() -> list[tuple[str, str]]:
-    """Those that are here, and whether more can be had."""
+    """The existing images, and whether more can be pulled or built."""
     from . import build, obtain, store
 
     found = [("ok", f"image: {name}") for name in sorted(images.listed())]
@@ -124,7 +124,7 @@ def _images() -> list[tuple[str, str]]:
 
 
 def _unseen_mounts() -> list[str]:
-    """Only the host's root file system is a machine's base, not what is mounted in it."""
+    """A machine's base is only the host's root file system, without what is mounted in it."""
     unseen = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:

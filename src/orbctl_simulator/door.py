@@ -1,10 +1,10 @@
-"""The way into a running machine, for whatever has to happen inside one.
+"""How processes enter a running machine, for everything that has to happen inside one.
 
-A process that goes in becomes blind and deaf to the host first: it holds no file of the host's,
-has none of its caller's keys, cannot be looked into, and gives up the rights that could harm the
-host. It stays out of the machine's process namespace, so that nobody in there can even see it;
-only the command that it starts is in that. For a moment that command shares its memory and is not
-itself yet; all of the above holds for that moment, too.
+Before a process enters, it cuts its ties to the host: it closes the host's files, leaves its
+caller's keyring, cannot be inspected, and drops the rights that could harm the host. It stays out
+of the machine's process namespace, so processes in there cannot even see it. Only the command that
+it starts is visible. Until that command executes its own program, it shares this process's memory;
+all of the above applies during that moment, too.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-# All signals but the two that are the C library's own.
+# All signals except the two that the C library uses itself.
 _SIGNALS = [*range(1, 32), *range(34, 65)]
 
 
 class Door:
-    """The namespaces of a running machine, opened so that a reused pid cannot mislead us."""
+    """The namespaces of a running machine, opened so that a reused pid does no harm."""
 
     def __init__(self, machine: Machine) -> None:
         try:
@@ -50,7 +50,7 @@ class Door:
             self._spaces = [self._open(f"ns/{kind}") for kind in kinds]
             self._root = self._open("root", os.O_RDONLY | os.O_DIRECTORY)
             if os.path.samestat(os.fstat(self._spaces[2]), os.stat("/proc/self/ns/mnt")):
-                raise ProcessLookupError  # whatever it is, it would be the host that is entered
+                raise ProcessLookupError  # whatever it is, entering it would enter the host
         except (OSError, ValueError):
             raise rpc(f"machine not running: '{machine.name}'") from None
 
@@ -63,13 +63,13 @@ class Door:
         return Door(machine)
 
     def own(self, fd: int) -> None:
-        """Give something that the host has made to the machine's root."""
+        """Make the machine's root the owner of something that the host created."""
 
     def _open(self, name: str, flags: int = os.O_RDONLY) -> int:
         return os.open(name, flags, dir_fd=self.proc)
 
     def open_device(self, path: str, number: tuple[int, int]) -> int:
-        """A device of the machine's own ``/dev``, or -1 if something else has taken its place."""
+        """A device in the machine's own ``/dev``, or -1 if something else is in its place."""
         *folders, name = path.split("/")
         place, flags = self._root, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
         try:
@@ -86,7 +86,7 @@ class Door:
         return device
 
     def mount_points(self) -> list[str]:
-        """Where something is mounted in it, but for its root."""
+        """Its mount points, except its root."""
         fd = self._open("mountinfo")
         with open(fd, encoding="utf-8", errors="surrogateescape") as file:
             points = [line.split()[4] for line in file]
@@ -95,11 +95,11 @@ class Door:
         return [point for point in points if point != "/"]
 
     def enter(self, *kept: int, bare: bool = False, all_rights: bool = False) -> None:
-        """Go in; there is no way back. Of the open files only 0, 1, 2 and `kept` are left.
+        """Enter; there is no way back. Only the open files 0, 1, 2 and `kept` stay open.
 
-        What is to be used inside must be imported before: the host's Python is out of sight there.
-        With `bare` nothing is there but the machine's own files: not ``/proc``, not what is
-        mounted, so nothing of the host's can be written, or be waited for.
+        Import what is used inside before: the host's Python cannot be reached from there. With
+        `bare`, only the machine's own files are visible, without ``/proc`` and without mounts, so
+        nothing of the host can be written, or block.
         """
         close_all_but(self._root, *self._spaces, *kept)
         self._no_arguments = NoArguments()
@@ -109,7 +109,7 @@ class Door:
         for fd in self._spaces:
             setns(fd)
             os.close(fd)
-        # The namespace's own root is the host's, where the simulator itself is in a chroot.
+        # If the simulator itself is in a chroot, the namespace's own root is the host's.
         os.fchdir(self._root)
         os.close(self._root)
         if bare:
@@ -129,13 +129,13 @@ class Door:
         bare: bool = False,
         all_rights: bool = False,
     ) -> int:
-        """Do `work` inside, as the machine's root, in a process of its own; its pid.
+        """Run `work` inside, as the machine's root, in a new process. Returns its pid.
 
-        `streams` are what it has as its own standard streams, by their numbers.
+        `streams` maps the numbers of its standard streams to descriptors.
         """
 
         def inside() -> int | None:
-            os.setsid()  # what is typed at the caller's terminal is not for it
+            os.setsid()  # keys typed at the caller's terminal must not reach it
             for fd, ours in (streams or {}).items():
                 os.dup2(ours, fd)
             self.enter(*kept, bare=bare, all_rights=all_rights)
@@ -147,7 +147,7 @@ class Door:
         return pid
 
     def be_seen(self, work: Callable[[], int], *files: int) -> int:
-        """Do it in one of the machine's own processes, which has nothing but these files."""
+        """Run it in one of the machine's own processes, which has only these files open."""
         self._no_arguments.__enter__()
         for fd in (0, 1, 2):
             os.close(fd)
@@ -170,13 +170,13 @@ class Door:
         shell: bool = False,
         terminal: str = "",
     ) -> int:
-        """Run a command as `account`, whom this process, which is inside, has become.
+        """Run a command as `account`, which this process, inside the machine, has become.
 
-        Its exit code. The messages are those of the login shell that runs it in OrbStack.
+        Returns its exit code. The messages are those of the login shell that runs it in OrbStack.
         """
         pid = self._start(account, words, env, shell, terminal)
         for fd in (0, 1, 2):
-            os.close(fd)  # whoever waits for an end of output waits for the command alone
+            os.close(fd)  # end of output depends on the command alone
         return exit_code(os.waitpid(pid, 0)[1])
 
     def _start(
@@ -200,18 +200,18 @@ class Door:
             except PermissionError as error:
                 code, reason = 126, why(error)
             except OSError as error:
-                if error.errno == ENOEXEC:  # a script that names no interpreter is a shell's
+                if error.errno == ENOEXEC:  # a script without an interpreter line
                     return self._spawn("/bin/sh", ["/bin/sh", path, *words[1:]], env, terminal)
                 code, reason = 126, why(error)
         raise Failure(f"{login}: line 1: {words[0]}: {reason}", code)
 
     def _spawn(self, path: str, words: list[str], env: dict[str, str], terminal: str) -> int:
-        """Start a program in a session of its own: no signal or terminal of the caller reaches it.
+        """Start a program in its own session: no signal or terminal of the caller reaches it.
 
-        It must not inherit that Python ignores SIGPIPE, or what `nohup` ignored.
+        It must not inherit signals that Python (SIGPIPE) or `nohup` ignored.
         """
         actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
-        if terminal:  # opened by a session that has none it becomes that session's own
+        if terminal:  # a session without a terminal gets the first one that it opens
             actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
             actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
         how: dict[str, Any] = {"setsid": True, "setsigmask": [], "setsigdef": _SIGNALS}
@@ -220,14 +220,14 @@ class Door:
 
 
 def told(work: Callable[[], int | None]) -> int:
-    """Do it where nothing may be left to Python's own ways of ending; the exit code."""
+    """Run it where Python's own exit must not run. Returns the exit code."""
     try:
         return work() or 0
     except Failure as failure:
         complain(str(failure))
         return failure.code
     except BrokenPipeError:
-        pass  # the other side has said why
+        pass  # the other side has reported why
     except OSError as error:
         complain(str(rpc(f"{shown(error.filename or 'run')}: {why(error).lower()}")))
     except KeyboardInterrupt:
@@ -238,7 +238,7 @@ def told(work: Callable[[], int | None]) -> int:
 
 
 def complain(text: str) -> None:
-    """Write to stderr without Python's own buffers, which a fork would have twice."""
+    """Write to stderr without Python's buffers, which a fork would duplicate."""
     try:  # noqa: SIM105 contextlib takes longer to load than a machine takes to answer
         os.write(2, (text + "\n").encode(errors="surrogateescape"))
     except OSError:

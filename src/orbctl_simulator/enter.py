@@ -27,10 +27,10 @@ _NULL = os.makedev(1, 3)
 
 
 def select(selector: str) -> Machine:
-    """The machine that a command means, which without a name is the default one."""
+    """The machine that a command refers to; without a name, the default machine."""
     if selector:
         return find(selector)
-    from .config import default_machine  # which `run -m` has no time to load
+    from .config import default_machine  # too slow to load for `run -m`
 
     machine = default_machine()
     if machine is None:
@@ -39,7 +39,7 @@ def select(selector: str) -> Machine:
 
 
 def running(machine: Machine, hold: float = 0) -> Door:
-    """The door to a machine, started when it is stopped."""
+    """The door of a machine, which is started if it is stopped."""
     try:
         if machine.finished:
             return Door.of(machine)
@@ -56,7 +56,7 @@ def running(machine: Machine, hold: float = 0) -> Door:
 
 
 class _Command:
-    """What is to be run, and how it is begun once this process is inside."""
+    """The command to run, and how it is started once this process is inside."""
 
     def __init__(self, door: Door, machine: Machine, options: Options, words: list[str]) -> None:
         self._door, self._user = door, options.text("user") or machine.user
@@ -91,7 +91,7 @@ def run(options: Options, words: list[str]) -> int:
         if kind == "null":
             null = door.open_device("dev/null", (1, 3))
             if null < 0:
-                kinds[fd] = "file"  # its own is broken, and the host's is not to be had
+                kinds[fd] = "file"  # its own is broken, and it must not get the host's
             else:
                 os.dup2(null, fd)
     if kinds[:2] == ["terminal", "terminal"]:
@@ -107,15 +107,15 @@ def run(options: Options, words: list[str]) -> int:
         door.enter()
         return command()
 
-    # Nothing is left to be done here: this process itself goes in, and waits.
+    # Nothing is left to do on the host: this process itself enters, and waits.
     os._exit(told(alone))
 
 
 def _kind(fd: int) -> str:
-    """What a stream of the caller's is, and so whether a machine may have it.
+    """The kind of one of the caller's streams, which decides whether a machine may get it.
 
-    A pipe may be had. A file of the host's could be opened again from inside, through /proc, for
-    writing and by its owner's name; a terminal or a socket leads to the host as well.
+    It may get a pipe. A process inside could reopen a file of the host through /proc, for writing
+    and with its owner's rights; a terminal or a socket also leads to the host.
     """
     status = os.fstat(fd)
     if stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL:
@@ -134,7 +134,7 @@ def _caller_directory() -> str:
 
 
 def _translate(word: str) -> str:
-    """``-p``: absolute paths are the caller's, but for those that say they are the machine's."""
+    """``-p``: absolute paths are the caller's, except those marked as the machine's."""
     if word.startswith("/mnt/linux/"):
         return word[len("/mnt/linux") :]
     return f"/mnt/mac{word}" if word.startswith("/") else word

@@ -1,4 +1,4 @@
-"""Entering a booted machine with a process of the host's."""
+"""Entering a booted machine with a process of the host."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from . import cgroups, userns
 from .linux import close_all_but, setns
 from .rights import drop_capabilities, hide_from_others, leave_keys, raise_limits
 
-# The user namespace is entered last. It takes the host's rights to enter the others, and once the
-# machine's root has rights over this process, it must not hold anything of the host's.
+# The user namespace is entered last. Entering the others requires the host's rights, and once the
+# machine's root has rights over this process, it must not have anything of the host open.
 _KINDS = ("time", "uts", "ipc", "net", "cgroup", "mnt", "pid")
 
 
@@ -26,10 +26,10 @@ class Entry:
         self._group = cgroups.CommandGroup(machine_id)
 
     def enter(self, *kept: int, root: int = -1) -> None:
-        """Become root of the machine; children of this process will be its processes.
+        """Become the machine's root; children of this process will be its processes.
 
-        Only descriptors 0, 1, 2 and `kept` stay open. Modules must be imported before. `root` is
-        another directory to take as the root.
+        Only descriptors 0, 1, 2 and `kept` stay open. Import modules before. `root` is another
+        directory to use as the root.
         """
         hide_from_others()
         raise_limits()

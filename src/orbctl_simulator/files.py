@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
     from .cli import Options
 
-_NO_MACHINE = "it is no machine that the simulator exported"
+_NO_MACHINE = "it is not a machine that the simulator exported"
 _MOST_RECORD = 1 << 20
 
 
 def push(options: Options, words: list[str]) -> int:
-    """Copy into a machine by way of its shared root, as OrbStack does, with what that costs.
+    """Copy into a machine through its shared root, as OrbStack does, with the same drawbacks.
 
-    No mode survives, only the default user's own rights count, and what lies under another mount
-    of the machine, ``/tmp`` above all, is hidden by it: the copy succeeds and nothing is there.
+    Modes are lost, and only the default user's own rights count. A mount in the machine, such as
+    ``/tmp``, hides what is copied below it: the copy succeeds and nothing arrives.
     """
     machine, door = _shared_machine(options, "push")
     sources, target = (words[:-1], words[-1]) if len(words) > 1 else (words, "")
@@ -87,7 +87,7 @@ def pull(options: Options, words: list[str]) -> int:
 
 
 def _both(door: Door, theirs: Callable[[], None], end: int, ours: Callable[[], None]) -> int:
-    """One half of a copy inside the machine, which has one end of a pipe, and one half here."""
+    """Run one half of a copy inside the machine, with one end of a pipe, and the other here."""
     pid = door.fork(theirs, end, bare=True)
     os.close(end)
     try:
@@ -116,7 +116,7 @@ def _as_caller(work: Callable[[], None]) -> None:
         with Caller():
             work()
     except (BrokenPipeError, Damaged):
-        pass  # the other side has said why
+        pass  # the other side has reported why
     except Failure as failure:
         raise failure if str(failure).startswith("[") else rpc(str(failure)) from None
     except OSError as error:
@@ -135,7 +135,7 @@ def _is_hidden(path: str, points: list[str]) -> bool:
 
 
 def _places(sources: list[str], target: str) -> list[tuple[str, Parts]]:
-    """Where each source goes, by the rules of `cp`: a directory, and the names below it."""
+    """Where each source goes, according to `cp`'s rules: a directory, and the names below it."""
     if os.path.isdir(target or "."):
         names = [os.path.basename(source.rstrip("/")) for source in sources]
         return [(target or ".", () if name in ("", ".", "..") else (name,)) for name in names]
@@ -168,7 +168,7 @@ def _pack(stream: IO[bytes], sources: list[str]) -> None:
             finally:
                 os.close(fd)
     for parts in sorted(packer.left):
-        complain(f"left out: {name_of(parts)}: not a regular file, directory or symbolic link")
+        complain(f"skipped: {name_of(parts)}: not a regular file, directory or symbolic link")
 
 
 def _unpack(stream: IO[bytes], places: list[tuple[str, Parts]]) -> None:
@@ -185,7 +185,7 @@ def _unpack(stream: IO[bytes], places: list[tuple[str, Parts]]) -> None:
 
 
 def _moved(thing: Thing, above: Parts) -> Thing:
-    """The same thing, below other names in place of its first one."""
+    """The same thing, with other names instead of its first one."""
     thing.parts = above + thing.parts[1:]
     if thing.first is not None:
         thing.first = above + thing.first[1:]
@@ -198,7 +198,7 @@ def _read_all(stream: IO[bytes]) -> None:
 
 
 def export(options: Options, words: list[str]) -> int:
-    """What the machine has written, as a ``.tar.zst`` that `import` takes where its base is."""
+    """Write the machine's changes to a ``.tar.zst``, which `import` accepts if its base exists."""
     machine, path = find(words[0]), os.path.abspath(words[1])
     try:
         with Transition(machine, "exporting", "export", shown=False), paused(machine):
@@ -221,7 +221,7 @@ def export(options: Options, words: list[str]) -> int:
 
 
 def _write(machine: Machine, file: IO[bytes]) -> None:
-    """An archive has the owners that files have in the machine."""
+    """Write the archive with the owners that files have in the machine."""
 
     def work() -> None:
         _write_machine(machine, file)
@@ -275,13 +275,13 @@ def import_(options: Options, words: list[str]) -> int:
 
 
 def _recorded(things: Iterator[Thing]) -> dict[str, str]:
-    """The machine's record, which is the archive's first member; without what is this host's."""
+    """The machine's record, the archive's first member, without fields that refer to this host."""
     thing = next(things, None)
     if thing is None or thing.parts != ("machine",) or not isinstance(thing.content, StoredContent):
         raise Failure(_NO_MACHINE)
     text = thing.content.read(_MOST_RECORD).decode(errors="surrogateescape")
     fields = dict(line.partition("=")[::2] for line in text.split("\n") if line)
-    for key in ("made", "mounts", "shares"):  # it may be somebody else's machine
+    for key in ("made", "mounts", "shares"):  # it may come from another user
         fields.pop(key, None)
     if not {"name", "user"} <= fields.keys():
         raise Failure(_NO_MACHINE)

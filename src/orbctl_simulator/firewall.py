@@ -1,9 +1,9 @@
-"""The router's rules, as one text for `nft`: loaded whole, or not at all.
+"""The router's rules, as one text for `nft`, which loads all of it or nothing.
 
-Between machines the bridge decides, for the rest the router. A packet of a machine that is cut off
-carries a mark from the moment it enters its port, so no address that such a machine takes helps it.
-An address or MAC that belongs to a machine or to the router is taken from its own port only; others
-are anybody's, as machines may share an address between them (VRRP) or bridge containers.
+The bridge decides about traffic between machines, the router about the rest. A packet of an
+isolated machine gets a mark when it enters the machine's port, so changing its address does not
+help the machine. An address or MAC of a machine or the router is accepted from its own port only.
+Any machine may use others, because machines may share an address (VRRP) or bridge containers.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def rules() -> str:
 
 
 def members(subnets: Subnets, joined: Iterable[Member]) -> str:
-    """What the sets hold when these machines are there."""
+    """The sets' content for these machines."""
     cut, macs, own_macs, cut4, cut6 = [], [BRIDGE_MAC], [], [], []
     taken4, taken6 = [subnets.gateway, subnets.host], [subnets.gateway6, subnets.host6]
     own4, own6 = [], []
@@ -116,7 +116,7 @@ def members(subnets: Subnets, joined: Iterable[Member]) -> str:
 
 
 def host_addresses(addresses: Iterable[str]) -> str:
-    """What a machine that is cut off must not reach by way of the host."""
+    """The addresses that an isolated machine must not reach through the host."""
     return _fill("inet", "host4", addresses)
 
 

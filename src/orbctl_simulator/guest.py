@@ -1,7 +1,7 @@
-"""What makes a root file system a machine of OrbStack's: its user, sudo, hostname and resolver.
+"""What turns a root file system into a machine: its user, sudo, hostname and resolver.
 
-Everything here runs inside the machine's own root, with nothing mounted in it: no symbolic link,
-absolute or not, leads to a file of the host, and what is shared with the machine is not written.
+Everything here runs inside the machine's own root, with nothing mounted in it. So no symbolic link,
+absolute or relative, leads to a file of the host, and shared directories are not written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_MAC = "#!/bin/sh\necho 'dial: no such file or directory' >&2\nexit 1\n"
 
 
 def _write(path: str, lines: list[str], mode: int) -> None:
-    """In place: a base's own mode and owner stay, `mode` is for a file that was not there."""
+    """Write in place: an existing file keeps its mode and owner, a new one gets `mode`."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -34,7 +34,7 @@ def _write(path: str, lines: list[str], mode: int) -> None:
 
 
 def set_hostname(name: str) -> None:
-    """Write the name down as `sudo` wants it: it complains when it cannot resolve it."""
+    """Set the name and an address for it: `sudo` complains if it cannot resolve the name."""
     before = read_lines("/etc/hostname")
     old = before[0].strip() if before else ""
     hosts = read_lines("/etc/hosts")
@@ -47,9 +47,9 @@ def set_hostname(name: str) -> None:
 
 
 def refresh(name: str, resolver: str) -> None:
-    """What changes from start to start: the name, and the host's resolver, as on a laptop.
+    """Update what changes between starts: the name, and the host's resolver, as on a laptop.
 
-    A machine starts without it where a deploy has made something else of these files.
+    If a deploy has replaced these files with something else, the machine starts without it.
     """
     for write, text in ((_set_resolver, resolver), (set_hostname, name)):
         try:  # noqa: SIM105 contextlib takes as long to load as the rest of a start
@@ -64,7 +64,7 @@ def _set_resolver(content: str) -> None:
 
 
 def prepare(name: str, user: str, resolver: str, hosts: tuple[str, ...] = ()) -> None:
-    """What a new machine gets once; a deploy may change all of it, and it stays changed.
+    """Write the files that a new machine gets once. A deploy may change all of them.
 
     `hosts` are names that its resolver does not know.
     """
@@ -153,9 +153,9 @@ def _copy_skeleton(source: str, target: str) -> None:
 
 
 def set_password(user: str, secret: int, limit: Callable[[], None] | None = None) -> None:
-    """With the machine's own program, while nothing that it could write is the host's.
+    """Set it with the machine's own `chpasswd`, while it cannot write anything of the host.
 
-    The password is read from `secret`; `limit` takes files and rights from what runs.
+    The password is read from `secret`; `limit` removes files and rights from that process.
     """
     password = os.read(secret, 1 << 16)
     os.close(secret)

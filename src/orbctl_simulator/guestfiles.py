@@ -10,9 +10,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .bootplan import Plan
 
-# Left by container images; the second one keeps packages from starting their services.
+# Files left by container images; the second one keeps packages from starting their services.
 _CONTAINER_MARKS = ("/.dockerenv", "/usr/sbin/policy-rc.d")
-# What a minimal Debian or Ubuntu enables.
+# The services that a minimal Debian or Ubuntu enables.
 _MINIMAL_UNITS = {
     *("apt-daily-upgrade.timer", "apt-daily.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
     *("e2scrub_reap.service", "fstrim.timer", "getty@tty1.service", "motd-news.timer"),
@@ -53,7 +53,7 @@ def _remove(path: str) -> None:
 
 
 def _leave_hosts_services() -> None:
-    """Start no more in a copy of the host than in a minimal installation of its distro.
+    """Start only the services that a minimal installation of the host's distribution starts.
 
     The host's services, mounts and agents are not meant to run twice.
     """
@@ -71,7 +71,7 @@ def _leave_hosts_services() -> None:
 
 
 def _renew_identity() -> None:
-    """Give a new machine, or a copy, its own id."""
+    """Give a new machine or a clone its own machine id."""
     if os.path.lexists(_MACHINE_ID):
         ident = bytearray(os.urandom(16))
         ident[6], ident[8] = ident[6] & 0x0F | 0x40, ident[8] & 0x3F | 0x80  # as systemd does
@@ -81,7 +81,7 @@ def _renew_identity() -> None:
 
 
 def _mark_as_updated() -> None:
-    """Spare systemd the updates of ``ConditionNeedsUpdate=`` at each new machine's first boot.
+    """Skip systemd's ``ConditionNeedsUpdate=`` updates at each new machine's first boot.
 
     The image's package manager has already run them: system users, linker cache, catalogs.
     """

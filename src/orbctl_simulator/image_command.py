@@ -1,4 +1,4 @@
-"""`image`: the images that machines are made from, here and where they come from."""
+"""`image`: the images that machines are created from, local and remote."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _carry_out(options: Options, verb: str, rest: list[str]) -> None:
     chosen = Image(rest[0], options.text("arch"), new=True, variant=options.text("variant"))
     if verb == "add":
         if options.has("variant"):
-            raise Failure("image add: --variant is for images that are pulled")
+            raise Failure("image add: --variant is only for pulled images: leave it out")
         _add(chosen, rest[1])
     elif verb == "remove":
         _remove(chosen)
@@ -77,7 +77,7 @@ def _make(image: Image, verb: str) -> None:
 
 
 def _list() -> None:
-    """What `create` takes."""
+    """Print the images that `create` accepts."""
     from .bases import shares_images
     from .progress import size
 
@@ -129,11 +129,11 @@ def _add(image: Image, source: str) -> None:
     os.makedirs(images.folder(), mode=0o700, exist_ok=True)
     with Lock(new + LOCK):
         if os.path.lexists(place):
-            raise Failure(f"image {image} is there already")
+            raise Failure(f"image {image} already exists: remove it first")
         remove(new)
         rootfs = os.path.join(new, FILES)
         try:
-            os.mkdir(new, 0o700)  # whatever setuid programs there are in it
+            os.mkdir(new, 0o700)  # it may contain setuid executables
             os.mkdir(rootfs, 0o700)
             left = _copied(source, new, rootfs)
             try:
@@ -146,11 +146,11 @@ def _add(image: Image, source: str) -> None:
         finally:
             remove(new)
     if left:
-        say(f"left out {left} device files of {source}: machines have their own")
+        say(f"skipped {left} device files in {source}: machines have their own")
 
 
 def _copied(source: str, place: str, rootfs: str) -> int:
-    """Put a directory's or an archive's content there; how much has no place in an image."""
+    """Copy a directory or unpack an archive. Returns how many files images cannot contain."""
     from . import things, unpack
     from .progress import Progress
 
@@ -171,7 +171,7 @@ def _copied(source: str, place: str, rootfs: str) -> int:
 
 
 def _opened(source: str, place: str) -> IO[bytes]:
-    """An archive that the caller may read; what comes through a pipe is put into a file first."""
+    """Open an archive that the caller may read. Data from a pipe is copied into a file first."""
     from .unpack import free
 
     with Caller():
@@ -190,16 +190,16 @@ def _opened(source: str, place: str) -> IO[bytes]:
 
 
 def _remove(image: Image) -> None:
-    """The state directory's own, else the one that all share."""
+    """Remove the state directory's own image, otherwise the shared one."""
     if not os.path.isdir(image.rootfs):
         if store.current(image.stored) is None:
-            raise Failure(f"image {image} is not there")
+            raise Failure(f"image {image} does not exist")
         store.remove(image.stored, str(image))
         return
-    gone = os.path.join(images.folder(), image.key + NEW)  # half removed is as half made
+    gone = os.path.join(images.folder(), image.key + NEW)  # handled as an unfinished image
     with Lock(gone + LOCK):
         remove(gone)
-        with everything():  # under it machines get their records
+        with everything():  # machines get their records under this lock
             users = [m.name for m in machines() if m.fields.get("image") == image.key]
             if users:
                 raise Failure(f"image {image} is in use by {', '.join(users)}")
@@ -208,15 +208,15 @@ def _remove(image: Image) -> None:
 
 
 def _save(image: Image, path: str) -> None:
-    """Write it as an archive of the caller's, which `add` takes: on another host, or in a cache."""
+    """Write it as an archive that the caller owns and `add` accepts, on another host or in CI."""
     from . import archives, things
     from .bases import local
 
     base = local(image)
     if base is None:
-        raise Failure(f"image {image} is not there")
+        raise Failure(f"image {image} does not exist")
     with Caller():
-        file = open(path, "wb")  # noqa: SIM115 only its opening is the caller's
+        file = open(path, "wb")  # noqa: SIM115 only open() needs the caller's rights
     with file, folder(base.path) as root:
         packed = archives.ZstdWriter(file)
         with contextlib.closing(archives.writing(packed)) as archive:

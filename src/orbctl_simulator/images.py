@@ -1,7 +1,6 @@
-"""What machines are made of: this host's root, or a root file system given by name.
+"""What machines are created from: a root file system by name, or this host's root.
 
-OrbStack downloads an image for every distribution; here a deploy meets what the host has, and
-is told so. Nothing is faked: ``/etc/os-release`` in a machine is that of its real base.
+Nothing is faked: ``/etc/os-release`` in a machine is the one of its real base.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The names that OrbStack knows, its default version first; numbers read back as codenames.
+# The names that OrbStack accepts, its default version first; numbers are read back as codenames.
 DISTROS: dict[str, dict[str, str]] = {
     "alma": {"10": "", "9": "", "8": ""},
     "alpine": {"3.23": "", "3.22": "", "3.21": "", "3.20": "", "edge": ""},
@@ -38,7 +37,7 @@ DISTROS: dict[str, dict[str, str]] = {
 }
 #: Where images are pulled from, or `HOST`.
 VARIABLE = "ORBCTL_SIMULATOR_IMAGES"
-#: `create` by this name takes the host's own root.
+#: `create` with this name uses the host's own root.
 HOST = "host"
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -49,7 +48,7 @@ def host_arch() -> str:
 
 
 class Image:
-    """What was asked for, by the names OrbStack reads it back with."""
+    """A requested image, with the names that OrbStack reports."""
 
     def __init__(
         self, spec: str, arch: str = "", new: bool = False, variant: str = "default"
@@ -63,7 +62,7 @@ class Image:
         self.is_host = self.distro == HOST and not new
         if self.is_host:
             if version or self.arch != host_arch():
-                raise Failure(f"{HOST} is this host's own root: it has one version")
+                raise Failure(f"{HOST} is this host's own root: use it without a version")
             self.distro, self.version, _ = release()
             return
         known = DISTROS.get(self.distro)
@@ -91,7 +90,7 @@ class Image:
 
     @property
     def stored(self) -> str:
-        """Its name among the images that all state directories share."""
+        """Its name among the shared images."""
         return f"{self.key}_{self.variant}"
 
     def _is_here(self) -> bool:
@@ -109,7 +108,7 @@ class Image:
 
 
 def number(image: Image) -> str:
-    """Its version as a number, where its codename has one."""
+    """Its version as a number, if its codename has one."""
     return DISTROS.get(image.distro, {}).get(image.version, "")
 
 
@@ -145,12 +144,12 @@ def listed() -> list[str]:
 
 
 def folder() -> str:
-    """Where the state directory's own lie."""
+    """The directory of the state directory's own images."""
     return os.path.join(home(), "images")
 
 
 def inside(rootfs: str, look: Callable[[], str]) -> str:
-    """What a look at a root file system shows where no link in it leads out of it."""
+    """Run `look` with a root file system as the root directory, so no link leads out of it."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,18 +1,18 @@
-"""A machine's first process: it makes the machine's world, then waits.
+"""A machine's first process: it builds the machine's world, then waits.
 
-It is a program of its own, started with an empty environment, so that nothing of its creator's
-memory, pipes, secrets or working directory lives on in the machine. Until its creator says
-that all is written down, its parent ends it with its creator; after that `stop` ends it, or the
-host, or it ends itself when its files are gone: nobody could stop it any more.
+It is a separate program with an empty environment, so nothing of its creator's memory, pipes,
+secrets or working directory remains in the machine. Until its creator reports that the machine is
+recorded, its parent kills it when the creator dies. After that, `stop` or the host kills it, or it
+exits when its files are deleted, because no command could stop it then.
 
-The order of steps is what keeps the machine's files and the host's apart: the host's root is out
-of reach before any of the machine's files is looked at, those are set up before anything is
-mounted in them, and what the host shares is mounted last, and never written.
+The order of the steps separates the machine's files from the host's: the host's root is detached
+before any of the machine's files is looked at. Those are set up before anything is mounted in them.
+Shared directories are mounted last, and never written.
 """
 
 from __future__ import annotations
 
-# Python 3.9 looks for it only when it writes files, and by then the machine's root is its own.
+# Python 3.9 imports it only when it writes files; by then its root is the machine's.
 import encodings.ascii  # noqa: F401
 import os
 import sys
@@ -51,7 +51,7 @@ from .state import read_fields
 
 _DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
 _LINKS = (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))
-# It is in the network of its host.
+# The machine uses the host's network.
 _HOSTS = ("127.0.0.1\thost.orb.internal",)
 _MASKED = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "mtrr")
 
@@ -61,17 +61,17 @@ def main() -> None:
     how, count, *paths = sys.argv[4:]
     lower, rest = paths[: int(count)], paths[int(count) :]
     hidden, shares = rest[:2], list(zip(rest[2::2], rest[3::2]))
-    os.setsid()  # no signal of the machine's to its own session is one to our parent
+    os.setsid()  # a signal from the machine to its session must not reach our parent
     close_all_but(status, secret)
     hide_from_others()
     leave_keys()
     import_nothing_more()
-    # Of all its files this one is never replaced, and nobody in the machine gets at it.
+    # This file is never replaced, and no process in the machine can reach it.
     lock = os.open("../lock", os.O_RDONLY | os.O_CREAT, 0o600)
     try:
         _build(read_fields("../machine"), how == "create", lower, hidden, shares, secret)
     except Exception as error:
-        # Text only, and no traceback: the files it would quote are no longer in sight.
+        # No traceback: the files that it would quote can no longer be read.
         os.write(status, f"error {error}\n".encode(errors="surrogateescape"))
         os._exit(1)
     os.write(status, b"ok\n")
@@ -95,7 +95,7 @@ def _build(
     _mount_overlay(lower)
     os.chdir("root")
     pivot_root()
-    # Before a single path is followed: from the machine's root, `..` would lead to the host's.
+    # Before any path is resolved: from the machine's root, `..` would lead to the host's.
     detach(".")
     os.chdir("/")
 
@@ -136,9 +136,9 @@ def _host_resolver() -> str:
 
 
 def _mount_overlay(lower: list[str]) -> None:
-    """Mount it without naming the state folder: its path may hold what options cannot.
+    """Mount it without the state directory's path, which options may be unable to contain.
 
-    No layer may lead to another place of its base by a mark, as of the host's private files.
+    No layer may use an attribute to point elsewhere in its base, such as at private files.
     """
     files = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) for path in lower]
     places = ":".join(f"/proc/self/fd/{fd}" for fd in files)
@@ -148,7 +148,7 @@ def _mount_overlay(lower: list[str]) -> None:
         mount("overlay", "root", "overlay", MS_NODEV, options + safe)
     except OSError as error:
         raise OSError(
-            f"this host cannot make an overlay in {os.getcwd()} ({error.strerror}): put"
+            f"this host cannot mount an overlay in {os.getcwd()} ({error.strerror}): put"
             " ORBCTL_SIMULATOR_HOME on ext4, xfs, btrfs or a tmpfs, or see the `doctor` command"
         ) from None
     for fd in files:
@@ -173,7 +173,7 @@ def _mount_devices() -> None:
 
 
 def _mount_temporary(hidden: list[str]) -> None:
-    """Its own ``/tmp`` and ``/run``, and nothing in place of the simulator's own directories."""
+    """Mount its own ``/tmp`` and ``/run``, and hide the simulator's own directories."""
     for path, mode in (("/tmp", "1777"), ("/run", "755")):
         os.makedirs(path, exist_ok=True)
         mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
@@ -184,7 +184,7 @@ def _mount_temporary(hidden: list[str]) -> None:
 
 
 def _mount_sys(fields: dict[str, str]) -> None:
-    """Show limits where a deploy would look for them, in place of the host's control groups."""
+    """Show limits where a deploy looks for them, instead of the host's control groups."""
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     os.makedirs("/sys", mode=0o755, exist_ok=True)
     mount("sysfs", "/sys", "sysfs", flags | MS_RDONLY)
@@ -207,7 +207,7 @@ def _mount_proc() -> None:
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name in os.listdir("/proc"):
         path = f"/proc/{name}"
-        # What is not about processes is the host's own, settings as well as modes and owners.
+        # Everything that is not about processes belongs to the host: settings, modes and owners.
         if name in _MASKED:
             bind_read_only("/dev/null", path, 0)
         elif not (name.isdigit() or os.path.islink(path)):
@@ -215,9 +215,9 @@ def _mount_proc() -> None:
 
 
 def _make_places(shares: list[tuple[str, str]], sources: list[tuple[int, bool]]) -> None:
-    """Make the places of what the host shares, before any of it is there.
+    """Create the mount points of shared directories, before any of these is mounted.
 
-    And before there is a ``/proc``, by which a link would lead into one that is open.
+    Also before ``/proc`` is mounted, through which a link could lead into one that is open.
     """
     for (source, target), (_, is_folder) in zip(shares, sources):
         try:

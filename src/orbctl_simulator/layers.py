@@ -1,4 +1,4 @@
-"""What a base lacks, in layers that new machines start with, and a machine's own layer."""
+"""Layers with what a base lacks, below new machines, and a machine's own layer."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _MOST_LOG = 1 << 20
 
 
 def over(base: str, image: str, title: str, wanted: Iterable[str]) -> list[str]:
-    """The names of the layers for `wanted` that belong over a base, made when they are not there.
+    """The names of the layers over a base for `wanted`; builds those that do not exist.
 
-    `image` is the base's name in a machine's record, `title` what people call it. Over the host's
-    root nothing can be stacked: the kernel refuses a layer that lies inside another one, and below
-    ``/`` everything does. There a layer is copied into each new machine.
+    `image` is the base's name in a machine's record, `title` its name in messages. No layer can be
+    stacked on the host's root: the kernel rejects a layer inside another one, and everything is
+    inside ``/``. In this case, the layer is copied into each new machine.
     """
     missing = parts.lacking(base, wanted)
     if not missing:
         return []
     manager, what = parts.manager(base), " and ".join(missing)
     if manager is None:
-        raise Failure(f"{title} has no {what}, and no package manager that is known here")
+        raise Failure(f"{title} has no {what}, and no supported package manager")
     name = "+".join(missing) + _mark(base, image, manager)
     layer = place(image, name)
     if not os.path.isdir(layer):
@@ -57,7 +57,7 @@ def over(base: str, image: str, title: str, wanted: Iterable[str]) -> list[str]:
 
 
 def place(image: str, name: str) -> str:
-    """Where a layer lies: with its image, where all state directories share that."""
+    """The directory of a layer: with its image if that is shared, otherwise in the cache."""
     if not name or "/" in name or name.startswith("."):
         raise Failure(f"not the name of a layer: '{name}'")
     if "@" in image:
@@ -70,7 +70,7 @@ def files(image: str, name: str) -> str:
 
 
 def _mark(base: str, image: str, manager: str) -> str:
-    """What tells the layers of a base from those of others with its name, or of its past."""
+    """Distinguishes a base's layers from those of its earlier content and of its namesakes."""
     from hashlib import sha256
 
     if "@" in image:
@@ -84,7 +84,7 @@ def _mark(base: str, image: str, manager: str) -> str:
 
 
 def _build(base: str, image: str, manager: str, missing: list[str], layer: str) -> str:
-    """Install it in a machine that is never finished, and keep what that changed; or why not."""
+    """Install it in a machine that is never finished, and keep the changes. Returns an error."""
     from .unpack import tidy
 
     building = layer + NEW
@@ -102,7 +102,7 @@ def _build(base: str, image: str, manager: str, missing: list[str], layer: str) 
             os.replace(machine.file("log"), log)
             with open(log, errors="replace") as file:
                 lines = [line.strip() for line in file if line.strip()] or ["no output"]
-            return f"{shown(lines[-1])} (all of it: {log})"
+            return f"{shown(lines[-1])} (full log: {log})"
         with folder(machine.upper) as upper:
             for path in _CLUTTER:
                 _remove_below(upper, path)
@@ -119,7 +119,7 @@ def _build(base: str, image: str, manager: str, missing: list[str], layer: str) 
 
 
 def _share_resolver(upper: str) -> None:
-    """Names are found as this host finds them; the layer does not keep it."""
+    """Use the host's resolver during the installation; the layer does not keep it."""
     try:
         with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
             text = file.read()
@@ -131,7 +131,7 @@ def _share_resolver(upper: str) -> None:
 
 
 def _remove_below(root: int, path: str) -> None:
-    """Remove what a path without links leads to, and nothing when there is a link on it."""
+    """Remove what is at a path, unless a part of the path is a link."""
     *folders, name = path.split("/")
     descent = Descent(root)
     with contextlib.suppress(Failure), contextlib.closing(descent):
@@ -139,7 +139,7 @@ def _remove_below(root: int, path: str) -> None:
 
 
 def _install(machine: Machine, words: list[str]) -> int:
-    """Its output comes through a pipe: a machine gets no file of the host's."""
+    """Run it with a pipe for its output, because a machine must not get a file of the host."""
     proxies = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
     door = Door.of(machine)
     reader, writer = os.pipe()
@@ -160,7 +160,7 @@ def _install(machine: Machine, words: list[str]) -> int:
 
 
 def _write_log(reader: int, pid: int, log: IO[bytes]) -> None:
-    """What comes until a process has ended, whatever it leaves running; not more than so much."""
+    """Log output until a process has exited, whatever it leaves running, up to a limit."""
     ended, poll = os.pidfd_open(pid), select.poll()
     for fd in (reader, ended):
         poll.register(fd, select.POLLIN)
@@ -179,7 +179,7 @@ def _write_log(reader: int, pid: int, log: IO[bytes]) -> None:
 
 
 def lay_out(machine: Machine) -> None:
-    """The directories of a machine."""
+    """Create the directories of a machine."""
     os.makedirs(machine.path, mode=0o700, exist_ok=True)
     machine.save()
     os.mkdir(machine.file(FILES), 0o700)
@@ -202,7 +202,7 @@ def fill(machine: Machine, source: str) -> None:
 
 
 def fill_plain(machine: Machine, source: str) -> None:
-    """Copy what has the owners that it is to have in the machine."""
+    """Copy files whose owners are those that they should have in the machine."""
     if machine.boots:
         stored.with_plain_owners(machine.upper, lambda: fill(machine, source))
     else:
@@ -210,7 +210,7 @@ def fill_plain(machine: Machine, source: str) -> None:
 
 
 def seed(machine: Machine, user_data: bytes | None = None) -> None:
-    """Give a booted machine cloud-init's data; a clone has its user data already."""
+    """Give a booted machine cloud-init's data; a clone already has its user data."""
     from .cloud import put_seed
 
     def work() -> None:
@@ -221,9 +221,9 @@ def seed(machine: Machine, user_data: bytes | None = None) -> None:
 
 
 def hide_private(machine: Machine) -> None:
-    """Let none of the host's own ``/root`` and ``/home`` show through, whatever the layer has.
+    """Hide the host's own ``/root``, ``/home`` and root's cache, whatever the layer contains.
 
-    Nor root's cache. What a user keeps elsewhere is hidden by mounts, which can be seen.
+    Mounts hide a user's directories elsewhere, but the machine can see those mounts.
     """
     if machine.base != "/":
         return
@@ -237,7 +237,7 @@ def hide_private(machine: Machine) -> None:
             try:
                 fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=layer)
             except OSError:
-                continue  # a file or a link hides it, too
+                continue  # a file or a link also hides it
             try:
                 os.setxattr(fd, OPAQUE, b"y")
             except OSError as error:
@@ -250,7 +250,7 @@ def hide_private(machine: Machine) -> None:
 
 
 def _remove_cache(machine: Machine, layer: int) -> None:
-    """As if the machine's root had removed it."""
+    """Hide it as if the machine's root had removed it."""
     *folders, name = SYSTEM_CACHE.strip("/").split("/")
     if os.path.realpath(SYSTEM_CACHE) != SYSTEM_CACHE:
         return

@@ -1,4 +1,4 @@
-"""Making, starting, stopping and removing machines."""
+"""Creating, starting, stopping and deleting machines."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def create(options: Options, words: list[str]) -> int:
             fields["cloud_init"] = "true"
             _check_cloud_init(init)
         if options.on("isolate-network") and not init.kind:
-            say("--isolate-network is only written down: without init, machines share this network")
+            say("--isolate-network is not enforced: without init, machines use this host's network")
         password = _ask_password() if options.on("set-password") else ""
         fields["init"] = init.kind
         make(name, fields, base, password, options.call.hold, user_data)
@@ -129,7 +129,7 @@ def cpus(text: str) -> str:
 
 
 def size(text: str, plain: int) -> int:
-    """Bytes of ``4G``, ``512MiB`` or a bare number, which counts units of ``1 << plain``."""
+    """Bytes of ``4G``, ``512MiB`` or a bare number, in units of ``1 << plain``."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?)?", text or "0", re.IGNORECASE)
     if match is None:
         raise Failure(f"invalid size: '{text}'")
@@ -138,18 +138,18 @@ def size(text: str, plain: int) -> int:
 
 
 def _caller() -> str:
-    """The user who calls, as on a Mac; root is nobody's login there."""
+    """The calling user, as on a Mac, where root is not a login user."""
     from pwd import getpwuid
 
     try:
         name = os.environ.get("SUDO_USER") or getpwuid(os.getuid()).pw_name
-    except KeyError:  # an account that the host has no entry for
+    except KeyError:  # the host has no entry for this uid
         name = "root"
     return "user" if name == "root" else name
 
 
 def _ask_password() -> str:
-    """Asked for and never taken from the command line, which anybody can read."""
+    """Prompt for it: any user can read command lines."""
     if sys.stdin.isatty():
         from getpass import getpass
 
@@ -174,10 +174,10 @@ def _is_strict(options: Options) -> bool:
 
 
 class Draft:
-    """A machine in the making: if anything fails, or we are killed, nothing of it stays.
+    """A machine being created: if anything fails, or this process is killed, nothing remains.
 
-    Its name is taken at once, and its lock is held until it is done: whoever finds an unfinished
-    machine whose lock is free knows that its maker has died.
+    Its name is reserved at once, and its lock is held until it is finished. So if the lock of an
+    unfinished machine is free, the process that was creating it has died.
     """
 
     def __init__(self, name: str, fields: dict[str, str], hold: float = 0) -> None:
@@ -240,7 +240,7 @@ def make(
 
 
 def clone(options: Options, words: list[str]) -> int:
-    """Copy what the machine has written, with its processes stopped meanwhile."""
+    """Copy the machine's changes while its processes are paused."""
     source, name = find(words[0]), words[1]
     try:
         with Transition(source, "cloning", "clone", shown=False):
@@ -259,7 +259,7 @@ def clone(options: Options, words: list[str]) -> int:
 
 
 def paused(machine: Machine) -> contextlib.AbstractContextManager[None]:
-    """In this context a machine's processes stand still."""
+    """In this context, a machine's processes are paused."""
     if machine.boots:
         from . import booted
 
@@ -268,7 +268,7 @@ def paused(machine: Machine) -> contextlib.AbstractContextManager[None]:
 
 
 class Pause:
-    """A running machine's processes stand still; they go on, too, if we are killed meanwhile."""
+    """Pauses a running machine's processes. They continue also if this process is killed."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._pid, self._go_on = machine, 0, -1
@@ -305,14 +305,14 @@ class Pause:
 
 
 def _is_ready(fd: int) -> bool:
-    """Whether something comes of it soon: a machine's root can stop what it sees."""
+    """Whether it becomes readable soon: a machine's root can stop the processes that it sees."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(5000))
 
 
 def _has_done(pid: int) -> bool:
-    """Whether a child has ended as it should; it is not waited for for ever."""
+    """Whether a child has exited with 0; it is killed after a while."""
     ended = os.pidfd_open(pid)
     if not _is_ready(ended):
         os.kill(pid, 9)
@@ -321,7 +321,7 @@ def _has_done(pid: int) -> bool:
 
 
 def _signal_all(number: int) -> int:
-    with contextlib.suppress(ProcessLookupError):  # nothing runs in it
+    with contextlib.suppress(ProcessLookupError):  # the machine has no other processes
         os.kill(-1, number)
     return 0
 
@@ -352,7 +352,7 @@ def rename(options: Options, words: list[str]) -> int:
 def _rename_inside(machine: Machine, name: str) -> None:
     def work() -> None:
         sethostname(name)
-        set_hostname(name)  # or say why not: what a deploy has made of these files is its own
+        set_hostname(name)  # an error is reported: a deploy may have replaced these files
 
     os.waitpid(Door.of(machine).fork(work, bare=True, all_rights=True), 0)
 
@@ -362,7 +362,7 @@ def _chosen(options: Options, names: list[str]) -> list[Machine]:
 
 
 def start_(options: Options, names: list[str]) -> int:
-    """Without a name it is OrbStack that starts, with the machines that its stop ended."""
+    """Start machines. Without a name, start OrbStack and the machines that its stop stopped."""
     wake()
     sweep()
     resumed = [] if names or options.on("all") else take_resumed()
@@ -371,7 +371,7 @@ def start_(options: Options, names: list[str]) -> int:
 
 
 def stop_(options: Options, names: list[str]) -> int:
-    """Without a name it is OrbStack that stops: every machine with it."""
+    """Stop machines. Without a name, stop OrbStack, and so every machine."""
     hold, at_once = options.call.hold, options.on("force")
     if names or options.on("all"):
         return each(_chosen(options, names), lambda m: stop(m, hold, at_once))
@@ -395,7 +395,7 @@ def restart(options: Options, names: list[str]) -> int:
 
 
 def each(chosen: list[Machine], act: Callable[[Machine], None]) -> int:
-    """Do it to every one of them, also when it cannot be done to one before; all reasons in one."""
+    """Apply `act` to each machine, also after a failure. One error contains all reasons."""
     failures = []
     for machine in chosen:
         try:
@@ -427,7 +427,7 @@ def delete(options: Options, names: list[str]) -> int:
 
 
 def _confirmed(chosen: list[Machine]) -> bool:
-    """Ask, also where no terminal is: a script that forgot ``-f`` must not pass here by luck."""
+    """Prompt even without a terminal: a script without ``-f`` must not pass here by luck."""
     shown = ", ".join(f"'{machine.name}'" for machine in chosen)
     sys.stderr.write(f"Delete {shown}? All their data will be lost. [y/N] ")
     sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""The system calls that Python 3.9 has no names for.
+"""The system calls that Python 3.9 does not provide.
 
-Calling them ourselves, and not through util-linux, is what keeps `run` at a few milliseconds
-and lets a machine's files be touched only from inside its own root.
+Direct calls, instead of util-linux, keep `run` at a few milliseconds, and allow touching a
+machine's files only from inside its own root.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 2, 4
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 22, 24
 _SIGCHLD, _SIG_DFL, _SIG_IGN = 17, ctypes.c_void_p(0), ctypes.c_void_p(1)
 
-# System calls by their numbers in each architecture that a processor runs: about keys, three of
-# them; clone3; clone and unshare, whose first argument is made of flags.
+# Numbers of system calls in each architecture that a processor runs: three about keys; clone3;
+# clone and unshare, whose first argument consists of flags.
 _CALLS = {
     "x86_64": {
         0xC000003E: ((248, 249, 250), 435, (56, 272)),
@@ -56,14 +56,14 @@ _CALLS = {
         0x400000F3: ((217, 218, 219), 435, (220, 97)),
     },
 }
-# A filter's steps: load from what is known of a call, compare, test a bit, answer.
+# A filter's instructions: load a part of the call, compare, test a bit, answer.
 _LOAD, _EQUAL, _SET, _AND, _ANSWER = 0x20, 0x15, 0x45, 0x54, 0x06
 _NUMBER, _ARCH, _FLAGS = 0, 4, 16
 _ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050000 | EPERM, 0x00050000 | ENOSYS
 
-# What a deploy needs of root's rights, by their numbers: chown, dac_override, fowner, fsetid,
+# Numbers of the capabilities that a deploy needs: chown, dac_override, fowner, fsetid,
 # kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, audit_write, setfcap.
-# The others reach past the machine: mounts, modules, clocks, devices, the shared network.
+# The others affect more than the machine: mounts, modules, clocks, devices, the shared network.
 KEPT_CAPABILITIES = (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31)
 
 
@@ -107,9 +107,9 @@ def detach(path: str) -> None:
 
 
 def pivot_root() -> None:
-    """Make the current directory the root; the old root then lies on top of it."""
+    """Make the current directory the root; the old root is then mounted on top of it."""
     number = _PIVOT_ROOT.get(os.uname().machine)
-    if number is None:  # pragma: no cover: another kind of computer
+    if number is None:  # pragma: no cover: another architecture
         raise OSError(f"pivot_root: not known for {os.uname().machine}")
     _check(_libc.syscall(ctypes.c_long(number), b".", b"."), "pivot_root")
 
@@ -120,16 +120,16 @@ def sethostname(name: str) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up, for this process and all it starts, what could harm the host.
+    """Drop capabilities that could harm the host, for this process and all that it starts.
 
-    The bounding set is what counts: sudo's set-uid bit cannot give back what is not in it.
+    Without them in the bounding set, sudo's set-uid bit cannot restore them.
     """
     for number in range(64):
         if (
             number not in KEPT_CAPABILITIES
             and _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(number), 0, 0, 0) == -1
         ):
-            break  # past the last one that this kernel knows
+            break  # beyond the last one that this kernel knows
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     sets = (ctypes.c_uint32 * 6)()
     _check(_libc.capget(header, sets), "capget")
@@ -142,7 +142,7 @@ def drop_capabilities() -> None:
 
 
 def default_signals() -> None:
-    """A started program must not inherit that Python ignores SIGPIPE, or what `nohup` ignored."""
+    """Reset signals: a new program must not inherit those that Python or `nohup` ignored."""
     _libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     for number in range(1, 65):
         _libc.signal(number, _SIG_DFL)
@@ -150,7 +150,7 @@ def default_signals() -> None:
 
 
 def let_kernel_reap() -> None:
-    """With SIGCHLD ignored the kernel leaves no zombies, so pid 1 has nothing to do."""
+    """Ignore SIGCHLD: the kernel then leaves no zombies, so pid 1 has nothing to do."""
     default_signals()
     _libc.signal(_SIGCHLD, _SIG_IGN)
 
@@ -160,9 +160,9 @@ def end_with_parent() -> None:
 
 
 def copy_of_mount(path: str) -> int:
-    """The mount that `path` is in, from there on and without what is mounted below it, as a file.
+    """Copy the mount of `path`, from `path` down and without mounts below it; returns it as a file.
 
-    It can be entered as a directory, or be put somewhere once its source is out of sight.
+    It can be entered as a directory, or be mounted once its source can no longer be reached.
     """
     number, here, flags = map(ctypes.c_long, (_OPEN_TREE, _AT_FDCWD, 1 | os.O_CLOEXEC))
     fd: int = _libc.syscall(number, here, _path(path), flags)
@@ -177,17 +177,17 @@ def put_mount(fd: int, target: str) -> None:
 
 
 def hide_from_others() -> None:
-    """Let nobody without the host's own rights look into this process, by /proc or by ptrace.
+    """Keep processes without the host's own rights from inspecting this one (/proc, ptrace).
 
-    Its memory, environment and files are closed to them, until it becomes another program.
+    They cannot read its memory, environment and files until it executes another program.
     """
     _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0), "prctl")
 
 
 class NoArguments:
-    """While it lasts, this process shows no command line, which anybody can read in /proc.
+    """In this context, this process has no command line, which any process could read in /proc.
 
-    A program that it starts shares its memory until it is itself.
+    A program that it starts shares its memory until it has been executed.
     """
 
     def __init__(self) -> None:
@@ -205,23 +205,23 @@ class NoArguments:
 
 
 def import_nothing_more() -> None:
-    """Have no module but those that are there: from now on its files are a machine's."""
+    """Import no further modules: from now on, this process sees a machine's files."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder in _BUILT_IN]
 
 
 def become(uid: int, gid: int, groups: list[int]) -> None:
-    """Be another user, as hidden as before, and end with whom one ended before."""
+    """Become another user. Stays hidden, and still ends with its parent if it did before."""
     signal = ctypes.c_int()
     _check(_libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(signal), 0, 0, 0), "prctl")
     os.setgroups(groups)
     os.setgid(gid)
     os.setuid(uid)
-    hide_from_others()  # which a host's settings may have undone now
+    hide_from_others()  # changing ids may have undone it
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.value), 0, 0, 0), "prctl")
 
 
 def leave_keys() -> None:
-    """Have no key of the caller's session any more."""
+    """Leave the caller's session keyring."""
     number = ctypes.c_long(_KEYCTL.get(os.uname().machine, 219))
     result = _libc.syscall(number, ctypes.c_long(1), None)
     if result == -1 and ctypes.get_errno() == ENOSYS:
@@ -232,9 +232,9 @@ def leave_keys() -> None:
 def refuse_calls() -> None:
     """Make some system calls fail, in this process and all that it starts.
 
-    Those about keys: keyrings know users and not machines, so root of a machine has those of the
-    host's root. And a new user namespace: in one, root of a machine has the rights again that it
-    must not have, and mounts the host's control groups.
+    Those about keys, because keyrings belong to users, not machines: a machine's root would have
+    those of the host's root. And those that create a user namespace, in which a machine's root
+    would regain the rights that it must not have, and could mount the host's control groups.
     """
     steps = b"".join(_filter(arch, *calls) for arch, calls in _CALLS[os.uname().machine].items())
     steps += _step(_ANSWER, _ALLOW)
@@ -244,8 +244,8 @@ def refuse_calls() -> None:
 
 
 def _filter(arch: int, keys: tuple[int, ...], clone3: int, flagged: tuple[int, ...]) -> bytes:
-    """What a filter says about processes of one architecture; jumps are counted from the next."""
-    ends = {"flags": 0, "refuse": 3, "unknown": 4}  # behind the first answer
+    """The filter for processes of one architecture; jumps count from the next instruction."""
+    ends = {"flags": 0, "refuse": 3, "unknown": 4}  # after the first answer
     asked = [*((number, "refuse") for number in keys), (clone3, "unknown")]
     asked += [(number, "flags") for number in flagged]
     steps = _step(_LOAD, _NUMBER) + _step(_AND, 0xBFFFFFFF)  # x86-64 has two names for each
@@ -262,10 +262,10 @@ def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 
 def close_all_but(*kept: int) -> None:
-    """Close what the caller left open: it may be the end of a pipe that somebody waits for."""
+    """Close what the caller left open: another process may wait for the end of such a pipe."""
     for entry in os.listdir("/proc/self/fd"):
         if int(entry) > 2 and int(entry) not in kept:
             try:  # noqa: SIM105 contextlib is slow to load
                 os.close(int(entry))
             except OSError:
-                pass  # the one that listed the directory
+                pass  # the descriptor that listed the directory

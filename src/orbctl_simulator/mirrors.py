@@ -1,7 +1,7 @@
-"""Where a distribution's packages come from, and what vouches for them.
+"""Where a distribution's packages come from, and which keys verify them.
 
-A host of the same distribution knows best: its mirror may be the only one that it can reach, or
-the one that its CI keeps at hand. Its settings about the age of lists belong to that mirror.
+If the host runs the same distribution, its own mirror is used: it may be the only reachable one, or
+its CI's local one. The host's settings about the age of package lists belong to that mirror.
 """
 
 from __future__ import annotations
@@ -75,19 +75,19 @@ class Archive:
 
 
 class Entry:
-    """What one entry of a host's sources says."""
+    """One entry of a host's package sources."""
 
     def __init__(self, uris: list[str], suites: list[str]) -> None:
         self.uris, self.suites = uris, suites
 
 
 def can_trust(distro: str) -> bool:
-    """Whether the keys that sign its archive are here, or can be fetched."""
+    """Whether the keys that sign its archive are installed, or can be downloaded."""
     return os.path.exists(_DISTROS[distro].keyring_path) or tools.can_fetch()
 
 
 def _vouching() -> str:
-    """Debian's newest release, as a line of apt's: it has the keyrings of others, too."""
+    """Debian's newest release as a line for apt: it also has the keyrings of others."""
     debian = _DISTROS["debian"]
     if not os.path.exists(debian.keyring_path):
         return ""
@@ -98,7 +98,7 @@ def find(distro: str, version: str, arch: str, host: tuple[str, str]) -> Archive
     """The archive of a release; `host` is this host's own distribution and version."""
     known = _DISTROS.get(distro)
     if known is None:
-        raise Failure(f"no tool here makes a root of {distro}")
+        raise Failure(f"images of {distro} cannot be built")
     mirror, security = known.mirror, known.security
     if known.ports and arch not in ("amd64", "i386"):
         mirror = security = known.ports
@@ -110,8 +110,8 @@ def find(distro: str, version: str, arch: str, host: tuple[str, str]) -> Archive
     if not web.exists(f"{mirror}/dists/{suite}/InRelease"):
         raise web.Missing(f"{web.shown(mirror)} has no {suite}")
     trusted = tools.ensure_file(known.package, known.keyring_path, _vouching())
-    if not re.fullmatch(r"[\w./+-]+", trusted):  # as an option of a source of packages, it has to
-        raise Failure(f"{known.keyring_path} is not here: install {known.package}")
+    if not re.fullmatch(r"[\w./+-]+", trusted):  # apt accepts no other characters in this option
+        raise Failure(f"{known.keyring_path} not found: install {known.package}")
     lines = [f"deb {mirror} {suite} {known.components}"]
     for suffix in known.suffixes:
         place = security if suffix == "-security" else mirror
@@ -124,7 +124,7 @@ def find(distro: str, version: str, arch: str, host: tuple[str, str]) -> Archive
 
 
 def _mirror_of(entries: list[Entry], suite: str) -> str:
-    """The first server that the host's sources name for a suite."""
+    """The first server that the host's sources list for a suite."""
     for entry in entries:
         for uri in entry.uris if suite in entry.suites else ():
             if uri.startswith(("http://", "https://")) and "@" not in uri:
@@ -133,7 +133,7 @@ def _mirror_of(entries: list[Entry], suite: str) -> str:
 
 
 def _entries(folder: str) -> Iterator[Entry]:
-    """The host's sources of packages, in both of their formats."""
+    """The host's package sources, in both formats."""
     parts = os.path.join(folder, "sources.list.d")
     names = sorted(os.listdir(parts)) if os.path.isdir(parts) else []
     for path in (os.path.join(folder, "sources.list"), *(os.path.join(parts, n) for n in names)):
@@ -174,12 +174,12 @@ def _stanzas(text: str) -> Iterator[Entry]:
 
 
 def _settings() -> list[str]:
-    """Settings of this host's apt without which its mirror is of no use."""
+    """Settings of this host's apt that its mirror requires."""
     return [line for line in _dump(*_SETTINGS) if line.endswith(('"false";', '"0";', '"no";'))]
 
 
 def proxies() -> dict[str, str]:
-    """The environment's, else the one that this host's apt uses."""
+    """The environment's proxies, otherwise the one that this host's apt uses."""
     found = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     if "http_proxy" not in found:
         for line in _dump("Acquire::http::Proxy"):

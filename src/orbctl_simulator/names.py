@@ -1,9 +1,9 @@
-"""The name server: what it is started with, the files it reads, whether it has read them.
+"""The name server: its arguments, the files that it reads, and whether it has read them.
 
-It is dnsmasq, root of nothing but the router's own user namespace. It answers for the machines'
-names and sends the rest to the host's resolver, which the user-mode NAT stands for. By DHCP and
-router advertisements it gives each machine the addresses that it has already: an image whose own
-network manager asks for some ends up with the same. Names that a machine gives itself are ignored.
+It is dnsmasq, and root only in the router's own user namespace. It answers for the machines' names
+and forwards the rest to the host's resolver, through the user-mode NAT. By DHCP and router
+advertisements it gives each machine the addresses that the machine already has, so an image whose
+network manager requests addresses gets the same ones. Names that a machine sends are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .addresses import AddressBook, Member, Subnets
 
-# Where it finds the files, in a mount namespace of its own.
+# Where it finds the files, in its own mount namespace.
 PLACE = "/run/served"
 _INTERNAL = HOST_NAME.partition(".")[2]
 
@@ -58,7 +58,7 @@ def arguments(subnets: Subnets) -> list[str]:
         f"--dhcp-option=option:domain-search,{DOMAIN}",
     ]
     if subnets.prefix6:
-        # A router lifetime of zero: there is no IPv6 to the internet to be default router for.
+        # A router lifetime of zero, because IPv6 does not reach the internet.
         words += ["--enable-ra", f"--ra-param={BRIDGE},600,0"]
         words += [f"--dhcp-range={subnets.prefix6}::,ra-only,64,infinite"]
     return words
@@ -69,10 +69,10 @@ def _reverse(part: str) -> str:
 
 
 def publish(book: AddressBook, ports: set[str]) -> str:
-    """Tell the firewall and the name server which machines are there, by their ports.
+    """Update the firewall and the name server with the machines that have one of these ports.
 
-    Called within the router's namespace. The name server reads its files on a signal; from then on
-    it knows the name that is returned.
+    Call it in the router's namespace. The name server reads its files on a signal; from then on it
+    resolves the name that is returned.
     """
     subnets = book.subnets()
     joined = [member for member in book.members() if member.port in ports]
@@ -103,7 +103,7 @@ def _write_files(book: AddressBook, subnets: Subnets, joined: list[Member]) -> s
 def has_read(
     subnets: Subnets, mark: str, patience: float = 10, ended: Callable[[], bool] = bool
 ) -> bool:
-    """Wait until it has read what `publish` wrote; called within the router's namespace."""
+    """Wait until it has read what `publish` wrote. Call it in the router's namespace."""
     import socket
 
     labels = b"".join(bytes([len(label)]) + label.encode() for label in mark.split("."))

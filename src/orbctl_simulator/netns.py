@@ -17,7 +17,7 @@ _NS_GET_NSTYPE = 0xB703
 
 
 def check(netns: int) -> None:
-    """Refuse what is no network namespace, or the one that we are in: it would be set up itself."""
+    """Reject anything but a network namespace, and the host's own, which must not be changed."""
     try:
         kind = ioctl(netns, _NS_GET_NSTYPE)
     except OSError:
@@ -34,7 +34,7 @@ def enter(netns: int) -> None:
 
 
 def inside(netns: int, work: Callable[[], str | None]) -> str:
-    """What `work` returns when a child does it in there; a failure there is a failure here."""
+    """Run `work` there, in a child. Returns its result, and raises its failure."""
     answer, report = os.pipe()
     child = os.fork()
     if child == 0:
@@ -69,7 +69,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def set_sysctls(values: dict[str, str]) -> None:
-    """Of the namespace that this process is in; a kernel that lacks one needs no setting."""
+    """Set them in this process's namespace, skipping those that this kernel does not have."""
     for name, value in values.items():
         try:
             with open(f"/proc/sys/net/{name}", "w") as file:
@@ -83,12 +83,12 @@ def has_ipv6() -> bool:
 
 
 def interfaces() -> set[str]:
-    """Of the namespace that this process is in."""
+    """The interfaces in this process's namespace."""
     import socket
 
     return {name for _, name in socket.if_nameindex()}
 
 
 def ports() -> set[str]:
-    """The machines' ports, in a router's namespace."""
+    """The machines' ports, in the router's namespace."""
     return {name for name in interfaces() if name[0] == "m" and name[1:].isdigit()}

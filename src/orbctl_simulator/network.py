@@ -1,19 +1,19 @@
-"""The machines' network: one for each state directory, there while one of its machines runs.
+"""The machines' network: one for each state directory, while at least one of its machines runs.
 
 The **router** is a network namespace with one process that keeps it (see `router`). It has a
 bridge with a port for each machine, the user-mode NAT slirp4netns to the internet, the name server
 dnsmasq, and one veth to the host, which reaches machines by their addresses. Nothing else of the
 host changes: no forwarding, firewall rule, sysctl or name. The first `join` starts the router and
-the last `leave` ends it; it also exits when its last machine has ended in any other way.
+the last `leave` stops it; it also exits when its last machine has ended in any other way.
 
 Contract for the code that boots a machine, in this order:
 
 1. Call `join` with a descriptor of the machine's new network namespace, before its init runs. It
-   makes ``eth0`` there with MAC, MTU, addresses and default route, so an image that configures
-   nothing has a network, and calls `connected`. When it returns, the machine's names resolve, too.
-2. Write what `guest_files` returns into the machine's root, replacing what is there (symbolic links
-   included); ``/run`` is the tmpfs that its init will find. ``/etc/resolv.conf`` names the router.
-   NetworkManager is told to leave ``eth0`` alone. systemd-networkd, ifupdown, dhcpcd, netplan and
+   creates ``eth0`` there with MAC, MTU, addresses and default route, so an image that configures
+   nothing has a network, and calls `connected`. When it returns, the machine's names also resolve.
+2. Write what `guest_files` returns into the machine's root, replacing existing files and symbolic
+   links; ``/run`` is the tmpfs that its init finds. ``/etc/resolv.conf`` contains the router.
+   NetworkManager is configured to ignore ``eth0``. systemd-networkd, ifupdown, dhcpcd, netplan and
    cloud-init need no file: by DHCP and router advertisement the router gives them what ``eth0``
    already has.
 3. Close the descriptor, which would keep the namespace alive, and run the init. When the machine
@@ -21,13 +21,13 @@ Contract for the code that boots a machine, in this order:
 
 Every boot joins again, whatever is left of the last one. `rename` and `delete` of a machine call
 `rename` and `forget`. After the router was killed, `connected` is false for a machine that still
-runs: `join` it again with its namespace. Calls take the network's lock and no other lock while
+runs: `join` it again with its namespace. Calls take the network's lock, and no other lock while
 they hold it.
 
-A machine cannot take the address or MAC of another one or of the router, and cannot serve DHCP or
-router advertisements. Through the router it reaches the host at ``host.orb.internal`` only; an
+A machine cannot use the address or MAC of another machine or of the router, and cannot serve DHCP
+or router advertisements. Through the router it reaches the host only at ``host.orb.internal``. An
 isolated machine reaches neither the host nor other machines, nor do they reach it. dnsmasq, which
-parses what machines send, is nobody on the host; slirp4netns runs in its own sandbox.
+parses what machines send, runs as user nobody on the host; slirp4netns runs in its own sandbox.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Network:
         return its
 
     def leave(self, ident: str) -> None:
-        """Disconnect it; the last one ends the router. A machine that is not there has left."""
+        """Disconnect it; the last one stops the router. Does nothing if it is not connected."""
         member = self._book.member(ident)
         if member and os.path.isdir(self._book.path):
             with self._lock():
@@ -126,24 +126,24 @@ class Network:
                     return
                 self._book.enrol(ident, name, member.isolated, router=member.router)
                 router = self._running()
-                with suppress(_Ended):  # then the next one begins with the new name
+                with suppress(_Ended):  # the next router starts with the new name
                     if router:
                         router.wait_for(router.publish())
         except (OSError, Failure) as error:
             raise Failure(f"network: {netns.reason(error)}") from None
 
     def forget(self, ident: str) -> None:
-        """Free its address: the machine is deleted."""
+        """Free its address, because the machine is deleted."""
         self.leave(ident)
         self._book.forget(ident)
 
     def addresses(self, ident: str) -> Addresses | None:
-        """Those that it has or will have when it starts; none before its first `join`."""
+        """The addresses that it has or will have when it starts; none before its first `join`."""
         member = self._book.member(ident)
         return member.addresses(self._book.subnets()) if member else None
 
     def connected(self, ident: str) -> bool:
-        """Whether the router that this machine joined still runs; cheap, without a process."""
+        """Whether the router that this machine joined still runs. Starts no process."""
         member, router = self._book.member(ident), self._running()
         return bool(member and router and member.router == router.key)
 
@@ -213,7 +213,7 @@ class _Ended(Failure):
 
 
 class _Router:
-    """A router that runs, held so that a reused process id cannot mislead us."""
+    """A running router, opened so that a reused process id does no harm."""
 
     def __init__(self, book: AddressBook) -> None:
         self._book, self._proc, self._netns = book, -1, -1
@@ -235,7 +235,7 @@ class _Router:
         return set(netns.inside(self._netns, lambda: " ".join(netns.ports())).split())
 
     def connect(self, member: Member, its: Addresses, machine: int) -> str:
-        """Its port, guarded before it is up, and its ``eth0``, not yet configured."""
+        """Create its port, guarded before it is up, and its ``eth0``, not yet configured."""
 
         def work() -> str:
             ports = netns.ports()
@@ -255,7 +255,7 @@ class _Router:
         return mark
 
     def disconnect(self, port: str) -> bool:
-        """Remove a port; whether others are left."""
+        """Remove a port. Returns whether others are left."""
 
         def work() -> str:
             ports = netns.ports()
@@ -265,7 +265,7 @@ class _Router:
             try:
                 return names.publish(self._book, ports) if ports else "none"
             except (OSError, Failure):
-                return ""  # a full disk: the next one does it
+                return ""  # a full disk: the next call does it
 
         mark = netns.inside(self._netns, work)
         if mark not in ("", "none"):
@@ -306,8 +306,8 @@ class _Router:
         return True
 
     def end(self) -> None:
-        """The veth first, and not by the kernel later: the next router may come at once."""
-        with suppress(Failure):  # it may be ending by itself
+        """Remove the veth first: the kernel would do it too late for an immediate next router."""
+        with suppress(Failure):  # it may be exiting by itself
             netns.inside(self._netns, lambda: tools.call("ip", "link", "del", firewall.UPLINK))
         with suppress(OSError):
             os.unlink(self._book.file("router"))
@@ -317,7 +317,7 @@ class _Router:
 
 
 def _remove_old() -> None:
-    """What is left of a router that was killed: the kernel removes it too, but a moment later."""
+    """Remove what a killed router left: the kernel also does that, but a moment later."""
     for _ in range(9):
         if _ETH not in netns.interfaces():
             return
@@ -327,9 +327,9 @@ def _remove_old() -> None:
 
 
 def _configure(its: Addresses) -> None:
-    """In the machine's namespace."""
+    """Configure ``eth0``, in the machine's namespace."""
     settings = {"ipv6/conf/all/disable_ipv6": "0", f"ipv6/conf/{_ETH}/disable_ipv6": "0"}
-    # Its own address it has already; a network manager in it reads advertisements by itself.
+    # It already has its address; a network manager in it reads advertisements by itself.
     netns.set_sysctls({**settings, f"ipv6/conf/{_ETH}/accept_ra": "0"})
     lines = ["link set lo up", f"addr add {its.ip4}/24 broadcast + dev {_ETH}"]
     if its.ip6:
@@ -356,7 +356,7 @@ def _become_router(link: str, fds: list[int], state: str) -> None:
 
 
 def guest_files(its: Addresses) -> dict[str, str]:
-    """What a machine's root needs to hold when its init starts."""
+    """The files that a machine's root must contain when its init starts."""
     return {
         "/etc/resolv.conf": f"nameserver {its.gateway}\nsearch {DOMAIN}\n",
         "/run/NetworkManager/conf.d/00-orb.conf": (
@@ -366,7 +366,7 @@ def guest_files(its: Addresses) -> dict[str, str]:
 
 
 def available() -> str | None:
-    """Why this host can have no network of machines, or nothing: found out by trying."""
+    """Try whether this host can have a network of machines. Returns the reason if not."""
     if os.geteuid() != 0:
         return "needs root"
     missing = [name for name, path, _ in tools.listing() if not path]

@@ -1,4 +1,4 @@
-"""Having an image that is not here yet: pulled from an index, else built from an archive."""
+"""Getting an image that does not exist yet: pulled from an index, or built from an archive."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def obtain(image: Image) -> tuple[store.Image | None, str]:
-    """The image, or why it cannot be had; what failed within the last hour is not tried again.
+    """The image, or why it is not available. Failures of the last hour are not tried again.
 
-    Several processes that want the same one wait for the first of them, and use what it got.
+    If several processes need the same image, the others wait for the first and use its result.
     """
     told = os.environ.get(images.VARIABLE, "")
     if told == images.HOST:
@@ -33,7 +33,7 @@ def obtain(image: Image) -> tuple[store.Image | None, str]:
     check_rights()
     try:
         return _obtain(image, told)
-    except OSError as error:  # of the cache itself: each attempt tells of its own
+    except OSError as error:  # an error of the cache itself: each attempt reports its own
         return None, f"{error.filename or store.folder()}: {why(error).lower()}"
 
 
@@ -77,7 +77,7 @@ def _try(way: str, image: Image, work: Callable[[], store.Image]) -> tuple[store
 
 
 def _ways(image: Image) -> tuple[str, str]:
-    """By what names it is remembered that an image could not be had."""
+    """The names under which failures to get an image are remembered."""
     return f"pull {os.environ.get(images.VARIABLE, '')}", f"build {image.distro}"
 
 
@@ -88,7 +88,7 @@ def _forget(image: Image) -> None:
 
 
 def source() -> Source:
-    """Where images are pulled from, when that is asked for."""
+    """Where images are pulled from on request, even if `create` would not pull any."""
     from .streams import Source
 
     told = os.environ.get(images.VARIABLE, "")
@@ -96,7 +96,7 @@ def source() -> Source:
 
 
 def pull(draft: store.Draft, image: Image) -> store.Image:
-    """Get the newest version from the index, unless it is here."""
+    """Get the newest version from the index, unless it exists."""
     from . import streams, unpack
 
     place = source()
@@ -110,7 +110,7 @@ def pull(draft: store.Draft, image: Image) -> store.Image:
     detail = f": {size(product.size)} from {place}"
     part = draft.part(product.sha256)
     if unpack.free(store.folder()) < product.size:
-        raise unpack.NoSpace(f"{size(product.size)} do not fit into {store.folder()}")
+        raise unpack.NoSpace(f"{size(product.size)} does not fit into {store.folder()}")
     with Progress(f"pulling {image}", detail) as progress:
         try:
             with streams.download(place, product, part, progress) as file:
@@ -119,7 +119,7 @@ def pull(draft: store.Draft, image: Image) -> store.Image:
             count = unpack.tidy(draft.rootfs)
         except (unpack.NoSpace, OSError) as error:
             if isinstance(error, unpack.NoSpace) or error.errno == ENOSPC:
-                os.unlink(part)  # half of it would be in the way of everything else
+                os.unlink(part)  # an incomplete download would take the space
                 raise unpack.NoSpace(str(error)) from None
             raise
     os.unlink(part)
@@ -131,7 +131,7 @@ def pull(draft: store.Draft, image: Image) -> store.Image:
 
 
 def build(draft: store.Draft, image: Image) -> store.Image:
-    """Make it from the distribution's archive."""
+    """Build it from the distribution's archive."""
     from . import build, mirrors
     from .web import shown
 

@@ -1,7 +1,7 @@
-"""Waiting while the package manager of this host changes what machines are made of.
+"""Waiting while this host's package manager changes the files below machines.
 
-A machine over the host's own root sees its files change under it, and what an overlay does then is
-undefined. The locks are only asked for, never taken.
+If a machine's base is the host's own root, its files would change under it, and the behavior of an
+overlay is then undefined. Locks are only checked, never taken.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import time
 from .state import Failure, say
 
 _SECONDS = 60
-# Locked by fcntl: dpkg and apt, and rpm with all that is built on it.
+# Locked by fcntl: dpkg and apt, and rpm with the tools built on it.
 _RECORDS = (
     *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),
     *("/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock"),
 )
-# Locked by flock: apk. There while it works: pacman.
+# Locked by flock: apk. Exists while it works: pacman.
 _FLOCKS = ("/lib/apk/db/lock", "/usr/lib/apk/db/lock")
 _FILES = ("/var/lib/pacman/db.lck",)
 
 
 def wait_for_packages(base: str) -> None:
-    """Let a package manager finish, where the host's own root is the base; not for ever."""
+    """If the host's own root is the base, wait for its package manager, up to a limit."""
     if base != "/":
         return
     begun, lock = time.monotonic(), _held()
@@ -42,7 +42,7 @@ def wait_for_packages(base: str) -> None:
 
 
 def _held() -> str:
-    """The lock of a package manager that is at work, or nothing."""
+    """The lock of a package manager that is running, or nothing."""
     for path in _RECORDS:
         if _is_record_locked(path):
             return path

@@ -1,6 +1,6 @@
-"""What a root lacks for a machine, and what installs it: an init, a bus, sudo, cloud-init.
+"""What a root file system lacks, and what installs it: an init, D-Bus, sudo, cloud-init.
 
-Each is looked for in the root's files. Nothing is asked of the network when nothing is lacking.
+Each is looked for in the root's files. If nothing is missing, the network is not used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLACES = {
 _SYSTEMD = _PLACES["init"][:2]
 #: A machine runs the first of these that exists as its process 1.
 INITS = ("/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd")
-# In images for containers it is some other program's name, or starts nothing.
+# In container images, this is the name of another program, or starts nothing.
 _ANY_INIT = ("sbin/init", "usr/sbin/init")
 PARTS = tuple(_PLACES)
 
@@ -39,7 +39,7 @@ install "$@" || { apt-get update -q && install "$@"; }"""
 
 
 class _Manager:
-    """A package manager: how it installs, and the packages that bring the parts."""
+    """A package manager: how it installs, and which packages contain the parts."""
 
     def __init__(self, script: str, database: str, init: str, dbus: str = "dbus") -> None:
         self.script, self.database = script, database
@@ -62,7 +62,7 @@ MANAGERS = {
 
 
 def lacking(rootfs: str, wanted: Iterable[str]) -> list[str]:
-    """Those of the wanted parts that a root has not; a bus is one of systemd's only."""
+    """The wanted parts that a root lacks; only systemd requires a bus."""
     missing = [part for part in PARTS if part in wanted and not _has(rootfs, _PLACES[part])]
     is_systemd = _has(rootfs, _SYSTEMD) or "init" in missing
     name = manager(rootfs)
@@ -75,7 +75,7 @@ def lacking(rootfs: str, wanted: Iterable[str]) -> list[str]:
 
 
 def boots(rootfs: str) -> bool:
-    """Whether there is a program that a machine can run as its first process."""
+    """Whether there is an executable that a machine can run as its first process."""
     return _has(rootfs, (path.lstrip("/") for path in INITS))
 
 
@@ -84,7 +84,7 @@ def _has(rootfs: str, paths: Iterable[str]) -> bool:
 
 
 def status(rootfs: str, path: str) -> os.stat_result | None:
-    """What is at a path that no link in the image is on."""
+    """The status of a path, unless one of its directories is a link."""
     *folders, name = path.split("/")
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
     place = os.open(rootfs, flags)
@@ -101,7 +101,7 @@ def status(rootfs: str, path: str) -> os.stat_result | None:
 
 
 def manager(rootfs: str) -> str | None:
-    """The name of its package manager, if that is known here."""
+    """The name of its package manager, if it is a supported one."""
     for name in MANAGERS:
         if _has(rootfs, [f"{place}/{name}" for place in _BINARIES]):
             return name

@@ -1,4 +1,4 @@
-"""What a call is busy with: a bar on a terminal, elsewhere one line that says what is begun."""
+"""What a call is doing: a bar on a terminal, otherwise one line at its start."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PAUSE = 0.1
 
 
 class Progress:
-    """Shown from its making until its end, which leaves a terminal as it was.
+    """Shown until this context is left, which leaves a terminal as it was.
 
-    Without a `detail` nothing is said where no terminal is.
+    Without a `detail`, nothing is printed if there is no terminal.
     """
 
     def __init__(self, title: str, detail: str | None = None) -> None:
@@ -32,7 +32,7 @@ class Progress:
             _write("\r\x1b[K")
 
     def step(self, text: str, total: int = 0) -> None:
-        """The next thing that is done, and how much of it there is, if that is known."""
+        """Begin the next step, whose size is `total`, if that is known."""
         self._step, self._done, self._total = text, 0, total
         self._draw()
 
@@ -60,7 +60,7 @@ class Progress:
 
 
 def size(count: int) -> str:
-    """Bytes for people: ``92.1 MB``."""
+    """Bytes in readable form: ``92.1 MB``."""
     if count >= 1 << 30:
         return f"{count / (1 << 30):.1f} GB"
     return f"{count / (1 << 20):.1f} MB"
@@ -82,7 +82,7 @@ def _width() -> int:
 
 
 def _write(text: str) -> None:
-    """A caller that reads no more, or a terminal that has gone, does not end what goes on."""
+    """Ignore a caller that no longer reads, or a closed terminal: the work continues."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -1,8 +1,8 @@
-"""Standing between the caller's streams and the machine's, where they cannot be handed over.
+"""Copying between the caller's streams and the machine's, if these cannot be passed directly.
 
-A command in a machine normally gets the caller's own pipes. A terminal is never handed over (the
-machine gets one of its own, or a pipe), nor is a file, a socket or a device of the host's, and a
-call log or a fault has to see what passes.
+A command in a machine normally gets the caller's own pipes. A terminal is never passed on (the
+machine gets its own, or a pipe), and neither is a file, a socket or a device of the host. A call
+log or a fault also has to see the data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .door import Door
     from .state import Machine
 
-_CHUNK = 4096  # what a pipe that select calls writable is sure to take
+_CHUNK = 4096  # a pipe that select reports as writable accepts this much
 
 
 class Stream:
@@ -38,14 +38,14 @@ class Stream:
         try:
             data = os.read(self.source, 65536)
         except OSError:
-            data = b""  # EIO: a terminal whose other side has gone
+            data = b""  # EIO: a terminal whose other side is closed
         if self.seen and data:
             self.seen(data)
         self.waiting += data
         self.ended = not data
 
     def write(self) -> bool:
-        """Pass some of it on; False when the limit is reached."""
+        """Write some of it; False when the limit is reached."""
         data = self.waiting[:_CHUNK]
         if self.limit is not None:
             data = data[: self.limit]
@@ -54,7 +54,7 @@ class Stream:
         except OSError:
             self.ended, self.waiting = True, b""
             if self.closes:
-                os.close(self.source)  # the command is to see that nobody reads any more
+                os.close(self.source)  # the command must see that the reader has gone
             return True
         self.waiting = self.waiting[done:]
         if self.limit is not None:
@@ -66,14 +66,14 @@ class Stream:
 def relay(
     door: Door, machine: Machine, command: Callable[[str], int], call: Call, kinds: list[str]
 ) -> int:
-    """Run a command with pipes of its own where it cannot have the caller's streams."""
+    """Run a command with its own pipes where it cannot get the caller's streams."""
     limits = call.limits
     streams: list[Stream] = []
     ends: dict[int, int] = {}
     between = [fd for fd in (0, 1, 2) if kinds[fd] in ("terminal", "file") or fd in limits]
     if 0 not in between and call.logs:
         between.insert(0, 0)
-    # Of two names for one file the order of what comes is to be seen.
+    # If two streams are the same file, the order of the output must be kept.
     one = {1, 2} <= {*between} and not {1, 2} & {*limits} and os.path.sameopenfile(1, 2)
     for fd in between:
         if fd == 2 and one:
@@ -94,7 +94,7 @@ def relay(
 
 
 def pump(streams: list[Stream], pid: int, machine: Machine, call: Call) -> int:
-    """Pass bytes until the command has ended and all that it had written is through."""
+    """Copy bytes until the command has exited and all of its output is copied."""
     ended = os.pidfd_open(pid)
     stop_at = None if call.stop_after is None else time.monotonic() + call.stop_after
     over = False
@@ -123,7 +123,7 @@ def pump(streams: list[Stream], pid: int, machine: Machine, call: Call) -> int:
 
 
 def _halt(machine: Machine) -> None:
-    from .boot import halt  # which only a test needs here
+    from .boot import halt  # only tests need it here
 
     try:  # noqa: SIM105 contextlib is slow to load
         halt(machine)
@@ -132,7 +132,7 @@ def _halt(machine: Machine) -> None:
 
 
 def _close_input(stream: Stream, streams: list[Stream]) -> None:
-    """End of file goes on, both ways; a terminal's other direction needs its descriptor still."""
+    """Pass on the end of a stream. The other direction of a terminal still needs its descriptor."""
     if all(stream.target != other.source for other in streams):
         os.close(stream.target)
         stream.target = -1

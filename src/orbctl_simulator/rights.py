@@ -20,7 +20,7 @@ _LIMITS = (
     (13, 40, 40),  # RLIMIT_NICE
 )
 
-# Capabilities without effect in a user namespace. Programs and units that find them would try to
+# Capabilities without effect in a user namespace. Programs and units that have them would try to
 # use them, and fail: sys_module, sys_rawio, sys_pacct, sys_time, mac_override, mac_admin, syslog,
 # wake_alarm, block_suspend, audit_read.
 _DROPPED = (16, 17, 20, 25, 32, 33, 34, 35, 36, 37)
@@ -59,7 +59,7 @@ def raise_limits() -> None:
 
 
 def use_default_scheduling() -> None:
-    """Leave a real-time policy of the caller's, which control groups may refuse."""
+    """Leave the caller's real-time policy, which control groups may reject."""
     if os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 

@@ -2,11 +2,11 @@
 
 It is process 1 of a process namespace, so the user-mode NAT and the name server end with it,
 however it ends. It is also in the network namespace that it keeps: the bridge, every machine's
-port, and the veth to the host with its address and routes go with it. It restarts its two programs
-when they end, watches the host's addresses, and exits when no machine is left.
+port, and the veth to the host with its address and routes are removed with it. It restarts its two
+programs when they exit, watches the host's addresses, and exits when no machine is left.
 
-Its starter holds the network's lock and shares it: no second router begins while this one
-is being set up, even if the starter is killed.
+The process that starts it shares the network's lock with it, so no second router starts while this
+one is being set up, even if that process is killed.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ class Service:
         self.pid, self._due = 0, 0.0
 
     def start(self) -> None:
-        self._due = time.monotonic() + 1  # the next one, if this one ends at once
+        self._due = time.monotonic() + 1  # for the next start, if this one exits at once
         self.pid = self._start()
 
     def has_ended(self) -> bool:
-        """For as long as nobody else reaps."""
+        """Reliable only while no other code reaps."""
         return os.waitpid(self.pid, os.WNOHANG)[0] != 0
 
     def note_end(self, reaped: list[int]) -> None:
@@ -113,7 +113,7 @@ class Service:
 
 
 def create_spaces() -> tuple[int, int]:
-    """The router's user namespace, and its network's."""
+    """The router's user namespace and network namespace."""
     return userns.make_with_network(_IDS, _IDS)
 
 
@@ -172,7 +172,7 @@ class Router:
         tools.ip(lines)
 
     def _start_nat(self) -> int:
-        """The user-mode NAT, in the host's network and the best sandbox that this host allows."""
+        """Start the NAT, in the host's network and the strictest sandbox that this host allows."""
         said = ""
         for sandbox in self._sandboxes:
             log, (ready, report) = _open_log(), os.pipe()
@@ -200,7 +200,7 @@ class Router:
         raise Failure(f"slirp4netns: {said}")
 
     def _start_name_server(self) -> int:
-        """dnsmasq, which parses what machines send, as nobody on the host."""
+        """Start dnsmasq as user nobody on the host, because it parses what machines send."""
         tool = tools.find("dnsmasq")
         log = _open_log()
 
@@ -227,7 +227,7 @@ class Router:
         return _fork(become, log)
 
     def keep(self) -> None:
-        """Until no machine is left."""
+        """Run until no machine is left."""
         poll, pause = select.poll(), 0.1
         sources = {self._wake: self._look_at_services}
         sources[self._link_changes.fileno()] = self._look_at_ports
@@ -246,7 +246,7 @@ class Router:
                 pause = 0.05
 
     def _look_at_services(self) -> bool:
-        """Start again what has ended."""
+        """Restart services that have exited."""
         reaped = []
         while True:
             try:
@@ -263,7 +263,7 @@ class Router:
         return all(up)
 
     def _look_at_ports(self) -> bool:
-        """End with the last machine; take the names of one that has gone from the others."""
+        """Exit after the last machine; remove the names of a machine that has ended."""
         ports = netns.ports()
         if ports and ports >= self.known:
             self.known = ports
@@ -285,16 +285,16 @@ class Router:
             return False
 
     def end(self) -> None:
-        """The veth first, and not by the kernel later: the next router may come at once."""
+        """Remove the veth first: the kernel would do it too late for an immediate next router."""
         with contextlib.suppress(OSError):
-            os.unlink(self.book.file("router"))  # so that no call takes us for alive
+            os.unlink(self.book.file("router"))  # so that no call considers this router alive
         with contextlib.suppress(Failure):
             tools.call("ip", "link", "del", UPLINK)
         os._exit(0)
 
     def _look_at_host(self) -> bool:
-        """Follow its addresses; put back the veth that somebody has deleted."""
-        time.sleep(0.05)  # they change by the dozen
+        """Follow the host's addresses; restore the veth if it was deleted."""
+        time.sleep(0.05)  # many change at a time
         self.block_host()
         if self.link in netns.inside(self.host, lambda: " ".join(netns.interfaces())).split():
             return True
@@ -332,7 +332,7 @@ def _drain(fd: int) -> bytes:
     try:
         while True:
             told += os.read(fd, 65536)
-    except OSError:  # there is no more, or there was more than its buffer holds
+    except OSError:  # nothing is left, or its buffer overflowed
         return told
 
 
@@ -368,8 +368,8 @@ def _execute(tool: tools.Tool, words: list[str], log: int) -> None:
 
 
 def _open_log() -> int:
-    """Room for what a program says when it fails to start; what it says later is dropped."""
-    log = os.memfd_create("log", 2)  # that can be sealed
+    """Space for a program's errors when it fails to start; later output is dropped."""
+    log = os.memfd_create("log", 2)  # MFD_ALLOW_SEALING
     os.truncate(log, 4096)
     fcntl(log, 1033, 2 | 4)  # F_ADD_SEALS: neither smaller nor larger
     return log

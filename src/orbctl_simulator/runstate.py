@@ -29,7 +29,7 @@ class RunState:
 
     @classmethod
     def of_supervisor(cls, clock: str, boots: int) -> RunState:
-        """That of this process's machine, before it has an init."""
+        """The state of this process's machine, before it has an init."""
         pid = os.getpid()
         words = ["0", "-", clock, str(pid), start_time(f"/proc/{pid}"), STARTING, str(boots), "-1"]
         return cls(words)
@@ -56,7 +56,7 @@ class RunState:
 
 
 def _is_alive(pid: int, started: str) -> bool:
-    """Uses nothing that reads the process's memory, which its owner could make block."""
+    """Reads no file that depends on the process's memory, which its owner could make block."""
     try:
         return start_time(f"/proc/{pid}") == started
     except OSError:

@@ -1,4 +1,4 @@
-"""What there is: `list`, `info`, `status`, `version` and the like."""
+"""Commands that only show something: `list`, `info`, `status`, `version` and others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def record(machine: Machine) -> dict[str, object]:
 
 
 def addresses(machine: Machine) -> tuple[str, str]:
-    """The same for a machine's whole life. Without init they are labels only: nothing answers."""
+    """A machine's addresses, which never change. Without init, nothing answers there."""
     if machine.boots:
         from .network import Network
 
@@ -57,7 +57,7 @@ def addresses(machine: Machine) -> tuple[str, str]:
 
 
 def disk_size(machine: Machine) -> int:
-    """What the machine has written; its base belongs to all."""
+    """The size of the machine's changes, without the shared base."""
     return disk_usage(machine.upper)
 
 
@@ -110,7 +110,7 @@ def info(options: Options, words: list[str]) -> int:
     as_json = _wants_json(options)
     machine = find(words[0])
     if not machine.finished:
-        sweep()  # whoever makes it may have died
+        sweep()  # the process that creates it may have died
         machine = find(words[0])
     told: dict[str, object] = {"record": record(machine), "disk_size": disk_size(machine)}
     ip4, ip6 = addresses(machine)
@@ -140,7 +140,7 @@ def version(options: Options, _: list[str]) -> int:
 
 
 def ssh(options: Options, _: list[str]) -> int:
-    """OrbStack's details, for scripts that read the port; nothing listens there."""
+    """Print OrbStack's details, for scripts that read the port. Nothing listens there."""
     print("Host: 127.0.0.1\nPort: 32222\nUser: default\nIdentityFile: ~/.orbstack/ssh/id_ed25519")
     say("the simulator has no SSH server: use `run`")
     return 0

@@ -1,8 +1,8 @@
-"""The state folder: which machines there are, and who may change them now.
+"""The state directory: which machines exist, and which process may change them now.
 
-A machine is a directory named by its id; its record is a text file of ``key=value`` lines, which
-takes no parser that would slow down `run`. Everything else about it is asked of the kernel, so a
-killed simulator or a rebooted host leaves nothing that has to be put right by hand.
+A machine is a directory named by its id. Its record is a text file of ``key=value`` lines, which
+needs no parser that would slow down `run`. Everything else about it comes from the kernel, so a
+killed simulator or a rebooted host leaves nothing to repair.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-#: The files of machines, images and layers lie in directories of this name, which tools such as
-#: pytest pass over: whoever walks into one meets links that others made.
+#: The files of machines, images and layers are in directories of this name, which tools such as
+#: pytest skip: they contain links that others created.
 FILES = ".files"
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Failure(Exception):
-    """Ends a call: the text goes to stderr as it stands."""
+    """Ends a call: the text goes to stderr unchanged."""
 
     def __init__(self, text: str, code: int = 1) -> None:
         super().__init__(text)
@@ -38,7 +38,7 @@ def rpc(text: str) -> Failure:
 def python(module: str, *words: str) -> list[str]:
     """The command line of a process that runs `main` of one of our modules.
 
-    Python takes no settings or packages from the caller: the process is root's.
+    Python uses no settings or packages of the caller, because the process runs as root.
     """
     path = f"import sys; sys.path.insert(0, {_ROOT!r});"
     program = f"{path} from orbctl_simulator.{module} import main; main()"
@@ -47,7 +47,7 @@ def python(module: str, *words: str) -> list[str]:
 
 
 def readable(secret: str) -> int:
-    """A descriptor from which whoever inherits it can read a secret, once."""
+    """A descriptor from which a process that inherits it can read a secret, once."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with open(writer, "wb") as file:
@@ -60,7 +60,7 @@ def why(error: OSError) -> str:
 
 
 def shown(name: object) -> str:
-    """A name that somebody else gave to a file, fit for a line on a terminal."""
+    """A file name of unknown origin, made safe for a line on a terminal."""
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in str(name))
 
 
@@ -79,14 +79,14 @@ def home() -> str:
     return os.path.realpath(os.path.join(base, "orbctl-simulator"))
 
 
-#: Root's, unless it says otherwise.
+#: Root's cache, unless a variable sets another one.
 SYSTEM_CACHE = "/var/cache/orbctl-simulator"
 
 
 def cache() -> str:
-    """Where images, layers and programs lie, for all state directories of a user.
+    """The directory of images, layers and executables, for all state directories of a user.
 
-    Root's is the system's: its ``HOME`` is whatever it was started with.
+    Root uses the system's cache, because its ``HOME`` may be any user's.
     """
     explicit = os.environ.get("ORBCTL_SIMULATOR_CACHE")
     if explicit:
@@ -104,10 +104,10 @@ def say(text: str) -> None:
 
 
 class Caller:
-    """Who called: us, or an ordinary user through our own ``sudo -n``.
+    """The caller: this process's user, or a non-root user through our own ``sudo -n``.
 
-    As a context it lends that user's rights: what is read and written for a caller is read and
-    written by the caller. (That root came by some other sudo is no reason to take rights away.)
+    In this context, files are read and written with the caller's rights. (If root came through
+    another sudo, it keeps its rights.)
     """
 
     def __init__(self) -> None:
@@ -130,19 +130,19 @@ class Caller:
             os.seteuid(0)
             os.setegid(0)
             os.setgroups(self._groups)
-            end_with_sudo()  # which the kernel has forgotten, with the change of rights
+            end_with_sudo()  # the kernel resets it when rights change
 
 
 def end_with_sudo() -> None:
-    """Whoever kills what they started kills sudo, which cannot pass that on to us."""
+    """End with our own sudo: a caller kills sudo, which cannot pass SIGKILL on."""
     sudo = Caller().pid
-    if not sudo or sudo == os.getpid():  # it became us
+    if not sudo or sudo == os.getpid():  # sudo became this process
         return
     from .linux import end_with_parent
 
     end_with_parent()
     parent = os.getppid()
-    if sudo not in (parent, _parent_of(parent)):  # with `use_pty` a process of sudo's is between
+    if sudo not in (parent, _parent_of(parent)):  # `use_pty` adds a process of sudo
         os._exit(137)
 
 
@@ -155,7 +155,7 @@ def _parent_of(pid: int) -> int:
 
 
 class Lock:
-    """An advisory lock that its holder's death releases."""
+    """An advisory lock that is released when its holder dies."""
 
     def __init__(self, path: str, wait: bool = True) -> None:
         self._path, self._how = path, LOCK_EX | (0 if wait else LOCK_NB)
@@ -182,8 +182,8 @@ class Lock:
 class Transition:
     """A machine's lock, and, while it is held, the state that other processes see.
 
-    Who finds a machine on its way is refused, as by OrbStack; who finds it only locked, as while
-    it is copied, waits. The state counts for as long as the process that wrote it lives.
+    A process that finds the machine in a transition fails, as with OrbStack. One that finds it only
+    locked, for example while it is copied, waits. The state ends with the process that wrote it.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class Transition:
 
 
 def everything() -> Lock:
-    """The lock over names, held while the set of machines changes and never for longer."""
+    """The lock on names, held only while the set of machines changes."""
     os.makedirs(os.path.join(home(), "machines"), mode=0o700, exist_ok=True)
     return Lock(os.path.join(home(), "lock"))
 
@@ -240,7 +240,7 @@ def read_fields(path: str) -> dict[str, str]:
 
 
 def write_file(path: str, text: str) -> None:
-    """Replace a file in one step: a reader, or a power cut, finds the old one or the new one."""
+    """Replace a file atomically: a reader, also after a power cut, finds the old or the new one."""
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.write(text)
@@ -250,7 +250,7 @@ def write_file(path: str, text: str) -> None:
 def write_fields(path: str, fields: dict[str, str]) -> None:
     for key, value in fields.items():
         if "\n" in value:
-            raise Failure(f"{key}: a line break cannot stand in it: {value!r}")
+            raise Failure(f"{key}: must not contain a line break: {value!r}")
     write_file(path, "".join(f"{key}={value}\n" for key, value in fields.items()))
 
 
@@ -260,11 +260,11 @@ def new_id() -> str:
 
 
 class Machine:
-    """One machine as its directory tells it, read afresh by every call."""
+    """One machine according to its directory, which every call reads again."""
 
     def __init__(self, path: str, fields: dict[str, str]) -> None:
         self.path, self.fields = path, fields
-        self.lock_fd = -1  # of its lock, while this process holds it
+        self.lock_fd = -1  # the lock's descriptor, while this process holds it
 
     @property
     def id(self) -> str:
@@ -280,12 +280,12 @@ class Machine:
 
     @property
     def base(self) -> str:
-        """The directory that it is a layer over."""
+        """The directory below its layer."""
         return self.lower[-1]
 
     @property
     def lower(self) -> list[str]:
-        """All that it is a layer over, the uppermost first."""
+        """All directories below its layer, the uppermost first."""
         if not self.fields.get("image"):
             return ["/"]
         from .bases import base_of
@@ -295,7 +295,7 @@ class Machine:
 
     @property
     def upper(self) -> str:
-        """Where what it has written lies."""
+        """The directory of its changes."""
         return self.file(f"{FILES}/upper")
 
     @property
@@ -312,7 +312,7 @@ class Machine:
         return self.transition() or self.life()
 
     def life(self) -> str:
-        """What its processes show of it, whatever a command is about to do with it."""
+        """Its state according to its processes, without a command's transition."""
         if self.boots:
             from .runstate import state
 
@@ -320,11 +320,11 @@ class Machine:
         return "stopped" if self.process() is None else "running"
 
     def transition(self) -> str:
-        """The state that it is going through, or nothing."""
+        """The transition that it is in, or nothing."""
         return "creating" if not self.finished else self.shown_transition()
 
     def show_transition(self, state: str) -> None:
-        """Let others see it for as long as this process lives."""
+        """Show it to other processes, until this process ends."""
         text = f"{state} {os.getpid()} {start_time('/proc/self')}\n"
         write_file(self.file("doing"), text)
 
@@ -352,14 +352,14 @@ class Machine:
         return os.path.join(self.path, name)
 
     def lock(self, wait: bool = True) -> Lock:
-        """Held while the machine is made, started, stopped, copied or removed."""
+        """Held while the machine is created, started, stopped, copied or deleted."""
         return Lock(self.file("lock"), wait=wait)
 
     def save(self) -> None:
         write_fields(self.file("machine"), self.fields)
 
     def reread(self) -> Machine:
-        """The machine as it is now; it may have gone, or have got another name."""
+        """The machine's current record; it may have been deleted or renamed."""
         try:
             self.fields.update(read_fields(self.file("machine")))
         except FileNotFoundError:
@@ -367,16 +367,16 @@ class Machine:
         return self
 
     def reload(self) -> Machine:
-        """The machine as it is now that its lock is ours."""
+        """The machine's current record, once this process holds its lock."""
         if not self.reread().finished:
-            raise self.missing()  # whoever made it has died
+            raise self.missing()  # the process that was creating it has died
         return self
 
     def missing(self) -> Failure:
         return rpc(f"machine not found: '{self.name}'")
 
     def process(self) -> int | None:
-        """Its pid 1, if that still is its own: pids are used again, and hosts reboot."""
+        """Its pid 1, if that is still the same process: pids are reused, and hosts reboot."""
         if self.boots:
             from .runstate import init_of
 
@@ -390,14 +390,14 @@ class Machine:
         return None
 
     def written_process(self) -> tuple[int, str, str]:
-        """Pid 1 as it was written down: pid, start time, whether its clock is the host's."""
+        """Pid 1 as recorded: pid, start time, whether its clock is the host's."""
         with open(self.file("pid")) as file:
             pid, started, clock = file.read().split()
         return int(pid), started, clock
 
 
 def start_time(proc: str) -> str:
-    """Field 22 of ``stat``, or nothing when the process has ended and is only not yet reaped."""
+    """Field 22 of ``stat``, or nothing if the process has ended but is not reaped yet."""
     with open(f"{proc}/stat", "rb") as file:
         fields = file.read().rpartition(b") ")[2].split()
     return "" if fields[0] in b"ZX" else fields[19].decode()
@@ -438,5 +438,5 @@ def find(selector: str) -> Machine:
 
 
 def find_all(selectors: Iterable[str]) -> list[Machine]:
-    """All or none: a call that names several machines acts on none when one is unknown."""
+    """Find all or fail: a call that names several machines changes none if one is unknown."""
     return [find(selector) for selector in selectors]

@@ -1,14 +1,14 @@
 """The images that all state directories share, in the cache.
 
-``images/KEY/SERIAL/.files``   what machines are layers over; never changed once it is there
+``images/KEY/SERIAL/.files``   the files below machines' layers; never changed once it exists
 ``images/KEY/SERIAL/image``    its record
 ``images/KEY/SERIAL/layers``   what it lacks, see `layers`
-``images/KEY/SERIAL/users``    a file for each machine made from it, with that machine's directory
+``images/KEY/SERIAL/users``    a file for each machine created from it, with its directory
 ``images/KEY/current``         a link to the SERIAL that new machines get
-``images/KEY.new.lock``        held by whoever makes, completes or removes KEY
-``images/KEY.new``             an image in the making; when the lock is free, a killed call left it
-``images/KEY.SHA.part``        a download that can be gone on with
-``failed/NAME``                why an image could not be had lately
+``images/KEY.new.lock``        held by the process that creates, completes or removes KEY
+``images/KEY.new``             an unfinished image; if the lock is free, a killed call left it
+``images/KEY.SHA.part``        a download that can be resumed
+``failed/NAME``                why an image was recently not available
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_REMEMBERED = 3600  # seconds that a failure counts for
-_PART_KEPT = 7 * 86400  # seconds that half a download is kept for
+_REMEMBERED = 3600  # seconds that a failure is remembered
+_PART_KEPT = 7 * 86400  # seconds that an incomplete download is kept
 
 
 class Image:
-    """One version of an image, as its directory tells it."""
+    """One version of an image, according to its directory."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class Image:
 
     @property
     def name(self) -> str:
-        """What a machine's record calls it."""
+        """Its name in a machine's record."""
         return f"{self.key}@{self.serial}"
 
     def half_layers(self) -> list[str]:
@@ -59,7 +59,7 @@ class Image:
         return found
 
     def users(self) -> list[str]:
-        """The directories of the machines that are layers over it, in any state directory."""
+        """The directories of the machines that use it, in any state directory."""
         folder = os.path.join(self.path, "users")
         found = []
         for entry in sorted(os.listdir(folder)):
@@ -79,7 +79,7 @@ def folder() -> str:
 
 
 def place(name: str) -> str:
-    """The directory of one version, by what a machine's record calls it."""
+    """The directory of one version, by its name in a machine's record."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise Failure(f"not the name of an image: '{name}'")
     return os.path.join(folder(), *name.split("@"))
@@ -94,7 +94,7 @@ def current(key: str) -> Image | None:
 
 
 def everything() -> list[Image]:
-    """The images that there are, each in its current version."""
+    """All images, each in its current version."""
     try:
         names = sorted(os.listdir(folder()))
     except FileNotFoundError:
@@ -111,27 +111,27 @@ def _versions(key: str) -> Iterator[Image]:
 
 
 def registry() -> Lock:
-    """The lock over which machines use which image, never held for long."""
+    """The lock on which machines use which image, never held for long."""
     os.makedirs(folder(), mode=0o700, exist_ok=True)
     return Lock(os.path.join(folder(), "lock"))
 
 
 def hold(name: str, machine: str) -> None:
-    """Write down that a machine is a layer over an image, which must not go from under it.
+    """Record that a machine uses an image, so that the image is not removed.
 
-    The machine's own record says so already: without that the entry counts for nothing.
+    The machine's own record already says so; without that, the entry has no effect.
     """
     path = place(name)
     with registry():
         if not os.path.isdir(path):
-            raise Failure(f"image {name} is not there any more: try again")
+            raise Failure(f"image {name} no longer exists: try again")
         entry = os.path.join(path, "users", os.path.basename(machine))
         with open(entry, "w", errors="surrogateescape") as file:
             file.write(machine)
 
 
 class _PatientLock(Lock):
-    """Waits for who only looks around, and not for who makes an image."""
+    """Waits for processes that only look at an image, not for one that creates it."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, wait=False)
@@ -148,7 +148,7 @@ class _PatientLock(Lock):
 
 
 class Draft:
-    """An image in the making, which exists when it is published and not before."""
+    """An unfinished image, which exists only once it is published."""
 
     def __init__(self, key: str, shown: str) -> None:
         os.makedirs(folder(), mode=0o700, exist_ok=True)
@@ -159,7 +159,7 @@ class Draft:
 
     def __enter__(self) -> Draft:
         if not self._lock.__enter__().held:
-            say(f"{self._shown}: waiting for another process that is making it")
+            say(f"{self._shown}: waiting for another process that is creating it")
             self._lock.__exit__()
             self._lock = Lock(self._base + NEW + LOCK)
             self._lock.__enter__()
@@ -173,14 +173,14 @@ class Draft:
             self._lock.__exit__()
 
     def clear(self) -> None:
-        """Begin it from nothing."""
+        """Start with nothing."""
         discard(self.path)
         os.makedirs(self.rootfs, mode=0o755)
         os.mkdir(os.path.join(self.path, "users"))
         os.chmod(self.path, 0o700)
 
     def part(self, sha256: str) -> str:
-        """Where its download lies; that of another file is no longer of use."""
+        """The path of its download. Downloads of other files are removed."""
         mine = f"{self.key}.{sha256[:16]}.part"
         _drop_parts(self.key, mine)
         return os.path.join(folder(), mine)
@@ -199,9 +199,9 @@ class Draft:
 
 
 def _settle(key: str, serial: str = "") -> None:
-    """Make one version the current one; remove those that no machine uses any more.
+    """Make one version the current one; remove those that no machine uses anymore.
 
-    A call that was killed may have left a finished version that is not current yet.
+    A killed call may have left a finished version that is not current yet.
     """
     base = os.path.join(folder(), key)
     if not serial and current(key) is None:
@@ -228,10 +228,10 @@ def _drop_parts(key: str, kept: str = "") -> None:
 
 
 def remove(key: str, shown: str) -> None:
-    """Remove all versions, unless a machine is a layer over one of them."""
+    """Remove all versions, unless a machine uses one of them."""
     with _PatientLock(os.path.join(folder(), key + NEW + LOCK)) as lock:
         if not lock.held:
-            raise Failure(f"image {shown} is being made by another process")
+            raise Failure(f"image {shown} is being created by another process: try again later")
         with registry():
             users = [path for image in _versions(key) for path in image.users()]
             if users:
@@ -242,7 +242,7 @@ def remove(key: str, shown: str) -> None:
 
 
 def _shown_users(paths: list[str]) -> str:
-    """Machines by name, and whose they are."""
+    """Machines by name, and their state directories."""
     homes: dict[str, list[str]] = {}
     for path in paths:
         name = read_fields(os.path.join(path, "machine"))["name"]
@@ -274,7 +274,7 @@ def sweep() -> None:
 
 
 def discard(path: str) -> None:
-    """Out of sight in one step, then out of the way."""
+    """Hide it in one step, then remove it."""
     trash = os.path.join(folder(), f"{os.path.basename(path)}.{os.getpid()}.{time.time_ns()}.trash")
     try:
         os.rename(path, trash)
@@ -284,13 +284,13 @@ def discard(path: str) -> None:
 
 
 def remember(name: str, reason: str) -> None:
-    """Write down that something could not be had, so that the next call need not wait for it."""
+    """Record that something was not available, so that the next call does not wait for it."""
     os.makedirs(os.path.join(cache(), "failed"), mode=0o700, exist_ok=True)
     write_fields(_note(name), {"reason": " ".join(reason.split())})
 
 
 def recall(name: str) -> str:
-    """Why it could not be had within the last hour, or nothing."""
+    """Why it was not available within the last hour, or nothing."""
     try:
         age = time.time() - os.stat(_note(name)).st_mtime
         return read_fields(_note(name))["reason"] if 0 <= age < _REMEMBERED else ""

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def give_to_root(path: str, folder: int | None = None) -> None:
-    """Let a directory that we have just created belong to the machine's root."""
-    from . import userns  # slow to load, and machines without init do without
+    """Make the machine's root the owner of a directory that this process has just created."""
+    from . import userns  # slow to load, and not needed for machines without init
 
     os.chown(path, userns.STORED, userns.STORED, dir_fd=folder, follow_symlinks=False)
 

@@ -1,7 +1,7 @@
-"""Images as OrbStack itself gets them: from a simplestreams index, on a server or in a directory.
+"""Images from the source that OrbStack uses: a simplestreams index, on a server or in a directory.
 
-An index names files and their sums. It is believed as far as its server is; no path in it leads
-away from there, and nothing of it is read without a limit.
+An index lists files and their checksums. It is trusted as far as its server is. No path in it may
+lead elsewhere, and nothing of it is read without a limit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INDEX_SIZE, _PRODUCTS_SIZE, _FILE_SIZE = 1 << 20, 16 << 20, 16 << 30
 _TRIES = 3
 _BLOCK = 1 << 18
 
-# What the Linux Containers project calls a distribution, and the variants that are its default.
+# The Linux Containers project's name for a distribution, and the variants that are its default.
 _NAMES = {"alma": "almalinux", "arch": "archlinux", "rocky": "rockylinux", "void": "voidlinux"}
 _DEFAULTS = {"gentoo": ("openrc", "systemd")}
 
@@ -40,7 +40,7 @@ class NotOffered(Failure):
 
 
 class Product:
-    """The newest root file system of an image: where it lies, how long it is, and its sum."""
+    """The newest root file system of an image: its path, size and checksum."""
 
     def __init__(self, serial: str, path: str, size: int, sha256: str) -> None:
         self.serial, self.path, self.size, self.sha256 = serial, path, size, sha256
@@ -53,7 +53,7 @@ class Source:
         told = told or DEFAULT
         self.is_web = told.startswith(("http://", "https://"))
         if not self.is_web and ("://" in told or not os.path.isdir(told)):
-            raise Failure(f"{VARIABLE}: a URL, a directory, none or host, not {told!r}")
+            raise Failure(f"{VARIABLE} must be a URL, a directory, none or host, not {told!r}")
         self._base = told[: -len(_INDEX)] if told.endswith(_INDEX) else told
         self._base = self._base.rstrip("/")
 
@@ -84,7 +84,7 @@ class Source:
         return f"{self._base}/{quote(path, safe='/:')}"
 
     def _open(self, path: str) -> IO[bytes]:
-        """Open what the caller may read, and no pipe, which would be waited for."""
+        """Open a file that the caller may read, and never a pipe, which would block."""
         place = os.path.join(self._base, path)
         try:
             with Caller():
@@ -98,7 +98,7 @@ class Source:
 
 
 class _File:
-    """A file of a directory, as the answer of a server."""
+    """A file in a directory, with the interface of a server's answer."""
 
     left = 0
 
@@ -119,7 +119,7 @@ class _File:
 def _check_path(path: str) -> None:
     parts = path.split("/")
     if "" in parts or "." in parts or ".." in parts or "\\" in path or not path.isprintable():
-        raise Failure(f"the index names a path that leads away from it: {web.shown(path)!r}")
+        raise Failure(f"the index contains a path outside its server: {web.shown(path)!r}")
 
 
 def products(source: Source) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def products(source: Source) -> dict[str, Any]:
         if isinstance(entry, dict) and entry.get("datatype") == "image-downloads":
             path = entry.get("path")
             if not isinstance(path, str):
-                raise Failure("decode index: it names no file of images")
+                raise Failure("decode index: it lists no file of images")
             found.update(_table(_decode(source.read(path, _PRODUCTS_SIZE)), "products"))
     return found
 
@@ -155,7 +155,7 @@ def _table(value: Any, name: str) -> dict[str, Any]:
 def find(
     offered: dict[str, Any], distro: str, version: str, number: str, arch: str, variant: str
 ) -> Product:
-    """The newest version of an image, by its codename or its number."""
+    """The newest version of an image, by its codename or number."""
     variants = (variant, *(_DEFAULTS.get(distro, ()) if variant == "default" else ()))
     for name in (_NAMES.get(distro, distro), distro):
         for release in filter(None, (version, number)):
@@ -193,7 +193,7 @@ def _checked(serial: str, item: dict[str, Any]) -> Product:
 
 
 def listed(offered: dict[str, Any], arch: str) -> Iterator[tuple[str, str, str, Product]]:
-    """What is offered for an architecture: distribution, release, variant, newest version."""
+    """The images for an architecture: distribution, release, variant, newest version."""
     ours = {name: distro for distro, name in _NAMES.items()}
     for key in sorted(offered):
         parts = key.split(":")
@@ -205,9 +205,9 @@ def listed(offered: dict[str, Any], arch: str) -> Iterator[tuple[str, str, str, 
 
 
 def download(source: Source, product: Product, part: str, progress: Progress) -> IO[bytes]:
-    """The file, open at its start, once it is all there and its sum is right.
+    """Download the file and check it. Returns it, open at its start.
 
-    What an earlier call got is kept and gone on with; if the sum of both is wrong, once more
+    An earlier call's download is resumed; if the checksum is then wrong, the download starts again
     from nothing.
     """
     resumed = _size(part)
@@ -237,7 +237,7 @@ def _size(path: str) -> int:
 
 
 def _fill(source: Source, product: Product, file: IO[bytes], progress: Progress) -> None:
-    """Get what is missing, with as many connections as it takes while they bring something."""
+    """Download what is missing. Reconnects as long as each connection makes progress."""
     fruitless = 0
     while True:
         had = file.seek(0, os.SEEK_END)
@@ -262,7 +262,7 @@ def _fill(source: Source, product: Product, file: IO[bytes], progress: Progress)
 
 
 def _append(source: Source, product: Product, file: IO[bytes], progress: Progress) -> bool:
-    """Whether the answer came to its own end."""
+    """Returns whether the answer was complete."""
     count = file.seek(0, os.SEEK_END)
     with source.get(product.path, count) as answer:
         if answer.start != count:

@@ -1,9 +1,9 @@
 """The process on the host that boots a machine and stays with it.
 
-It reaps the machine's init, boots the machine again when that requested a reboot, records the
-machine's state, logs its console, and removes its control groups at the end. It has an empty
-environment and no file of its creator's, and cannot be inspected. If it is killed, the kernel kills
-the init. SIGTERM shuts the machine down, SIGINT kills it.
+It reaps the machine's init, boots the machine again if it requested a reboot, records the machine's
+state, logs its console, and removes its control groups at the end. It has an empty environment and
+no file of its creator, and cannot be inspected. If it is killed, the kernel kills the init. SIGTERM
+shuts the machine down, SIGINT kills it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _read_words(control: int) -> list[str]:
-    """What to boot, or nothing if the command that started us has given up."""
+    """What to boot, or nothing if the command that started this process has given up."""
     data = b""
     while not data.endswith(b"\0\0"):
         more = os.read(control, 1 << 16)

@@ -1,4 +1,4 @@
-"""Removing what a killed simulator left half made, half removed or half built."""
+"""Removing what a killed simulator left half created, half removed or half built."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 
 from .state import Lock, Machine, cache, everything, home, machines, read_fields
 
-# What is in the making bears one of these behind its name, and its lock another one behind that.
+# Names of unfinished things end with one of these; the name of their lock adds another.
 NEW, LOCK = ".new", ".lock"
 
 
 def discard(machine: Machine) -> None:
-    """Out of sight in one step, then out of the way."""
+    """Hide it in one step, then remove it."""
     from .trees import remove
 
     if machine.boots:
@@ -34,14 +34,14 @@ def discard(machine: Machine) -> None:
 
 
 def sweep() -> None:
-    """What is heavy to load is loaded when there is something to be removed."""
+    """Remove what killed calls left. Loads slow modules only if there is something to remove."""
     for machine in machines():
         if not machine.finished:
             _sweep_unfinished(machine)
     folder = os.path.join(home(), "machines")
     for name in _names_in(folder):
         if not os.path.exists(os.path.join(folder, name, "machine")):
-            with everything():  # under it a machine gets its directory and its record
+            with everything():  # a machine gets its directory and its record under this lock
                 if not os.path.exists(os.path.join(folder, name, "machine")):
                     discard(Machine(os.path.join(folder, name), {}))
     for place in (os.path.join(home(), "images"), cache(), os.path.join(cache(), "images")):
@@ -68,7 +68,7 @@ def _names_in(folder: str) -> list[str]:
 
 
 def _sweep_unfinished(machine: Machine) -> None:
-    """Unless it is being made. What ends it with its maker may be at it still, for a moment."""
+    """Remove it unless it is being created. Its watcher may still be killing it for a moment."""
     died = os.path.exists(machine.file("doing")) and not machine.shown_transition()
     deadline = time.monotonic() + (5 if died else 0)
     try:

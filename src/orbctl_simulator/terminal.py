@@ -1,4 +1,4 @@
-"""A terminal of the machine's own for a command, beside the caller's."""
+"""The machine's own terminal for a command, connected to the caller's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def with_terminal(door: Door, machine: Machine, command: Callable[[str], int], c
     try:
         return pump([keys, screen], pid, machine, call)
     finally:
-        os.close(peer)  # without any, the terminal would hang up before the command opens it
+        os.close(peer)  # kept until here: without it, the terminal hangs up before the command opens it
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 

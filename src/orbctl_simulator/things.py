@@ -1,7 +1,7 @@
-"""Files, links and directories with all that makes them up, and where they are put.
+"""Files, links and directories with all their attributes, and where they are written.
 
-They come from a tree or from an archive, and go into a tree or into an archive. What is taken is
-decided here: devices never are, and pipes and sockets are only for what stays with the simulator.
+They come from a tree or an archive, and go into a tree or an archive. This module decides what is
+taken: devices never are, pipes and sockets only for trees that the simulator keeps.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Content(Protocol):
-        """What is in a file."""
+        """The content of a file."""
 
         def fill(self, target: int) -> None:
             """Write it into an open file that is empty."""
 
 
-#: Overlayfs' mark that a directory hides what its base has there.
+#: Overlayfs' attribute of a directory that hides the base's content.
 OPAQUE = "trusted.overlay.opaque"
 
 
 class Traits:
-    """What a thing has beside its content."""
+    """A thing's attributes, without its content."""
 
     def __init__(
         self, mode: int, uid: int, gid: int, changed: int, marks: dict[str, bytes]
@@ -48,17 +48,17 @@ class Thing:
         self.parts, self.traits = parts, traits
         self.kind = kind  # as in a file's mode
         self.link, self.device = "", 0
-        self.first: Parts | None = None  # under which names the same thing has come already
+        self.first: Parts | None = None  # the earlier name of the same thing
         self.content: Content | None = None
 
 
 class Use:
-    """What a tree is for, and so what is taken into it."""
+    """The use of a tree, which decides what is taken into it."""
 
     def __init__(self, exact: bool, specials: bool, deletions: bool) -> None:
-        self.exact = exact  # owners, modes, times and marks are kept
-        self.specials = specials  # pipes and sockets are taken
-        self.deletions = deletions  # it may hide what is below it, as a layer does
+        self.exact = exact  # keep owners, modes, times and extended attributes
+        self.specials = specials  # take pipes and sockets
+        self.deletions = deletions  # it may hide what is below it, like a layer
 
     def takes(self, thing: Thing) -> bool:
         if thing.kind in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
@@ -68,7 +68,7 @@ class Use:
         return self.deletions and thing.kind == stat.S_IFCHR and thing.device == 0
 
     def marks(self, marks: dict[str, bytes]) -> dict[str, bytes]:
-        """Without overlayfs' own: they could lead a layer to any place of its base."""
+        """Without overlayfs' own, with which a layer could point anywhere in its base."""
         return {
             name: value
             for name, value in marks.items()
@@ -80,19 +80,19 @@ def _is_plain(mark: str) -> bool:
     return not mark.startswith(("trusted.", "user.overlay.", "security.evm", "security.ima"))
 
 
-#: A machine's layer over its base; an image, which has nothing below; somebody's files.
+#: A machine's layer over its base; an image, which has nothing below; a user's files.
 LAYER, IMAGE, FILES = Use(True, True, True), Use(True, True, False), Use(False, False, False)
 
 
 class FileContent:
-    """The content of a file of a tree."""
+    """The content of a file in a tree."""
 
     def __init__(self, fd: int, parts: Parts) -> None:
         self.fd, self.parts = fd, parts
         self.size = os.fstat(fd).st_size
 
     def segments(self) -> Iterator[tuple[int, int]]:
-        """Where it has data, as offsets and lengths; between them are holes."""
+        """The parts with data, as offsets and lengths; between them are holes."""
         place = 0
         while place < self.size:
             try:
@@ -122,7 +122,7 @@ class FileContent:
 
 
 def things_in(root: int, without: int = -1) -> Iterator[Thing]:
-    """All that is below a directory. A content can be had until the next thing comes."""
+    """Everything below a directory. A file's content is available until the next thing."""
     seen: dict[tuple[int, int], Parts] = {}
     for found in walk(root, without=without):
         ident = (found.status.st_dev, found.status.st_ino)
@@ -163,13 +163,13 @@ def traits_of(status: os.stat_result, fd: int = -1) -> Traits:
 
 
 class Writer:
-    """Puts things below one directory, and nothing anywhere else, whatever is in the way there."""
+    """Writes things below one directory, and nowhere else, whatever exists there."""
 
     def __init__(self, root: int, use: Use) -> None:
         self._use = use
         self._descent, self._others = Descent(root, make=use.exact), Descent(root)
         self._folders: list[tuple[Parts, Traits]] = []
-        #: What was not taken.
+        #: The things that were skipped.
         self.left: set[Parts] = set()
 
     def put(self, thing: Thing) -> None:
@@ -198,7 +198,7 @@ class Writer:
                     self._dress(parent, name, thing)
         except OSError as error:
             raise denied(parts, error) from None
-        except (OverflowError, ValueError) as error:  # a number or a name that cannot be
+        except (OverflowError, ValueError) as error:  # an impossible number or name
             raise Failure(f"{name_of(parts)}: {error}") from None
 
     def _put_folder(self, parent: int, name: str, thing: Thing) -> None:
@@ -214,7 +214,7 @@ class Writer:
             kind = 0
         if kind not in (0, stat.S_IFREG):
             raise OSError(EEXIST, "exists and is not a regular file")
-        # Not with O_CREAT what is there: in /tmp it may not be opened so.
+        # Without O_CREAT for an existing file: in /tmp, that may be forbidden.
         flags = os.O_WRONLY | os.O_NOFOLLOW | (0 if kind else os.O_CREAT | os.O_EXCL)
         fd = os.open(name, flags | os.O_NONBLOCK, 0o666, dir_fd=parent)
         try:
@@ -241,11 +241,11 @@ class Writer:
                 os.setxattr(fd, mark, value)
             except OSError:
                 if mark == OPAQUE:
-                    raise  # without it what is below would show
+                    raise  # without it, the base's content would show
         os.utime(fd, ns=(traits.changed, traits.changed))
 
     def finish(self) -> None:
-        """Directories get their traits when nothing is put into them any more."""
+        """Set the directories' traits, once nothing more is written into them."""
         for parts, traits in reversed(self._folders):
             try:
                 self._dress_open(self._descent.to(parts), traits)
@@ -271,7 +271,7 @@ def _make_way(parent: int, name: str) -> None:
 
 
 def copy(source: int, target: int, use: Use) -> set[Parts]:
-    """Copy a tree with its topmost directory's own traits; what was left out."""
+    """Copy a tree, including the traits of its topmost directory. Returns what was skipped."""
     writer = Writer(target, use)
     try:
         writer.put(Thing((), stat.S_IFDIR, traits_of(os.fstat(source), source)))

@@ -1,10 +1,10 @@
-"""The programs behind networks and images: found on the host, else fetched into the cache.
+"""The tools for networks and images: found on the host, or downloaded into the cache.
 
-On Debian and Ubuntu a missing one is fetched once, with the libraries that the host lacks, by apt
-itself: with the host's sources and signatures, but with caches, lists and archives in a temporary
-directory and without its hooks, so that nothing of the host's package state changes. Nothing is
-installed: the packages are unpacked into the cache and run from there. Elsewhere ``listing`` says
-which command installs them.
+On Debian and Ubuntu, apt downloads a missing tool once, with the libraries that the host lacks. It
+uses the host's sources and signatures, but caches, lists and archives in a temporary directory, and
+no hooks, so the host's package state does not change. Nothing is installed: the packages are
+unpacked into the cache and run from there. Elsewhere, ``listing`` returns the command that installs
+them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PACKAGES = {
     "bzip2": {"*": "bzip2"},
     "gzip": {"*": "gzip"},
 }
-#: What the network takes; who wants something else names it.
+#: The tools for the network, which are the default.
 NAMES = ("ip", "nft", "dnsmasq", "slirp4netns")
 _INSTALLERS = {
     "apt-get": "apt-get install --no-install-recommends",
@@ -69,7 +69,7 @@ Dir::State::status "/var/lib/dpkg/status";
 
 
 class Tool:
-    """A program by its path; what was fetched also by the directory that holds its libraries."""
+    """An executable; if it was downloaded, also the directory that contains its libraries."""
 
     def __init__(self, path: str, root: str = "") -> None:
         self.path, self.root = path, root
@@ -79,12 +79,12 @@ class Tool:
             self.environment["DEBOOTSTRAP_DIR"] = os.path.join(root, "usr/share/debootstrap")
 
     def seen_at(self, place: str) -> Tool:
-        """The same one where its directory is mounted at another place."""
+        """The same tool, with its directory mounted at another place."""
         return Tool(place + self.path[len(self.root) :], place)
 
 
 def find(name: str, names: Sequence[str] = NAMES) -> Tool:
-    """The host's, else the cached one, which was fetched together with those `names`."""
+    """The host's tool, otherwise the cached one, which was downloaded with these `names`."""
     path = _on_host(name)
     if path:
         return Tool(path)
@@ -96,17 +96,17 @@ def find(name: str, names: Sequence[str] = NAMES) -> Tool:
 
 
 def call(name: str, *words: str, text: str = "") -> str:
-    """Run one in the namespaces of this process; if it fails, raise what it says."""
+    """Run a tool in the namespaces of this process. If it fails, raises its error message."""
     return _run(find(name), list(words), name, text)
 
 
 def ip(lines: list[str]) -> None:
-    """Several commands of ``ip`` in one process."""
+    """Run several ``ip`` commands in one process."""
     call("ip", "-batch", "-", text="\n".join([*lines, ""]))
 
 
 def ensure(names: Sequence[str] = NAMES) -> None:
-    """Fetch what is missing, or say what to install."""
+    """Download missing tools, or raise an error that says what to install."""
     missing = _missing(names)
     if not missing:
         return
@@ -118,26 +118,26 @@ def ensure(names: Sequence[str] = NAMES) -> None:
     os.makedirs(cache(), mode=0o700, exist_ok=True)
     with Lock(root + ".lock"):
         if not _usable(root, missing):
-            say(f"fetching {', '.join(missing)} once, into {cache()}")
+            say(f"downloading {', '.join(missing)} once, into {cache()}")
             packages = [_package(name, "apt-get") for name in missing]
             _fetch(packages, root, lambda new: _try(new, missing))
 
 
 def ensure_file(package: str, path: str, source: str = "") -> str:
-    """A file of a package: the host's, else fetched once, too.
+    """A file from a package: the host's own, otherwise downloaded once.
 
-    From the host's own archive, or from `source`, a line of apt's, where that does not have it.
+    It comes from the host's own archive, or from `source`, a line for apt, if that lacks it.
     """
     if os.path.exists(path):
         return path
     root = _place([package])
     if not os.path.exists(root + path):
         if not can_fetch():
-            raise Failure(f"{path} is not here: install {package}")
+            raise Failure(f"{path} not found: install {package}")
         os.makedirs(cache(), mode=0o700, exist_ok=True)
         with Lock(root + ".lock"):
             if not os.path.exists(root + path):
-                say(f"fetching {package} once, into {cache()}")
+                say(f"downloading {package} once, into {cache()}")
                 try:
                     _fetch([package], root, lambda new: os.stat(new + path))
                 except Failure:
@@ -148,7 +148,7 @@ def ensure_file(package: str, path: str, source: str = "") -> str:
 
 
 def is_available(name: str) -> bool:
-    """Whether it is here, or could be fetched."""
+    """Whether it is installed, or could be downloaded."""
     return bool(_on_host(name)) or can_fetch()
 
 
@@ -184,7 +184,7 @@ def _on_host(name: str) -> str:
     for folder in f"{os.environ.get('PATH', '')}:{_DIRECTORIES}".split(":"):
         path = os.path.join(folder, name)
         usable = folder.startswith("/") and os.access(path, os.X_OK) and os.path.isfile(path)
-        if usable and os.path.basename(os.path.realpath(path)) != "busybox":  # too little of `ip`
+        if usable and os.path.basename(os.path.realpath(path)) != "busybox":  # lacks parts of `ip`
             return path
     return ""
 
@@ -195,7 +195,7 @@ def _below(root: str, name: str) -> str:
 
 
 def _libraries(root: str) -> str:
-    if ":" in root or ";" in root:  # which would end an entry of the list
+    if ":" in root or ";" in root:  # it would end an entry of the list
         root = f"/proc/self/fd/{_opened(root)}"
     folders = []
     for parent in (os.path.join(root, "usr/lib"), os.path.join(root, "lib")):
@@ -212,7 +212,7 @@ def _opened(root: str) -> int:
 
 
 def _place(missing: list[str]) -> str:
-    """A directory for these tools on this distribution; it may serve others that are the same."""
+    """The directory of these tools for this distribution; hosts with the same one may share it."""
     from hashlib import sha256
 
     told = os.uname().machine
@@ -225,7 +225,7 @@ def _place(missing: list[str]) -> str:
 
 
 def _usable(root: str, names: list[str]) -> bool:
-    """All there, and they run, which is tried again when the host's packages have changed."""
+    """Whether all exist and run. They are tried again after the host's packages have changed."""
     stamp = os.path.join(root, "stamp")
     try:
         state = os.stat(_STATUS)
@@ -248,12 +248,12 @@ def _try(root: str, names: list[str]) -> None:
 def _fetch(
     packages: list[str], root: str, check: Callable[[str], object], source: str = ""
 ) -> None:
-    """Unpack them into `root`, unless `check` of the directory fails."""
+    """Unpack packages into `root`, unless `check` of the directory fails."""
     from shutil import rmtree
     from tempfile import mkdtemp
 
     for name in os.listdir(cache()):
-        if name.startswith(os.path.basename(root) + ".build-"):  # of one that was killed
+        if name.startswith(os.path.basename(root) + ".build-"):  # left by a killed call
             rmtree(os.path.join(cache(), name), ignore_errors=True)
     place = mkdtemp(prefix=os.path.basename(root) + ".build-", dir=cache())
     try:
@@ -276,13 +276,13 @@ def _fetch(
         rmtree(root, ignore_errors=True)
         os.rename(new, root)
     except OSError as error:
-        raise Failure(f"cannot fetch {', '.join(packages)}: {error}") from None
+        raise Failure(f"cannot download {', '.join(packages)}: {error}") from None
     finally:
         rmtree(place, ignore_errors=True)
 
 
 def _download(packages: list[str], folder: str, source: str) -> None:
-    """With the host's lists as they are, else with new ones of our own."""
+    """Download them with the host's package lists, otherwise with new ones."""
     apt = Tool(_on_host("apt-get"))
     proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
     apt.environment.update(proxies, DEBIAN_FRONTEND="noninteractive")
@@ -303,7 +303,7 @@ def _download(packages: list[str], folder: str, source: str) -> None:
         _run(apt, [*options, *install])
     except Failure as failure:
         command = f"{_INSTALLERS['apt-get']} {' '.join(packages)}"
-        raise Failure(f"cannot fetch {', '.join(packages)} ({failure}): {command}") from None
+        raise Failure(f"cannot download {', '.join(packages)} ({failure}): {command}") from None
 
 
 def _run(tool: Tool, words: list[str], name: str = "", text: str = "") -> str:
@@ -324,6 +324,6 @@ def _run(tool: Tool, words: list[str], name: str = "", text: str = "") -> str:
     if status:
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         wrong = [line for line in lines if line.startswith(("E:", "Error", "RTNETLINK"))]
-        reason = (wrong or lines or [f"ended with status {status}"])[0]
+        reason = (wrong or lines or [f"exited with status {status}"])[0]
         raise Failure(f"{name or os.path.basename(tool.path)}: {reason}")
     return output

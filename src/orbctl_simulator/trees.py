@@ -1,8 +1,8 @@
-"""Trees of files that somebody else controls: walked, copied, put down and removed.
+"""Reading, copying, writing and deleting trees of files that others control.
 
-A machine, or an image, decides what lies in them, and may change it meanwhile. So every step is one
-name in a directory that is open, and no link is followed; nothing depends on how deep a tree is,
-nor on how long its paths are.
+A machine or an image determines their content, and may change it meanwhile. So every step is one
+name in an open directory, and no link is followed. Trees may be of any depth, and paths of any
+length.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_OPEN = 32
 
 
 class Found:
-    """One thing in a tree: the names that lead to it, and the directory that it is in now."""
+    """One thing in a tree: its path as names, and its directory, open."""
 
     def __init__(self, parts: Parts, parent: int, status: os.stat_result) -> None:
         self.parts, self.name, self.parent, self.status = parts, parts[-1], parent, status
@@ -35,7 +35,7 @@ class Found:
         return stat.S_IFMT(self.status.st_mode)
 
     def open(self) -> int:
-        """Open a file or a directory, and nothing else that has taken its place."""
+        """Open the file or directory, unless something else has replaced it."""
         try:
             fd = os.open(self.name, _FILE, dir_fd=self.parent)
         except OSError as error:
@@ -55,16 +55,16 @@ def denied(parts: Sequence[str], error: OSError) -> Failure:
 
 
 class Descent:
-    """The directory that one is in, below one that is open, and the last few on the way to it."""
+    """The current directory below an open one, and the last few above it."""
 
     def __init__(self, root: int, make: bool = False) -> None:
         self._root, self._make = root, make
         self._parts: list[str] = []
         self._ids: list[tuple[int, int]] = []
-        self._open: dict[int, int] = {}  # by how deep they are
+        self._open: dict[int, int] = {}  # by depth
 
     def to(self, parts: Sequence[str]) -> int:
-        """Go there; the directory, which stays open until one goes elsewhere."""
+        """Go there. Returns the directory, which stays open until the next call."""
         same = 0
         for ours, theirs in zip(self._parts, parts):
             if ours != theirs:
@@ -112,10 +112,10 @@ class Descent:
 
 
 def walk(root: int, strict: bool = True, without: int = -1) -> Iterator[Found]:
-    """Everything below a directory, but for other file systems; a directory before its content.
+    """Everything below a directory, without other file systems; a directory before its content.
 
-    What changes meanwhile so that it cannot be read is an error, unless it is not `strict`. It is
-    one, too, to meet the directory `without`: that is where a copy is put.
+    If `strict`, something that changes meanwhile and cannot be read is an error. Finding the
+    directory `without`, the destination of a copy, is always an error.
     """
     avoided = os.fstat(without) if without >= 0 else None
     device, descent = os.fstat(root).st_dev, Descent(root)
@@ -149,13 +149,13 @@ def walk(root: int, strict: bool = True, without: int = -1) -> Iterator[Found]:
                 if strict:
                     raise
                 if name is None:
-                    return  # it has lost its way back
+                    return  # the way back is gone
     finally:
         descent.close()
 
 
 def disk_usage(path: str) -> int:
-    """What the files below a directory take."""
+    """The size of the files below a directory."""
     with contextlib.suppress(FileNotFoundError), folder(path) as root:
         return sum(
             found.status.st_blocks * 512
@@ -167,7 +167,7 @@ def disk_usage(path: str) -> int:
 
 @contextlib.contextmanager
 def folder(path: str) -> Iterator[int]:
-    """A directory of our own, open."""
+    """Opens one of our own directories."""
     fd = os.open(path, _FOLDER)
     try:
         yield fd
@@ -176,10 +176,10 @@ def folder(path: str) -> Iterator[int]:
 
 
 def remove(path: str, parent: int | None = None) -> None:
-    """Delete a tree, however deep it is, or as much of it as can be: what is left is in the way.
+    """Delete a tree of any depth. What cannot be deleted makes a later step fail.
 
-    Each directory is moved up beside the topmost ones before it is emptied, so that none is ever
-    more than one step away.
+    Each directory is moved up beside the topmost ones before it is emptied, so none is ever more
+    than one step away.
     """
     try:
         top = os.open(path, _FOLDER, dir_fd=parent)
@@ -201,7 +201,7 @@ def remove(path: str, parent: int | None = None) -> None:
 
 
 def _clear(top: int, name: str, mark: str, count: int) -> int:
-    """Remove a file, or empty a directory into `top` under numbered names; the last number."""
+    """Remove a file, or move a directory's content to `top` under numbers. Returns the last one."""
     with contextlib.suppress(OSError):
         os.unlink(name, dir_fd=top)
         return count

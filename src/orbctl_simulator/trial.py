@@ -1,4 +1,4 @@
-"""Whether this host can boot machines: tries to build the world of an empty one."""
+"""Finds out whether this host can boot machines, by building the world of an empty one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DIRECTORIES = ("dev", "proc", "run", "sbin", "sys", "tmp")
 
 
 def reason_of_host() -> str:
-    """Why this host can boot no machines, or nothing. What they need is fetched if it can be."""
+    """Why this host cannot boot machines, or nothing. Downloads missing tools if possible."""
     from . import tools
     from .network import available
 
@@ -70,7 +70,7 @@ def _reason(ident: str, place: str) -> str:
     for fd in (report, orders, *spaces):
         os.close(fd)
     os.waitpid(pid, 0)
-    os.close(control)  # the first process exits, as it has no supervisor
+    os.close(control)  # the first process exits, because it has no supervisor
     with open(answers, errors="surrogateescape") as file:
         told = dict(line.rstrip("\n").partition(" ")[::2] for line in file)
     try:

@@ -1,7 +1,6 @@
-"""Making a root file system out of an archive, and one that many machines can share.
+"""Unpacking an archive into a root file system, and preparing it for many machines.
 
-An archive is read, and what it holds is put down, by a process of its own: it may take that much
-memory and that much of the disk, and no more.
+A separate process reads an archive and writes its content, with limits on memory and disk space.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ if TYPE_CHECKING:
     from .tools import Tool
     from .trees import Found
 
-# How each kind of compression begins, and what takes it away.
+# The first bytes of each kind of compression, and the command that decompresses it.
 _KINDS = (
     (b"\xfd7zXZ\x00", "xz", ("-dc", "--memlimit=512MiB")),
     (b"\x28\xb5\x2f\xfd", "zstd", ("-dcq", "--memory=512MiB")),
     (b"\x1f\x8b", "gzip", ("-dc",)),
     (b"BZh", "bzip2", ("-dc",)),
 )
-# A root file system becomes about four times smaller; more than this is made to fill a disk.
+# A root file system compresses about four times; a higher ratio is meant to fill a disk.
 _RATIO, _ALLOWANCE = 64, 1 << 30
 _BLOCK = 1 << 18
-# What tells that a root was a container's, and what each machine has to have for itself.
+# Files that mark a root as a container's, and those that each machine must have for itself.
 _MARKS = (".dockerenv", "run/.containerenv", "usr/sbin/policy-rc.d", "var/lib/dbus/machine-id")
 
 
@@ -50,12 +49,12 @@ class NoSpace(Failure):
 
 
 def free(path: str) -> int:
-    """How much may be written there: a part of what is free stays free."""
+    """How much may be written there; a part of the free space is reserved."""
     return shutil.disk_usage(path).free * 9 // 10
 
 
 def check_rights() -> None:
-    """See that machines can be made at all, before their image takes its minute."""
+    """Fail early if machines cannot be created at all: getting an image takes a minute."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -64,13 +63,15 @@ def check_rights() -> None:
         finally:
             os._exit(1)
     if os.waitpid(pid, 0)[1]:
-        raise Failure("this host, or the container it is, allows no namespaces")
+        raise Failure(
+            "this host does not allow namespaces: if it is a container, run it with --privileged"
+        )
 
 
 def unpack(file: IO[bytes], rootfs: str, progress: Progress) -> int:
     """Unpack an archive, of any usual compression, into an empty directory.
 
-    How many files were left out, which have no place in an image.
+    Returns how many files were skipped because images cannot contain them.
     """
     archive = file.fileno()
     size = os.fstat(archive).st_size
@@ -87,7 +88,7 @@ def unpack(file: IO[bytes], rootfs: str, progress: Progress) -> int:
                 for thing in members(reading(counted)):
                     writer.put(thing)
                 writer.finish()
-            while counted.read(_BLOCK):  # what packed it says at its end whether it was whole
+            while counted.read(_BLOCK):  # the decompressor checks completeness only at the end
                 pass
         return len(writer.left)
 
@@ -95,7 +96,7 @@ def unpack(file: IO[bytes], rootfs: str, progress: Progress) -> int:
 
 
 class _Counted(io.RawIOBase):
-    """A stream of which one does not take more than is good."""
+    """A stream that fails beyond a limit."""
 
     def __init__(self, stream: int, archive: int, budget: int, progress: Progress) -> None:
         self._stream, self._archive, self._progress = stream, archive, progress
@@ -115,7 +116,7 @@ class _Counted(io.RawIOBase):
 
 
 def _packer(archive: int) -> tuple[Tool, Sequence[str]] | None:
-    """The program that takes away an archive's compression, if it has one."""
+    """The command that decompresses an archive, if it is compressed."""
     head = os.pread(archive, 8, 0)
     for magic, name, options in _KINDS:
         if head.startswith(magic):
@@ -149,7 +150,7 @@ def _plain(archive: int, command: tuple[Tool, Sequence[str]] | None) -> Iterator
 
 
 def _apart(work: Callable[[], int]) -> int:
-    """Do it in a process of its own, whose answer and whose failures are ours."""
+    """Run it in a separate process. Returns its result, and raises its failure."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -182,13 +183,13 @@ def tidy(
     files: Sequence[tuple[str, str]] = (),
     whole: bool = True,
 ) -> int:
-    """Make a root, or a layer over one, fit for many machines; how many bytes it takes.
+    """Prepare a root, or a layer over one, for many machines. Returns its size in bytes.
 
-    Without devices, without what marks a container, with a machine id still to be chosen.
+    Removes devices and the marks of a container, and empties the machine id.
     """
 
     if whole and not has_shell(root):
-        raise Failure("it is no root file system")
+        raise Failure("it is not a root file system")
 
     def work() -> str:
         try:
@@ -199,7 +200,7 @@ def tidy(
 
     answer = inside(root, work)
     if answer != "done":
-        raise Failure(answer or "it cannot be tidied")
+        raise Failure(answer or "it could not be cleaned up")
     return _settle(root, whole)
 
 
@@ -217,7 +218,7 @@ def _tidy_here(unwanted: Sequence[str], files: Sequence[tuple[str, str]]) -> Non
 
 
 def _remove(path: str) -> None:
-    """A file; of a directory, given by a last ``/*``, all that is in it."""
+    """Remove a file, or, for a path that ends with ``/*``, a directory's content."""
     if path.endswith("/*"):
         place = path[:-2]
         for name in os.listdir(place) if os.path.isdir(place) else ():
@@ -232,7 +233,7 @@ def _remove(path: str) -> None:
 
 
 def _settle(root: str, whole: bool) -> int:
-    """Take devices away, and say of each directory that hides another that it does; the size."""
+    """Remove devices, and mark directories that hide the base's content. Returns the size."""
     count, seen = 0, set()
     with folder(root) as top:
         for found in walk(top):
@@ -249,7 +250,7 @@ def _settle(root: str, whole: bool) -> int:
 
 
 def _mark_opaque(found: Found) -> None:
-    """For overlays of a user namespace, too, which cannot read the mark of the host's."""
+    """Mark it also for overlays in user namespaces, which cannot read the host's attribute."""
     fd = found.open()
     try:
         if os.getxattr(fd, OPAQUE) == b"y":

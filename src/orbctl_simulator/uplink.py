@@ -1,4 +1,4 @@
-"""The router's end at the host: one veth, one address, one route, and which subnet they are for."""
+"""The router's link to the host: one veth, one address, one route, and the choice of a subnet."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 _GATEWAY6 = "fe80::1"
 
-# The first is OrbStack's own of old; the others are for more networks at once, and for hosts
-# that use this range of benchmarks themselves.
+# The first is the range of older OrbStack versions. The others are for more networks at once, and
+# for hosts that use this benchmarking range themselves.
 _FIRST = IPv4Network("198.19.248.0/23")
 _POOLS = (
     IPv4Network("198.18.0.0/15"),
     IPv4Network("192.168.128.0/18"),
     IPv4Network("10.64.0.0/12"),
 )
-# Wider than that it is a default route, which overlaps with everything.
+# A wider one is a default route, which overlaps with everything.
 _WIDEST = 4
 
 
 def connect(host: int, link: str, wanted: Subnets, move: bool = True) -> Subnets:
-    """Make the veth, from within the router, and take a subnet that the host does not route.
+    """Create the veth from within the router, and claim a subnet that the host does not route.
 
-    The route itself is the claim: of two routers that try the same subnet the kernel refuses one.
+    The route is the claim: if two routers try the same subnet, the kernel rejects one.
     """
     lines = [
         f"link add {UPLINK} mtu {MTU} type veth peer name {link} mtu {MTU}"
@@ -54,7 +54,7 @@ def connect(host: int, link: str, wanted: Subnets, move: bool = True) -> Subnets
 
 
 def _until_gone(host: int, link: str) -> None:
-    """Of a router that was killed the kernel removes it, a moment later."""
+    """Wait for the kernel, which removes a killed router's veth a moment later."""
     deadline = time.monotonic() + 5
     while netns.inside(host, lambda: _remove(link)) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -83,13 +83,13 @@ def _claim(link: str, wanted: Subnets, blocks: Iterable[IPv4Network]) -> Subnets
                 route = f"{subnets.prefix6}::/64 via {_GATEWAY6} dev {link}"
                 if _take(link, f"{subnets.host6}/128", route):
                     break
-                subnets.prefix6 = new_prefix()  # a copy of a state directory begins with the same
+                subnets.prefix6 = new_prefix()  # a copied state directory starts with the same one
             return subnets
     raise Failure("this host routes every subnet that a network of machines could have")
 
 
 def _take(link: str, address: str, route: str) -> bool:
-    """Unless another route was faster."""
+    """Returns False if another process added the route first."""
     nodad = " nodad" if ":" in address else ""
     lines = [f"addr add {address} dev {link}{nodad}", f"link set {link} up", f"route add {route}"]
     try:
@@ -111,7 +111,7 @@ def _has_ipv6(link: str) -> bool:
 
 
 def _candidates(wanted: Subnets, link: str) -> Iterator[IPv4Network]:
-    """The one that it had, OrbStack's, then others, each directory in an order of its own."""
+    """Its last subnet, OrbStack's, then others, in a different order for each directory."""
     yield IPv4Network(f"{wanted.link}.0/23")
     yield _FIRST
     for pool in _POOLS:
@@ -129,7 +129,7 @@ def _routed() -> Iterator[IPv4Network]:
 
 
 def host_addresses() -> list[str]:
-    """What leads to this host, or to machines of any of its networks: in the host's namespace."""
+    """Addresses of this host, or of machines of any of its networks. Call it on the host."""
     found = ["0.0.0.0/8", "127.0.0.0/8"]
     for interface in json.loads(tools.call("ip", "-j", "-4", "addr")):
         found += [address["local"] for address in interface.get("addr_info", []) if address]

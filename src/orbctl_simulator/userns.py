@@ -50,7 +50,7 @@ def system_call(number: int, what: str, *arguments: object) -> int:
 
 
 def take_range() -> tuple[int, int]:
-    """Reserve a range of ids: returns its first id and a lock file that reserves it while open.
+    """Reserve a range of ids. Returns its first id and a lock file that reserves it while open.
 
     The search starts at random, so a range is rarely reused while the kernel still tears down the
     machine that had it.
@@ -146,11 +146,11 @@ def _unshare_in_steps(owner: int, with_network: bool, report: int, waits: int) -
         os.setresgid(owner, owner, owner)
         os.setresuid(owner, owner, owner)
     unshare(CLONE_NEWUSER)
-    # Its number as those see it who write the maps, which need not be its own.
+    # Its pid as the process that writes the maps sees it, which may differ from its own view.
     os.write(report, os.readlink("/proc/self").encode() + b"\n")
     os.read(waits, 1)
     if with_network:
-        unshare(CLONE_NEWNET)  # only now, since what it has belongs to root of the maps
+        unshare(CLONE_NEWNET)  # only now, so that its contents belong to the root of the maps
     os.write(report, b"ok\n")
     os.read(waits, 1)
 

@@ -1,4 +1,4 @@
-"""Files over HTTP, from servers that are trusted with nothing and never waited for long."""
+"""Files over HTTP, from servers that are not trusted and never waited for long."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CONNECT = 5.0  # seconds within which a connection stands
-_SILENCE = 15.0  # seconds that a server may be silent for
+CONNECT = 5.0  # seconds to connect
+_SILENCE = 15.0  # seconds that a server may be silent
 _SCHEMES = ("http", "https")
 
 
 class Unreachable(Failure):
-    """The network gave no answer, or broke off; another try may succeed."""
+    """The network gave no answer, or the connection was lost; another try may succeed."""
 
 
 class Missing(Failure):
-    """The server answers, and has no such file."""
+    """The server answers, but does not have the file."""
 
 
 class Short(Failure):
-    """The server's file ends before the place that it was asked to start at."""
+    """The server's file ends before the requested start."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -50,7 +50,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """One without what Python's own adds: files, FTP and ``data:``."""
+    """An opener without Python's defaults for files, FTP and ``data:``."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -66,7 +66,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 class Answer:
-    """An open answer: its bytes, where in the file they start, and how much is still to come."""
+    """An open answer: its bytes, their start in the file, and how much is left."""
 
     def __init__(self, response: http.client.HTTPResponse, start: int, url: str) -> None:
         self._response, self.start, self._url = response, start, url
@@ -78,7 +78,7 @@ class Answer:
         self._response.close()
 
     def read(self, count: int) -> bytes:
-        """At most so many bytes; none at the end, be it the right one or not."""
+        """At most `count` bytes; none at the end, even if that is premature."""
         try:
             return self._response.read(count)
         except (OSError, http.client.HTTPException) as error:
@@ -86,12 +86,12 @@ class Answer:
 
     @property
     def left(self) -> int | None:
-        """How much is still to come, if its head told a length."""
+        """How many bytes are left, if the header contained a length."""
         return self._response.length
 
 
 def get(url: str, start: int = 0) -> Answer:
-    """Ask for a file, from `start` on; the server may begin at 0 nevertheless."""
+    """Request a file from `start` on; the server may start at 0 anyway."""
     headers = {"Accept-Encoding": "identity", "User-Agent": "orbctl-simulator"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -129,13 +129,13 @@ def read(url: str, most: int, seconds: float = 60) -> bytes:
             if count > most:
                 raise Failure(f"{shown(url)}: larger than {most >> 20} MB")
         if answer.left:
-            raise Unreachable(f"{shown(url)}: the connection broke off")
+            raise Unreachable(f"{shown(url)}: the connection was lost")
     return b"".join(parts)
 
 
 @contextlib.contextmanager
 def _deadline(text: str, seconds: float) -> Iterator[None]:
-    """Break off what a server draws out, however it does that."""
+    """Interrupt a server that takes too long, in whatever way."""
 
     def end(*_: object) -> None:
         raise Unreachable(text)
@@ -158,9 +158,9 @@ def exists(url: str) -> bool:
 
 
 def reach(url: str) -> None:
-    """See that a connection to its server, or to the proxy, can be made in seconds.
+    """Fail unless a connection to its server, or to the proxy, can be made in seconds.
 
-    A process of its own tries, because a resolver that waits for an answer cannot be interrupted.
+    A separate process tries, because a resolver that waits for an answer cannot be interrupted.
     """
     host, port = _peer(url)
     reader, writer = os.pipe()
@@ -199,7 +199,7 @@ def _peer(url: str) -> tuple[str, int]:
 
 
 def _connect(host: str, port: int) -> str:
-    """Try all addresses at once; the reason why none answered."""
+    """Try all addresses at once. Returns the reason why none answered."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -232,13 +232,13 @@ def _reason(error: Exception) -> str:
     if isinstance(inner, (socket.timeout, TimeoutError)):
         return f"silent for {_SILENCE:.0f} seconds"
     if isinstance(inner, http.client.IncompleteRead):
-        return "the connection broke off"
+        return "the connection was lost"
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     return shown(str(text)).lower()
 
 
 def shown(url: str) -> str:
-    """A URL, or what a server says, for a message: without a password, and on one line."""
+    """A URL, or a server's text, for a message: without a password, and on one line."""
     before, slashes, after = url.partition("//")
     if slashes and "@" in after:
         url = f"{before}//{after.rpartition('@')[2]}"

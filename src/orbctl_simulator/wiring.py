@@ -1,4 +1,4 @@
-"""Connecting a machine to the network, in a process of its own."""
+"""Connecting a machine to the network, in a separate process."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def connect(plan: Plan, network: int, report: int, orders: int) -> NoReturn:
-    """Connect the machine by its network namespace, while it is built.
+    """Connect the machine through its network namespace, while it is built.
 
-    It reports ``joined``, when files that the network needs in the machine have been written to
-    `orders`, then ``named``.
+    Reports ``joined`` once the files that the network needs in the machine are written to `orders`,
+    then ``named``.
     """
     is_connected = False
 
     def connected(addresses: Addresses) -> None:
         nonlocal is_connected
-        if is_connected:  # by a router that was killed since; the machine may boot already
+        if is_connected:  # by a router that was killed since then; the machine may already boot
             return
         is_connected = True
         words = (word for pair in guest_files(addresses).items() for word in pair)

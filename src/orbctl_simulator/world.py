@@ -72,7 +72,7 @@ _TEMPORARY = {"/run": "mode=755,size=20%,nr_inodes=800k", "/tmp": "mode=1777"}
 _ENGINES = (("containerd", 0o711), ("containers", 0o755), ("docker", 0o710))
 
 ENVIRONMENT = {
-    # LXC's name: its images check for it, and OrbStack's machines come from those.
+    # LXC's name: its images check for it, and OrbStack's machines are based on them.
     "container": "lxc",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "TERM": "dumb",
@@ -104,7 +104,7 @@ class Builder:
     is mounted in them) and the kind of init, or ``error TEXT``. The first process waits for
     `orders`: paths and contents of files, then ``!``, each terminated by a NUL.
 
-    `spaces` are the machine's user namespace and that of its network.
+    `spaces` are the machine's user namespace and network namespace.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class Builder:
             files = self._await_orders()
             end_with_parent()
             if select.select([self._orders], [], [], 0)[0]:
-                os._exit(1)  # the supervisor ended before this process would end with it
+                os._exit(1)  # the supervisor exited too early for this process to end with it
             self._set_up_files(files)
             for fd in (0, 1, 2):
                 os.dup2(ends[1], fd)
