@@ -119,7 +119,7 @@ class _File:
 def _check_path(path: str) -> None:
     parts = path.split("/")
     if "" in parts or "." in parts or ".." in parts or "\\" in path or not path.isprintable():
-        raise Failure(f"the index contains a path outside its server: {web.shown(path)!r}")
+        raise Failure(f"the index contains a path outside its source: {web.shown(path)!r}")
 
 
 def products(source: Source) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def with_terminal(door: Door, machine: Machine, command: Callable[[str], int], c
     try:
         return pump([keys, screen], pid, machine, call)
     finally:
-        os.close(peer)  # kept until here: without it, the terminal hangs up before the command opens it
+        os.close(peer)  # kept until here, or the terminal hangs up before the command opens it
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 

@@ -460,13 +460,13 @@ def test_one_that_goes_while_it_is_waited_for_is_made(
 def test_what_create_says_is_told_of_the_host(wrap: Wrap, pyinfra: Run, name: str) -> None:
     """Without what makes sense on a terminal alone."""
     frames = "\\033[?25l\\342\\240\\213 Creating\\r\\342\\240\\231 Creating\\r\\033[K"
-    note = "\\033[33mubuntu is not here: using debian\\033[0m\\n"
+    note = "\\033[33mubuntu is not available: using debian\\033[0m\\n"
     wrap(
         f'[ "$1" = create ] && {{ printf \'{frames}{note}\' >&2; exec "$real" "$@" 2>/dev/null; }}'
     )
     done = pyinfra("inventory.py", "exec", "--", "true")
     lines = [line.strip() for line in done.stderr.splitlines()]
-    assert f"[@orbstack/{name}] ubuntu is not here: using debian" in lines
+    assert f"[@orbstack/{name}] ubuntu is not available: using debian" in lines
     assert "Creating" not in done.stderr
 
 

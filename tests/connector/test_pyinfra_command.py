@@ -70,7 +70,7 @@ def test_simulator_is_installed_and_works(simulated: bool, client: Orbctl) -> No
     program = Path(sys.executable).with_name("orbctl-simulator")
     told = subprocess.run([program, "doctor"], capture_output=True, text=True)
     assert (told.returncode, told.stderr) == (0, "")
-    assert "ok      machines: made one, and ended it\n" in told.stdout
+    assert "ok      machines: created and removed one\n" in told.stdout
 
 
 OWN_TEST = """

@@ -258,11 +258,11 @@ def test_what_create_says_is_told_of_the_host(
     wrap: Callable[[str], None], name: str, apply: Applier, record: Record
 ) -> None:
     other = f'exec "$real" create --arch amd64 debian:12 {name}'
-    wrap(f'[ "$1" = create ] && {{ echo "ubuntu is not here: using debian" >&2; {other}; }}')
+    wrap(f'[ "$1" = create ] && {{ echo "ubuntu is not available: using debian" >&2; {other}; }}')
     done = apply(orbstack.machine, machine=name, image="ubuntu:noble", arch="arm64")
     assert done.error == ""
     for line in (
-        "ubuntu is not here: using debian",
+        "ubuntu is not available: using debian",
         f"machine {name} was made, but it is debian:bookworm, not ubuntu:noble",
         f"machine {name} was made, but its arch is amd64, not arm64",
     ):

@@ -200,7 +200,7 @@ def test_killed_in_the_middle_of_create(booted: Booted, tmp_path: Path) -> None:
         ("exec cat", "setup: machine didn't start in 2s (missing IP address)"),
         (
             None,
-            "debian:test (amd64) has no init and dbus, and no package manager that is known here",
+            "debian:test (amd64) has no init and dbus, and no supported package manager",
         ),
     ],
 )
@@ -313,7 +313,7 @@ def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
 @pytest.mark.parametrize(
     ("installer", "reason"),
     [
-        ("", "has no init and dbus, and no package manager that is known here"),
+        ("", "has no init and dbus, and no supported package manager"),
         ("exit 0", "has no init"),
         ("echo no network; exit 1", "could not be installed in .*: no network .*"),
     ],
@@ -335,7 +335,7 @@ def test_image_that_has_no_init(
     made = booted("create", image, "plain", env=env)
     assert (made.code, made.out) == (0, b"")
     last = made.err.decode().splitlines()[-1]
-    assert re.fullmatch(f"it has no init, as with .*=none: .*{reason}", last)
+    assert re.fullmatch(f"the machine has no init, as with .*=none: .*{reason}", last)
     assert booted("run", "-m", "plain", "hostname").text == "plain\n"
     assert booted("delete", "plain").code == 0
 
@@ -356,7 +356,7 @@ def test_host_that_cannot_boot_machines(booted: Booted, tmp_path: Path) -> None:
     assert refused.stderr.startswith("[-32098] create 'plain': this host cannot boot machines: ")
     made = create("")
     assert made.returncode == 0, made
-    assert re.fullmatch("it has no init, .*nothing is mounted over.*\n", made.stderr)
+    assert re.fullmatch("the machine has no init, .*nothing is mounted over.*\n", made.stderr)
     other = {**booted.program.env, **env}
     for words in (["run", "-m", "plain", "true"], ["delete", "-f", "plain"]):
         subprocess.run([*booted.program.command, *words], env=other, check=True)

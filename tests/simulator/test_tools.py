@@ -271,7 +271,7 @@ def test_images(own: Program, rootfs: Path, tmp_path: Path) -> None:
     assert own("export", "two", str(tmp_path / "two.tar.zst")).code == 0
     assert own("delete", "-f", "two").code == 0
     assert own("image", "remove", "void").code == 0
-    assert b"its image is not here" in own("import", str(tmp_path / "two.tar.zst")).err
+    assert b"its image is not available" in own("import", str(tmp_path / "two.tar.zst")).err
 
 
 def test_image_that_is_not_there(own: Program) -> None:
@@ -313,7 +313,7 @@ def test_foreign_zstd(own: Program, tmp_path: Path) -> None:
 
 def test_doctor(orb: Program) -> None:
     shown = orb("doctor").text
-    for word in ("machines:", "base:", "sudo:", "programs:", "state folder:"):
+    for word in ("machines:", "base:", "sudo:", "zstd:", "state directory:"):
         assert f"ok      {word}" in shown
     assert "MISSING" not in shown
 
@@ -353,7 +353,7 @@ def test_refusal_where_machines_cannot_be(orb: Program, nested: tuple[str, list[
     for words in (["image", "add", "void", "/opt/own"], ["create", "void", "x"]):
         answer = orb("run", "-m", name, "-u", "root", *program, *words)
     assert answer.code == 1
-    assert b"allows no namespaces" in answer.err
+    assert b"does not allow namespaces" in answer.err
 
 
 def test_ordinary_user(orb: Program, nested: tuple[str, list[str]]) -> None:

@@ -288,7 +288,7 @@ def test_what_a_pull_brings(orb: Program, victim: str, tmp_path: Path) -> None:
     assert script_in(orb, victim, script, "user").code == 0
     answer = orb("pull", "-m", victim, "out", str(tmp_path))
     assert answer.code == 0
-    assert answer.err == b"left out: p: not a regular file, directory or symbolic link\n"
+    assert answer.err == b"skipped: p: not a regular file, directory or symbolic link\n"
     out = tmp_path / "out"
     assert (out / "a").stat().st_ino == (out / "b").stat().st_ino == (out / "c/d").stat().st_ino
     assert (out / "holes").stat().st_size == 1 << 40

@@ -65,7 +65,7 @@ def test_fetched(tmp_path: Path, stack: ExitStack, lists: str) -> None:
     host = stack.enter_context(other_mounts(setup))
     before = packages()
     place = tmp_path / "cache; of: all"
-    for said in ("fetching nft, dnsmasq, slirp4netns once, into", ""):
+    for said in ("downloading nft, dnsmasq, slirp4netns once, into", ""):
         done = call(host, place, "tools.ensure(); print(tools.call('nft', '-v'))")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("nftables v")
@@ -89,7 +89,7 @@ def test_fetched_again(tmp_path: Path, stack: ExitStack) -> None:
     (library,) = place.rglob("libslirp.so.0")
     library.unlink()
     assert call(host, tmp_path, "tools.ensure()").stderr.startswith(
-        "fetching nft, dnsmasq, slirp4netns once"
+        "downloading nft, dnsmasq, slirp4netns once"
     )
     assert list(place.rglob("libslirp.so.0"))
 
@@ -101,9 +101,9 @@ def test_without_network(tmp_path: Path, stack: ExitStack) -> None:
     done = call(["unshare", "--net", *host], tmp_path, "tools.ensure()")
     assert done.returncode == 1
     said, problem = done.stderr.splitlines()
-    assert said == f"fetching nft, dnsmasq, slirp4netns once, into {tmp_path}"
+    assert said == f"downloading nft, dnsmasq, slirp4netns once, into {tmp_path}"
     packages = "nftables dnsmasq-base slirp4netns"
-    assert problem.startswith(f"cannot fetch {packages.replace(' ', ', ')} (apt-get: E: ")
+    assert problem.startswith(f"cannot download {packages.replace(' ', ', ')} (apt-get: E: ")
     assert problem.endswith(f"): apt-get install --no-install-recommends {packages}")
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
