@@ -1,7 +1,7 @@
-"""One `orbctl` for the whole suite: the one that is named, else the simulator.
+"""One `orbctl` for the whole suite: the one in the variable ORBCTL, otherwise the simulator.
 
 ``ORBCTL=orbctl`` runs the same tests against OrbStack on a Mac. Every machine gets a random prefix
-and is written down with its id when it is created; nothing else is ever deleted.
+and is recorded with its id when it is created; nothing else is ever deleted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IMAGE = "debian"
 
 
 class Made:
-    """The machines that these tests have made."""
+    """The machines that these tests have created."""
 
     def __init__(self, orb: Program) -> None:
         self.orb = orb
@@ -33,7 +33,7 @@ class Made:
         return f"{self.prefix}-{secrets.token_hex(2)}"
 
     def own(self, name: str) -> str:
-        """Write a machine down as ours."""
+        """Record a machine as ours."""
         self._ids.append(self.orb("info", name, "-f", "json").json["record"]["id"])
         return name
 
@@ -44,7 +44,7 @@ class Made:
         return self.own(name)
 
     def clone(self, source: str) -> str:
-        """A stopped copy: the quickest new machine there is."""
+        """A stopped clone: the fastest way to get a new machine."""
         name = self.name()
         answer = self.orb("clone", source, name)
         assert answer.code == 0, answer
@@ -58,7 +58,7 @@ class Made:
 
 @pytest.fixture(scope="session")
 def simulated() -> bool:
-    """Whether it is the simulator that is tested here."""
+    """Whether the simulator is being tested."""
     return not (os.environ.get("ORBCTL") or shutil.which("orbctl"))
 
 
@@ -67,12 +67,12 @@ def orb(simulated: bool, tmp_path_factory: pytest.TempPathFactory) -> Program:
     env = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
     if not simulated:
         return Program([os.environ.get("ORBCTL") or "orbctl"], env)
-    # What people have in the names of their folders, and what mount options cannot hold.
+    # Characters that people use in names of directories, and that mount options cannot contain.
     env["ORBCTL_SIMULATOR_HOME"] = str(tmp_path_factory.mktemp("state folder, no: 1") / "é")
     env["ORBCTL_SIMULATOR_CACHE"] = os.environ.get(
         "ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers")
     )
-    # What is asked for is how it answers, not what machines are made of.
+    # The tests are about orbctl's answers, not about images.
     for name, value in (("IMAGES", "host"), ("INIT", "none")):
         variable = f"ORBCTL_SIMULATOR_{name}"
         env[variable] = os.environ.get(variable, value)
@@ -93,13 +93,13 @@ def made(orb: Program) -> Iterator[Made]:
 
 @pytest.fixture(scope="session")
 def machine(made: Made) -> str:
-    """A running machine for tests that leave it as it was."""
+    """A running machine for tests that do not change it."""
     return made.create()
 
 
 @pytest.fixture
 def stopped(made: Made, machine: str) -> str:
-    """A stopped machine for one test, a copy of the common one."""
+    """A stopped machine for one test, a clone of the shared one."""
     return made.clone(machine)
 
 

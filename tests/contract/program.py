@@ -1,4 +1,4 @@
-"""Calling an `orbctl` as a script would: words in, bytes and an exit code out."""
+"""Calling `orbctl` as a script would: words in, bytes and an exit code out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What it printed, for a command that must succeed."""
+        """Its output, for a command that must succeed."""
         assert self.code == 0, self
         return self.out.decode()
 
@@ -49,7 +49,7 @@ class Program:
         stdin: Any = subprocess.DEVNULL,
         **options: Any,
     ) -> subprocess.Popen[bytes]:
-        """The program, started and left to itself."""
+        """Start the program without waiting for it."""
         return subprocess.Popen(
             [*self.command, *words],
             env={**self.env, **(env or {})},
@@ -79,7 +79,7 @@ class Program:
         stdin: Any = None,
         env: Mapping[str, str] = {},
     ) -> Answer:
-        """The program on a terminal of 40 lines and 120 columns; both its outputs are one there."""
+        """Run the program on a terminal of 40 lines and 120 columns, with both outputs combined."""
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         process = subprocess.Popen(
@@ -99,7 +99,7 @@ class Program:
             if select.select([ours], [], [], 0.1)[0]:
                 try:
                     data = os.read(ours, 65536)
-                except OSError:  # how Linux says that the terminal's other side is closed
+                except OSError:  # Linux's error when the terminal's other side is closed
                     break
                 if not data:
                     break

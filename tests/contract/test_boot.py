@@ -1,4 +1,4 @@
-"""What only machines have that boot, on a network."""
+"""What only machines that boot have: services, and a network of their own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_init(orb: Program, booted: str) -> None:
 
 
 def test_services_at_start(orb: Program, booted: str) -> None:
-    """What is enabled runs after `restart`."""
+    """Enabled services run after `restart`."""
     unit = "[Service]\nType=oneshot\nExecStart=touch /run/started\n"
     unit += "[Install]\nWantedBy=multi-user.target\n"
     script = f"printf '{unit}' >/etc/systemd/system/own.service && systemctl enable own"
@@ -57,7 +57,7 @@ def test_services_at_start(orb: Program, booted: str) -> None:
 
 
 def test_addresses_answer(orb: Program, booted: str) -> None:
-    """`info` prints addresses of the machine's own, which the computer reaches."""
+    """`info` prints the machine's own addresses, which the host can reach."""
     info = orb("info", booted, "-f", "json").json
     shown = as_root(orb, booted, "ip -o addr show scope global").text
     assert f" {info['ip4']}/" in shown
@@ -74,7 +74,7 @@ def test_addresses_answer(orb: Program, booted: str) -> None:
 
 
 def test_names(orb: Program, made: Made, booted: str) -> None:
-    """`NAME.orb.local` is the machine, from others too."""
+    """`NAME.orb.local` is the machine, also from other machines."""
     ip4 = orb("info", booted, "-f", "json").json["ip4"]
     other = create(orb, made)
     for machine in (booted, other):
@@ -94,7 +94,7 @@ def test_internet_of_a_machine_without_networks(orb: Program, made: Made, booted
 
 
 def test_reboot(orb: Program, booted: str) -> None:
-    """`reboot` in a machine boots it again; its files stay."""
+    """`reboot` in a machine boots it again; its files are kept."""
     as_root(orb, booted, "touch /run/before /root/kept; reboot")
     deadline = time.monotonic() + 60
     while as_root(orb, booted, "test ! -e /run/before && test -e /root/kept").code:
@@ -104,7 +104,7 @@ def test_reboot(orb: Program, booted: str) -> None:
 
 
 def test_cloud_init(orb: Program, made: Made, tmp_path: Path) -> None:
-    """`--user-data` is cloud-init's, which `create` need not wait for."""
+    """`--user-data` is for cloud-init, which `create` need not wait for."""
     (tmp_path / "data").write_text("#cloud-config\nruncmd:\n  - echo done >/root/ran\n")
     name = create(orb, made, "--user-data", str(tmp_path / "data"))
     assert orb("info", name, "-f", "json").json["record"]["image"]["variant"] == "cloud"

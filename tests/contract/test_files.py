@@ -38,14 +38,14 @@ def test_push_home(orb: Program, machine: str, tree: Path) -> None:
 
 
 def test_push_renames(orb: Program, machine: str, tree: Path) -> None:
-    """A file to a file's name renames; a relative destination is below home."""
+    """A file pushed to a file name is renamed; a relative destination is below home."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
     assert orb("push", "-m", machine, str(tree / "file"), "there/other").code == 0
     assert there(orb, machine, "~/there/other") == b"content\xff\0"
 
 
 def test_push_into_a_directory(orb: Program, machine: str, tree: Path) -> None:
-    """Several sources into a directory, directories with what is in them."""
+    """Several sources into a directory, directories with their content."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
     assert orb("push", "-m", machine, "file", "tree", "there", cwd=tree).code == 0
     assert there(orb, machine, "~/there/file") == b"content\xff\0"
@@ -53,7 +53,7 @@ def test_push_into_a_directory(orb: Program, machine: str, tree: Path) -> None:
 
 
 def test_push_contents(orb: Program, machine: str, tree: Path) -> None:
-    """``DIR/.`` copies what is in it."""
+    """``DIR/.`` copies the directory's content."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
     assert orb("push", "-m", machine, f"{tree}/tree/.", "there/").code == 0
     assert there(orb, machine, "~/there/inner/file") == b"inner\xff\0"
@@ -71,13 +71,13 @@ def test_push_of_nothing(orb: Program, machine: str, tree: Path) -> None:
 
 
 def test_push_has_no_rights(orb: Program, machine: str, tree: Path) -> None:
-    """Targets of root's fail."""
+    """Targets that belong to root fail."""
     orb("push", "-m", machine, "file", "/etc/pushed", cwd=tree)
     assert there(orb, machine, "/etc/pushed") is None
 
 
 def test_push_overwrites(orb: Program, machine: str, tree: Path) -> None:
-    """What is there is replaced."""
+    """An existing file is replaced."""
     orb("run", "-m", machine, "sh", "-c", "echo something that is longer >~/file")
     assert orb("push", "-m", machine, "file", cwd=tree).code == 0
     assert there(orb, machine, "~/file") == b"content\xff\0"
@@ -103,7 +103,7 @@ def test_pull_of_nothing(orb: Program, machine: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["push", "pull"])
 def test_isolated(orb: Program, isolated: str, tree: Path, verb: str) -> None:
-    """Neither works on an isolated machine, which shares no folder."""
+    """Neither works on an isolated machine, which shares no directory."""
     orb("run", "-m", isolated, "sh", "-c", "echo guest >~/guest")
     answer = orb(verb, "-m", isolated, "file" if verb == "push" else "guest", cwd=tree)
     assert answer.code != 0

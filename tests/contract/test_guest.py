@@ -31,14 +31,14 @@ def test_groups(orb: Program, machine: str) -> None:
 
 
 def test_sudo(orb: Program, machine: str, user: str) -> None:
-    """Sudo without a password, and without a word on stderr."""
+    """Sudo without a password, and without output on stderr."""
     answer = orb("run", "-m", machine, "sudo", "-n", "sh", "-c", "id -u; echo $SUDO_USER")
     assert answer.text.split() == ["0", user]
     assert answer.err == b""
 
 
 def test_home_is_filled(orb: Program, machine: str) -> None:
-    """The home was made from the distribution's skeleton, and belongs to the user."""
+    """The home was created from the distribution's skeleton, and belongs to the user."""
     assert (
         orb("run", "-m", machine, "sh", "-c", "test -O ~/.bashrc || test -O ~/.profile").code == 0
     )
@@ -60,7 +60,7 @@ def test_one_kernel(orb: Program, machine: str, made: Made) -> None:
 
 
 def test_architecture(orb: Program, machine: str) -> None:
-    """`image.arch` is that of the machine."""
+    """`image.arch` is the machine's architecture."""
     arch = orb("info", machine, "-f", "json").json["record"]["image"]["arch"]
     names = {"x86_64": "amd64", "aarch64": "arm64"}
     assert names[orb("run", "-m", machine, "uname", "-m").text.strip()] == arch
@@ -93,13 +93,13 @@ def test_isolated_machine_has_no_mac(orb: Program, isolated: str) -> None:
     assert orb("run", "-m", isolated, "test", "-e", "/mnt/mac").code != 0
 
 
-def test_isolated_machine_is_told_so(orb: Program, isolated: str) -> None:
-    """Isolation stands in the record; the SSH agent is not forwarded by default."""
+def test_record_of_an_isolated_machine(orb: Program, isolated: str) -> None:
+    """The record shows the isolation; the SSH agent is not forwarded by default."""
     config = orb("info", isolated, "-f", "json").json["record"]["config"]
     assert config["isolated"] is True
     assert config["forward_ssh_agent"] is False
 
 
 def test_root_in_an_isolated_machine(orb: Program, isolated: str) -> None:
-    """Root: ``-u root`` works there too."""
+    """Root: ``-u root`` also works there."""
     assert orb("run", "-m", isolated, "-u", "root", "id", "-u").text == "0\n"

@@ -1,4 +1,4 @@
-"""How commands are called, and which commands there are."""
+"""How commands are called, and which commands exist."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_double_dash_before_the_command(orb: Program, machine: str) -> None:
 
 
 def test_flags_end_at_the_first_word(orb: Program, machine: str) -> None:
-    """`run`: what follows the first word that is no flag goes to the guest verbatim."""
+    """`run`: everything after the first word that is not a flag goes to the guest verbatim."""
     answer = orb("run", "-m", machine, "printf", "%s.", "-m", "-u", "--user", "root", "--", "-h")
     assert answer.text == "-m.-u.--user.root.--.-h."
 
 
 def test_short_flags_can_be_joined(orb: Program, machine: str) -> None:
-    """Pflag's rules hold, ``-rq`` and ``-mNAME`` among them."""
+    """Pflag's rules apply, such as ``-rq`` and ``-mNAME``."""
     assert machine in orb("list", "-rq").lines
     assert orb("run", f"-m{machine}", "-uroot", "id", "-u").text == "0\n"
     assert orb("run", f"--machine={machine}", "--user=root", "id", "-u").text == "0\n"
@@ -62,19 +62,19 @@ def test_short_flags_can_be_joined(orb: Program, machine: str) -> None:
 
 @pytest.mark.parametrize("alias", ["exec", "shell"])
 def test_aliases_of_run(orb: Program, machine: str, alias: str) -> None:
-    """`exec` and `shell` are `run`; so a name behind `shell` is a command."""
+    """`exec` and `shell` are `run`; so a name after `shell` is a command."""
     assert orb(alias, "-m", machine, "echo", "a").text == "a\n"
     assert orb(alias, "-m", machine, machine).code == 127
 
 
 def test_list_quiet(orb: Program, machine: str) -> None:
-    """``list -q`` prints one name a line, and nothing else."""
+    """``list -q`` prints one name per line, and nothing else."""
     assert machine in orb("list", "-q").lines
     assert machine in orb("list", "--quiet").lines
 
 
 def test_list_running(orb: Program, machine: str, stopped: str) -> None:
-    """``list -r`` leaves stopped machines out."""
+    """``list -r`` omits stopped machines."""
     shown = orb("list", "-r", "-q").lines
     assert machine in shown
     assert stopped not in shown
@@ -83,7 +83,7 @@ def test_list_running(orb: Program, machine: str, stopped: str) -> None:
 
 @pytest.mark.parametrize("place", ["before", "after", "long"])
 def test_info_flag_anywhere(orb: Program, machine: str, place: str) -> None:
-    """The flag of `info` may stand before or after the name."""
+    """The flag of `info` may be before or after the name."""
     words = {
         "before": ["-f", "json", machine],
         "after": [machine, "-f", "json"],
@@ -135,7 +135,7 @@ def test_status_of_a_running_orbstack(orb: Program, machine: str) -> None:
 
 
 def test_help_of_config(orb: Program) -> None:
-    """Help follows cobra's layout, with the program's name as it was called."""
+    """Help follows cobra's layout, with the name that the program was called by."""
     shown = orb("config", "--help").text
     for line in ("Usage:", "Available Commands:", "Flags:"):
         assert line in shown.splitlines()
@@ -145,7 +145,7 @@ def test_help_of_config(orb: Program) -> None:
 
 @pytest.mark.parametrize("word", ["frobnicate", "--frobnicate"])
 def test_unknown_words(orb: Program, word: str) -> None:
-    """`orbctl` refuses what it does not know, on stderr."""
+    """`orbctl` rejects unknown words, on stderr."""
     answer = orb(word)
     assert answer.code != 0
     assert answer.out == b""

@@ -1,4 +1,4 @@
-"""Machines made, started, copied, stopped and deleted."""
+"""Machines are created, started, copied, stopped and deleted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def state(orb: Program, name: str) -> str:
 
 
 def test_create_is_synchronous(orb: Program, made: Made) -> None:
-    """The machine runs, and takes commands, when `create` returns."""
+    """The machine runs, and accepts commands, when `create` returns."""
     name = made.create()
     assert state(orb, name) == "running"
     assert orb("run", "-m", name, "hostname").text.strip() == name
@@ -43,7 +43,7 @@ def test_name_that_exists(orb: Program, machine: str) -> None:
 
 @pytest.mark.parametrize("image", ["nosuchdistro", "debian:nosuchversion"])
 def test_unknown_image(orb: Program, made: Made, image: str) -> None:
-    """An error, and a create that fails leaves no machine."""
+    """An error; a `create` that fails leaves no machine."""
     name = made.name()
     answer = orb("create", image, name)
     assert answer.code != 0
@@ -53,7 +53,7 @@ def test_unknown_image(orb: Program, made: Made, image: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "docker", "k8s", "x" * 300])
 def test_names_that_cannot_be(orb: Program, name: str) -> None:
-    """Names of the builtin machines, and what can be no hostname, are refused."""
+    """Names of the builtin machines, and names that cannot be hostnames, are rejected."""
     before = orb("list", "-q").text
     assert orb("create", IMAGE, name).code != 0
     assert orb("list", "-q").text == before
@@ -72,7 +72,7 @@ def test_limits(orb: Program, made: Made) -> None:
 
 
 def test_mounts(orb: Program, made: Made, isolated: str, tmp_path: Path) -> None:
-    """Flags: ``--mount SRC:DEST`` shares one folder with an isolated machine."""
+    """Flags: ``--mount SRC:DEST`` shares one directory with an isolated machine."""
     (tmp_path / "file").write_text("shared")
     (tmp_path / "file").chmod(0o644)
     tmp_path.chmod(0o755)
@@ -82,7 +82,7 @@ def test_mounts(orb: Program, made: Made, isolated: str, tmp_path: Path) -> None
 
 
 def test_start_and_stop_twice(orb: Program, stopped: str) -> None:
-    """`start` of what runs is a no-op; so is `stop` of what does not."""
+    """`start` of a running machine does nothing; neither does `stop` of a stopped one."""
     assert orb("stop", stopped).code == 0
     for _ in range(2):
         assert orb("start", stopped).code == 0
@@ -93,7 +93,7 @@ def test_start_and_stop_twice(orb: Program, stopped: str) -> None:
 
 
 def test_stop_ends_processes(orb: Program, stopped: str) -> None:
-    """`stop` returns when it is done; what ran in the machine has ended."""
+    """`stop` returns when it is done; the machine's processes have ended."""
     orb("start", stopped)
     call = orb.started("run", "-m", stopped, "sleep", "60")
     while orb("run", "-m", stopped, "pgrep", "-x", "sleep").code:
@@ -104,7 +104,7 @@ def test_stop_ends_processes(orb: Program, stopped: str) -> None:
 
 
 def test_restart(orb: Program, stopped: str) -> None:
-    """`restart` is another boot of the same machine."""
+    """`restart` boots the same machine again."""
     script = "cut -d' ' -f22 /proc/1/stat; touch ~/kept /tmp/lost"
     before = orb("run", "-m", stopped, "sh", "-c", script).text
     assert orb("restart", stopped).code == 0
@@ -114,7 +114,7 @@ def test_restart(orb: Program, stopped: str) -> None:
 
 
 def test_clone(orb: Program, made: Made) -> None:
-    """`clone`: stopped, with the files but not ``/tmp``, its hostname the new name."""
+    """`clone`: stopped, with the files but without ``/tmp``; its hostname is the new name."""
     source = made.create()
     script = "echo data >~/data; echo lost >/tmp/lost; hostname"
     assert orb("run", "-m", source, "sh", "-c", script).text.strip() == source
@@ -139,7 +139,7 @@ def test_clone_inherits(orb: Program, made: Made, isolated: str) -> None:
 
 
 def test_clone_over_another(orb: Program, machine: str, stopped: str) -> None:
-    """`clone`: never over a machine that exists."""
+    """`clone`: never replaces an existing machine."""
     answer = orb("clone", machine, stopped)
     assert answer.code != 0
     assert b"machine already exists" in answer.err
@@ -161,7 +161,7 @@ def test_export_and_import(orb: Program, made: Made, stopped: str, tmp_path: Pat
 
 
 def test_delete(orb: Program, stopped: str) -> None:
-    """`delete`: ``-f`` asks nothing, and the machine is gone."""
+    """`delete`: ``-f`` does not prompt, and the machine is gone."""
     orb("start", stopped)
     assert orb("delete", "-f", stopped).code == 0
     assert stopped not in orb("list", "-q").lines
@@ -187,6 +187,6 @@ def test_not_found(orb: Program, words: list[str]) -> None:
 
 
 def test_json_of_two_calls_agrees(orb: Program, machine: str) -> None:
-    """`list` and `info` tell the same, whatever the layout."""
+    """`list` and `info` report the same, whatever the layout."""
     shown = orb("list", "-f", "json").out
     assert json.loads(shown) == orb("list", "--format=json").json

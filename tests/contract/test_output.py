@@ -34,7 +34,7 @@ def test_id_is_a_ulid(record: dict[str, Any]) -> None:
 
 
 def test_image(record: dict[str, Any]) -> None:
-    """`image` names distribution, version, architecture and variant."""
+    """`image` contains distribution, version, architecture and variant."""
     image = record["image"]
     assert image["distro"] == "debian"
     assert image["version"] == "bookworm"
@@ -68,7 +68,7 @@ def test_a_number_reads_back_as_a_codename(orb: Program, made: Made) -> None:
 
 
 def test_info_wraps_the_record(orb: Program, machine: str, record: dict[str, Any]) -> None:
-    """The same record, beside size and addresses."""
+    """The same record, plus size and addresses."""
     shown = orb("info", machine, "-f", "json").json
     assert shown["record"] == record
     assert shown["disk_size"] is None or isinstance(shown["disk_size"], int)
@@ -90,14 +90,14 @@ def test_addresses_of_a_stopped_machine(orb: Program, stopped: str) -> None:
 
 
 def test_info_as_text(orb: Program, machine: str) -> None:
-    """Lines of ``Key: value``, an architecture and an address among them."""
+    """Lines of ``Key: value``, including an architecture and an address."""
     shown = dict(line.split(": ", 1) for line in orb("info", machine).lines if ": " in line)
     assert "Architecture" in shown
     assert shown["IPv4"].startswith("19")
 
 
 def test_table_without_header(orb: Program, machine: str) -> None:
-    """Seven columns, two spaces apart; no header where stdout is no terminal."""
+    """Seven columns, two spaces apart; no header if stdout is not a terminal."""
     lines = orb("list").lines
     assert not any(line.startswith(("NAME", "----")) for line in lines)
     row = next(line for line in lines if line.split()[0] == machine)
@@ -108,7 +108,7 @@ def test_table_without_header(orb: Program, machine: str) -> None:
 
 
 def test_table_with_header(orb: Program, machine: str) -> None:
-    """Two lines of header on a terminal."""
+    """A header of two lines on a terminal."""
     lines = orb.on_terminal("list").out.decode().splitlines()
     heads = next(line for line in lines if line.startswith("NAME")).split()
     assert heads == ["NAME", "STATE", "DISTRO", "VERSION", "ARCH", "SIZE", "IP"]
@@ -126,7 +126,7 @@ def test_version(orb: Program) -> None:
 
 
 def test_config_show(orb: Program, machine: str) -> None:
-    """One ``key: value`` a line, with every machine's own keys."""
+    """One ``key: value`` per line, with every machine's own keys."""
     shown = dict(line.split(":", 1) for line in orb("config", "show").lines)
     assert {"cpu", "memory_mib", "network.subnet4", "rosetta"} <= shown.keys()
     user = orb("info", machine, "-f", "json").json["record"]["config"]["default_username"]
@@ -141,7 +141,7 @@ def test_config_get(orb: Program) -> None:
 
 
 def test_config_of_a_machine(orb: Program, made: Made, stopped: str) -> None:
-    """A machine's limits and mounts since 2.1 and 2.2; 0 is without limit."""
+    """A machine's limits and mounts, since 2.1 and 2.2; 0 means no limit."""
     if orb("version").text < "Version: 2.2":
         pytest.skip("limits came with OrbStack 2.2")
     for key, value in (("cpu", "2"), ("memory_mib", "1024"), ("disk_bytes", "8589934592")):

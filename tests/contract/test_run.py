@@ -1,4 +1,4 @@
-"""`run` to the letter."""
+"""`run` in detail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_exit_code(orb: Program, machine: str, code: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
 def test_death_by_signal(orb: Program, machine: str, number: int) -> None:
-    """The code is unknown; it is taken as a shell's 128+n."""
+    """The code is unknown; a shell's 128+n is assumed."""
     assert orb("run", "-m", machine, "sh", "-c", f"kill -{int(number)} $$").code == 128 + number
 
 
@@ -37,7 +37,7 @@ def test_command_not_found(orb: Program, machine: str) -> None:
 
 
 def test_command_not_executable(orb: Program, machine: str) -> None:
-    """Command not found: and 126 for what is there but cannot be run."""
+    """Command not found: 126 for a file that exists but cannot be executed."""
     answer = orb("run", "-m", machine, "/etc/passwd")
     assert answer.code == 126
     assert b"ermission denied" in answer.err
@@ -50,13 +50,13 @@ WORDS = [
 
 
 def test_words_survive(orb: Program, machine: str) -> None:
-    """Quoting: every word arrives as it was, and none is joined or split."""
+    """Quoting: every word arrives unchanged, and none is joined or split."""
     answer = orb("run", "-m", machine, "printf", r"%s\0", *WORDS)
     assert answer.text.split("\0")[:-1] == WORDS
 
 
 def test_words_need_not_be_text(orb: Program, machine: str) -> None:
-    """Quoting: any byte but NUL may stand in a word."""
+    """Quoting: a word may contain any byte except NUL."""
     word = bytes(range(1, 256))
     assert orb("run", "-m", machine, "printf", "%s", word).out == word
 
@@ -68,18 +68,18 @@ def test_script_with_arguments(orb: Program, machine: str) -> None:
 
 
 def test_stdin_is_exact(orb: Program, machine: str) -> None:
-    """Stdin: byte-exact with its end, whatever the bytes."""
+    """Stdin: byte-exact, including its end, whatever the bytes."""
     answer = orb("run", "-m", machine, "sh", "-c", "wc -c; exit 3", stdin=BINARY)
     assert (answer.code, answer.out.strip()) == (3, str(len(BINARY)).encode())
 
 
 def test_binary_both_ways(orb: Program, machine: str) -> None:
-    """Binary stdout: nothing is corrupted on the way out either."""
+    """Binary stdout: the output is not corrupted either."""
     assert orb("run", "-m", machine, "cat", stdin=BINARY * 20).out == BINARY * 20
 
 
 def test_stdin_closed(orb: Program, machine: str) -> None:
-    """Stdin closed: works, and no prompt for root."""
+    """Stdin closed: works, without a prompt for root."""
     answer = orb("run", "-m", machine, "-u", "root", "cat")
     assert (answer.code, answer.out) == (0, b"")
     process = orb.started("run", "-m", machine, "id", "-u", stdin=None, preexec_fn=_close_stdin)
@@ -92,19 +92,19 @@ def _close_stdin() -> None:
 
 
 def test_streams_are_apart(orb: Program, machine: str) -> None:
-    """Stdout and stderr: each on its own descriptor."""
+    """Stdout and stderr: separate descriptors."""
     answer = orb("run", "-m", machine, "sh", "-c", r"printf 'o\377'; printf 'e\376' >&2")
     assert (answer.out, answer.err) == (b"o\xff", b"e\xfe")
 
 
 def test_no_terminal_without_one(orb: Program, machine: str) -> None:
-    """Tty: without a terminal the command has none."""
+    """Tty: if the caller has no terminal, the command has none."""
     answer = orb("run", "-m", machine, "sh", "-c", "for i in 0 1 2; do test -t $i; echo $?; done")
     assert answer.text.split() == ["1", "1", "1"]
 
 
 def test_terminal_where_there_is_one(orb: Program, machine: str) -> None:
-    """Tty and TERM: on a terminal the command has one, of the caller's size."""
+    """Tty and TERM: on a terminal, the command has one of the caller's size."""
     answer = orb.on_terminal(
         *("run", "-m", machine, "sh", "-c"),
         "for i in 0 1 2; do test -t $i || echo no $i; done; stty size; echo $TERM; tty; exit 4",
@@ -119,7 +119,7 @@ def test_terminal_where_there_is_one(orb: Program, machine: str) -> None:
 
 
 def test_typing(orb: Program, machine: str) -> None:
-    """Tty: what is typed arrives, ^C as a signal in the machine."""
+    """Tty: typed input arrives, ^C as a signal in the machine."""
     script = "echo ready; read line; echo got $line; exit 6"
     answer = orb.on_terminal("run", "-m", machine, "sh", "-c", script, typed=b"words\n")
     assert answer.code == 6
@@ -130,7 +130,7 @@ def test_typing(orb: Program, machine: str) -> None:
 
 
 def test_default_user(orb: Program, machine: str) -> None:
-    """`run`: the default user is the one of the record."""
+    """`run`: the default user is the one in the record."""
     user = orb("info", machine, "-f", "json").json["record"]["config"]["default_username"]
     assert orb("run", "-m", machine, "id", "-un").text.strip() == user
 
@@ -142,7 +142,7 @@ def test_root(orb: Program, machine: str) -> None:
 
 
 def test_unknown_user(orb: Program, machine: str) -> None:
-    """Wrong user: an error, whose text is not known."""
+    """Wrong user: an error, whose text is unknown."""
     answer = orb("run", "-m", machine, "-u", "no-such-user", "true")
     assert answer.code != 0
     assert answer.err
@@ -155,19 +155,19 @@ def test_working_directory(orb: Program, machine: str) -> None:
 
 
 def test_bad_working_directory(orb: Program, machine: str) -> None:
-    """Bad workdir: the command does not run elsewhere instead."""
+    """Bad workdir: the command does not run in another directory instead."""
     answer = orb("run", "-m", machine, "-w", "/no/such/dir", "echo", "ran")
     assert answer.code != 0
     assert b"ran" not in answer.out
 
 
 def test_directory_of_the_caller(orb: Program, machine: str) -> None:
-    """Cwd: the caller's, where the machine has it."""
+    """Cwd: the caller's, if it exists in the machine."""
     assert orb("run", "-m", machine, "pwd", cwd="/usr").text == "/usr\n"
 
 
 def test_directory_that_is_not_there(orb: Program, isolated: str, tmp_path: Path) -> None:
-    """Cwd: a path that the machine lacks does not keep the command from running."""
+    """Cwd: the command also runs if the path does not exist in the machine."""
     assert orb("run", "-m", isolated, "echo", "ran", cwd=tmp_path).text == "ran\n"
 
 
@@ -181,7 +181,7 @@ def test_login_environment(orb: Program, machine: str) -> None:
 
 
 def test_forwarded_environment(orb: Program, machine: str) -> None:
-    """`run`: the variables that ORBENV names are forwarded, and no others."""
+    """`run`: only the variables listed in ORBENV are forwarded."""
     env = {"ORBENV": "ONE:TWO:THREE", "ONE": "1 a\n'", "TWO": "", "FOUR": "4"}
     script = 'printf "%s|" "$ONE" "${TWO-unset}" "${THREE-unset}" "${FOUR-unset}"'
     assert orb("run", "-m", machine, "sh", "-c", script, env=env).text == "1 a\n'||unset|unset|"
@@ -204,7 +204,7 @@ def test_login_shell(orb: Program, machine: str) -> None:
 
 
 def test_without_a_command(orb: Program, machine: str) -> None:
-    """Without a command it is a login shell that runs."""
+    """Without a command, a login shell runs."""
     assert orb("run", "-m", machine, stdin=b"echo $((20 + 3))\n").text == "23\n"
 
 
@@ -222,7 +222,7 @@ def test_unknown_machine(orb: Program) -> None:
 
 
 def test_killing_a_parent(orb: Program, machine: str) -> None:
-    """Killing the client: the end of a parent leaves the call running."""
+    """Killing the client: if only a parent is killed, the call continues."""
     mark = f"/tmp/parent-{time.time_ns()}"
     command = [*orb.command, "run", "-m", machine, "sh", "-c", f"sleep 1; touch {mark}"]
     parent = subprocess.Popen(
@@ -236,7 +236,7 @@ def test_killing_a_parent(orb: Program, machine: str) -> None:
 
 
 def test_many_at_once(orb: Program, machine: str) -> None:
-    """No limit is documented; calls at the same time do not disturb each other."""
+    """No limit is documented; concurrent calls do not affect each other."""
     calls = [orb.started("run", "-m", machine, "echo", str(number)) for number in range(10)]
     shown = [call.communicate(timeout=60)[0] for call in calls]
     assert shown == [f"{number}\n".encode() for number in range(10)]
@@ -249,7 +249,7 @@ def test_output_through_its_own_name(orb: Program, machine: str) -> None:
 
 
 def test_no_stray_descriptors(orb: Program, machine: str) -> None:
-    """The command has 0, 1 and 2, and nothing of the caller's beside them."""
+    """The command has 0, 1 and 2, and no other descriptor of the caller."""
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     process = orb.started(

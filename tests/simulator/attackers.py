@@ -1,8 +1,8 @@
-"""What root of a machine tries: programs for its Python, which print what they got hold of."""
+"""Attacks by a machine's root: programs for its Python, which print what they could access."""
 
 from __future__ import annotations
 
-#: Look, as fast as possible, into every process that appears, until a file says that it is enough.
+#: Inspect every process that appears, as fast as possible, until a file tells it to stop.
 WATCH = r"""
 import os
 SEEN, ME = set(), {"1", str(os.getpid()), str(os.getppid())}
@@ -44,7 +44,7 @@ while not os.path.exists("/tmp/enough"):
 print(sorted(SEEN))
 """
 
-#: Do everything to its own standard streams that a file of the host's would suffer from.
+#: Do everything to its own standard streams that could damage a file of the host.
 STREAMS = r"""
 import os
 for number in (0, 1, 2):
@@ -63,7 +63,7 @@ for number in (0, 1, 2):
             pass
 """
 
-#: Use keys: of the session, of the host's root, and by new keyrings.
+#: Use keys: the session's, those of the host's root, and new keyrings.
 KEYS = r"""
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -82,7 +82,7 @@ if os.uname().machine == "x86_64":
 print([name for name, words in calls.items() if libc.syscall(*words) != -1])
 """
 
-#: Get at the machine's first process, which is the host's Python.
+#: Access the machine's first process, which is the host's Python.
 PID_1 = r"""
 import ctypes, os
 libc, got = ctypes.CDLL(None, use_errno=True), []
@@ -108,7 +108,7 @@ if any(libc.syscall(438, handle, fd, 0) != -1 for fd in range(9)):
 print(got)
 """
 
-#: Get rights in a user namespace, by each of the calls that make one.
+#: Get rights in a user namespace, with each of the calls that create one.
 NAMESPACES = r"""
 import ctypes, os, struct
 libc, got = ctypes.CDLL(None, use_errno=True), []

@@ -1,4 +1,4 @@
-"""A state folder of its own for these tests, and a look at the host when they are over."""
+"""A separate state directory for these tests, and a check of the host after them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.contract.program import Answer, Program
 
 
 def make_program(home: Path, **env: str) -> Program:
-    """A simulator with a state folder of its own."""
+    """A simulator with its own state directory."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ORBCTL_")}
     cache = os.environ.get("ORBCTL_SIMULATOR_CACHE", str(ROOT / ".cache" / "simulator-layers"))
     own = {"ORBCTL_SIMULATOR_HOME": str(home), "ORBCTL_SIMULATOR_CACHE": cache}
@@ -29,7 +29,7 @@ def make_program(home: Path, **env: str) -> Program:
 
 
 def processes_of(home: Path) -> list[str]:
-    """All processes of machines in a state folder, by the path that their pid 1 was given."""
+    """All processes of machines in a state directory, found by their pid 1's arguments."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -42,7 +42,7 @@ def processes_of(home: Path) -> list[str]:
 
 
 def mounts_of(home: Path) -> list[str]:
-    """What is mounted in the host's own namespace from, or in, a state folder."""
+    """Mounts from, or in, a state directory in the host's own namespace."""
     mounts = Path("/proc/self/mountinfo").read_text().replace("\\040", " ").splitlines()
     return [line for line in mounts if str(home) in line or "upperdir=upper" in line]
 
@@ -76,13 +76,13 @@ def made(orb: Program) -> Iterator[Made]:
 
 @pytest.fixture(scope="session")
 def machine(made: Made) -> str:
-    """A running machine for tests that leave it as it was."""
+    """A running machine for tests that do not change it."""
     return made.create()
 
 
 @pytest.fixture
 def own(tmp_path: Path, orb: Program) -> Iterator[Program]:
-    """A simulator with a state folder for one test, whose machines may all be deleted."""
+    """A simulator with a state directory for one test, whose machines may all be deleted."""
     program = make_program(tmp_path / "state")
     yield program
     program("delete", "--all", "--force")
@@ -91,8 +91,8 @@ def own(tmp_path: Path, orb: Program) -> Iterator[Program]:
 
 @pytest.fixture(scope="session")
 def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system of a few programs of this host, with what they are linked to."""
-    before = os.umask(0o022)  # every user of a machine is to read it, whoever makes it
+    """A root file system with a few of this host's executables and their libraries."""
+    before = os.umask(0o022)  # every user of a machine must be able to read it
     try:
         return make_rootfs(tmp_path_factory.mktemp("rootfs"))
     finally:
@@ -122,7 +122,7 @@ def make_rootfs(root: Path) -> Path:
 
 @pytest.fixture
 def victim(orb: Program, made: Made, machine: str) -> str:
-    """A running machine whose files a test may spoil."""
+    """A running machine whose files a test may damage."""
     name = made.clone(machine)
     assert orb("start", name).code == 0
     return name
@@ -134,7 +134,7 @@ def script_in(orb: Program, machine: str, script: str, user: str = "root") -> An
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
-    """A directory of the host's that nothing may reach."""
+    """A directory of the host that nothing may reach."""
     folder = tmp_path / "outside"
     folder.mkdir()
     for name in ("passwd", "cron.d/job", "var/log/canary", "var/cache/canary"):
@@ -146,7 +146,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 
 
 def listing(folder: Path) -> list[tuple[str, int, int, bytes]]:
-    """All that there is to be seen of a tree."""
+    """Everything that can be seen of a tree."""
     seen = []
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
@@ -156,14 +156,14 @@ def listing(folder: Path) -> list[tuple[str, int, int, bytes]]:
 
 
 class Elsewhere:
-    """The simulator in a mount namespace of its own, prepared by a script."""
+    """The simulator in its own mount namespace, prepared by a script."""
 
     def __init__(self, place: Path, cache: str) -> None:
         self.place, self.cache = place, cache
         (place / "state").mkdir()
 
     def __call__(self, script: str) -> Answer:
-        """Run a script; in it `orb` is the simulator, whose state folder is ``state``."""
+        """Run a script in which `orb` is the simulator, with the state directory ``state``."""
         program = make_program(self.place / "state", ORBCTL_SIMULATOR_CACHE=self.cache)
         head = (
             f'set -e; cd "{self.place}"; orb() {{ "{sys.executable}" -m orbctl_simulator "$@"; }}; '
@@ -177,7 +177,7 @@ def elsewhere(orb: Program, root_only: None, tmp_path: Path) -> Elsewhere:
     return Elsewhere(tmp_path, orb.env["ORBCTL_SIMULATOR_CACHE"])
 
 
-#: What booted machines are made of, unless a test says otherwise.
+#: The image of booted machines, unless a test uses another one.
 IMAGE = "debian:bookworm"
 
 
@@ -234,7 +234,7 @@ def control_groups() -> set[str]:
 
 
 def orphaned_groups() -> set[str]:
-    """Control groups without a supervisor. Machines of others may run at the same time."""
+    """Control groups without a supervisor. Other users' machines may run at the same time."""
     groups, words = control_groups(), b""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -255,7 +255,7 @@ def supervisors_of(home: Path) -> list[int]:
 
 
 def make_booted(home: Path, **env: str) -> Booted:
-    """Its machines are made from an image that is built once."""
+    """A simulator whose machines use an image that is built once."""
     env = {"ORBCTL_SIMULATOR_IMAGES": "none", "ORBCTL_SIMULATOR_STRICT_IMAGES": "1", **env}
     return Booted(make_program(home, ORBCTL_SIMULATOR_INIT="image", **env), home)
 
@@ -283,7 +283,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
 
 @pytest.fixture(scope="session")
 def box(booted: Booted) -> str:
-    """A booted machine for tests that leave it as it was."""
+    """A booted machine for tests that do not change it."""
     return "first"
 
 
@@ -305,7 +305,7 @@ def small_root(rootfs: Path, tmp_path: Path) -> Path:
     return root
 
 
-#: With a child, an init counts as booted.
+#: An init with a child is considered booted.
 WITH_CHILD = "cat /dev/console >/dev/null &"
 
 
@@ -322,7 +322,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for(what: object, seconds: float = 30) -> None:
-    """Wait until `what` is true; only a machine that hangs takes so long."""
+    """Wait until `what` is true; only a hanging machine takes this long."""
     deadline = time.monotonic() + seconds
     assert callable(what)
     while not what():

@@ -1,4 +1,4 @@
-"""A mirror of images on loopback: a simplestreams index, and the ways in which servers are bad."""
+"""A mirror of images on loopback: a simplestreams index, and ways in which servers misbehave."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def archive(root: Path, target: Path, **env: str) -> Path:
 
 
 class Mirror:
-    """The files of a mirror, in a directory; what is put into its tables is what it says."""
+    """The files of a mirror in a directory. Tests may write anything to its tables."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -45,7 +45,7 @@ class Mirror:
         self.write(IMAGES, json.dumps(products).encode())
 
     def offer(self, name: str, content: bytes, serial: str = "20260101_05:24", **told: Any) -> str:
-        """Offer an archive under a product's name; its path. What is told can be wrong."""
+        """Offer an archive under a product's name. Returns its path. `told` can be wrong."""
         path = f"images/{name.replace(':', '/')}/{serial}/rootfs.tar.xz"
         self.write(path, content)
         item = {
@@ -63,7 +63,7 @@ class Mirror:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a mirror. `behave` may answer a request in its own way, and says whether it did."""
+    """Serves a mirror. `behave` may answer a request itself, and returns whether it did."""
 
     daemon_threads = True
 
@@ -78,11 +78,11 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def asked_for(self, path: str) -> list[str]:
-        """The ranges with which a file was asked for."""
+        """The ranges of the requests for a file."""
         return [told for name, told in self.asked if name == f"/{path}"]
 
     def handle_error(self, *_: Any) -> None:
-        """A client that was killed is no news."""
+        """Ignore clients that were killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.serve()
 
     def serve(self, cut: int = -1, ranges: bool = True) -> None:
-        """The file that was asked for, or its first bytes, and then the connection's end."""
+        """Send the requested file, or its first bytes and then the end of the connection."""
         path = self.server.mirror.place / self.path.lstrip("/")
         if not path.is_file():
             self.send_error(404)

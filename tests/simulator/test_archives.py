@@ -1,4 +1,4 @@
-"""Archives and images that somebody else made: nothing in them leads out, or is taken unseen."""
+"""Archives and images of unknown origin: nothing in them leads out, or is taken unchecked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Member = tuple[str, bytes, str, dict[str, str]]
 
 
 def archive_of(path: Path, *members: Member, plain: bool = False) -> str:
-    """An archive of names, types, what they lead to, and marks, as an attacker writes it."""
+    """An archive of names, types, link targets and attributes, as an attacker writes it."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, kind, target, headers in members:
@@ -73,7 +73,7 @@ UPPER: Member = ("upper", tarfile.DIRTYPE, "", {})
 def test_import_that_leads_out(
     own: Program, tmp_path: Path, outside: Path, members: list[Member]
 ) -> None:
-    """It is refused in one line, or what leads out is left out; and nothing is left behind."""
+    """It is rejected in one line, or members that lead out are skipped; nothing is left behind."""
     made = [HEAD, *((n, k, t.replace("OUT", str(outside)), h) for n, k, t, h in members)]
     answer = own("import", archive_of(tmp_path / "a", *made))
     assert b"Traceback" not in answer.err
@@ -85,7 +85,7 @@ def test_import_that_leads_out(
 
 @pytest.mark.usefixtures("root_only")
 def test_import_of_what_a_layer_may_not_be(own: Program, tmp_path: Path) -> None:
-    """No device, no mark that leads elsewhere in the base, and the host's own files stay hidden."""
+    """No device, no attribute that points into the base, and the host's files stay hidden."""
     private = [name for name in ("/root", "/home") if os.listdir(name)]
     redirect = {"SCHILY.xattr.trusted.overlay.redirect": private[0] if private else "/root"}
     path = archive_of(
@@ -110,7 +110,7 @@ def test_import_of_what_a_layer_may_not_be(own: Program, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("root_only")
 def test_export_and_import_keep_what_there_is(own: Program, tmp_path: Path) -> None:
-    """Hard links, holes, pipes, modes, marks, deletions and odd names."""
+    """Hard links, holes, pipes, modes, attributes, deletions and odd names."""
     assert own("create", "debian", "one").code == 0
     script = (
         "cd /opt; echo x >a; ln a b; truncate -s 1T holes; mkfifo -m 640 p; chown 42:43 a;"
@@ -135,7 +135,7 @@ def test_export_and_import_keep_what_there_is(own: Program, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("root_only")
 def test_image_that_leads_out(own: Program, rootfs: Path, tmp_path: Path, outside: Path) -> None:
-    """What an image's links lead to is looked for in the image."""
+    """An image's links are resolved in the image."""
     image = tmp_path / "image"
     subprocess.run(["cp", "-a", rootfs, image], check=True)
     os.mknod(image / "disk", stat.S_IFBLK | 0o666, os.makedev(254, 77))
@@ -171,7 +171,7 @@ def test_image_that_leads_out(own: Program, rootfs: Path, tmp_path: Path, outsid
 
 @pytest.mark.usefixtures("root_only")
 def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> None:
-    """What an image's package manager leaves running, and says without end, holds nothing up."""
+    """An image's package manager may leave processes and print forever; nothing waits for them."""
     image = tmp_path / "image"
     subprocess.run(["cp", "-a", rootfs, image], check=True)
     (image / "usr/bin/sudo").unlink()
@@ -190,7 +190,7 @@ def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> N
 
 
 def test_archive_that_says_it_is_huge(own: Program, tmp_path: Path) -> None:
-    """A header that claims more than there is does not take the memory of the host."""
+    """A header that claims more data than exists does not use up the host's memory."""
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, 1 << 40
     path = tmp_path / "huge.tar"
@@ -220,7 +220,7 @@ BYTES = strategies.sampled_from(b"\0/.019~\xff") | strategies.integers(0, 255)
 @settings(max_examples=300, deadline=None)
 @given(data=strategies.data())
 def test_archives_that_are_damaged(data: strategies.DataObject) -> None:
-    """Whatever their bytes are: they are unpacked, or refused, and nothing lies beside."""
+    """Any bytes are unpacked or rejected, and nothing is written elsewhere."""
     raw = bytearray(some_archive())
     for _ in range(data.draw(strategies.integers(1, 6))):
         place = data.draw(strategies.integers(0, len(raw) - 1))

@@ -1,4 +1,4 @@
-"""Machines that boot their image's init, and what only an init makes possible."""
+"""Machines that boot their image's init, and features that require an init."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_no_marks_of_a_container(booted: Booted, box: str) -> None:
 
 
 def test_marks_of_a_container_in_an_image(booted: Booted, small_root: Path) -> None:
-    """They are removed from an image that was made for containers."""
+    """They are removed from an image that was built for containers."""
     have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
     os.mkfifo(small_root / "command")
     (small_root / "usr/sbin").mkdir()
@@ -171,7 +171,7 @@ def test_identity(booted: Booted) -> None:
 
 @pytest.mark.parametrize("command", ["reboot", "systemctl reboot", "shutdown -r now"])
 def test_reboot(booted: Booted, own_box: str, command: str) -> None:
-    """The files stay; nothing else of the boot before does."""
+    """Files are kept; nothing else of the previous boot is."""
     init, supervisor = booted.pids(own_box)
     ident = booted.root_in(own_box, "touch /tmp/x /run/x /root/kept; cat /etc/machine-id").text
     start = inits_start(booted, own_box)
@@ -241,7 +241,7 @@ def test_stop_at_once(booted: Booted, own_box: str) -> None:
 
 
 def test_console_is_kept(booted: Booted, own_box: str) -> None:
-    """The log has the init's messages, no control sequences, and a limited size."""
+    """The log contains the init's messages, no control sequences, and is limited in size."""
     path = booted.directory(own_box) / "console"
     assert "Reached target" in path.read_text()
     script = r"printf 'a\\033[2Jb\\r\\007c\\n' >/dev/console; yes | head -c 3000000 >/dev/console"
@@ -274,7 +274,7 @@ def test_ids_while_it_runs(booted: Booted, box: str, own_box: str) -> None:
 
 
 def test_capabilities_of_files(booted: Booted, own_box: str) -> None:
-    """They are kept when the machine gets other ids at its next boot."""
+    """They are kept when the machine gets different ids at its next boot."""
     # setxattr of security.capability: version 2, effective, cap_net_raw permitted
     perl = 'my ($f, $n, $v) = ("/root/cat", "security.capability");'
     perl += '$v = pack("V5", 0x02000001, 1 << 13, 0, 0, 0);'
@@ -285,14 +285,14 @@ def test_capabilities_of_files(booted: Booted, own_box: str) -> None:
     first = booted(*look).text
     assert "CapEff:\t0000000000002000" in first
     assert booted("stop", own_box).code == 0
-    other = booted.create()  # takes the ids that it had
+    other = booted.create()  # takes its former ids
     assert booted("start", own_box).code == 0
     assert "CapEff:\t0000000000002000" in booted(*look).text
     assert booted("delete", other).code == 0
 
 
 def test_shared_directory(booted: Booted, tmp_path: Path) -> None:
-    """The machine's user acts as the caller in it; others do not."""
+    """The machine's user acts as the caller in it; other users do not."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "theirs").write_text("from the host")
@@ -343,7 +343,7 @@ def test_setting_up_writes_to_nothing_that_is_shared(
 
 
 def test_password(booted: Booted, tmp_path: Path) -> None:
-    """It is the machine's own, whatever is mounted over its files."""
+    """The machine's own password files are used, whatever is mounted over them."""
     for name in ("passwd", "shadow", "group"):
         (tmp_path / name).write_text("root:*:0:0::/root:/bin/sh\nme:*:501:501::/:/bin/sh\n")
     files = [*tmp_path.iterdir()]
@@ -351,7 +351,7 @@ def test_password(booted: Booted, tmp_path: Path) -> None:
     flags = ("--isolated", "-u", "me", "--set-password", IMAGE)
     assert booted("create", *flags, "plain", stdin=b"secret\n").code == 0
     words = ("create", "--mount", f"{tmp_path}:/etc", *flags, "shared")
-    env = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "2"}  # with no units in /etc, it never says it is up
+    env = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "2"}  # without units in /etc it is never up
     assert booted(*words, stdin=b"secret\n", env=env).code == 0
     assert [(path.read_text(), path.stat().st_mtime_ns) for path in files] == before
     script = "grep -c '^me:.y.' /etc/shadow; grep -c '^root:.y.' /etc/shadow"
@@ -390,7 +390,7 @@ def _add_busybox(root: Path, tmp_path: Path) -> None:
     fetched = subprocess.run(fetch, cwd=tmp_path, capture_output=True, text=True, check=False)
     packages = list(tmp_path.glob("busybox-static_*.deb"))
     if not packages:
-        reason = f"busybox could not be fetched: {fetched.stderr.strip()}"
+        reason = f"busybox could not be downloaded: {fetched.stderr.strip()}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     subprocess.run(["dpkg", "-x", str(packages[0]), str(tmp_path / "deb")], check=True)
     (program,) = (tmp_path / "deb").glob("**/bin/busybox")

@@ -1,4 +1,4 @@
-"""Images made from a distribution's archive, and what a root lacks: for real, over the network."""
+"""Images built from a distribution's archive, and what a root lacks, over the real network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARCH = images.host_arch()
 
 @pytest.fixture(scope="session")
 def archive() -> None:
-    """What a build takes; where it is missing, these tests are skipped with the reason."""
+    """Skip these tests, with the reason, if a build's requirements are missing."""
     reason = ""
     if not os.path.exists("/usr/share/keyrings/debian-archive-keyring.gpg"):
         reason = "needs Debian's keyring"
@@ -37,7 +37,7 @@ def archive() -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory, orb: Program) -> Path:
-    """One of its own: a build that another run has made would prove nothing."""
+    """A separate cache: another run's build would prove nothing."""
     return tmp_path_factory.mktemp("builds") / "cache"
 
 
@@ -56,7 +56,7 @@ def builder(
 
 @pytest.fixture(scope="session")
 def bookworm(builder: Program) -> str:
-    """A machine of the image that the first `create` builds."""
+    """A machine from the image that the first `create` builds."""
     made = builder("create", "--strict-images", "-u", "me", "debian:bookworm", "one", timeout=280)
     assert made.code == 0, made
     lines = made.err.decode().splitlines()
@@ -77,7 +77,7 @@ def test_second_machine_is_there_at_once(builder: Program, bookworm: str) -> Non
 
 
 def test_is_clean(builder: Program, bookworm: str) -> None:
-    """Of the packages of Debian, those that a deploy finds everywhere, and nothing of a build."""
+    """Only Debian packages that a deploy finds everywhere, and no traces of the build."""
     script = "dpkg-query -W -f '${Package}\\n'"
     packages = set(in_machine(builder, bookworm, script))
     assert packages >= {"systemd-sysv", "dbus", "sudo", "ca-certificates", "iproute2", "python3"}
@@ -96,7 +96,7 @@ def test_is_clean(builder: Program, bookworm: str) -> None:
 
 
 def test_apt_works_at_once(builder: Program, bookworm: str) -> None:
-    """With signatures, and with the mirror that this host uses."""
+    """With signatures, and with this host's mirror."""
     done = builder(
         *("run", "-m", bookworm, "sudo", "sh", "-c"),
         "apt-get update && apt-get install -y --no-install-recommends tree && tree --version",
@@ -112,7 +112,7 @@ def test_apt_works_at_once(builder: Program, bookworm: str) -> None:
 
 
 def test_cloud_init_is_put_over_it(builder: Program, bookworm: str) -> None:
-    """Once, with Debian's own package; and the image stays as small as it was."""
+    """Once, with Debian's own package; the image itself does not grow."""
     made = builder("create", "--variant", "cloud", "debian:bookworm", "cloud", timeout=280)
     assert made.code == 0, made
     assert b"has no cloud-init: installing it once, with apt-get" in made.err
@@ -126,7 +126,7 @@ def test_cloud_init_is_put_over_it(builder: Program, bookworm: str) -> None:
 def test_killed_build_leaves_nothing(
     tmp_path: Path, cache: Path, builder: Program, bookworm: str
 ) -> None:
-    """Neither processes nor mounts nor files, but for what the next command removes."""
+    """No processes, mounts or files, except those that the next command removes."""
     process = builder.started("image", "build", "debian:bookworm")
     new = cache / "images" / f"debian_bookworm_{ARCH}_default.new"
     while not (new / ".files/usr/bin").exists():
@@ -143,9 +143,9 @@ def test_killed_build_leaves_nothing(
 
 
 def test_wrong_signature(tmp_path: Path, builder: Program) -> None:
-    """An archive that the keyring does not vouch for makes no image."""
+    """An archive that is not signed with the keyring's keys results in no image."""
     if os.geteuid() != 0:
-        pytest.skip("needs root, for a keyring of its own")
+        pytest.skip("needs root to replace the keyring")
     empty = tmp_path / "empty.gpg"
     empty.write_bytes(b"")
     script = 'mount --bind "$0" /usr/share/keyrings/debian-archive-keyring.gpg && exec "$@"'
@@ -159,7 +159,7 @@ def test_wrong_signature(tmp_path: Path, builder: Program) -> None:
 
 @pytest.mark.parametrize("spec", ["fedora", "alpine", "debian:nosuch"])
 def test_what_cannot_be_built(builder: Program, spec: str) -> None:
-    """One line that says why, and the host's root in its place, or a refusal."""
+    """One line with the reason; `create --strict-images` fails."""
     answer = builder("image", "build", spec)
     assert answer.code == 1
     assert len(answer.err.splitlines()) == 1
@@ -199,7 +199,7 @@ suites: bookworm-security
 
 
 def test_sources_of_this_host() -> None:
-    """Both formats of apt, as people write them."""
+    """Both of apt's formats, as people write them."""
     lines = [(entry.uris, entry.suites) for entry in mirrors._lines(SOURCES)]
     assert lines == [
         (["http://one.example/debian"], ["bookworm"]),

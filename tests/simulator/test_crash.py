@@ -1,4 +1,4 @@
-"""Killed simulators, many at once, odd places: nothing half made, nothing left behind."""
+"""Killed simulators, many at once, unusual conditions: nothing incomplete, nothing left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.simulator.conftest import make_program, processes_of
 
 @pytest.mark.usefixtures("root_only")
 def test_killed_in_the_middle_of_create(own: Program, tmp_path: Path) -> None:
-    """Whenever it is killed: afterwards the machine is whole, or there is no trace of it."""
+    """Whenever it is killed, the machine is then complete, or there is no trace of it."""
     begun = time.monotonic()
     assert own("create", "debian", "whole").code == 0
     whole = time.monotonic() - begun
@@ -48,7 +48,7 @@ def test_killed_in_the_middle_of_create(own: Program, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_half_made_machine_is_seen_and_swept(own: Program, tmp_path: Path) -> None:
-    """While its creator lives it is `creating`; when that has died, the next command removes it."""
+    """It is `creating` while its creator lives; once that has died, the next command removes it."""
     assert own("create", "debian", "whole").code == 0
     folder = tmp_path / "state" / "machines" / ("0" * 26)
     shutil.copytree(next(folder.parent.iterdir()), folder, symlinks=True, ignore=_not_the_record)
@@ -68,7 +68,7 @@ def _not_the_record(folder: str, names: list[str]) -> list[str]:
 
 @pytest.mark.usefixtures("root_only")
 def test_killed_delete(own: Program, tmp_path: Path) -> None:
-    """A delete that is killed has deleted, or not; the rest is swept."""
+    """A killed `delete` has deleted the machine or not; the next command removes the rest."""
     for number in range(4):
         begun = time.monotonic()
         assert own("create", "debian", "doomed").code == 0
@@ -84,7 +84,7 @@ def test_killed_delete(own: Program, tmp_path: Path) -> None:
 
 
 def states(*command: str) -> set[str]:
-    """In which states the processes of a command are, `T` being stopped."""
+    """The states of a command's processes; `T` is stopped."""
     line = "".join(f"{word}\0" for word in command).encode()
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
@@ -95,7 +95,7 @@ def states(*command: str) -> set[str]:
 
 
 def test_killed_clone_lets_its_source_go_on(own: Program) -> None:
-    """The source stands still while it is copied, and not for ever."""
+    """The source is paused while it is copied, but not forever."""
     assert own("create", "debian", "source").code == 0
     assert own("clone", "source", "quiet") == (0, b"", b"")
     assert own("run", "-m", "source", "sh", "-c", "head -c 500M /dev/zero >~/big").code == 0
@@ -131,7 +131,7 @@ def test_twenty_at_once(own: Program) -> None:
 
 
 def test_one_name_for_two(own: Program) -> None:
-    """Two that create a machine of the same name at the same time: one does, one is told so."""
+    """If several calls create a machine of the same name at the same time, only one succeeds."""
     calls = [own.started("create", "debian", "same") for _ in range(4)]
     errors = [call.communicate(timeout=60)[1] for call in calls]
     assert sorted(call.returncode for call in calls) == [0, 1, 1, 1]
@@ -141,7 +141,7 @@ def test_one_name_for_two(own: Program) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_names_are_given_under_a_lock(own: Program, tmp_path: Path) -> None:
-    """While one process gives a name, no other does; it waits, and goes on."""
+    """While one process assigns a name, another one waits, and then continues."""
     own("list")
     (tmp_path / "state" / "machines").mkdir(parents=True)
     with open(tmp_path / "state" / "lock", "w") as lock:
@@ -155,7 +155,7 @@ def test_names_are_given_under_a_lock(own: Program, tmp_path: Path) -> None:
 
 
 def test_start_by_many(own: Program, tmp_path: Path) -> None:
-    """A stopped machine that many commands find stopped is started once."""
+    """If many commands find a machine stopped, it is started once."""
     own("create", "debian", "shared")
     own("stop", "shared")
     calls = [own.started("run", "-m", "shared", "sh", "-c", "echo $$") for _ in range(6)]
@@ -165,7 +165,7 @@ def test_start_by_many(own: Program, tmp_path: Path) -> None:
 
 
 def test_stop_during_run(orb: Program, made: Made, machine: str) -> None:
-    """A command in a machine that is stopped ends promptly, with what its end was."""
+    """A command in a machine that is stopped ends promptly, with the exit code of its signal."""
     name = made.clone(machine)
     call = orb.started("run", "-m", name, "sh", "-c", "trap '' TERM; echo up; sleep 60")
     assert call.stdout
@@ -179,7 +179,7 @@ def test_stop_during_run(orb: Program, made: Made, machine: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_ending_the_client_leaves_the_command(orb: Program, machine: str, number: int) -> None:
-    """The harsh reading: whatever ends `orbctl run`, what it started in the machine goes on."""
+    """The harsh reading: if a signal ends `orbctl run`, its command in the machine continues."""
     go_on, mark = f"/tmp/go-on-{int(number)}", f"/tmp/mark-{int(number)}"
     script = f"echo up; until test -e {go_on}; do sleep 0.1; done; touch {mark}"
     call = orb.started("run", "-m", machine, "sh", "-c", script, start_new_session=True)
@@ -195,7 +195,7 @@ def test_ending_the_client_leaves_the_command(orb: Program, machine: str, number
 
 @pytest.mark.usefixtures("root_only")
 def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
-    """A machine whose pid now is another process's, as after a reboot, is a stopped one."""
+    """A machine whose pid now belongs to another process, as after a reboot, is stopped."""
     own("create", "debian", "old")
     own("stop", "old")
     folder = next((tmp_path / "state" / "machines").iterdir())
@@ -212,7 +212,7 @@ def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_host_is_never_entered(own: Program, tmp_path: Path) -> None:
-    """A process that bears a machine's id, but has the host's files, is no way into a machine."""
+    """A process with a machine's id, but with the host's files, is not entered."""
     assert own("create", "debian", "m").code == 0
     assert own("stop", "m").code == 0
     (folder,) = (tmp_path / "state" / "machines").iterdir()
@@ -232,7 +232,7 @@ def test_host_is_never_entered(own: Program, tmp_path: Path) -> None:
 
 
 def test_umask_of_the_caller(own: Program) -> None:
-    """It makes no machine that its users cannot read."""
+    """It creates no machine whose files its users cannot read."""
     made = own("create", "debian", "masked", preexec_fn=_strict_umask)
     assert made.code == 0
     assert own("run", "-m", "masked", "sh", "-c", "umask && touch ~/x").text == "0022\n"
@@ -243,7 +243,7 @@ def _strict_umask() -> None:
 
 
 def test_orphans_are_reaped(orb: Program, machine: str) -> None:
-    """What a command leaves behind is pid 1's to reap."""
+    """Pid 1 reaps the processes that a command leaves behind."""
     script = (
         "(sleep 0.1 & sleep 0.1 & sleep 0.1 &); sleep 0.4; ps -e -o ppid=,stat= | grep -c '[1-9] Z'"
     )
@@ -252,7 +252,7 @@ def test_orphans_are_reaped(orb: Program, machine: str) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_state_folder_can_move(tmp_path: Path, orb: Program) -> None:
-    """Nothing in it holds its own path."""
+    """Nothing in it contains its own path."""
     program = make_program(tmp_path / "one")
     program("create", "debian", "mover")
     program("run", "-m", "mover", "sh", "-c", "echo here >~/file")
@@ -265,7 +265,7 @@ def test_state_folder_can_move(tmp_path: Path, orb: Program) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_machine_ends_with_its_state_folder(tmp_path: Path, orb: Program) -> None:
-    """Nobody could stop it any more: who cleans up behind a killed test run cleans up all of it."""
+    """No command could stop it: deleting the directory cleans up after a killed test run."""
     program = make_program(tmp_path / "gone")
     assert program("create", "debian", "orphan").code == 0
     process = program.started("run", "-m", "orphan", "sh", "-c", "echo up; sleep 60")

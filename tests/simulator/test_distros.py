@@ -34,7 +34,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("image", ["debian:trixie", "ubuntu:noble"])
 def test_distribution_boots(booted: Booted, image: str) -> None:
-    """Its own systemd has nothing to complain of, first, and after a reboot."""
+    """Its own systemd reports no failures, at first and after a reboot."""
     distro, version = image.split(":")
     made = booted("create", image, version, timeout=500)
     reason = NOT_AVAILABLE.search(made.err.decode())
