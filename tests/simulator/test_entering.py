@@ -1,4 +1,4 @@
-"""Root of a machine attacks what comes in: the processes, streams and keys of a call."""
+"""A machine's root attacks what enters the machine: the processes, streams and keys of a call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECRET = "CANARY-of-the-caller"
 
 @contextlib.contextmanager
 def watched(orb: Program, machine: str) -> Iterator[list[str]]:
-    """Root of the machine looks into every process that appears; what it saw, at the end."""
+    """The machine's root inspects every process that appears; at the end, what it saw."""
     if not os.path.exists("/usr/bin/python3"):
         pytest.skip("needs a Python in the base")
     words = ("run", "-m", machine, "-u", "root", "-w", "/", "/usr/bin/python3", "-c")
@@ -46,7 +46,7 @@ def watched(orb: Program, machine: str) -> Iterator[list[str]]:
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Iterator[int]:
-    """A file of the host's that callers have open."""
+    """A file of the host that callers have open."""
     (tmp_path / "canary").write_text("original")
     (tmp_path / "canary").chmod(0o600)
     fd = os.open(tmp_path / "canary", os.O_RDWR)
@@ -60,9 +60,9 @@ def canary(tmp_path: Path) -> Iterator[int]:
 def test_nothing_of_a_call_is_seen(
     orb: Program, victim: str, canary: int, tmp_path: Path, home: Path
 ) -> None:
-    """Neither its environment, its files nor its memory, at whatever moment one looks.
+    """Its environment, files and memory are never visible, at any moment.
 
-    `run` in each of its ways, `push`, `pull`, `rename`, `clone` and a call that fails.
+    Covers every kind of `run`, `push`, `pull`, `rename`, `clone` and a call that fails.
     """
     (tmp_path / "file").write_text("x")
     words = ("run", "-m", victim, "-u", "root")
@@ -87,7 +87,7 @@ def test_nothing_of_a_call_is_seen(
 
 
 def spoil(orb: Program, machine: str, home: Path, script: str) -> None:
-    """Do it as root of the machine, also where no user's file is left to come in by."""
+    """Do it as the machine's root, also if the files that `run` needs no longer exist."""
     pid = str(pid_of(orb, machine, home))
     subprocess.run(["nsenter", "-t", pid, "-m", "-p", "-r", "sh", "-c", script], check=True)
 
@@ -105,7 +105,7 @@ TRAPS = {
 @pytest.mark.usefixtures("root_only")
 @pytest.mark.parametrize("path", ["/etc/passwd", "/etc/group"])
 def test_user_files_that_are_traps(orb: Program, victim: str, home: Path, path: str) -> None:
-    """A call that reads them ends at once, in one line, and never fills the memory."""
+    """A call that reads them fails at once, in one line, and never fills the memory."""
     spoil(orb, victim, home, f"mv {path} {path}.old")
     for trap, said in TRAPS.items():
         spoil(orb, victim, home, f"rm -rf {path}; {trap.format(path, path)}")
@@ -119,7 +119,7 @@ def _little_memory() -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_environment_files_that_are_traps(orb: Program, victim: str, home: Path) -> None:
-    """They are passed over; above all they cannot be the caller's own environment."""
+    """They are ignored; in particular, they cannot be the caller's own environment."""
     spoil(orb, victim, home, "mkdir -p /etc/default")
     for trap in TRAPS:
         for path in ("/etc/environment", "/etc/default/locale", "/etc/locale.conf"):
@@ -132,7 +132,7 @@ def test_environment_files_that_are_traps(orb: Program, victim: str, home: Path)
 
 @pytest.mark.usefixtures("root_only")
 def test_traps_for_a_start(own: Program, tmp_path: Path) -> None:
-    """What a start looks at does not hold it up, whatever lies there."""
+    """The files that a start reads never block it, whatever they are."""
     assert own("create", "debian", "m").code == 0
     paths = ("/etc/hosts", "/etc/hostname", "/opt/orbstack-guest/etc/resolv.conf")
     for trap in ("mkfifo {}", "ln -s /dev/zero {}", "mkdir {}", "truncate -s 1T {}"):
@@ -149,7 +149,7 @@ def test_traps_for_a_start(own: Program, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fd", [0, 1, 2])
 def test_files_of_the_caller_as_streams(orb: Program, victim: str, tmp_path: Path, fd: int) -> None:
-    """They are read and written, and cannot be opened again, emptied or given other rights."""
+    """They are read and written, but cannot be reopened, truncated or given other rights."""
     file = tmp_path / "stream"
     file.write_text("original")
     file.chmod(0o640)
@@ -157,7 +157,7 @@ def test_files_of_the_caller_as_streams(orb: Program, victim: str, tmp_path: Pat
     script = attackers.STREAMS + "\nprint(open(0).read())\nos.write(2, b'said')\n"
     words = ("run", "-m", victim, "-u", "root", "/usr/bin/python3", "-c", script)
     with open(file, "rb" if fd == 0 else "ab") as stream:
-        # Never the host's own /dev/null, which would suffer should this fail.
+        # Never the host's own /dev/null, which would be damaged if this test failed.
         streams: dict[str, Any] = {"stdin": subprocess.PIPE}
         streams[("stdin", "stdout", "stderr")[fd]] = stream
         process = _started(orb, words, streams)
@@ -184,7 +184,7 @@ def _started(orb: Program, words: tuple[str, ...], streams: dict[str, Any]) -> A
 
 
 def test_other_things_as_streams(orb: Program, victim: str, tmp_path: Path) -> None:
-    """A pipe that has a name, a socket and a device are no more handed over than a file."""
+    """A named pipe, a socket and a device are not passed on, just like a file."""
     words = ("run", "-m", victim, "-u", "root", "readlink")
     numbers = ("/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2")
     named = tmp_path / "pipe"
@@ -206,7 +206,7 @@ def test_other_things_as_streams(orb: Program, victim: str, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("root_only")
 def test_null_of_the_caller(orb: Program, victim: str, tmp_path: Path) -> None:
-    """The machine's own stands in for it: its mode is the host's."""
+    """The machine's own is used instead, because the mode belongs to the host's."""
     null = tmp_path / "null"
     os.mknod(null, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
     script = "chmod 777 /dev/stdin; chown 42 /dev/stdin; stat -Lc %t,%T /dev/stdin"
@@ -218,7 +218,7 @@ def test_null_of_the_caller(orb: Program, victim: str, tmp_path: Path) -> None:
 
 
 def test_machine_that_broke_its_devices(orb: Program, victim: str) -> None:
-    """Its own ``null`` is then not used, and nothing is opened in its place."""
+    """Its own ``null`` is then not used, and nothing is opened instead."""
     script = "rm /dev/null; mkfifo /dev/null; rm /dev/ptmx"
     assert as_root(orb, victim, script).code == 0
     words = ("run", "-m", victim, "sh", "-c", "cat; echo out")
@@ -227,7 +227,7 @@ def test_machine_that_broke_its_devices(orb: Program, victim: str) -> None:
 
 
 def test_order_of_two_streams_in_one_file(orb: Program, machine: str, tmp_path: Path) -> None:
-    """With pipes between, too, lines come in the order in which they were written."""
+    """Also through pipes, lines arrive in the order in which they were written."""
     script = "for i in 1 2 3 4 5 6 7 8 9; do echo $i; echo $i >&2; done"
     with open(tmp_path / "both", "wb") as file:
         streams = {"stdout": file, "stderr": subprocess.STDOUT}
@@ -237,7 +237,7 @@ def test_order_of_two_streams_in_one_file(orb: Program, machine: str, tmp_path: 
 
 @pytest.mark.usefixtures("root_only")
 def test_signals_do_not_reach_the_caller(own: Program, rootfs: Path, tmp_path: Path) -> None:
-    """Nor does its terminal, also where it is an image's program that `create` runs."""
+    """Neither can its terminal be reached, also by an image's program that `create` runs."""
     bare = tmp_path / "bare"
     subprocess.run(["cp", "-a", rootfs, bare], check=True)
     (bare / "usr/bin/chpasswd").write_text("#!/bin/sh\nkill -9 0\n")
@@ -260,12 +260,12 @@ def test_signals_do_not_reach_the_caller(own: Program, rootfs: Path, tmp_path: P
 
 @pytest.mark.usefixtures("root_only")
 def test_keys_of_the_host(orb: Program, victim: str, tmp_path: Path) -> None:
-    """Keyrings know users alone, so root of a machine would have those of the host's root."""
+    """Keyrings belong to users, so a machine's root would have those of the host's root."""
     libc = ctypes.CDLL(None, use_errno=True)
     add_key, _, keyctl = {"x86_64": (248, 249, 250)}.get(os.uname().machine, (217, 218, 219))
 
     def with_a_key() -> None:
-        libc.syscall(keyctl, 1, None)  # a session of its own, so that this test leaves nothing
+        libc.syscall(keyctl, 1, None)  # a new session, so that this test leaves nothing
         if libc.syscall(add_key, b"user", b"canary", b"secret", 6, -3) == -1:
             os._exit(77)
 
@@ -284,7 +284,7 @@ def test_keys_of_the_host(orb: Program, victim: str, tmp_path: Path) -> None:
 
 
 def test_no_module_is_imported_inside() -> None:
-    """What lies at the host's Python's paths is the machine's there."""
+    """Inside, the paths of the host's Python contain the machine's files."""
     script = (
         "from orbctl_simulator import linux\n"
         "linux.import_nothing_more()\n"
@@ -301,7 +301,7 @@ def test_no_module_is_imported_inside() -> None:
 @pytest.mark.usefixtures("root_only")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_start_that_hangs(own: Program, rootfs: Path, tmp_path: Path, number: int) -> None:
-    """Whoever ends it ends the machine with it, before it is up: nothing of it runs on."""
+    """If it is killed before the machine is up, the machine is killed, too."""
     bare = tmp_path / "bare"
     subprocess.run(["cp", "-a", rootfs, bare], check=True)
     hang = "#!/bin/sh\nwhile :; do read x <&2; done\n"
@@ -327,7 +327,7 @@ def test_start_that_hangs(own: Program, rootfs: Path, tmp_path: Path, number: in
 
 @pytest.mark.usefixtures("root_only")
 def test_delete_after_a_start_that_was_killed(own: Program, tmp_path: Path) -> None:
-    """When `delete` returns, nothing of the machine is left, however late its end was."""
+    """When `delete` returns, nothing of the machine is left, even if it ended late."""
     for number in range(8):
         assert own("create", "debian", "m").code == 0
         assert own("stop", "m").code == 0
@@ -344,7 +344,7 @@ def test_delete_after_a_start_that_was_killed(own: Program, tmp_path: Path) -> N
 def test_machine_that_does_not_stand_still(
     orb: Program, made: Made, victim: str, number: int
 ) -> None:
-    """Its root ends, or stops, what is to stop it for a copy: that never hangs, and it goes on."""
+    """Its root kills or stops the process that pauses it for a copy: nothing hangs."""
     script = attackers.STRIKE.replace("NUMBER", str(int(number)))
     words = ("run", "-m", victim, "-u", "root", "/usr/bin/python3", "-c", script)
     striker = orb.started(*words)

@@ -1,4 +1,4 @@
-"""What goes wrong is said in one line, with the exit code of a failure, and nothing is left."""
+"""Errors are one line and a failure's exit code, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.simulator.conftest import Elsewhere
 
 
 def refused(answer: Answer, *said: str, code: int = 1) -> None:
-    """It failed, and said so in its last line, with no traceback."""
+    """It failed, with the reason in its last line, and without a traceback."""
     text = answer.err.decode()
     assert answer.code == code, answer
     assert "Traceback" not in text
@@ -94,7 +94,7 @@ def test_sizes() -> None:
 
 
 def without_reader(orb: Program, *words: str, stream: str) -> int:
-    """Exit code of a call of which nobody reads one of the outputs."""
+    """Exit code of a call one of whose outputs has no reader."""
     process = orb.started(*words)
     reader = getattr(process, stream)
     reader.close()
@@ -112,7 +112,7 @@ def test_output_that_nobody_reads(orb: Program, machine: str, tmp_path: Path) ->
 
 
 def test_cut_output_that_nobody_reads(orb: Program, machine: str) -> None:
-    """With the simulator between, too, the command sees that its output is closed."""
+    """Also through the simulator, the command sees that its output is closed."""
     rule = '{"match": "run", "cut": 9999999}'
     program = Program(orb.command, {**orb.env, "ORBCTL_SIMULATOR_FAULTS": rule})
     words = ["run", "-m", machine, "sh", "-c", "sleep 0.5; yes"]
@@ -120,7 +120,7 @@ def test_cut_output_that_nobody_reads(orb: Program, machine: str) -> None:
 
 
 def test_directory_that_is_gone(orb: Program, machine: str, tmp_path: Path) -> None:
-    """The caller's own: a command is then run at home, and the log has no place for the call."""
+    """The caller's cwd: a command then runs at home, and the log has no cwd for the call."""
     script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
     log = {**orb.env, "ORBCTL_SIMULATOR_LOG": str(tmp_path / "log")}
     program = Program(["sh", "-c", script, "sh", *orb.command], log)
@@ -130,7 +130,7 @@ def test_directory_that_is_gone(orb: Program, machine: str, tmp_path: Path) -> N
 
 
 def test_background_process_on_a_terminal(orb: Program, machine: str) -> None:
-    """Whoever still holds the terminal is not waited for."""
+    """Processes that still have the terminal open are not waited for."""
     begun = time.monotonic()
     script = "trap '' HUP; sleep 20 & echo over"
     answer = orb.on_terminal("run", "-m", machine, "sh", "-c", script)
@@ -139,7 +139,7 @@ def test_background_process_on_a_terminal(orb: Program, machine: str) -> None:
 
 
 def test_password_is_asked_for(own: Program) -> None:
-    """On a terminal without an echo."""
+    """On a terminal, without echo."""
     words = ("create", "--set-password", "debian", "asked")
     answer = own.on_terminal(*words, typed=b"secret\n", prompt=b"Password: ")
     assert answer.code == 0
@@ -203,7 +203,7 @@ def test_share_that_is_gone(own: Program, tmp_path: Path) -> None:
 
 
 def test_stop_while_a_client_stands_still(orb: Program, made: Made, machine: str) -> None:
-    """What it was to reap stays behind as a zombie, which is nobody's machine any more."""
+    """The process that it should reap stays a zombie, which does not count as a machine."""
     name = made.clone(machine)
     call = orb.started("run", "-m", name, "sh", "-c", "echo up; sleep 60")
     assert call.stdout
@@ -217,7 +217,7 @@ def test_stop_while_a_client_stands_still(orb: Program, made: Made, machine: str
 
 
 def test_process_that_is_gone() -> None:
-    """A pid that nobody has is nobody's machine."""
+    """A pid without a process is not a machine."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
     assert not boot._is_there(process.pid, "1")
@@ -251,7 +251,7 @@ def test_machine_that_goes_while_one_waits_for_it(own: Program, tmp_path: Path) 
 
 @pytest.mark.usefixtures("root_only")
 def test_copies_of_a_damaged_machine(own: Program, tmp_path: Path) -> None:
-    """Nothing half copied is left."""
+    """Nothing incomplete is left."""
     assert own("create", "debian", "one").code == 0
     assert own("stop", "one").code == 0
     assert own("clone", "one", "two").code == 0
@@ -294,7 +294,7 @@ def test_archives_that_are_no_machine(own: Program, tmp_path: Path) -> None:
     assert own("list", "-q").text == ""
 
 
-@pytest.mark.usefixtures("root_only")  # sudo has a PATH of its own
+@pytest.mark.usefixtures("root_only")  # sudo has its own PATH
 def test_archive_without_the_program_for_it(own: Program, tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(b"garbage" * 99)
     answer = own("import", str(tmp_path / "archive"), env={"PATH": str(tmp_path)})
@@ -302,7 +302,7 @@ def test_archive_without_the_program_for_it(own: Program, tmp_path: Path) -> Non
 
 
 def test_links_and_places_of_copies(orb: Program, machine: str, tmp_path: Path) -> None:
-    """`push` replaces links, and what cannot be written is named."""
+    """`push` replaces links; an error names what cannot be written."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "link").symlink_to("first")
     (tmp_path / "file").write_text("")
@@ -317,7 +317,7 @@ def test_links_and_places_of_copies(orb: Program, machine: str, tmp_path: Path) 
 
 
 def test_restart_of_everything(own: Program) -> None:
-    """Without a name it is OrbStack that is restarted: what ran runs again."""
+    """Without a name, OrbStack restarts: the machines that ran run again."""
     assert own("create", "debian", "one").code == 0
     assert own("clone", "one", "two").code == 0
     assert own("restart").code == 0
@@ -331,7 +331,7 @@ def test_folder_without_a_record_is_swept(own: Program, tmp_path: Path) -> None:
     assert list((tmp_path / "state" / "machines").iterdir()) == []
 
 
-# Hosts that are not as they should be ----------------------------------------------------------
+# Unusual hosts ---------------------------------------------------------------------------------
 
 
 def test_file_systems_that_cannot_hold_machines(
@@ -357,7 +357,7 @@ def test_host_without_a_resolver(elsewhere: Elsewhere) -> None:
 
 
 def test_doctor_where_more_is_mounted(elsewhere: Elsewhere, tmp_path: Path) -> None:
-    """And where nothing was installed into a layer yet."""
+    """Also if nothing was installed into a layer yet."""
     elsewhere.cache = str(tmp_path / "none")
     (tmp_path / "more").mkdir()
     shown = elsewhere("mount -t proc none /srv; orb doctor").text
@@ -367,11 +367,11 @@ def test_doctor_where_more_is_mounted(elsewhere: Elsewhere, tmp_path: Path) -> N
         assert "note    sudo: missing in the base" in shown
 
 
-# Bases that lack something ---------------------------------------------------------------------
+# Incomplete bases ------------------------------------------------------------------------------
 
 
 def test_base_without_anything(own: Program, rootfs: Path, tmp_path: Path) -> None:
-    """No sudo, nor anything to install it with; no group of admins; no way to set passwords."""
+    """No sudo, and nothing to install it with; no group of admins; no way to set passwords."""
     bare = tmp_path / "bare"
     shutil.copytree(rootfs, bare, symlinks=True)
     (bare / "usr/bin/sudo").unlink()

@@ -1,4 +1,4 @@
-"""The harsh readings: where nobody knows how OrbStack behaves, nothing must pass here by luck."""
+"""The harsh readings: where OrbStack's behavior is unknown, nothing must pass here by luck."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def two(own: Program) -> Program:
 
 
 def test_delete_asks(two: Program) -> None:
-    """Without ``-f`` it asks, also where no terminal is."""
+    """Without ``-f`` it prompts, even without a terminal."""
     for answer in (b"", b"n\n", b"\n"):
         refused = two("delete", "one", stdin=answer)
         assert refused.code == 1
@@ -31,7 +31,7 @@ def test_delete_asks(two: Program) -> None:
 
 
 def test_delete_by_id_crashes(two: Program) -> None:
-    """A nil-pointer panic, and nothing is changed."""
+    """A nil-pointer panic; nothing is changed."""
     ident = two("info", "one", "-f", "json").json["record"]["id"]
     for words in (["-f", ident], ["--force", "two", ident]):
         answer = two("delete", *words)
@@ -46,7 +46,7 @@ def test_delete_of_several_is_all_or_none(two: Program) -> None:
 
 
 def test_stop_without_a_name_stops_everything(two: Program) -> None:
-    """All of OrbStack, and `start` brings back what ran."""
+    """All of OrbStack; `start` starts the machines that ran."""
     assert two("stop").code == 0
     stopped = two("status")
     assert (stopped.code, stopped.out) == (1, b"Stopped\n")
@@ -61,7 +61,7 @@ def test_stop_without_a_name_stops_everything(two: Program) -> None:
 
 
 def test_run_wakes_orbstack(two: Program) -> None:
-    """A command that needs OrbStack starts it, and the machine it means."""
+    """A command that needs OrbStack starts it, and the machine that it refers to."""
     two("stop")
     assert two("run", "-m", "two", "hostname").text == "two\n"
     assert two("status").text == "Running\n"
@@ -69,7 +69,7 @@ def test_run_wakes_orbstack(two: Program) -> None:
 
 
 def test_push_to_tmp_is_lost(two: Program, tmp_path: Path) -> None:
-    """Exit code 0, and nothing is there."""
+    """Exit code 0, and nothing arrives."""
     (tmp_path / "file").write_text("lost")
     for target in ("/tmp/", "/tmp/file", "/tmp/no/such/dir", "/run/user", "/dev/shm/file"):
         assert two("push", "-m", "one", str(tmp_path / "file"), target).code == 0
@@ -79,7 +79,7 @@ def test_push_to_tmp_is_lost(two: Program, tmp_path: Path) -> None:
 
 
 def test_push_keeps_no_mode(two: Program, tmp_path: Path) -> None:
-    """Callers put the mode right themselves."""
+    """Callers set the mode themselves."""
     (tmp_path / "script").write_text("#!/bin/sh\n")
     (tmp_path / "script").chmod(0o750)
     assert two("push", "-m", "one", str(tmp_path / "script")).code == 0
@@ -93,7 +93,7 @@ def test_push_to_a_stopped_machine(two: Program, tmp_path: Path) -> None:
 
 
 def test_no_machine_at_all(own: Program) -> None:
-    """A hint on stderr, and nothing on stdout."""
+    """A hint on stderr, nothing on stdout."""
     answer = own("run", "true")
     assert (answer.code, answer.out) == (1, b"")
     assert answer.err.decode() == NO_MACHINE + "\n"
@@ -115,7 +115,7 @@ def test_default(two: Program) -> None:
 
 
 def test_name_from_the_distribution(own: Program) -> None:
-    """Without a name the machine is called as its distribution."""
+    """Without a name, the machine is named after its distribution."""
     assert own("create", "debian:bookworm").code == 0
     assert own("list", "-q").lines == ["debian"]
 
@@ -147,7 +147,7 @@ def test_values_that_cannot_be(own: Program, flags: list[str]) -> None:
 
 
 def test_cloud_init_is_refused(own: Program, tmp_path: Path) -> None:
-    """With one line, which says what would be needed."""
+    """With one line that says what is required."""
     answer = own("create", "--user-data", str(tmp_path / "x"), "debian", "x")
     assert answer.code == 1
     assert answer.err.count(b"\n") == 1
@@ -155,7 +155,7 @@ def test_cloud_init_is_refused(own: Program, tmp_path: Path) -> None:
 
 
 def test_password(own: Program) -> None:
-    """`-p` asks; it takes no value from the command line."""
+    """`-p` prompts; it takes no value from the command line."""
     assert own("create", "-p", "debian", "x", stdin=b"se:cret\n").code == 0
     hashes = own("run", "-m", "x", "-u", "root", "cut", "-d:", "-f2", "/etc/shadow").lines
     assert sum(entry.startswith("$") for entry in hashes) >= 2
@@ -163,7 +163,7 @@ def test_password(own: Program) -> None:
 
 
 def test_orb(own: Program, tmp_path: Path) -> None:
-    """Under the name `orb`, what is no subcommand is a command for Linux."""
+    """Under the name `orb`, anything that is not a subcommand is a command for Linux."""
     program = tmp_path / "orb"
     text = "import sys; from orbctl_simulator.__main__ import main; sys.exit(main())"
     program.write_text(f"#!{sys.executable}\n{text}\n")
@@ -187,7 +187,7 @@ def test_what_is_not_simulated(own: Program, word: str) -> None:
 
 
 def test_translation_of_paths(own: Program, tmp_path: Path) -> None:
-    """``-p`` makes absolute paths the host's, but for ``/mnt/linux``."""
+    """``-p`` makes absolute paths the host's, except ``/mnt/linux``."""
     folder = tmp_path / "shared"
     folder.mkdir()
     (folder / "file").write_text("on the host")
@@ -206,7 +206,7 @@ def test_tmp_is_not_kept(two: Program) -> None:
 
 
 def test_help_goes_to_stdout(own: Program) -> None:
-    """The help of cobra, with exit code 0."""
+    """Cobra's help, with exit code 0."""
     for words in ([], ["--help"], ["help"], ["-h"]):
         assert "Available Commands:" in own(*words).text
     for words in (["run", "--help"], ["help", "run"], ["run", "-h"]):
@@ -233,7 +233,7 @@ def test_errors_of_cobra(own: Program) -> None:
 
 
 def test_writing_to_a_closed_pipe(two: Program) -> None:
-    """A reader that goes away ends the command, as it would on the host."""
+    """If the reader exits, the command ends, as it would on the host."""
     call = two.started("run", "-m", "one", "yes")
     assert call.stdout
     call.stdout.read(10)

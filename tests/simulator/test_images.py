@@ -1,4 +1,4 @@
-"""Images that all state directories share: pulled from an index, used, replaced and removed."""
+"""Shared images: pulled from an index, used, replaced and removed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def users(tmp_path: Path, cache: Path, server: Server, orb: Program) -> Iterator
 
 @pytest.fixture
 def with_host(users: list[Program], cache: Path, orb: Program) -> None:
-    """What this host's own root lacks, as other tests have made it."""
+    """Layers with what this host's own root lacks, built by other tests."""
     shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir()
     for layer in Path(orb.env["ORBCTL_SIMULATOR_CACHE"]).glob("sudo-*"):
@@ -71,7 +71,7 @@ def with_host(users: list[Program], cache: Path, orb: Program) -> None:
 
 
 def left(cache: Path) -> list[str]:
-    """What is in the cache of images, but for locks."""
+    """The content of the image cache, without locks."""
     place = cache / "images"
     names = os.listdir(place) if place.is_dir() else []
     return sorted(name for name in names if not name.endswith("lock"))
@@ -82,7 +82,7 @@ def release(program: Program, name: str) -> str:
 
 
 def test_create_pulls_once(users: list[Program], server: Server, mirror: Mirror) -> None:
-    """The first `create` says in one line what it pulls; all others find it, without the server."""
+    """The first `create` prints one line about the pull; all others use it without the server."""
     first = users[0]("create", "--strict-images", "-u", "me", "alpine:3.22", "one")
     assert first.code == 0, first
     assert [line.split(" (")[0] for line in first.err.decode().splitlines()] == [
@@ -107,7 +107,7 @@ def test_create_pulls_once(users: list[Program], server: Server, mirror: Mirror)
 
 
 def test_terminal_has_a_bar(users: list[Program], cache: Path) -> None:
-    """Which is gone when it is done."""
+    """The bar is removed when the pull is done."""
     shown = users[0].on_terminal("create", "-u", "me", "alpine:3.22", "one")
     assert shown.code == 0, shown
     assert b"pulling alpine:3.22" in shown.out
@@ -131,7 +131,7 @@ def test_mirror_by_its_names(
 
 
 def test_names_of_the_index(users: list[Program], mirror: Mirror, packed: bytes) -> None:
-    """Distributions under the names of the Linux Containers project, releases by number, too."""
+    """The Linux Containers project's names of distributions, and releases also by number."""
     for name in ("almalinux:9", "archlinux:current", "ubuntu:22.04"):
         mirror.offer(f"{name}:{ARCH}:default", packed)
     mirror.offer(f"gentoo:current:{ARCH}:openrc", packed)
@@ -153,7 +153,7 @@ def test_names_of_the_index(users: list[Program], mirror: Mirror, packed: bytes)
 def test_newer_version(
     users: list[Program], mirror: Mirror, cache: Path, rootfs: Path, tmp_path: Path
 ) -> None:
-    """A machine keeps the version that it was made from; a new one gets the newest that is here."""
+    """A machine keeps the version that it was created from; a new one gets the newest local one."""
     assert users[0]("create", "alpine:3.22", "old").code == 0
     assert users[0]("image", "pull", "alpine:3.22").text.endswith(f"from {users_url(users)}\n")
     changed = tmp_path / "changed"
@@ -175,7 +175,7 @@ def test_newer_version(
     assert sorted(os.listdir(versions)) == ["20260101_0524", "20260202_0524", "current"]
     assert users[0]("delete", "-f", "old", "copy").code == 0
     users[0]("image", "list")
-    assert (versions / "20260101_0524").exists()  # another state directory's machine is over it
+    assert (versions / "20260101_0524").exists()  # another state directory's machine uses it
     assert users[1]("delete", "-f", "same").code == 0
     users[0]("image", "list")
     assert sorted(os.listdir(versions)) == ["20260202_0524", "current"]
@@ -186,7 +186,7 @@ def users_url(users: list[Program]) -> str:
 
 
 def test_remove_while_in_use(users: list[Program], cache: Path, tmp_path: Path) -> None:
-    """By machines of any state directory, stopped ones and clones, too; they are named."""
+    """By machines of any state directory, also stopped ones and clones; the error lists them."""
     assert users[1]("create", "alpine:3.22", "one").code == 0
     assert users[1]("clone", "one", "two").code == 0
     assert users[1]("stop", "one").code == 0
@@ -205,7 +205,7 @@ def test_remove_while_in_use(users: list[Program], cache: Path, tmp_path: Path) 
 
 
 def test_remove_when_a_state_directory_is_gone(users: list[Program], tmp_path: Path) -> None:
-    """Whose machines nobody can start any more."""
+    """Its machines cannot be started anymore."""
     assert users[1]("create", "alpine:3.22", "one").code == 0
     users[1]("stop", "one")
     shutil.rmtree(tmp_path / "state-2")
@@ -213,7 +213,7 @@ def test_remove_when_a_state_directory_is_gone(users: list[Program], tmp_path: P
 
 
 def test_export_and_import(users: list[Program], tmp_path: Path) -> None:
-    """A machine's layer is of use over the very image that it was made from, and no other."""
+    """A machine's layer requires exactly the image that it was created from."""
     users[0]("create", "-u", "me", "alpine:3.22", "one")
     users[0]("run", "-m", "one", "sh", "-c", "echo data >~/file")
     file = str(tmp_path / "one.tar.zst")
@@ -233,7 +233,7 @@ def test_export_and_import(users: list[Program], tmp_path: Path) -> None:
 
 
 def test_own_image_comes_first(users: list[Program], rootfs: Path, tmp_path: Path) -> None:
-    """One that was added to the state directory wins over the one that all share."""
+    """An image that was added to the state directory takes precedence over a shared one."""
     assert users[0]("image", "pull", "alpine:3.22").code == 0
     mine = tmp_path / "mine"
     shutil.copytree(rootfs, mine, symlinks=True)
@@ -249,7 +249,7 @@ def test_own_image_comes_first(users: list[Program], rootfs: Path, tmp_path: Pat
 
 
 def test_two_pulls_at_once(users: list[Program], server: Server, mirror: Mirror) -> None:
-    """One works; the others wait for it, say so, and use what it got."""
+    """One works; the others wait for it, print so, and use its result."""
     path = mirror.products[NAME]["versions"]["20260101_05:24"]["items"]["root.tar.xz"]["path"]
     waiting = [users[n % 2].started("create", "alpine:3.22", f"m{n}") for n in range(4)]
     answers = [process.communicate(timeout=100) for process in waiting]
@@ -283,7 +283,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     "no path": (lambda m, b: m.offer(NAME, b, path=""), "outside its source"),
     "line break": (lambda m, b: m.offer(NAME, b, path="a\r\nHost: b"), "outside its source"),
     "missing": (lambda m, b: m.offer(NAME, b, path="images/none"), "404"),
-    "not there": (lambda m, b: m.products.clear() or m.save(), "no alpine:3.22"),
+    "not listed": (lambda m, b: m.products.clear() or m.save(), "no alpine:3.22"),
     "page": (lambda m, b: m.write(INDEX, b"<html>login</html>"), "decode index"),
     "empty": (lambda m, b: m.write(INDEX, b""), "decode index"),
     "list": (lambda m, b: m.write(INDEX, b"[]"), "decode index"),
@@ -293,7 +293,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     "deep": (lambda m, b: m.write(IMAGES, b"[" * 200_000), "decode index"),
     "index too large": (lambda m, b: m.write(INDEX, b" " * (1 << 21)), "larger than 1 MB"),
     "table too large": (lambda m, b: m.write(IMAGES, b" " * (17 << 20)), "larger than 16 MB"),
-    "leads away": (
+    "path of the table": (
         lambda m, b: m.write(
             INDEX,
             b'{"index": {"images": {"datatype": "image-downloads", "path": "../../x"}}}',
@@ -316,7 +316,7 @@ READ_AS_FILES = ("sha256", "shorter", "up", "absolute", "no path", "missing", "t
 def test_bad_mirror(
     users: list[Program], mirror: Mirror, cache: Path, packed: bytes, kind: str, is_web: bool
 ) -> None:
-    """One line that says why, nothing in the store, and machines of the host's root meanwhile."""
+    """One line with the reason, nothing in the store; machines use the host's root meanwhile."""
     (mirror.place.parent / "secret").write_bytes(packed)
     spoil, expected = WRONG[kind]
     spoil(mirror, packed)
@@ -333,7 +333,7 @@ def test_bad_mirror(
 
 @pytest.mark.parametrize("serial", ["current", "../../x", "..", "/", "a:b c", "\n", "-", "x" * 999])
 def test_name_of_a_version(users: list[Program], mirror: Mirror, cache: Path, serial: str) -> None:
-    """It becomes the name of a directory, and no other."""
+    """It becomes the name of a directory, and never another path."""
     versions = mirror.products[NAME]["versions"]
     versions[serial] = versions.pop("20260101_05:24")
     mirror.save()
@@ -369,7 +369,7 @@ def test_redirected_elsewhere(users: list[Program], server: Server, target: str)
 
 
 def test_redirected(users: list[Program], server: Server, mirror: Mirror) -> None:
-    """To another server: followed. Around in a circle: not for ever."""
+    """To another server: followed. In a circle: not forever."""
     with serving(mirror) as other:
         server.behave = lambda handler: (
             handler.answer(b"", 301, Location=other.url + handler.path) or True
@@ -384,7 +384,7 @@ def test_redirected(users: list[Program], server: Server, mirror: Mirror) -> Non
 
 
 def cutting(path: str, times: int, after: int, ranges: bool = True) -> Callable[[Handler], bool]:
-    """The connection breaks after some bytes, that many times."""
+    """The connection is lost after some bytes, this many times."""
     rest = [times]
 
     def behave(handler: Handler) -> bool:
@@ -404,7 +404,7 @@ def path_of(mirror: Mirror) -> str:
 
 
 def test_broken_connections(users: list[Program], server: Server, mirror: Mirror) -> None:
-    """Each try goes on where the one before stopped, for as long as each brings something."""
+    """Each try resumes where the last one stopped, as long as each makes progress."""
     path = path_of(mirror)
     server.behave = cutting(path, 6, 1000)
     assert users[0]("image", "pull", "alpine:3.22").code == 0
@@ -412,21 +412,21 @@ def test_broken_connections(users: list[Program], server: Server, mirror: Mirror
 
 
 def test_server_without_ranges(users: list[Program], server: Server, mirror: Mirror) -> None:
-    """It begins again at the start, and so does what is kept."""
+    """It starts again at the beginning, and so does the partial file."""
     server.behave = cutting(path_of(mirror), 2, 1000, ranges=False)
     assert users[0]("image", "pull", "alpine:3.22").code == 0
     assert users[0]("create", "--strict-images", "alpine:3.22", "one").code == 0
 
 
 def giving_up_after(path: str, count: int, server: Server) -> Callable[[Handler], bool]:
-    """Some bytes, and from then on none."""
+    """The server sends some bytes, and then none."""
     return lambda handler: cutting(path, 1, 0 if server.asked_for(path)[1:] else count)(handler)
 
 
 def test_connection_that_brings_nothing(
     users: list[Program], server: Server, mirror: Mirror, cache: Path
 ) -> None:
-    """It is given up; the next pull goes on with what there is."""
+    """It is given up; the next pull resumes the download."""
     path = path_of(mirror)
     server.behave = giving_up_after(path, 1500, server)
     answer = users[0]("image", "pull", "alpine:3.22")
@@ -443,7 +443,7 @@ def test_connection_that_brings_nothing(
 def test_begun_with_something_else(
     users: list[Program], server: Server, mirror: Mirror, cache: Path
 ) -> None:
-    """A half download that was damaged costs a second one, and is never used."""
+    """A damaged partial download is never used: the file is downloaded again."""
     path = path_of(mirror)
     server.behave = giving_up_after(path, 1500, server)
     assert users[0]("image", "pull", "alpine:3.22").code == 1
@@ -458,7 +458,7 @@ def test_begun_with_something_else(
 def test_killed_while_it_downloads(
     users: list[Program], server: Server, mirror: Mirror, cache: Path
 ) -> None:
-    """Nothing half is left that anybody would use, and the next pull goes on."""
+    """Nothing incomplete is left that could be used, and the next pull resumes."""
     path = path_of(mirror)
 
     def behave(handler: Handler) -> bool:
@@ -486,7 +486,7 @@ def test_killed_while_it_downloads(
 
 @pytest.fixture(scope="session")
 def large(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """An archive that takes a moment to unpack: 12 MB that do not become smaller, 2,000 files."""
+    """An archive that takes a moment to unpack: 12 MB that do not compress, 2,000 files."""
     level = {"XZ_OPT": "-0"}
     place = tmp_path_factory.mktemp("large")
     root = place / "root"
@@ -500,7 +500,7 @@ def large(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_killed_at_any_point(
     users: list[Program], mirror: Mirror, cache: Path, large: bytes
 ) -> None:
-    """An image is there and whole, or it is not there; nothing else stays, no process either."""
+    """An image is complete, or does not exist; nothing else is left, and no process."""
     mirror.offer(NAME, large)
     for step in range(12):
         process = users[0].started("image", "pull", "alpine:3.22")
@@ -523,7 +523,7 @@ def store_root(cache: Path) -> Path:
 
 
 def all_commands(mark: str) -> list[str]:
-    """The processes that have something to do with a path."""
+    """The processes that use a path."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -540,9 +540,9 @@ def all_commands(mark: str) -> list[str]:
 def test_full_disk(
     users: list[Program], mirror: Mirror, large: bytes, cache: Path, room: str
 ) -> None:
-    """While it downloads, while it unpacks: one line, and the room is free again afterwards."""
+    """During the download or unpacking: one line, and the space is free again afterwards."""
     if os.geteuid() != 0:
-        pytest.skip("needs root, for a disk of its own")
+        pytest.skip("needs root to mount a disk")
     mirror.offer(NAME, large)
     cache.mkdir()
     script = 'mount -t tmpfs -o size="$1" none "$2"; shift 2; "$@"; echo "$?"; ls -A "$0/images"; '
@@ -558,7 +558,7 @@ def test_full_disk(
 
 
 def test_host_by_name(users: list[Program], with_host: None) -> None:
-    """The host's own root, on request: nothing is asked for, nothing is said."""
+    """The host's own root, on request: no requests, no output."""
     made = users[0]("create", "host")
     assert (made.code, made.err) == (0, b"")
     assert users[0]("list", "-q").lines == ["host"]
@@ -581,7 +581,7 @@ def closed_port() -> int:
 def test_unreachable_server(
     users: list[Program], mirror: Mirror, cache: Path, with_host: None
 ) -> None:
-    """Said in one line, and remembered: later calls do not ask again until a pull succeeds."""
+    """Reported in one line, and remembered: later calls do not try again until a pull succeeds."""
     port = closed_port()
     env = {"ORBCTL_SIMULATOR_IMAGES": f"http://127.0.0.1:{port}"}
     first = users[0]("create", "alpine:3.22", "one", env=env)
@@ -603,7 +603,7 @@ def test_unreachable_server(
 
 
 def test_not_offered_is_remembered(users: list[Program], server: Server, with_host: None) -> None:
-    """For that image alone."""
+    """Only for that image."""
     texts = [users[0]("create", "void", f"m{n}").err.decode() for n in (1, 2)]
     assert "no void:current" in texts[0]
     assert texts[0] == texts[1]
@@ -612,7 +612,7 @@ def test_not_offered_is_remembered(users: list[Program], server: Server, with_ho
 
 
 def test_silent_network(users: list[Program], with_host: None) -> None:
-    """A server that takes no connection costs seconds, once."""
+    """A server that accepts no connection costs seconds, once."""
     with socket.socket() as silent, socket.socket() as filler, socket.socket() as more:
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)
@@ -645,7 +645,7 @@ def test_password_of_a_mirror_is_not_shown(users: list[Program]) -> None:
 
 
 def test_through_a_proxy(users: list[Program], server: Server) -> None:
-    """What the environment names; a server that no name leads to is asked for by it."""
+    """The environment's proxy: it is asked for a server whose name does not resolve."""
     place = server.url
 
     def behave(handler: Handler) -> bool:
@@ -665,7 +665,7 @@ def with_cloud_init(rootfs: Path, place: Path) -> Path:
 
 
 def test_cloud_variant(users: list[Program], mirror: Mirror, rootfs: Path, tmp_path: Path) -> None:
-    """It is an image beside the default one, and pulled under its own name."""
+    """It is an image in addition to the default one, and pulled under its own name."""
     root = with_cloud_init(rootfs, tmp_path / "cloud")
     content = archive(root, tmp_path / "cloud.tar.xz").read_bytes()
     mirror.offer(NAME.replace(":default", ":cloud"), content)
@@ -683,7 +683,7 @@ def test_cloud_variant(users: list[Program], mirror: Mirror, rootfs: Path, tmp_p
 def test_cloud_init_in_a_layer(
     users: list[Program], mirror: Mirror, rootfs: Path, tmp_path: Path
 ) -> None:
-    """Where the index has no such variant, it is installed once, over the default image."""
+    """If the index has no such variant, it is installed once, over the default image."""
     refused = users[0]("create", "--variant", "cloud", "alpine:3.22", "no")
     assert refused.code == 1
     assert b"has no cloud-init, and no supported package manager" in refused.err
@@ -717,7 +717,7 @@ def test_taken_name_is_refused_before_anything_is_pulled(
 
 
 def test_saved_and_added(users: list[Program], tmp_path: Path) -> None:
-    """An archive of the caller's own, from which another state directory gets the same image."""
+    """An archive that the caller owns, from which another state directory gets the same image."""
     file = tmp_path / "image.tar.zst"
     assert users[0]("image", "save", "alpine:3.22", str(file)).code == 1
     assert users[0]("image", "pull", "alpine:3.22").code == 0
@@ -737,7 +737,7 @@ def test_save_where_it_cannot_be(users: list[Program], tmp_path: Path) -> None:
         assert len(answer.err.splitlines()) == 1
 
 
-def test_doctor_tells_of_images(users: list[Program], server: Server, with_host: None) -> None:
+def test_doctor_lists_images(users: list[Program], server: Server, with_host: None) -> None:
     users[0]("image", "pull", "alpine:3.22")
     shown = users[0]("doctor").text
     assert f"ok      image: {KEY}@20260101_0524, pulled from {server.url}" in shown
@@ -751,7 +751,7 @@ def test_doctor_tells_of_images(users: list[Program], server: Server, with_host:
 
 @pytest.mark.parametrize("kind", ["file", "unwritable"])
 def test_cache_that_cannot_be_used(users: list[Program], tmp_path: Path, kind: str) -> None:
-    """Said in one line; a machine of the host's root needs none, where that lacks nothing."""
+    """Reported in one line; a machine of a complete host's root needs no cache."""
     (tmp_path / "file").write_text("")
     place = {"file": tmp_path / "file", "unwritable": Path("/proc/none")}[kind]
     env = {"ORBCTL_SIMULATOR_CACHE": str(place)}
@@ -768,7 +768,7 @@ def test_cache_that_cannot_be_used(users: list[Program], tmp_path: Path, kind: s
 
 
 def test_host_in_place_of_images(users: list[Program], with_host: None) -> None:
-    """Asked for by the environment, also where images are at hand: only one's own are taken."""
+    """Requested by the environment, even if images exist: only the state directory's own count."""
     assert users[0]("image", "pull", "alpine:3.22").code == 0
     host = {"ORBCTL_SIMULATOR_IMAGES": "host"}
     distro, version, _ = images.release()

@@ -1,4 +1,4 @@
-"""What an image lacks for a machine, and cloud-init's data for one."""
+"""What an image lacks, and cloud-init's data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROOTS = [
 
 @pytest.mark.parametrize(("there", "expected"), ROOTS, ids=lambda value: "+".join(value) or "none")
 def test_what_is_lacking(tmp_path: Path, there: list[str], expected: list[str]) -> None:
-    """A bus is a part of systemd's machines only."""
+    """Only systemd requires a bus."""
     for name in there:
         (tmp_path / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / FILES[name]).write_text("")
@@ -49,7 +49,7 @@ def test_what_is_lacking(tmp_path: Path, there: list[str], expected: list[str]) 
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    """What an image's links lead to on the host is not there in it."""
+    """The host's files behind an image's links do not count."""
     (tmp_path / "usr").symlink_to("/usr")
     (tmp_path / "bin").symlink_to("/usr/bin")
     assert parts.lacking(str(tmp_path), ["init", "sudo"]) == ["init", "sudo"]
@@ -57,9 +57,9 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def program(tmp_path: Path, orb: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
-    """A state directory, and this process in its place, to ask for more than `create` does."""
+    """A state directory that this process uses, to request more than `create` does."""
     if os.geteuid() != 0:
-        pytest.skip("makes layers in this process, which takes root")
+        pytest.skip("needs root: builds layers in this process")
     env = {
         "ORBCTL_SIMULATOR_CACHE": str(tmp_path / "cache"),
         "ORBCTL_SIMULATOR_IMAGES": str(tmp_path / "mirror"),
@@ -83,7 +83,7 @@ id >/usr/lib/systemd/systemd
 
 @pytest.mark.long
 def test_all_parts_in_one_layer(program: Program, rootfs: Path, tmp_path: Path) -> None:
-    """Installed once, and stacked over the image, which stays as it is."""
+    """Installed once, and stacked over the image, which does not change."""
     root = without_sudo(rootfs, tmp_path / "root", INSTALL)
     (root / "usr/lib/systemd").mkdir(parents=True)
     mirror = Mirror(tmp_path / "mirror")
@@ -107,9 +107,9 @@ def test_all_parts_in_one_layer(program: Program, rootfs: Path, tmp_path: Path) 
 
 
 def test_opaque_directories_of_a_layer(tmp_path: Path) -> None:
-    """They are so for overlays of a user namespace, too, which see other marks."""
+    """They are also opaque for overlays in user namespaces, which read other attributes."""
     if os.geteuid() != 0:
-        pytest.skip("sets marks that take root")
+        pytest.skip("needs root: sets attributes")
     for name in ("plain", "opaque"):
         (tmp_path / "a" / name).mkdir(parents=True)
     os.setxattr(tmp_path / "a/opaque", "trusted.overlay.opaque", b"y")
@@ -122,7 +122,7 @@ def test_opaque_directories_of_a_layer(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_layer_of_a_killed_call(program: Program, rootfs: Path, tmp_path: Path) -> None:
-    """It is removed, and made anew by the next that wants it."""
+    """It is removed, and built again by the next call that needs it."""
     root = without_sudo(
         rootfs, tmp_path / "root", "id >/usr/bin/sudo; [ -e /fast ] || cat /dev/zero"
     )
@@ -151,7 +151,7 @@ SEED = "var/lib/cloud/seed/nocloud"
 
 
 def test_seed(tmp_path: Path) -> None:
-    """Where cloud-init's NoCloud looks; its other sources are turned off."""
+    """The data is where cloud-init's NoCloud looks; other sources are turned off."""
     root = opened(tmp_path)
     for data in (b"#cloud-config\n\xff", b"#!/bin/sh\n"):
         cloud.put_seed(root, data, "01ABC", "web")
@@ -167,7 +167,7 @@ def test_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["var", "var/lib/cloud", SEED, "etc", "etc/cloud/cloud.cfg.d"])
 @pytest.mark.parametrize("kind", ["link", "file", "dangling"])
 def test_seed_goes_nowhere_else(tmp_path: Path, place: str, kind: str) -> None:
-    """An image whose directories are something else gets none, in one line."""
+    """An image whose directories are something else gets no data: one line says so."""
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.mkdir()
     (root / place).parent.mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_seed_goes_nowhere_else(tmp_path: Path, place: str, kind: str) -> None:
 @pytest.mark.parametrize("name", ["user-data", "meta-data"])
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
 def test_seed_replaces_what_has_its_name(tmp_path: Path, name: str, kind: str) -> None:
-    """It writes new files, never into one that is there."""
+    """It writes new files, and never into an existing one."""
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.write_text("as it was")
     (root / SEED).mkdir(parents=True)
@@ -204,7 +204,7 @@ def test_seed_replaces_what_has_its_name(tmp_path: Path, name: str, kind: str) -
 
 
 def test_user_data_of_the_caller(tmp_path: Path) -> None:
-    """A file of usual size; what is none is refused, and no pipe is waited for."""
+    """A file of usual size; anything else is rejected, and no pipe blocks."""
     (tmp_path / "data").write_bytes(b"#cloud-config\n")
     assert cloud.read_user_data(str(tmp_path / "data")) == b"#cloud-config\n"
     (tmp_path / "large").write_bytes(b"x" * ((1 << 20) + 1))
@@ -215,7 +215,7 @@ def test_user_data_of_the_caller(tmp_path: Path) -> None:
 
 
 def test_rootfs_is_left_alone(rootfs: Path, tmp_path: Path) -> None:
-    """What has all parts needs no layer, no network and no package manager."""
+    """A root with all parts needs no layer, no network and no package manager."""
     root = tmp_path / "root"
     shutil.copytree(rootfs, root, symlinks=True)
     assert layers.over(str(root), "void", "the image", ["sudo"]) == []

@@ -67,7 +67,7 @@ def refused(answer: Answer) -> bool:
 
 
 def test_devices(booted: Booted, box: str) -> None:
-    """Only devices that every program needs or that are meant for unprivileged users."""
+    """Only devices that every program needs or that are meant for unprivileged users exist."""
     shown = booted.root_in(box, "cd /dev; find . -type c -o -type b | sort").text.split()
     needed = {"full", "null", "pts/0", "pts/ptmx", "random", "tty", "urandom", "zero"}
     found = {entry[2:] for entry in shown if not re.match(r"./pts/[1-9]", entry)}
@@ -88,7 +88,7 @@ def test_devices_of_an_image_do_not_open(booted: Booted, small_root: Path) -> No
     os.mkfifo(small_root / "command")
     image = booted.image(small_root)
     (files,) = (booted.home / "images").glob(f"{image.replace(':', '_')}_*/.files")
-    os.mknod(files / "null", 0o20666, os.makedev(1, 3))  # adding an image leaves devices out
+    os.mknod(files / "null", 0o20666, os.makedev(1, 3))  # adding an image skips devices
     (files / "null").chmod(0o666)
     name = booted.create(image=image)
     assert refused(booted.root_in(name, "echo x >/null"))
@@ -183,7 +183,7 @@ def test_windows_into_the_kernel(booted: Booted, box: str, path: str) -> None:
 
 
 def test_sys_cannot_be_written(booted: Booted, own_box: str) -> None:
-    """Also not after mounting it writable or a second time."""
+    """Also not after mounting it as writable or a second time."""
     script = """
         mount -o remount,rw /sys; mkdir -p /mnt/sys; mount -t sysfs none /mnt/sys
         find /sys /mnt/sys -path '*/fs/cgroup' -prune -o -type f -perm /222 -print
@@ -193,7 +193,7 @@ def test_sys_cannot_be_written(booted: Booted, own_box: str) -> None:
 
 
 def test_system_calls_that_reach_the_host(booted: Booted, box: str) -> None:
-    """Modules, clocks, swap, kexec, accounting, the kernel log and probes are refused."""
+    """Modules, clocks, swap, kexec, accounting, the kernel log and probes are rejected."""
     nothing, empty = '"/nothing"', '""'
     now = 'pack("qq", time, 0)'
     attempts = {
@@ -238,7 +238,7 @@ def canary() -> Iterator[subprocess.Popen[bytes]]:
 def test_processes_of_the_host(
     booted: Booted, own_box: str, canary: subprocess.Popen[bytes]
 ) -> None:
-    """They can be neither seen nor signalled."""
+    """They can neither be seen nor signaled."""
     assert refused(booted.root_in(own_box, f"kill -0 {canary.pid}"))
     names = booted.root_in(own_box, "cat /proc/[0-9]*/comm").text.split()
     assert not {"pytest", "python", "python3"} & {*names}
@@ -338,7 +338,7 @@ def test_keys_of_the_caller(booted: Booted, box: str) -> None:
     mark = f"canary-{secrets.token_hex(4)}"
     code = (
         "import ctypes, os, sys; c = ctypes.CDLL(None);"
-        f"c.syscall({number('keyctl')}, 1, None);"  # a session of its own, and so of what it starts
+        f"c.syscall({number('keyctl')}, 1, None);"  # a new session, also for what it starts
         f"key = c.syscall({number('add_key')}, b'user', b'{mark}', b'secret', 6, -3);"
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:], str(key)])"
     )
@@ -406,7 +406,7 @@ ATTACKER = r"""
 """
 
 
-def test_who_enters_is_not_looked_into(booted: Booted, own_box: str) -> None:
+def test_entering_process_cannot_be_inspected(booted: Booted, own_box: str) -> None:
     """A process that enters the machine exposes nothing before it becomes the command.
 
     An attacker in the machine inspects all processes meanwhile; it does see the commands.
@@ -437,7 +437,7 @@ def test_supervisor_is_closed(booted: Booted, box: str) -> None:
     assert lock in files
     others = files - {lock, "/"}
     assert all(re.fullmatch(r"/run/orbctl-simulator/ids-\d+", path) for path in others)
-    # The root is the machine's own. Both ends of the console's terminal bear the names that they
+    # The root is the machine's own. Both ends of the console's terminal have the names that they
     # have in the machine.
     assert held - files >= {"/dev/null", "/dev/pts/ptmx", "/dev/console"}
     assert proc.stat().st_uid == 0
@@ -447,8 +447,8 @@ def test_supervisor_is_closed(booted: Booted, box: str) -> None:
         assert subprocess.run([*nobody, *look], capture_output=True).returncode != 0
 
 
-def test_it_is_in_no_ones_way(booted: Booted, own_box: str) -> None:
-    """A machine's processes have ids and namespaces of their own on the host."""
+def test_ids_and_namespaces_are_its_own(booted: Booted, own_box: str) -> None:
+    """A machine's processes have their own ids and namespaces on the host."""
     init = booted.pids(own_box)[0]
     status = Path(f"/proc/{init}/status").read_text()
     uids = re.findall(r"^[UG]id:\s+(\d+)", status, re.MULTILINE)

@@ -22,7 +22,7 @@ def as_root(orb: Program, machine: str, script: str) -> Answer:
 
 
 def python_in(orb: Program, machine: str, script: str, **options: Any) -> str:
-    """What a program of root's printed, which is written in the machine's Python."""
+    """The output of a program that root runs with the machine's Python."""
     if not os.path.exists("/usr/bin/python3"):
         pytest.skip("needs a Python in the base")
     words = ("run", "-m", machine, "-u", "root", "-w", "/", "/usr/bin/python3", "-c", script)
@@ -35,7 +35,7 @@ def pid_of(orb: Program, machine: str, home: Path) -> int:
 
 
 def test_devices(orb: Program, machine: str) -> None:
-    """``/dev`` has what programs need, and no disk, memory or kernel log."""
+    """``/dev`` contains what programs need, and no disk, memory or kernel log."""
     shown = as_root(orb, machine, "cd /dev; find . ! -type l ! -name . | sort").text.split()
     needed = {"full", "null", "pts", "pts/ptmx", "random", "shm", "tty", "urandom", "zero"}
     assert {entry[2:] for entry in shown} == needed
@@ -45,14 +45,14 @@ def test_devices(orb: Program, machine: str) -> None:
 
 
 def test_no_new_devices(orb: Program, machine: str) -> None:
-    """Nor can it make one."""
+    """Root cannot create any."""
     answer = as_root(orb, machine, "mknod /root/disk b 254 0")
     assert answer.code != 0
     assert as_root(orb, machine, "test -e /root/disk").code != 0
 
 
 def test_devices_of_the_base_do_not_open(orb: Program, machine: str) -> None:
-    """A device node that lies in the base's files is none in a machine."""
+    """A device node in the base's files does not work in a machine."""
     assert "nodev" in as_root(orb, machine, "grep ' / ' /proc/mounts").text
 
 
@@ -85,7 +85,7 @@ def test_other_switches_are_read_only(orb: Program, machine: str, path: str) -> 
 
 
 def test_files_of_the_kernel(orb: Program, machine: str) -> None:
-    """Their modes and owners are the host's, too, as a `chmod -R` of too much would find out."""
+    """Their modes and owners belong to the host, which a careless `chmod -R` would change."""
     script = (
         "cd /proc; for f in [a-z]*; do test -L $f && continue; "
         "chmod 444 $f 2>/dev/null && echo $f; chown 0 $f 2>/dev/null && echo $f; done; "
@@ -95,7 +95,7 @@ def test_files_of_the_kernel(orb: Program, machine: str) -> None:
 
 
 def test_capabilities(orb: Program, machine: str) -> None:
-    """Module, time, boot, raw I/O, mknod, net-admin and swap rights have left the bounding set."""
+    """Module, time, boot, raw I/O, mknod, net-admin and swap rights are not in the bounding set."""
     kept = sum(1 << number for number in KEPT_CAPABILITIES)
     gone = {"sys_module": 16, "sys_rawio": 17, "sys_admin": 21, "sys_boot": 22, "sys_time": 25}
     gone.update(net_admin=12, mknod=27, sys_ptrace=19, syslog=34, mac_admin=33, bpf=39)
@@ -109,7 +109,7 @@ def test_capabilities(orb: Program, machine: str) -> None:
 
 
 def test_sudo_gives_no_more(orb: Program, machine: str) -> None:
-    """A set-uid program cannot get back what left the bounding set."""
+    """A set-uid program cannot regain rights that are not in the bounding set."""
     shown = orb("run", "-m", machine, "sudo", "grep", "^CapEff", "/proc/self/status").text
     kept = sum(1 << number for number in KEPT_CAPABILITIES)
     assert int(shown.split()[1], 16) & ~kept == 0
@@ -138,7 +138,7 @@ def test_rights_that_are_gone(orb: Program, machine: str, script: str) -> None:
 
 
 def test_no_user_namespaces(orb: Program, machine: str) -> None:
-    """In one, the machine's root would have all rights again, and mount the control groups."""
+    """In one, the machine's root would regain all rights, and could mount the control groups."""
     assert python_in(orb, machine, attackers.NAMESPACES) == "[]\n"
     script = "unshare -UrmC sh -c 'mount -t cgroup2 none /mnt'"
     for user in ("root", "nobody"):
@@ -148,7 +148,7 @@ def test_no_user_namespaces(orb: Program, machine: str) -> None:
 
 
 def test_private_files_are_hidden(orb: Program, machine: str, home: Path) -> None:
-    """The host's ``/root`` and ``/home``, and the state folder, are not in sight."""
+    """The host's ``/root`` and ``/home``, and the state directory, cannot be seen."""
     user = orb("run", "-m", machine, "id", "-un").text.strip()
     assert as_root(orb, machine, "ls -A /home").text.split() == [user]
     assert as_root(orb, machine, "ls -A /root").text.split() == []
@@ -157,7 +157,7 @@ def test_private_files_are_hidden(orb: Program, machine: str, home: Path) -> Non
 
 @pytest.mark.usefixtures("root_only")
 def test_state_folder_outside_private_places(own: Program, orb: Program) -> None:
-    """The state folder and the layers are hidden wherever they lie."""
+    """The state directory and the layers are hidden wherever they are."""
     place = Path("/opt") / f"orbctl-simulator-test-{os.getpid()}"
     program = make_program(place / "state", ORBCTL_SIMULATOR_CACHE=str(place / "cache"))
     cache = place / "cache"
@@ -174,7 +174,7 @@ def test_state_folder_outside_private_places(own: Program, orb: Program) -> None
 
 
 def test_writes_stay_in_the_machine(orb: Program, machine: str) -> None:
-    """Whatever is changed, also through links, the host's files stay as they are."""
+    """No change, also through links, reaches the host's files."""
     before = {path: Path(path).stat().st_mtime_ns for path in ("/etc/passwd", "/etc/hosts", "/usr")}
     script = "echo x >>/etc/passwd; echo x >>/etc/hosts; rm -rf /usr/share/doc; touch /usr/new"
     as_root(orb, machine, f"{script}; ln -sfn /etc /opt/link; touch /opt/link/new; rm -rf /var/log")
@@ -187,7 +187,7 @@ def test_writes_stay_in_the_machine(orb: Program, machine: str) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_simulator_in_a_chroot(own: Program, tmp_path: Path) -> None:
-    """There the namespace's root is the host's; commands are in the machine's root all the same."""
+    """There, the namespace's root is the host's; commands still run in the machine's root."""
     inside, mark = tmp_path / "chroot", f"/opt/chroot-{os.getpid()}"
     inside.mkdir()
     steps = [
@@ -203,7 +203,7 @@ def test_simulator_in_a_chroot(own: Program, tmp_path: Path) -> None:
 
 
 def test_temporary_files_are_its_own(orb: Program, machine: str, tmp_path: Path) -> None:
-    """``/tmp`` and ``/run`` are empty file systems of the machine."""
+    """``/tmp`` and ``/run`` are the machine's own empty file systems."""
     assert as_root(orb, machine, f"ls {tmp_path}").code != 0
     for path in ("/tmp", "/run", "/dev/shm"):
         assert as_root(orb, machine, f"touch {path}/safety-{os.getpid()}").code == 0
@@ -212,7 +212,7 @@ def test_temporary_files_are_its_own(orb: Program, machine: str, tmp_path: Path)
 
 
 def test_processes_are_its_own(orb: Program, machine: str) -> None:
-    """It sees and can signal no process of the host."""
+    """It can neither see nor signal a process of the host."""
     names = as_root(orb, machine, "ls /proc | grep -c '^[0-9]*$'").text
     assert int(names) < 10
     assert as_root(orb, machine, f"kill -0 {os.getpid()}").code != 0
@@ -220,9 +220,9 @@ def test_processes_are_its_own(orb: Program, machine: str) -> None:
 
 
 def test_pid_1_holds_nothing_of_the_callers(orb: Program, made: Made, home: Path) -> None:
-    """No pipe, no working directory, no variable of whoever created the machine.
+    """No pipe, working directory or variable of the process that created the machine.
 
-    It has one file of its own, by which it sees that its state folder is there.
+    It has one file open, through which it sees whether its state directory exists.
     """
     name = made.create()
     assert python_in(orb, name, attackers.PID_1) == "[]\n"
@@ -235,7 +235,7 @@ def test_pid_1_holds_nothing_of_the_callers(orb: Program, made: Made, home: Path
 
 
 def test_create_does_not_hold_pipes(made: Made) -> None:
-    """A caller that reads the output of `create` to its end does not wait for the machine."""
+    """A caller that reads the output of `create` to the end does not wait for the machine."""
     name = made.name()
     process = made.orb.started("create", "debian", name)
     process.communicate(timeout=60)
@@ -257,7 +257,7 @@ def test_state_folder_is_private(orb: Program, machine: str, home: Path) -> None
 
 
 def tree_of(folder: Path) -> list[tuple[str, int, int, int, int]]:
-    """Every name below a directory, with what a write would change."""
+    """Every name below a directory, with the attributes that a write would change."""
     seen = []
     for path in [folder, *sorted(folder.rglob("*"))]:
         status = path.lstat()
@@ -269,7 +269,7 @@ def tree_of(folder: Path) -> list[tuple[str, int, int, int, int]]:
     "target", ["/etc", "/opt", "/home", "/usr/local/bin", "/root", "/etc/sudoers.d", "/"]
 )
 def test_setting_up_writes_nothing_of_the_host(own: Program, tmp_path: Path, target: str) -> None:
-    """Users, sudo, names, resolver, password and home are the machine's, whatever is mounted."""
+    """Users, sudo, names, resolver, password and home are the machine's, whatever is shared."""
     shared = tmp_path / "shared"
     (shared / "passwd").parent.mkdir()
     for name in ("passwd", "shadow", "group", "hosts", "hostname", "resolv.conf"):
@@ -293,7 +293,7 @@ def test_setting_up_writes_nothing_of_the_host(own: Program, tmp_path: Path, tar
 
 
 def test_one_file_that_is_mounted(own: Program, tmp_path: Path) -> None:
-    """It is not written either, and a share of several parts is put together, or refused."""
+    """It is not written either; a share inside another share works, or is rejected."""
     (tmp_path / "outer").mkdir()
     (tmp_path / "inner").mkdir()
     (tmp_path / "hosts").write_text("original")
@@ -314,7 +314,7 @@ def test_one_file_that_is_mounted(own: Program, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("link", ["..{}", "{}", "/proc/1/root{}"])
 def test_links_where_something_is_mounted(own: Program, tmp_path: Path, link: str) -> None:
-    """A start follows them in the machine alone: before, `..` led from its root to the host's."""
+    """A start resolves them only in the machine; `..` must not lead from its root to the host's."""
     outside = tmp_path / "outside"
     for folder in ("shared", "outside"):
         (tmp_path / folder).mkdir()
@@ -328,7 +328,7 @@ def test_links_where_something_is_mounted(own: Program, tmp_path: Path, link: st
 
 
 def test_links_to_what_a_start_has_open(own: Program, tmp_path: Path) -> None:
-    """They lead into nothing that is shared: its places are made before there is a ``/proc``."""
+    """They lead into no share: mount points are created before ``/proc`` is mounted."""
     (tmp_path / "shared").mkdir()
     assert own("create", "--isolated", "debian", "m").code == 0
     numbers = range(3, 13)
@@ -342,7 +342,7 @@ def test_links_to_what_a_start_has_open(own: Program, tmp_path: Path) -> None:
 
 
 def test_devices_of_what_is_mounted(own: Program, tmp_path: Path) -> None:
-    """They do not open; what is read-only on the host stays so."""
+    """They do not open; read-only mounts of the host stay read-only."""
     (tmp_path / "shared").mkdir()
     flags = ("--isolated", "--mount", f"{tmp_path}/shared:/s", "--mount", "/proc/sys:/t")
     assert own("create", *flags, "debian", "m").code == 0

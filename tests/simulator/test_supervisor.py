@@ -33,7 +33,7 @@ pytestmark = pytest.mark.boot
 
 
 def test_commands_end_with_the_machine(booted: Booted, own_box: str) -> None:
-    """`stop` returns when commands and the daemons they started are gone."""
+    """`stop` returns when commands and the daemons that they started have ended."""
     marks = [f"60.{time.time_ns()}", f"61.{time.time_ns()}"]
     call = booted.program.started("run", "-m", own_box, "sh", "-c", f"echo up; sleep {marks[0]}")
     assert call.stdout
@@ -113,7 +113,7 @@ def test_delete_of_a_machine_whose_supervisor_is_stopped(booted: Booted) -> None
 
 def test_supervisor_that_root_of_the_machine_disowned(booted: Booted, own_box: str) -> None:
     """An init that does not end with its parent is killed by the next command."""
-    # prctl(PR_SET_PDEATHSIG, 0), by an init of the machine's own: a shell that execs it again.
+    # prctl(PR_SET_PDEATHSIG, 0), by the machine's own init: a shell that executes the real one.
     script = "exec perl -e 'syscall(157, 1, 0); exec @ARGV' /lib/systemd/systemd"
     wrapped = (
         f"rm /sbin/init; printf '#!/bin/sh\n%s\n' \"{script}\" >/sbin/init; chmod +x /sbin/init"
@@ -137,7 +137,7 @@ def test_init_that_is_killed(booted: Booted, own_box: str) -> None:
 
 
 def test_machine_ends_with_its_directory(booted: Booted, tmp_path: Path) -> None:
-    """No command could stop it any more."""
+    """No command could stop it anymore."""
     booted = make_booted(tmp_path / "gone")
     name = booted.create()
     pids, ident = booted.pids(name), booted.directory(name).name
@@ -172,7 +172,7 @@ def test_killed_in_the_middle_of_create(booted: Booted, tmp_path: Path) -> None:
         time.sleep(whole * (0.1 + 0.08 * number))
         if number % 3 == 1:  # the machine's supervisor, in the middle of the boot
             for supervisor in supervisors_of(tmp_path / "state"):
-                with contextlib.suppress(ProcessLookupError):  # a helper that it had for a moment
+                with contextlib.suppress(ProcessLookupError):  # a short-lived helper
                     os.kill(supervisor, signal.SIGKILL)
         elif number % 3 == 2:
             for path in (tmp_path / "state" / "machines").glob("*/pid"):
@@ -221,7 +221,7 @@ def test_machine_that_does_not_come_up(
 
 
 def test_service_that_hangs_at_boot(booted: Booted, own_box: str) -> None:
-    """`start` does not fail because of it, as OrbStack only waits for an address."""
+    """`start` does not fail because of it: OrbStack only waits for an address."""
     unit = "[Service]\nType=oneshot\nExecStart=/bin/sleep 1000\nTimeoutStopSec=1\n"
     script = (
         "cat >/etc/systemd/system/slow.service; mkdir -p /etc/systemd/system/basic.target.wants"
@@ -255,7 +255,7 @@ def test_ten_at_once(booted: Booted) -> None:
 
 
 def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
-    """The reason is found by trying, in one line, and nothing is left behind."""
+    """The reason, in one line, is found by trying, and nothing is left behind."""
     code = "import sys; from orbctl_simulator import trial; sys.stdout.write(trial.why_not())"
     look = [*booted.program.command[:1], "-c", code]
     before = orphaned_groups()
@@ -278,7 +278,7 @@ def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
 
 
 def test_limits(booted: Booted) -> None:
-    """They are enforced where the host's control groups allow it."""
+    """They are enforced if the host's control groups allow it."""
     how = cgroups.limits()
     name = booted.create("--cpus", "0.5", "--memory", "200")
     group = f"orb-{booted.directory(name).name}"
@@ -299,7 +299,7 @@ def test_limits(booted: Booted) -> None:
 
 
 def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
-    """Machines use control groups anyway, and leave none."""
+    """Machines use control groups anyway, and leave none behind."""
     hide = "umount -l /sys/fs/cgroup; while umount -l /sys/fs/cgroup; do :; done 2>/dev/null"
     words = [*booted.program.command, "create", IMAGE, "unmounted"]
     made = ["unshare", "-m", "sh", "-c", f'{hide}; "$@"', "sh", *words]
@@ -321,7 +321,7 @@ def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
 def test_image_that_has_no_init(
     booted: Booted, rootfs: Path, tmp_path: Path, installer: str, reason: str
 ) -> None:
-    """Its machines are made without init, and one line says so; who insists is refused."""
+    """Its machines have no init, and one line says so; if an init is required, it fails."""
     root = tmp_path / "root"
     shutil.copytree(rootfs, root)
     if installer:
@@ -341,7 +341,7 @@ def test_image_that_has_no_init(
 
 
 def test_host_that_cannot_boot_machines(booted: Booted, tmp_path: Path) -> None:
-    """They are made without init, and one line says so; who insists is refused."""
+    """Machines have no init, and one line says so; if an init is required, it fails."""
     env = {"ORBCTL_SIMULATOR_HOME": str(tmp_path / "state"), "ORBCTL_SIMULATOR_IMAGES": "host"}
 
     def create(init: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""What the commands do with machines that boot, and with their network."""
+"""The commands with machines that boot, and with their network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.boot
 
 @pytest.fixture(scope="session")
 def copy(booted: Booted, box: str) -> str:
-    """A clone that runs."""
+    """A running clone."""
     script = "echo kept >/root/kept; install -o 501 -m 600 /dev/null /home/user/own"
     assert booted.root_in(box, script).code == 0
     assert booted("clone", box, "copy").code == 0
@@ -83,7 +83,7 @@ def test_what_list_and_info_show(booted: Booted, box: str) -> None:
 
 
 def test_isolated_from_the_network(booted: Booted, box: str) -> None:
-    """It reaches neither machines nor the host; its router and so the internet it does reach."""
+    """It reaches neither machines nor the host, but its router, and so the internet."""
     assert booted("create", IMAGE, "alone", "--isolated", "--isolate-network").err == b""
     ping = "ping -c1 -W1 {}"
     assert booted.root_in("alone", ping.format(address(booted, box))).code != 0
@@ -93,7 +93,7 @@ def test_isolated_from_the_network(booted: Booted, box: str) -> None:
 
 
 def test_rename(booted: Booted, own_box: str, box: str) -> None:
-    """A running one has its new name at once, for others too."""
+    """A running machine has its new name at once, also for others."""
     before = address(booted, own_box)
     assert booted("rename", own_box, "other-name").code == 0
     try:
@@ -107,7 +107,7 @@ def test_rename(booted: Booted, own_box: str, box: str) -> None:
 
 
 def test_export_and_import(booted: Booted, copy: str, tmp_path: Path) -> None:
-    """Owners in the archive are those in the machine, and come back."""
+    """The archive contains the machine's owners, and `import` restores them."""
     archive = tmp_path / "copy.tar.zst"
     assert booted("export", copy, str(archive)).code == 0
     assert booted("import", str(archive), "-n", "imported").code == 0
@@ -119,7 +119,7 @@ def test_export_and_import(booted: Booted, copy: str, tmp_path: Path) -> None:
 
 
 def test_push_and_pull(booted: Booted, own_box: str, tmp_path: Path) -> None:
-    """They go by the machine's files, and not by what is mounted in it."""
+    """They use the machine's files, and not what is mounted in it."""
     (tmp_path / "file").write_text("pushed")
     for target in ("one", "/tmp/lost"):
         assert booted("push", "-m", own_box, str(tmp_path / "file"), target).code == 0
@@ -130,7 +130,7 @@ def test_push_and_pull(booted: Booted, own_box: str, tmp_path: Path) -> None:
 
 
 def test_terminal(booted: Booted, box: str) -> None:
-    """A command has one of the machine's own, which belongs to its user."""
+    """A command has the machine's own terminal, which belongs to its user."""
     script = 'tty; stat -c %U "$(tty)"; echo err >/dev/stderr; echo out >/dev/stdout'
     shown = booted.program.on_terminal("run", "-m", box, "sh", "-c", script)
     assert re.fullmatch(r"/dev/pts/\d+\r\nuser\r\nerr\r\nout\r\n", shown.text)
@@ -174,12 +174,12 @@ def test_two_processes_start_one_machine(booted: Booted, own_box: str) -> None:
 
 
 def test_router_that_was_killed(booted: Booted, own_box: str) -> None:
-    """`start` connects a running machine again."""
+    """`start` reconnects a running machine."""
     pid = int((booted.home / "network/router").read_text().split()[0])
     os.kill(pid, 9)
     assert booted("start", own_box).code == 0
     assert booted.root_in(own_box, f"ping -c1 -W5 {own_box}.orb.local").code == 0
-    for line in booted("list", "-q", "-r").lines:  # and the others, for the tests after this one
+    for line in booted("list", "-q", "-r").lines:  # also the others, for the next tests
         assert booted("start", line).code == 0
 
 
@@ -193,7 +193,7 @@ runcmd:
 
 @pytest.fixture(scope="session")
 def in_cloud(booted: Booted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A machine with cloud-init, which is at work when `create` returns."""
+    """A machine with cloud-init, which is still running when `create` returns."""
     path = tmp_path_factory.mktemp("cloud") / "user data"
     path.write_bytes(USER_DATA)
     assert booted("create", "--user-data", str(path), IMAGE, "cloud").code == 0
@@ -210,7 +210,7 @@ def test_cloud_init(booted: Booted, in_cloud: str) -> None:
 
 
 def test_clone_of_a_machine_with_cloud_init(booted: Booted, in_cloud: str) -> None:
-    """Another machine to cloud-init, which runs there again."""
+    """To cloud-init, the clone is another machine, so it runs there again."""
     assert booted.root_in(in_cloud, "cloud-init status --wait; rm /root/ran").code == 0
     assert booted("clone", in_cloud, "cloud-copy").code == 0
     assert booted("start", "cloud-copy").code == 0

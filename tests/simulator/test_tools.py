@@ -20,14 +20,14 @@ from tests.simulator.conftest import make_program
 
 
 def spoiled(orb: Program, tmp_path: Path, *rules: dict[str, Any]) -> Program:
-    """The same simulator with faults; their counters lie beside the file."""
+    """The same simulator with faults; their counters are beside the file."""
     file = tmp_path / "faults.json"
     file.write_text(json.dumps(rules))
     return Program(orb.command, {**orb.env, "ORBCTL_SIMULATOR_FAULTS": str(file)})
 
 
 def test_fault_with_exit_code(orb: Program, machine: str, tmp_path: Path) -> None:
-    """The nth call, counted over processes, ends with the given code and text."""
+    """The nth call, counted across processes, ends with the given code and text."""
     rule = {"match": "run", "nth": 2, "exit": 9, "stderr": "boo\n", "stdout": "\N{GHOST}"}
     bad = spoiled(orb, tmp_path, rule)
     words = ["run", "-m", machine, "echo", "ran"]
@@ -38,13 +38,13 @@ def test_fault_with_exit_code(orb: Program, machine: str, tmp_path: Path) -> Non
 
 
 def test_fault_by_substring(orb: Program, machine: str, tmp_path: Path) -> None:
-    """A match that names no command is a part of the command line."""
+    """A match that is not a command is a part of the command line."""
     bad = spoiled(orb, tmp_path, {"match": "echo two", "exit": 3}, {"match": "", "nth": [3, 4]})
     assert [bad("run", "-m", machine, "echo", word).code for word in ("one", "two")] == [0, 3]
 
 
 def test_faults_inline(orb: Program, tmp_path: Path) -> None:
-    """Rules can stand in the variable itself; their counters then lie in the state folder."""
+    """The variable can contain the rules; their counters are then in the state directory."""
     rules = json.dumps({"match": "list", "nth": [1, 3], "exit": 4, "stderr": str(tmp_path)})
     bad = Program(orb.command, {**orb.env, "ORBCTL_SIMULATOR_FAULTS": rules})
     assert [bad("list").code for _ in range(4)] == [4, 0, 4, 0]
@@ -65,13 +65,13 @@ def test_delay_and_hang(orb: Program, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["list", "-f", "json"], ["run", "echo"]])
 def test_silence(orb: Program, machine: str, tmp_path: Path, words: list[str]) -> None:
-    """Exit code 0 and not a word, and nothing was done."""
+    """Exit code 0, no output, and nothing was done."""
     bad = spoiled(orb, tmp_path, {"match": words[0], "silent": True})
     assert bad(*words) == Answer(0, b"", b"")
 
 
 def test_cut_streams(orb: Program, machine: str, tmp_path: Path) -> None:
-    """A stream ends after n bytes, and with it the call; stdin too."""
+    """A stream, also stdin, ends after n bytes, and with it the call."""
     words = ["run", "-m", machine, "sh", "-c", "printf 0123456789; sleep 0.2; printf abcdef >&2"]
     assert spoiled(orb, tmp_path, {"match": "run", "cut": 4})(*words)[:2] == (1, b"0123")
     bad = spoiled(orb, tmp_path, {"match": "run", "cut_stderr": 3, "exit": 255})
@@ -93,7 +93,7 @@ def test_stop_in_the_middle(orb: Program, made: Made, machine: str, tmp_path: Pa
 
 
 def test_spoiled_lists(orb: Program, machine: str, tmp_path: Path) -> None:
-    """`null`, garbage, half of it, nothing, everything twice; always with exit code 0."""
+    """`null`, garbage, truncated, empty, everything twice; always with exit code 0."""
     whole = orb("list", "-f", "json").json
 
     def shown(how: str) -> str:
@@ -110,7 +110,7 @@ def test_spoiled_lists(orb: Program, machine: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rules", ["{", '{"mach": "run"}', '{"list": "x"}', "[1]"])
 def test_wrong_rules_are_refused(orb: Program, rules: str) -> None:
-    """A slip would be a fault that never fires, and a test that proves nothing."""
+    """A typo would be a fault that never fires, and a test that proves nothing."""
     answer = orb("list", env={"ORBCTL_SIMULATOR_FAULTS": rules})
     assert answer.code == 1
     assert b"ORBCTL_SIMULATOR_FAULTS" in answer.err
@@ -122,7 +122,7 @@ def logged(orb: Program, tmp_path: Path) -> tuple[Program, Path]:
 
 
 def test_log(orb: Program, machine: str, tmp_path: Path) -> None:
-    """One line a call: words without loss, names but no values, a digest of stdin."""
+    """One line per call: exact words, names without values, a digest of stdin."""
     program, file = logged(orb, tmp_path)
     env = {"ORBENV": "TOKEN", "TOKEN": "the-secret"}
     secret = b"stdin-secret\0\xff" * 9999
@@ -175,7 +175,7 @@ def test_log_and_terminals(orb: Program, machine: str, tmp_path: Path) -> None:
 
 
 def test_streams_are_exact_with_a_log(orb: Program, machine: str, tmp_path: Path) -> None:
-    """The log stands between the caller's stdin and the command, and changes nothing."""
+    """The log reads the caller's stdin before the command does, and changes nothing."""
     program, _ = logged(orb, tmp_path)
     data = bytes(range(256)) * 4000
     assert program("run", "-m", machine, "cat", stdin=data).out == data
@@ -194,7 +194,7 @@ BANNER = "OrbStack update available!"
 
 
 def test_banner(orb: Program, machine: str) -> None:
-    """The update banner stands around any command's output, on either stream."""
+    """The update banner surrounds any command's output, on either stream."""
     words = ["run", "-m", machine, "echo", "ran"]
     answer = orb(*words, env={"ORBCTL_SIMULATOR_BANNER": "stderr"})
     assert answer.text == "ran\n"
@@ -209,7 +209,7 @@ def test_banner(orb: Program, machine: str) -> None:
 
 
 def test_profiles(orb: Program, machine: str) -> None:
-    """Flags, fields and keys that a version lacks are missing as in that version."""
+    """Flags, fields and keys that a version lacks are missing."""
     isolated, limits = ["--isolated"], ["--cpus", "1"]
     lacks = {"2.0": [isolated, limits], "2.1": [limits], "2.2": []}
     for profile, flags in lacks.items():
@@ -231,7 +231,7 @@ def test_profiles(orb: Program, machine: str) -> None:
 
 
 def test_uptime(orb: Program, made: Made, machine: str) -> None:
-    """Shared with the host, or the machine's own since its start."""
+    """The host's uptime, or the machine's own since its start."""
     name = made.clone(machine)
     words = ["run", "-m", name, "cut", "-d.", "-f1", "/proc/uptime"]
     here = float(Path("/proc/uptime").read_text().split()[0])
@@ -275,7 +275,7 @@ def test_images(own: Program, rootfs: Path, tmp_path: Path) -> None:
 
 
 def test_image_that_is_not_there(own: Program) -> None:
-    """It is said once, on stderr, or refused; and nothing in the machine claims to be it."""
+    """One line on stderr, or an error; nothing in the machine claims to be that image."""
     answer = own("create", "ubuntu:22.04", "x")
     assert answer.code == 0
     assert answer.err.count(b"ubuntu:jammy") == 1
@@ -293,7 +293,7 @@ def test_image_that_is_not_there(own: Program) -> None:
 
 
 def test_foreign_zstd(own: Program, tmp_path: Path) -> None:
-    """What another program compressed can be imported where `zstd` is; garbage never."""
+    """Archives that another program compressed can be imported if `zstd` exists; garbage never."""
     own("create", "debian", "one")
     own("run", "-m", "one", "sh", "-c", "echo data >~/file")
     plain, packed = tmp_path / "one.tar.zst", tmp_path / "packed.tar.zst"
@@ -320,11 +320,11 @@ def test_doctor(orb: Program) -> None:
 
 @pytest.fixture
 def nested(orb: Program, made: Made) -> tuple[str, list[str]]:
-    """A machine that has the simulator, but not the right to make machines: a container."""
+    """A machine that has the simulator, but may not create machines, like a container."""
     if not os.path.exists("/usr/bin/python3"):
         pytest.skip("needs a Python in the base")
     mounts = ["--mount", f"{ROOT / 'src'}:/opt/simulator"]
-    # What is reached in there counts, too, see scripts/reached.py.
+    # Lines reached in there count, too, see scripts/reached.py.
     measured = ROOT / ".cache" / "coverage"
     if measured.is_dir():
         mounts += ["--mount", f"{measured}:{measured}"]
@@ -338,7 +338,7 @@ def nested(orb: Program, made: Made) -> tuple[str, list[str]]:
 
 
 def test_refusal_where_machines_cannot_be(orb: Program, nested: tuple[str, list[str]]) -> None:
-    """Inside a container without the rights: one line that says what and why."""
+    """Inside a container without the rights: one line with the error and the reason."""
     name, program = nested
     answer = orb("run", "-m", name, "-u", "root", *program, "create", "debian", "x")
     assert answer.code == 1
@@ -357,7 +357,7 @@ def test_refusal_where_machines_cannot_be(orb: Program, nested: tuple[str, list[
 
 
 def test_ordinary_user(orb: Program, nested: tuple[str, list[str]]) -> None:
-    """Through ``sudo -n``, with the caller's own state folder; without sudo, one line."""
+    """Through ``sudo -n``, with the caller's own state directory; without sudo, one line."""
     name, program = nested
     env = ["env", "SECRET=1", "ORBCTL_SIMULATOR_LOG=/tmp/log"]
     answer = orb("run", "-m", name, *env, *program, "list", "-f", "json")
@@ -379,7 +379,7 @@ def test_ordinary_user(orb: Program, nested: tuple[str, list[str]]) -> None:
 
 
 def without_sudo(rootfs: Path, place: Path, installer: str) -> Path:
-    """A root file system that has no sudo, and a package manager of a few words."""
+    """A root file system without sudo, whose package manager is a short script."""
     shutil.copytree(rootfs, place, symlinks=True)
     (place / "usr/bin/sudo").unlink()
     (place / "var/lib/dpkg").mkdir(parents=True)
@@ -390,7 +390,7 @@ def without_sudo(rootfs: Path, place: Path, installer: str) -> Path:
 
 
 def test_layer_is_made_once(rootfs: Path, tmp_path: Path, orb: Program) -> None:
-    """What the base lacks is installed into the cache, for all machines and state folders."""
+    """What the base lacks is installed into the cache, for all machines and state directories."""
     script = 'echo "$@"; id >/usr/bin/sudo; ls / >/usr/clutter; echo x >/root/clutter'
     base = without_sudo(rootfs, tmp_path / "base", script)
     cache = str(tmp_path / "cache")
@@ -411,7 +411,7 @@ def test_layer_is_made_once(rootfs: Path, tmp_path: Path, orb: Program) -> None:
 
 
 def test_layer_that_cannot_be_made(own: Program, rootfs: Path, tmp_path: Path) -> None:
-    """One clear line with the reason, and no machine."""
+    """One line with the reason, and no machine."""
     base = without_sudo(rootfs, tmp_path / "base", "echo E: no network; exit 100")
     cache = {"ORBCTL_SIMULATOR_CACHE": str(tmp_path / "cache")}
     assert own("image", "add", "void", str(base)).code == 0
@@ -424,7 +424,7 @@ def test_layer_that_cannot_be_made(own: Program, rootfs: Path, tmp_path: Path) -
 
 
 def test_logs_of_a_machine(own: Program) -> None:
-    """Its starts and stops."""
+    """They contain its starts and stops."""
     own("create", "debian", "one")
     own("stop", "one")
     shown = own("logs", "one").text

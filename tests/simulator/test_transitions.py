@@ -1,4 +1,4 @@
-"""Machines on their way from state to state: what others see, and what they are refused."""
+"""Machines in transition between states: what other processes see, and what they cannot do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def state_of(orb: Program, name: str = "m") -> str:
 
 @contextlib.contextmanager
 def held(orb: Program, state: str, *words: str, seconds: float = 60) -> Iterator[Any]:
-    """A call whose machine stays in a state, until it is ended."""
+    """A call whose machine stays in a state until the call is killed."""
     rule = json.dumps({"match": words[0], "hold": seconds})
     call = orb.started(*words, env={"ORBCTL_SIMULATOR_FAULTS": rule})
     deadline = time.monotonic() + 30
@@ -59,7 +59,7 @@ def held(orb: Program, state: str, *words: str, seconds: float = 60) -> Iterator
     ],
 )
 def test_transitions(own: Program, tmp_path: Path, state: str, words: list[str]) -> None:
-    """They are listed, refuse every change, and are forgotten with whoever was at it."""
+    """They are listed, reject every change, and end with the process that caused them."""
     if state != "creating":
         assert own("create", "debian", "m").code == 0
     if state == "starting":
@@ -83,7 +83,7 @@ def test_transitions(own: Program, tmp_path: Path, state: str, words: list[str])
 
 
 def test_run_waits(own: Program) -> None:
-    """It starts machines on demand, so it waits for one that is on its way."""
+    """It starts machines on demand, so it waits for one in transition."""
     assert own("create", "debian", "m").code == 0
     with held(own, "stopping", "stop", "m", seconds=1):
         assert own("run", "-m", "m", "echo", "up").text == "up\n"
@@ -93,7 +93,7 @@ def test_run_waits(own: Program) -> None:
 
 
 def test_creating_for_clones_and_imports(own: Program, tmp_path: Path) -> None:
-    """What is made from another machine is `creating`, and that one is not on its way."""
+    """The new machine is `creating`; the one that it is created from is in no transition."""
     assert own("create", "debian", "source").code == 0
     path = str(tmp_path / "file")
     assert own("export", "source", path).code == 0
@@ -105,7 +105,7 @@ def test_creating_for_clones_and_imports(own: Program, tmp_path: Path) -> None:
 
 
 def test_others_are_not_held_up(own: Program) -> None:
-    """Of several machines the one that is on its way is refused, and the others are done."""
+    """Of several machines, only the one in transition fails; the others are changed."""
     for name in ("m", "n", "o"):
         assert own("create" if name == "m" else "clone", "debian" if name == "m" else "m", name)
     assert own("start", "--all").code == 0
@@ -123,7 +123,7 @@ def test_hold_is_a_number(orb: Program) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_state_of_a_process_that_is_gone(own: Program, tmp_path: Path) -> None:
-    """A state counts as long as its process does, also when its number has been given again."""
+    """A state ends with its process, even if the pid is reused."""
     assert own("create", "debian", "m").code == 0
     (folder,) = (tmp_path / "state" / "machines").iterdir()
     for text in (f"deleting {os.getpid()} 1", "deleting 99999999 1", "deleting", ""):
@@ -139,7 +139,7 @@ def test_state_of_a_process_that_is_gone(own: Program, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("root_only")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_create_is_interrupted(own: Program, tmp_path: Path, number: int) -> None:
-    """At any point: afterwards there is a whole machine, or none after the next command."""
+    """At any point: afterwards the machine is complete, or the next command removes it."""
     begun = time.monotonic()
     assert own("create", "debian", "whole").code == 0
     whole = time.monotonic() - begun
@@ -148,13 +148,13 @@ def test_create_is_interrupted(own: Program, tmp_path: Path, number: int) -> Non
         time.sleep(whole * 0.13 * (step + 1))
         call.send_signal(number)
         _, err = call.communicate(timeout=30)
-        # While Python loads modules it is Python that says so, in its own way.
+        # While Python loads modules, Python itself reports it, in its own way.
         assert b"Traceback" not in err or b"import" in err
     left_nothing(own, tmp_path)
 
 
 def left_nothing(own: Program, tmp_path: Path) -> None:
-    """As many machines as run; nothing in the making is left, in the state folder or the cache."""
+    """All machines run; nothing incomplete is left in the state directory or the cache."""
     known = own("list", "-f", "json").json
     deadline = time.monotonic() + 10
     running = [entry for entry in known if entry["state"] == "running"]
@@ -174,7 +174,7 @@ def left_nothing(own: Program, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("root_only")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_layer_is_interrupted(own: Program, rootfs: Path, tmp_path: Path, number: int) -> None:
-    """While it is built, too: what installs it ends, and nothing of it stays in the cache."""
+    """Also while it is built: the installer is killed, and nothing stays in the cache."""
     base = tmp_path / "base"
     subprocess.run(["cp", "-a", rootfs, base], check=True)
     (base / "usr/bin/sudo").unlink()
@@ -230,7 +230,7 @@ def test_locks_are_asked_for_and_not_taken(tmp_path: Path) -> None:
 
 
 def test_package_manager_at_work(elsewhere: Elsewhere, tmp_path: Path) -> None:
-    """Machines of the host's root wait for it, say so once, and go on."""
+    """Machines of the host's root wait for it, print so once, and continue."""
     (tmp_path / "hold.py").write_text(HOLD)
     lock = "/var/lib/dpkg/lock-frontend"
     script = (
@@ -246,7 +246,7 @@ def test_package_manager_at_work(elsewhere: Elsewhere, tmp_path: Path) -> None:
 
 
 def test_package_manager_that_does_not_end(elsewhere: Elsewhere, tmp_path: Path) -> None:
-    """Then it is one line, and no machine."""
+    """Then there is one line, and no machine."""
     (tmp_path / "hold.py").write_text(HOLD)
     lock = "/var/lib/dpkg/lock"
     program = [sys.executable, "-c", SHORT]
@@ -263,7 +263,7 @@ def test_package_manager_that_does_not_end(elsewhere: Elsewhere, tmp_path: Path)
     assert last.startswith(f"[-32098] create 'm': this host's package manager still holds {lock}")
 
 
-#: The simulator, with less patience.
+#: The simulator, with a shorter timeout.
 SHORT = """
 import sys
 from orbctl_simulator import __main__, packages

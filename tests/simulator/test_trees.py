@@ -1,4 +1,4 @@
-"""Trees that a machine or an image made: nothing in them leads out, and none is too deep."""
+"""Trees that a machine or an image controls: nothing in them leads out, and none is too deep."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def few_files() -> None:
 # The walkers -----------------------------------------------------------------------------------
 
 
-#: More than there are calls on Python's stack, than there are open files, and in a path.
+#: More than Python's stack depth, the limit of open files, and the length of a path allow.
 DEPTH = 1100
 
 
@@ -54,7 +54,7 @@ def depth_of(folder: Path) -> int:
 
 @pytest.mark.usefixtures("root_only")
 def test_deep_trees(tmp_path: Path) -> None:
-    """They are measured, copied, packed, unpacked and removed with few files open."""
+    """They are measured, copied, packed, unpacked and removed with few open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     (tmp_path / "source").mkdir()
     deep(tmp_path / "source", DEPTH)
@@ -83,7 +83,7 @@ def test_deep_trees(tmp_path: Path) -> None:
 
 
 def test_removal_of_what_is_odd(tmp_path: Path, outside: Path) -> None:
-    """Links are removed, and not what they lead to; names need not be sensible."""
+    """Links are removed, but not their targets; names may be odd."""
     tree = tmp_path / "tree"
     for name in ("a/b", "a/\n", "x" * 255, "a/-rf", "\udcff", "a/.", "full"):
         (tree / name).mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def test_removal_of_what_is_odd(tmp_path: Path, outside: Path) -> None:
 
 
 def swapping(stop: threading.Event, folder: Path, outside: Path) -> Callable[[], None]:
-    """Exchange a directory for a link to `outside`, and back, for as long as it goes on."""
+    """Repeatedly replace a directory with a link to `outside`, and back."""
 
     def swap() -> None:
         place, aside, link = folder / "trap", folder / "aside", folder / "link"
@@ -118,7 +118,7 @@ def swapping(stop: threading.Event, folder: Path, outside: Path) -> Callable[[],
 
 @pytest.mark.usefixtures("root_only")
 def test_links_that_appear_during_a_walk(tmp_path: Path, outside: Path) -> None:
-    """What is looked at and what is opened is one and the same, or the walk ends."""
+    """The file that is checked is the one that is opened, or the walk ends."""
     source = tmp_path / "source"
     (source / "trap" / "cron.d").mkdir(parents=True)
     (source / "trap" / "passwd").write_text("inside")
@@ -147,7 +147,7 @@ def test_links_that_appear_during_a_walk(tmp_path: Path, outside: Path) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_copy_keeps_what_there_is(tmp_path: Path) -> None:
-    """Hard links, holes, owners, modes, times, marks; of overlayfs' own marks only one."""
+    """Hard links, holes, owners, modes, times, attributes; only one of overlayfs' own."""
     source = tmp_path / "source"
     (source / "folder").mkdir(parents=True)
     (source / "file").write_text("x")
@@ -201,7 +201,7 @@ def test_copy_into_itself(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("root_only")
 def test_deep_machine(own: Program, tmp_path: Path) -> None:
-    """It is listed, cloned, copied from and deleted, and others are made then."""
+    """It is listed, cloned, copied from and deleted; others can still be created."""
     assert own("create", "debian", "m").code == 0
     script = f"cd; for i in $(seq {DEPTH}); do mkdir deep; cd -P deep; done; echo end >file"
     assert script_in(own, "m", script, "user").code == 0
@@ -224,7 +224,7 @@ def test_deep_machine(own: Program, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("root_only")
 def test_nothing_leads_to_the_root(own: Program, tmp_path: Path) -> None:
-    """Who walks a project with a state folder in it meets no way out, as `pytest` would take it."""
+    """Tools such as `pytest` find no link out of a state directory inside a project."""
     assert own("create", "debian", "m").code == 0
     assert script_in(own, "m", "ln -s / ~/way-out; ln -s / /way-out", "root").code == 0
     words = ["find", str(tmp_path), "-name", ".*", "-prune", "-o", "-type", "l", "-print"]
@@ -239,7 +239,7 @@ def test_nothing_leads_to_the_root(own: Program, tmp_path: Path) -> None:
 def test_pull_over_what_was_pulled(
     orb: Program, victim: str, tmp_path: Path, outside: Path, first: str
 ) -> None:
-    """Whatever a machine made of the last copy, the next one stays below its target."""
+    """Whatever an earlier copy contains, the next one stays below its target."""
     make = {
         "file": "echo x >$p/s; echo x >$p/f",
         "link": f"ln -s {outside}/cron.d $p/s; ln -s {outside}/passwd $p/f",
@@ -260,7 +260,7 @@ def test_pull_over_what_was_pulled(
 
 
 def test_pull_of_one_name_twice(orb: Program, victim: str, tmp_path: Path, outside: Path) -> None:
-    """A file that was a link, into the directory and to a name; a link is never written through."""
+    """If two sources have one name, the second is never written through a link of the first."""
     (tmp_path / "target").mkdir()
     script = f"cd; mkdir -p a/x b/x/s; ln -s {outside}/cron.d a/x/s; ln -s {outside}/passwd a/x/f"
     script += "; echo evil >b/x/s/job; echo evil >b/x/f; mkdir one"
@@ -279,7 +279,7 @@ def test_pull_of_one_name_twice(orb: Program, victim: str, tmp_path: Path, outsi
 
 
 def test_what_a_pull_brings(orb: Program, victim: str, tmp_path: Path) -> None:
-    """Hard links and holes are kept, odd names too; pipes and the like are named and left out."""
+    """Hard links, holes and odd names are kept; pipes and the like are skipped, and named."""
     script = (
         "cd; mkdir out; cd out; echo x >a; ln a b; mkdir c; ln a c/d; truncate -s 1T holes;"
         " mkfifo p; printf x >\"$(printf 'new\\nline')\"; printf x >\"$(printf '\\377\\033[31m')\";"
@@ -304,7 +304,7 @@ def test_what_a_pull_brings(orb: Program, victim: str, tmp_path: Path) -> None:
 
 
 def test_pull_of_what_cannot_be_read(orb: Program, victim: str, tmp_path: Path) -> None:
-    """A pipe does not hold it up, and what is said of names is fit for a terminal."""
+    """A pipe does not block it, and names in messages are safe for a terminal."""
     script = "cd; mkfifo pipe; mkdir secret; : >\"secret/$(printf '\\033[31m')\"; chmod 0 secret/*"
     assert script_in(orb, victim, script, "user").code == 0
     answer = orb("pull", "-m", victim, "pipe", str(tmp_path), timeout=20)
@@ -320,7 +320,7 @@ def test_pull_of_what_cannot_be_read(orb: Program, victim: str, tmp_path: Path) 
 
 
 def test_push_changes_no_share(own: Program, tmp_path: Path) -> None:
-    """A copy into a machine lies below what is mounted there, and never in it."""
+    """A copy into a machine goes below what is mounted there, and never into it."""
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o777)
     shared.chmod(0o777)

@@ -1,4 +1,4 @@
-"""Archives that were made to do harm: what they name outside stays as it was."""
+"""Malicious archives: files outside that they refer to do not change."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_nothing_outside_is_touched(
     program: Program,
     tmp_path: Path,
 ) -> None:
-    """Refused, or put below the image's own root."""
+    """Rejected, or written below the image's own root."""
     before = status_of(canary)
     attack(hostile)
     content = hostile.content()
@@ -200,7 +200,7 @@ def test_nothing_outside_is_touched(
     assert status_of(canary) == before
     assert b"Traceback" not in answer.err
     if answer.code != 0:
-        assert len(answer.err.splitlines()) == 1 + (way == "pull")  # which says what it begins
+        assert len(answer.err.splitlines()) == 1 + (way == "pull")  # one line at the start
         assert program("image", "list").text == ""
 
 
@@ -239,7 +239,7 @@ def test_what_is_kept(
 def test_devices_are_left_out(
     hostile: Hostile, pull: Callable[[bytes], Answer], cache: Path, program: Program
 ) -> None:
-    """Wherever they are: a machine has devices of its own."""
+    """Wherever they are: a machine has its own devices."""
     for name in ("dev/null", "dev/sda", "lib/udev/sda", "sda"):
         hostile.put(name, kind=tarfile.BLKTYPE, devmajor=8, devminor=0, mode=0o666)
         hostile.put(f"{name}c", kind=tarfile.CHRTYPE, devmajor=1, devminor=1, mode=0o666)
@@ -259,7 +259,7 @@ def test_devices_are_left_out(
 def test_marks_of_a_container(
     hostile: Hostile, pull: Callable[[bytes], Answer], program: Program
 ) -> None:
-    """What keeps services from starting, or one machine from being another, is taken away."""
+    """Files that prevent services from starting, or that machines must not share, are removed."""
     hostile.put(".dockerenv")
     hostile.put("usr/sbin/policy-rc.d", b"#!/bin/sh\nexit 101\n", mode=0o755)
     hostile.put("etc/machine-id", b"0123456789abcdef0123456789abcdef\n")
@@ -277,7 +277,7 @@ def test_marks_of_a_container(
 def test_archive_that_fills_a_disk(
     tmp_path: Path, pull: Callable[[bytes], Answer], cache: Path
 ) -> None:
-    """A few kilobytes that would become gigabytes."""
+    """A few kilobytes that would expand to gigabytes."""
     head = tarfile.TarInfo("zeros")
     head.size = 3 << 30
     script = "cat /dev/stdin; head -c 3221225472 /dev/zero"
@@ -293,7 +293,7 @@ def test_archive_that_fills_a_disk(
 
 
 def test_holes(hostile: Hostile, pull: Callable[[bytes], Answer], tmp_path: Path) -> None:
-    """A file of a terabyte that takes no room is refused: a change to it would copy it."""
+    """A sparse file of a terabyte is rejected: a change to it would copy it."""
     place = tmp_path / "sparse"
     place.mkdir()
     with open(place / "vast", "wb") as file:
@@ -338,7 +338,7 @@ def test_odd_archives(
     program: Program,
     cache: Path,
 ) -> None:
-    """Taken or refused in one printable line; and what was taken can be used and removed."""
+    """Accepted, or rejected in one printable line; an accepted image can be used and removed."""
     attack(hostile)
     answer = pull(hostile.content())
     lines = answer.err.decode().splitlines()
@@ -353,7 +353,7 @@ def test_odd_archives(
 
 @pytest.mark.long
 def test_archive_from_a_pipe(program: Program, rootfs: Path, tmp_path: Path) -> None:
-    """As the shell's ``<(docker export ...)`` gives it."""
+    """As from the shell's ``<(docker export ...)``."""
     os.mkfifo(tmp_path / "pipe")
     content = archive(rootfs, tmp_path / "root.tar.xz").read_bytes()
     with program.started("image", "add", "alpine:3.22", str(tmp_path / "pipe")) as process:
@@ -371,7 +371,7 @@ def test_old_image_of_the_same_name_stays(
     pull: Callable[[bytes], Answer],
     program: Program,
 ) -> None:
-    """A bad update does not take away what is there."""
+    """A bad update does not remove the existing image."""
     assert pull(archive(rootfs, tmp_path / "good.tar.xz").read_bytes()).code == 0
     mirror = Mirror(tmp_path / "mirror")
     mirror.offer(NAME, b"bad" * 9999, "20260909_00:00")

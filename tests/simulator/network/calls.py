@@ -1,4 +1,4 @@
-"""Calls of the simulator's network, each in a process of its own, as commands make them.
+"""Calls of the simulator's network, each in a separate process, as from commands.
 
 ``python -m tests.simulator.network.calls STATE join ID NAME PID [isolated]``, and the like.
 """

@@ -1,4 +1,4 @@
-"""One network for tests that leave it as it was, and one each for those that break it."""
+"""One network for tests that do not change it, and a separate one for each of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.simulator.network.virtual import Machine, Net, is_online, stop
 @pytest.fixture(scope="session", autouse=True)
 def _possible(tmp_path_factory: pytest.TempPathFactory) -> None:
     if os.geteuid() != 0:
-        pytest.skip("namespaces of the host need root")
+        pytest.skip("needs root to create namespaces")
     reason = Net(tmp_path_factory.mktemp("trial"))("available")
     if reason:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no network: {reason}")

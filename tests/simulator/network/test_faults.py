@@ -1,4 +1,4 @@
-"""What is killed, deleted, full or done at once: nothing is left, and the next call works."""
+"""Kills, deletions, full disks and concurrent calls: nothing is left, and the next call works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.boot
 
 
 def test_addresses_are_stable(own: Net) -> None:
-    """Over stop and start, rename, and the end of everything; a deleted machine's is free again."""
+    """They survive stop and start, rename, and the router; a deleted machine's is free again."""
     one, two = own.join("one"), own.join("two")
     known = {machine.id: (machine.ip4, machine.ip6, machine.mac) for machine in (one, two)}
     assert len({address for entry in known.values() for address in entry}) == 6
@@ -44,7 +44,7 @@ def test_addresses_are_stable(own: Net) -> None:
 
 
 def test_sweep(own: Net) -> None:
-    """Addresses of machines that nobody knows any more are freed, but not under one that runs."""
+    """Addresses of unknown machines are freed, unless the machine runs."""
     one, two, three = own.join("one"), own.join("two"), own.join("three")
     own("leave", three.id)
     (own.state / "network/machines/01X.99").write_text("half a fi")
@@ -72,7 +72,7 @@ def test_all_addresses_in_use(own: Net) -> None:
 
 @pytest.mark.parametrize("name", ["dnsmasq", "slirp4netns"])
 def test_killed_program(own: Net, name: str, servers: list[subprocess.Popen[str]]) -> None:
-    """The router starts it again."""
+    """The router restarts it."""
     one = own.join("one")
     port = serve(servers, [], "127.0.0.1", 0, "host")
     for _ in range(2):
@@ -93,7 +93,7 @@ while time.monotonic() < until:
 
 
 def test_killed_router(own: Net) -> None:
-    """Everything of it ends; machines that still run can join again, in any order."""
+    """All of its processes end; machines that still run can join again, in any order."""
     one, two = own.join("one"), own.join("two")
     before = one.ip4, one.ip6, two.ip4, two.ip6
     for _ in range(3):
@@ -113,7 +113,7 @@ def test_killed_router(own: Net) -> None:
 
 
 def test_deleted_veth(own: Net) -> None:
-    """Somebody tidies the host up: the router puts it back."""
+    """If someone deletes it, the router restores it."""
     one = own.join("one")
     port = one.serve(one.ip4)
     run("ip", "link", "del", own.link)
@@ -130,7 +130,7 @@ while time.monotonic() < until:
 
 
 def test_machines_that_end_by_themselves(own: Net) -> None:
-    """Their names go; with the last one goes the router, and nobody has called anything."""
+    """Their names are removed; with the last one, the router exits. No call is needed."""
     one, two = own.join("one"), own.join("two")
     two.end()
     eventually(lambda: one.asks("two.orb.local") == "error 3")
@@ -142,7 +142,7 @@ def test_machines_that_end_by_themselves(own: Net) -> None:
 
 
 def test_deleted_state_directory(own: Net) -> None:
-    """The network stays while its machines run, and goes with them."""
+    """The network stays while its machines run, and ends with them."""
     one = own.join("one")
     link = own.link
     os.rename(own.state / "network", own.state / "away")
@@ -152,7 +152,7 @@ def test_deleted_state_directory(own: Net) -> None:
 
 
 def test_same_machine_twice(own: Net) -> None:
-    """A machine that starts again has a new namespace, while its old one may still be there."""
+    """A machine that starts again has a new namespace, while its old one may still exist."""
     old = own.join("web")
     new = own.machine("web")
     new.id = old.id
@@ -165,7 +165,7 @@ def test_same_machine_twice(own: Net) -> None:
 
 
 def test_starters_at_once(own: Net) -> None:
-    """Six at the same moment make one router; six that leave end it."""
+    """Six at the same moment start one router; six that leave stop it."""
     for _ in range(2):
         machines = [own.machine(f"m{number}") for number in range(6)]
         calls = [own.start(*own.join_words(machine)) for machine in machines]
@@ -176,7 +176,7 @@ def test_starters_at_once(own: Net) -> None:
         assert len({machine.ip4 for machine in machines}) == 6
         assert all(machines[0].asks(machine.name) == machine.ip4 for machine in machines)
         calls = [own.start("forget", machine.id) for machine in machines]
-        # The first one to start comes while the last ones leave.
+        # The first one starts while the last ones leave.
         late = own.machine("late")
         calls.append(own.start(*own.join_words(late)))
         assert [call.communicate()[1] for call in calls] == [""] * 7
@@ -186,7 +186,7 @@ def test_starters_at_once(own: Net) -> None:
 
 
 def test_killed_starter(own: Net) -> None:
-    """At any moment: what it has begun goes, or the next one goes on with it."""
+    """At any moment: its incomplete work is removed, or the next call continues it."""
     for step in range(18):
         machine = own.machine("web")
         call = own.start(*own.join_words(machine))
@@ -209,7 +209,7 @@ def test_killed_starter(own: Net) -> None:
 
 
 def test_router_killed_while_it_starts(own: Net) -> None:
-    """The command that waits for it says so, and nothing is left."""
+    """The waiting command reports it, and nothing is left."""
     for step in range(8):
         machine = own.machine("web")
         call = own.start(*own.join_words(machine))
@@ -240,7 +240,7 @@ def _routers(link: bytes) -> Iterator[int]:
 
 
 def test_refused(own: Net) -> None:
-    """Nothing but names and ids, and no namespace but a machine's; nothing has changed then."""
+    """Invalid names and ids, and namespaces other than a machine's, change nothing."""
     machine = own.machine("web")
     for name in ("a b", "a\nb", "-x", "*", "a/b", "", "é", "a\tb", "#x", "x" * 64, "--conf-file=x"):
         code, _, err = own.answer("join", machine.id, name, machine.pid)
@@ -258,7 +258,7 @@ def test_refused(own: Net) -> None:
 
 
 def program(folder: Path, name: str, script: str) -> dict[str, str]:
-    """The environment in which a script is found in place of a program, and calls it as "$REAL"."""
+    """An environment in which a script replaces an executable, which it runs as "$REAL"."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORBCTL_SIMULATOR_CACHE", cache())
         real = tools.find(name)
@@ -272,7 +272,7 @@ def program(folder: Path, name: str, script: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["nft", "ip", "slirp4netns", "dnsmasq"])
 def test_program_that_fails(tmp_path: Path, stack: ExitStack, name: str) -> None:
-    """Its own words are the reason, and nothing is left; the next call works."""
+    """Its own error is the reason, and nothing is left; the next call works."""
     script = "echo Error: out of luck >&2; exit 3"
     env = program(tmp_path / "bin", name, script)
     net = stack.enter_context(Net(tmp_path / "state", **env))
@@ -288,7 +288,7 @@ def test_program_that_fails(tmp_path: Path, stack: ExitStack, name: str) -> None
 
 
 def test_host_without_sandboxes(tmp_path: Path, stack: ExitStack) -> None:
-    """The user-mode NAT then runs in what this host allows, and is started so again."""
+    """The user-mode NAT then runs in what this host allows, also after a restart."""
     script = 'case "$*" in *--enable-sandbox*) exit 1;; esac; exec "$REAL" "$@"'
     env = program(tmp_path / "bin", "slirp4netns", script)
     net = stack.enter_context(Net(tmp_path / "state", **env))
@@ -301,7 +301,7 @@ def test_host_without_sandboxes(tmp_path: Path, stack: ExitStack) -> None:
 
 
 def test_full_disk(tmp_path: Path, stack: ExitStack) -> None:
-    """`join` says so and leaves nothing; `leave` and `forget` work."""
+    """`join` reports it and leaves nothing; `leave` and `forget` work."""
     state = tmp_path / "state"
     state.mkdir()
     mount = f"mount -t tmpfs -o size=256k,mode=700 none '{state}'"

@@ -1,4 +1,4 @@
-"""What the network does to its host, on the one that there is and on others."""
+"""What the network does to its host, on this host and on others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.boot
 def test_isolated_from_addresses_that_the_host_gets_later(
     tmp_path: Path, stack: ExitStack, servers: list[subprocess.Popen[str]]
 ) -> None:
-    """And from machines of other state directories, which it would reach through the host."""
+    """Also from machines of other state directories, which it could reach through the host."""
     host = stack.enter_context(other_host("ip link add d0 type bridge", "ip link set d0 up"))
     net = stack.enter_context(Net(tmp_path / "state", host))
     other = stack.enter_context(Net(tmp_path / "other", host))
@@ -45,7 +45,7 @@ def test_isolated_from_addresses_that_the_host_gets_later(
 
 
 def test_programs_are_nobody(net: Net, web: Machine) -> None:
-    """What reads the machines' packets has no rights on the host."""
+    """Processes that read the machines' packets have no rights on the host."""
     programs = net.programs()
     assert set(programs) == {"dnsmasq", "slirp4netns"}
     status = Path(f"/proc/{programs['dnsmasq']}/status").read_text()
@@ -55,14 +55,14 @@ def test_programs_are_nobody(net: Net, web: Machine) -> None:
     status = Path(f"/proc/{programs['slirp4netns']}/status").read_text()
     capabilities = re.search(r"^CapEff:\s+(\w+)", status, re.MULTILINE)
     assert capabilities
-    assert int(capabilities[1], 16) & ~(1 << 10) == 0  # but for ports below 1024
+    assert int(capabilities[1], 16) & ~(1 << 10) == 0  # except ports below 1024
     assert os.readlink(f"/proc/{programs['slirp4netns']}/ns/mnt") != os.readlink(
         "/proc/self/ns/mnt"
     )
 
 
 def test_router_holds_nothing_of_the_callers(net: Net, web: Machine) -> None:
-    """No pipe that somebody waits for, no variable, no directory."""
+    """No pipe that another process waits for, no variable, no directory."""
     pid = net.router()
     held = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
     assert not {path for path in held if "/lock" in path or str(net.state) in path}
@@ -75,7 +75,7 @@ def test_router_holds_nothing_of_the_callers(net: Net, web: Machine) -> None:
 
 
 def test_mounts(net: Net, web: Machine) -> None:
-    """None is made in the host's own namespace."""
+    """There are none in the host's own namespace."""
     assert str(net.state) not in Path("/proc/self/mountinfo").read_text().replace("\\040", " ")
     assert not Path("/run/served").exists()
 
@@ -108,7 +108,7 @@ def test_the_host_is_as_before(own: Net) -> None:
 
 
 def test_two_state_directories(own: Net, tmp_path: Path, stack: ExitStack) -> None:
-    """Other subnets and other interfaces, each its own for as long as it can be."""
+    """Different subnets and interfaces, which each keeps as long as possible."""
     other = stack.enter_context(Net(tmp_path / "other"))
     mine, theirs = own.join("web"), other.join("web")
     assert mine.gateway != theirs.gateway
@@ -127,7 +127,7 @@ def test_two_state_directories(own: Net, tmp_path: Path, stack: ExitStack) -> No
 
 
 def test_copied_state_directory(own: Net, tmp_path: Path, stack: ExitStack) -> None:
-    """A copy begins with the subnets of the original, and with the name of its router."""
+    """A copy starts with the subnets of the original, and with the name of its router."""
     mine = own.join("web")
     copy = stack.enter_context(Net(tmp_path / "copy"))
     run("cp", "-a", f"{own.state}/network", f"{copy.state}/network")
@@ -143,12 +143,12 @@ def test_copied_state_directory(own: Net, tmp_path: Path, stack: ExitStack) -> N
 
 
 def test_subnet_that_the_host_uses(tmp_path: Path, stack: ExitStack) -> None:
-    """Another one is taken, and kept; when even that is used later, yet another."""
+    """Another one is chosen and kept; if that is used later, yet another one."""
     host = stack.enter_context(
         other_host(
             "ip link add d0 type bridge && ip addr add 198.19.249.7/24 dev d0",
             "ip link set d0 up",
-            "ip route add 0.0.0.0/1 dev d0",  # a VPN's way of being the default route
+            "ip route add 0.0.0.0/1 dev d0",  # how a VPN sets a default route
         )
     )
     before = host_now(host)
@@ -179,7 +179,7 @@ def test_subnet_that_the_host_uses(tmp_path: Path, stack: ExitStack) -> None:
 
 
 def test_host_without_ipv6(tmp_path: Path, stack: ExitStack) -> None:
-    """It has no IPv6 towards the machines; they have it among themselves."""
+    """It has no IPv6 to the machines; they have it among themselves."""
     off = " && ".join(
         f"echo 1 >/proc/sys/net/ipv6/conf/{which}/disable_ipv6" for which in ("all", "default")
     )
@@ -207,7 +207,7 @@ def test_strict_host(tmp_path: Path, stack: ExitStack) -> None:
 
 @pytest.mark.parametrize("mode", ["000", "644"])
 def test_host_without_a_resolver(tmp_path: Path, stack: ExitStack, mode: str) -> None:
-    """Its `resolv.conf` is empty or unreadable: the machines' own names are there all the same."""
+    """Its `resolv.conf` is empty or unreadable: the machines' own names still resolve."""
     (tmp_path / "resolv.conf").write_text("")
     os.chmod(tmp_path / "resolv.conf", int(mode, 8))
     host = other_mounts(f"mount --bind '{tmp_path}/resolv.conf' /etc/resolv.conf")

@@ -1,4 +1,4 @@
-"""Finding the programs, or fetching them without touching the host."""
+"""Finding the tools, or downloading them without changing the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _APT = ("/var/lib/apt", "/var/cache/apt", "/var/lib/dpkg", "/var/log/apt")
 
 
 def hidden(*names: str) -> str:
-    """Shell that takes programs away, in a mount namespace of its own."""
+    """Shell commands that hide executables, in a separate mount namespace."""
     folders = tools._DIRECTORIES.split(":")
     return _HIDE.format(" ".join(f"{folder}/{name}" for folder in folders for name in names))
 
@@ -40,7 +40,7 @@ except Failure as failure:
 
 
 def packages() -> dict[str, int]:
-    """When each of the files that the host's package manager keeps was changed."""
+    """The modification times of the files of the host's package manager."""
     return {
         str(path): path.lstat().st_mtime_ns
         for place in _APT
@@ -58,7 +58,7 @@ def apt() -> None:
 @pytest.mark.usefixtures("online", "apt")
 @pytest.mark.parametrize("lists", ["the host's", "none"])
 def test_fetched(tmp_path: Path, stack: ExitStack, lists: str) -> None:
-    """Once, with the libraries that the host lacks; nothing of apt's or dpkg's changes."""
+    """Once, with the libraries that the host lacks; apt's and dpkg's files do not change."""
     setup = hidden(*MISSING)
     if lists == "none":
         setup += " && mount -t tmpfs none /var/lib/apt/lists"
@@ -77,7 +77,7 @@ def test_fetched(tmp_path: Path, stack: ExitStack, lists: str) -> None:
 
 @pytest.mark.usefixtures("online", "apt")
 def test_fetched_again(tmp_path: Path, stack: ExitStack) -> None:
-    """When it no longer runs, after a change of the host's packages; else it is only tried."""
+    """If it no longer runs after a change of the host's packages; otherwise it is only tried."""
     host = stack.enter_context(other_mounts(hidden(*MISSING)))
     assert call(host, tmp_path, "tools.ensure()").returncode == 0
     (place,) = [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -109,7 +109,7 @@ def test_without_network(tmp_path: Path, stack: ExitStack) -> None:
 
 
 def test_without_a_package_manager(tmp_path: Path, stack: ExitStack) -> None:
-    """What is missing is named, by `available` too."""
+    """The error names what is missing, also from `available`."""
     setup = hidden(*MISSING, *tools._INSTALLERS)
     host = stack.enter_context(other_mounts(setup))
     done = call(host, tmp_path, "tools.ensure()")
@@ -122,7 +122,7 @@ def test_without_a_package_manager(tmp_path: Path, stack: ExitStack) -> None:
 
 
 def test_busybox_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its `ip` lacks most of what is used here."""
+    """Its `ip` lacks most of the features used here."""
     (tmp_path / "busybox").write_text("#!/bin/sh\n")
     (tmp_path / "busybox").chmod(0o755)
     (tmp_path / "ip").symlink_to("busybox")
@@ -131,7 +131,7 @@ def test_busybox_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_available(tmp_path: Path, stack: ExitStack) -> None:
-    """What it tries leaves nothing; without a tun device it says what would make one."""
+    """Its attempt leaves nothing; without a tun device, it prints the command that creates one."""
     before = host_now()
     assert call([], Path(cache()), "print(network.available())").stdout == "None\n"
     assert host_now() == before

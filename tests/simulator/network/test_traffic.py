@@ -1,4 +1,4 @@
-"""What machines reach, and what they do not, with stand-ins for machines on real namespaces."""
+"""What machines can and cannot reach, with stand-ins for machines in real namespaces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_machines_reach_each_other(web: Machine, db: Machine) -> None:
 
 
 def test_names(net: Net, web: Machine, db: Machine) -> None:
-    """By the full name and the bare one, in any case, for machines started before or after."""
+    """The full and the plain name, in upper or lower case, of machines started before or after."""
     for machine in (web, db):
         for name in ("db.orb.local", "db", "DB.orb.Local"):
             assert machine.asks(name) == db.ip4
@@ -56,7 +56,7 @@ def test_rename(net: Net, web: Machine, db: Machine) -> None:
 
 
 def test_dotted_name_takes_no_other(net: Net, web: Machine) -> None:
-    """A machine that is named after a site of the internet does not stand in for it."""
+    """A machine that is named after a website does not replace it."""
     for name in ("deb.debian.org", "localhost", "host.orb.internal"):
         odd = net.join(name)
         assert web.asks(f"{name}.orb.local") == odd.ip4
@@ -65,7 +65,7 @@ def test_dotted_name_takes_no_other(net: Net, web: Machine) -> None:
 
 
 def test_names_that_no_server_takes(net: Net, web: Machine) -> None:
-    """They are machine names all the same, and do the others no harm."""
+    """They are valid machine names, and do not affect the others."""
     for name in ("a..b", "end.", "end-", "x" * 63):
         odd = net.join(name)
         assert web.asks("web.orb.local") == web.ip4
@@ -74,7 +74,7 @@ def test_names_that_no_server_takes(net: Net, web: Machine) -> None:
 
 @pytest.mark.usefixtures("online")
 def test_internet(web: Machine, alone: Machine) -> None:
-    """By name, through the host's resolver. What is on the way there may hang up a few times."""
+    """By name, through the host's resolver. Servers on the way may fail a few times."""
     code = """
 address = ask("deb.debian.org").split()[0]
 said = b"HEAD / HTTP/1.0\\r\\nHost: deb.debian.org\\r\\n\\r\\n"
@@ -90,7 +90,7 @@ for wait in (1, 2, 4, 8, 0):
 
 
 def test_host_reaches_machines(web: Machine) -> None:
-    """By their addresses; they see the router's."""
+    """By their addresses; they see the router's address."""
     for address in (web.ip4, web.ip6):
         port = web.serve(address)
         gateway = (
@@ -102,14 +102,14 @@ def test_host_reaches_machines(web: Machine) -> None:
 
 
 def test_host_by_name(web: Machine, servers: list[subprocess.Popen[str]]) -> None:
-    """`host.orb.internal` is where services answer that listen on the host's loopback only."""
+    """Services that listen only on the host's loopback answer at `host.orb.internal`."""
     port = serve(servers, [], "127.0.0.1", 0, "host")
     code = "print(fetch(ask('host.orb.internal'), sys.argv[1]).decode())"
     assert web.python(code, port) == "host to 127.0.0.1"
 
 
 def test_host_by_its_veth(net: Net, web: Machine, servers: list[subprocess.Popen[str]]) -> None:
-    """Machines do not reach it that way."""
+    """Machines cannot reach it that way."""
     port = serve(servers, [], "0.0.0.0", 0, "host")  # noqa: S104
     own = near(web, 2), port
     assert web.reached(own) == []
@@ -135,7 +135,7 @@ def test_isolated(
     assert alone.reached(*theirs, *((address, on_host) for address in addresses)) == []
     assert web.reached(*mine, *theirs, (host, on_host)) == [*theirs, (host, on_host)]
     assert reached(mine) == []
-    # Nor by way of the router, with an address that nobody has.
+    # Nor through the router, with an unassigned address.
     alone.ip("addr", "add", f"{near(alone, 251)}/32", "dev", "eth0")
     way = ["via", alone.gateway, "src", near(alone, 251)]
     alone.ip("route", "add", f"{web.ip4}/32", *way)
@@ -162,7 +162,7 @@ for address, family in zip(sys.argv[1:], (socket.AF_INET, socket.AF_INET6)):
 
 
 def test_spoofing(web: Machine, db: Machine, net: Net) -> None:
-    """What comes with another's address is dropped, what comes with nobody's is not."""
+    """Packets with another machine's address are dropped, those with an unassigned one are not."""
     send = """
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.bind((sys.argv[1], 0))
@@ -183,7 +183,7 @@ except OSError: print(*sorted(found))
         web.ip("addr", "add", f"{address}/32", "dev", "eth0")
         web.python(send, address, third.ip4)
         web.ip("addr", "del", f"{address}/32", "dev", "eth0")
-    # Priority-tagged: the receiver takes the tag off.
+    # Priority-tagged: the receiver removes the tag.
     tagged = """
 mac = [bytes.fromhex(word.replace(":", "")) for word in sys.argv[1:3]]
 source, target = map(socket.inet_aton, sys.argv[3:5])
@@ -204,7 +204,7 @@ for _ in range(3): s.send(frame)
 
 
 def test_dhcp_and_advertisements(web: Machine) -> None:
-    """An image's network manager that asks gets what the machine has already."""
+    """An image's network manager that requests addresses gets those that the machine has."""
     code = """
 import fcntl
 mac = bytes.fromhex(sys.argv[1].replace(":", ""))
@@ -242,7 +242,7 @@ print(socket.inet_ntoa(reply[16:20]), *(socket.inet_ntoa(found[n]) for n in (1, 
 
 
 def test_rogue_servers(net: Net, web: Machine, db: Machine) -> None:
-    """No machine hands out addresses or routes to the others."""
+    """No machine can serve addresses or routes to the others."""
     advertise = """
 s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
 s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)

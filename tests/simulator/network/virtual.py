@@ -1,4 +1,4 @@
-"""Stand-ins for machines: a process in user and network namespaces, as a machine's init is."""
+"""Stand-ins for machines: a process in user and network namespaces, like a machine's init."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ unshare(0x40000000)
 print("net", flush=True)
 sys.stdin.read()
 """
-# For `Machine.python`: what most need.
+# For `Machine.python`: functions that most programs need.
 _PRELUDE = """
 import os, socket, struct, sys, time
 socket.setdefaulttimeout(3)
@@ -83,7 +83,7 @@ def environment() -> dict[str, str]:
 
 
 class Machine:
-    """A network namespace that is a machine's, and an id."""
+    """A machine's network namespace, and an id."""
 
     count = 0
 
@@ -115,11 +115,11 @@ class Machine:
         return ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
 
     def python(self, code: str, *words: object) -> str:
-        """What a program prints that runs on its network."""
+        """The output of a program that runs in its network."""
         return python(code, *words, net=self.net, gateway=self.gateway)
 
     def started(self, code: str, *words: object) -> subprocess.Popen[str]:
-        """The same, still running; it has said that it is ready."""
+        """The same, still running; it has reported that it is ready."""
         program = f"import socket, sys\n{code}"
         command = [*self.net, sys.executable, "-c", program, *map(str, words)]
         call = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -136,7 +136,7 @@ class Machine:
         return serve(self._servers, self.net, address, port, self.name)
 
     def end(self) -> None:
-        """As if its init was killed."""
+        """End as if its init was killed."""
         for process in [*self._servers, self._init]:
             stop(process)
 
@@ -182,7 +182,7 @@ def python(code: str, *words: object, net: list[str] | None = None, gateway: str
 def serve(
     servers: list[subprocess.Popen[str]], net: list[str], address: str, port: int, name: str
 ) -> int:
-    """Start a TCP server that says who it is and to whom it talks."""
+    """Start a TCP server that sends its name and the client's address."""
     command = [*net, sys.executable, "-c", _SERVE, address, str(port), name]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     servers.append(server)
@@ -250,7 +250,7 @@ class Net:
         return pid if os.fsencode(self.state) in shown else 0
 
     def programs(self) -> dict[str, int]:
-        """What the router runs, by name."""
+        """The programs that the router runs, by name."""
         found: dict[str, int] = {}
         router = self.router()
         for entry in Path("/proc").iterdir() if router else ():
@@ -267,7 +267,7 @@ class Net:
         return self("link")
 
     def leftovers(self) -> list[str]:
-        """What is still there of it on its host: interface, routes, processes."""
+        """What is left of it on its host: interface, routes, processes."""
         found = [
             line
             for words in (["-o", "addr"], ["route"], ["-6", "route"])
@@ -298,7 +298,7 @@ def run(*command: str) -> str:
 def eventually(
     check: Callable[[], object], shown: Callable[[], object] = str, seconds: float = 20
 ) -> None:
-    """What the kernel or a process does by itself, in its own time."""
+    """Wait for something that the kernel or a process does by itself."""
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, shown()
@@ -306,7 +306,7 @@ def eventually(
 
 
 def host_now(host: list[str] | None = None) -> dict[str, Any]:
-    """The host's network, but for what other networks of machines add to it meanwhile."""
+    """The host's network, without what other networks of machines add meanwhile."""
     shown: dict[str, Any] = {}
     for words in ("addr", "-4 route", "-6 route", "rule"):
         entries = json.loads(run(*(host or []), "ip", "-j", *words.split()) or "[]")
@@ -335,7 +335,7 @@ def host_now(host: list[str] | None = None) -> dict[str, Any]:
 
 
 def _lasting(entry: dict[str, Any]) -> dict[str, Any]:
-    """Without what passes: that an address is still checked for doubles, or for how long it is."""
+    """Without temporary values: duplicate address detection, and lifetimes."""
     passing = ("ifindex", "tentative", "valid_life_time", "preferred_life_time", "addr_info")
     kept = {key: value for key, value in entry.items() if key not in passing}
     return {**kept, "addresses": [_lasting(address) for address in entry.get("addr_info", ())]}
@@ -343,7 +343,7 @@ def _lasting(entry: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def other_host(*setup: str) -> Iterator[list[str]]:
-    """A network namespace as the host; yields the words that run a program there."""
+    """A network namespace as the host; yields a command prefix that runs a program there."""
     keeper = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep 600"],
         stdout=subprocess.PIPE,
@@ -362,7 +362,7 @@ def other_host(*setup: str) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def other_mounts(setup: str) -> Iterator[list[str]]:
-    """A mount namespace of the host in which a command has been run; yields as above."""
+    """A mount namespace of the host in which a command was run; yields as above."""
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
     keeper = subprocess.Popen(
         [*command, f"{setup} && echo up && exec sleep 600"], stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""The connector and the operation wait for a real cloud-init, and say when it failed."""
+"""The connector and the operation wait for a real cloud-init, and report its failure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def deploy(
     booted: Booted, place: Path, kind: str, user_data: str
 ) -> subprocess.CompletedProcess[str]:
-    """Make a machine, by connecting to it or by the operation, and look for what cloud-init did."""
+    """Create a machine, by connecting or with the operation, and check what cloud-init did."""
     (place / "user data").write_text(user_data)
     if kind == "connect":
         data = {"orbstack_image": IMAGE, "orbstack_cloud_init": str(place / "user data")}

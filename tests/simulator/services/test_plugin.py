@@ -1,4 +1,4 @@
-"""What the plugin's machines answer over the network, on machines that boot."""
+"""The pytest plugin's requests to machines over the network, on machines that boot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.simulator.conftest import IMAGE, Booted
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
 
-#: A page for each connection, without a package: it shows what the deploy knows of the database.
+#: A page for each connection, without a package: it shows what the deploy knows about the database.
 DEPLOY = r'''
 from io import StringIO
 
@@ -83,7 +83,7 @@ def test_machines_are_asked_over_the_network(booted: Booted, tmp_path: Path) -> 
         **booted.program.env,
         "PYINFRA_ORBSTACK_ORBCTL": str(beside),
         "XDG_STATE_HOME": str(tmp_path / "state"),
-        # Which would not know the machines.
+        # A proxy would not know the machines.
         "http_proxy": "http://127.0.0.1:9",
         "CI": "true",
     }

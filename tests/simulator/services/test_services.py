@@ -1,4 +1,4 @@
-"""A deploy of services that need each other, as docs/services.md shows it."""
+"""A deploy of services that need each other, as shown in docs/services.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "services.md"
 
 
 def apply(booted: Booted) -> tuple[int, int, str]:
-    """How many operations changed something, how many did not, and what pyinfra printed."""
+    """The numbers of operations that changed something and that did not, and pyinfra's output."""
     beside = Path(sys.executable).with_name("orbctl-simulator")
     env = {**booted.program.env, "PYINFRA_ORBSTACK_ORBCTL": str(beside)}
     command = [sys.executable, "-m", "pyinfra", "-y", "inventory.py", "deploy.py"]
@@ -50,14 +50,14 @@ def answers(address: str) -> bool:
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="the newest pyinfra needs Python 3.10")
 def test_services(booted: Booted) -> None:
-    """The first run changes, the second nothing, and so does the third after a restart."""
+    """Only the first run changes something; neither the second nor one after a restart does."""
     os.environ.pop("http_proxy", None)
     changed, _, _ = apply(booted)
     assert changed > 15
     address = booted("info", "web", "-f", "json").json["ip4"]
     wait_for(lambda: answers(address))
     with pytest.raises(OSError, match="timed out"):
-        fetch(address, 80)  # nginx listens there, too: the firewall drops it
+        fetch(address, 80)  # nginx also listens there: the firewall drops it
     assert booted.root_in("web", "sysctl -n net.core.somaxconn").text == "1024\n"
     assert float(booted.root_in("web", "cut -d' ' -f1 /proc/uptime").text) < changed * 60
     changed, unchanged, told = apply(booted)
@@ -73,7 +73,7 @@ def test_services(booted: Booted) -> None:
 
 
 def test_firewalls_and_tracing(booted: Booted, own_box: str) -> None:
-    """What administrators use beside nft works as the machine's root, and survives `restart`."""
+    """Tools other than nft work as the machine's root, and their rules survive `restart`."""
     install = "apt-get update && apt-get install -y ufw iptables strace nginx-light"
     installed = booted.root_in(own_box, f"export DEBIAN_FRONTEND=noninteractive; {install}")
     assert installed.code == 0, installed
