@@ -81,7 +81,7 @@ class Account:
         become(self.uid, self.gid, self.groups)
 
     def environment(self) -> dict[str, str]:
-        """The environment of a login, without anything from the caller's."""
+        """The environment of a login; it contains nothing of the caller's."""
         env = {
             "HOME": self.home,
             "LOGNAME": self.name,

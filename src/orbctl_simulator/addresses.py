@@ -145,7 +145,7 @@ class AddressBook:
     def make(self) -> None:
         for name in ("machines", "served"):
             os.makedirs(self.file(name), mode=0o700, exist_ok=True)
-        os.chmod(self.file("served"), 0o755)  # noqa: S103 read by dnsmasq, as user nobody
+        os.chmod(self.file("served"), 0o755)  # noqa: S103 dnsmasq reads it with another id
 
     @property
     def link(self) -> str:

@@ -1,4 +1,4 @@
-"""What a supervisor is told to boot."""
+"""What a supervisor should boot."""
 
 from __future__ import annotations
 

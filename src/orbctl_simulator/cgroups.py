@@ -64,7 +64,7 @@ def _mounts() -> list[tuple[str, str, str]]:
 
 
 def _version_2(mounts: list[tuple[str, str, str]] | None = None) -> int:
-    """Open the root of version 2. If the host has not mounted it, a detached mount is made."""
+    """Open the root of version 2. If the host has not mounted it, a detached mount is created."""
     for kind, point, _ in _mounts() if mounts is None else mounts:
         if kind == "cgroup2":
             return os.open(point, _DIRECTORY)

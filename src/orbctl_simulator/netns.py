@@ -17,7 +17,7 @@ _NS_GET_NSTYPE = 0xB703
 
 
 def check(netns: int) -> None:
-    """Reject anything but a network namespace, and the host's own, which must not be changed."""
+    """Reject anything that is not a network namespace, and the current one, to protect the host."""
     try:
         kind = ioctl(netns, _NS_GET_NSTYPE)
     except OSError:

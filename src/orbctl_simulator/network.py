@@ -27,7 +27,7 @@ they hold it.
 A machine cannot use the address or MAC of another machine or of the router, and cannot serve DHCP
 or router advertisements. Through the router it reaches the host only at ``host.orb.internal``. An
 isolated machine reaches neither the host nor other machines, nor do they reach it. dnsmasq, which
-parses what machines send, runs as user nobody on the host; slirp4netns runs in its own sandbox.
+parses what machines send, has an id that no user of the host has; slirp4netns has its own sandbox.
 """
 
 from __future__ import annotations

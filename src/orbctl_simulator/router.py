@@ -200,7 +200,7 @@ class Router:
         raise Failure(f"slirp4netns: {said}")
 
     def _start_name_server(self) -> int:
-        """Start dnsmasq as user nobody on the host, because it parses what machines send."""
+        """Start dnsmasq with an unassigned id on the host, because it parses what machines send."""
         tool = tools.find("dnsmasq")
         log = _open_log()
 

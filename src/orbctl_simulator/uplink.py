@@ -129,7 +129,7 @@ def _routed() -> Iterator[IPv4Network]:
 
 
 def host_addresses() -> list[str]:
-    """Addresses of this host, or of machines of any of its networks. Call it on the host."""
+    """Addresses of this host, or of machines in any of its networks. Call it in its namespace."""
     found = ["0.0.0.0/8", "127.0.0.0/8"]
     for interface in json.loads(tools.call("ip", "-j", "-4", "addr")):
         found += [address["local"] for address in interface.get("addr_info", []) if address]

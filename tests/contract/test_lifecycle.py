@@ -52,7 +52,7 @@ def test_unknown_image(orb: Program, made: Made, image: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "docker", "k8s", "x" * 300])
-def test_names_that_cannot_be(orb: Program, name: str) -> None:
+def test_invalid_names(orb: Program, name: str) -> None:
     """Names of the builtin machines, and names that cannot be hostnames, are rejected."""
     before = orb("list", "-q").text
     assert orb("create", IMAGE, name).code != 0

@@ -166,7 +166,7 @@ def test_directory_of_the_caller(orb: Program, machine: str) -> None:
     assert orb("run", "-m", machine, "pwd", cwd="/usr").text == "/usr\n"
 
 
-def test_directory_that_is_not_there(orb: Program, isolated: str, tmp_path: Path) -> None:
+def test_directory_that_does_not_exist(orb: Program, isolated: str, tmp_path: Path) -> None:
     """Cwd: the command also runs if the path does not exist in the machine."""
     assert orb("run", "-m", isolated, "echo", "ran", cwd=tmp_path).text == "ran\n"
 

@@ -251,7 +251,7 @@ def test_orphans_are_reaped(orb: Program, machine: str) -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_state_folder_can_move(tmp_path: Path, orb: Program) -> None:
+def test_state_directory_can_move(tmp_path: Path, orb: Program) -> None:
     """Nothing in it contains its own path."""
     program = make_program(tmp_path / "one")
     program("create", "debian", "mover")
@@ -264,7 +264,7 @@ def test_state_folder_can_move(tmp_path: Path, orb: Program) -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_machine_ends_with_its_state_folder(tmp_path: Path, orb: Program) -> None:
+def test_machine_ends_with_its_state_directory(tmp_path: Path, orb: Program) -> None:
     """No command could stop it: deleting the directory cleans up after a killed test run."""
     program = make_program(tmp_path / "gone")
     assert program("create", "debian", "orphan").code == 0

@@ -103,7 +103,7 @@ def without_reader(orb: Program, *words: str, stream: str) -> int:
     return process.returncode
 
 
-def test_output_that_nobody_reads(orb: Program, machine: str, tmp_path: Path) -> None:
+def test_output_without_a_reader(orb: Program, machine: str, tmp_path: Path) -> None:
     assert without_reader(orb, "list", stream="stdout") == 141
     log = {**orb.env, "ORBCTL_SIMULATOR_LOG": str(tmp_path / "log")}
     words = ["run", "-m", machine, "sh", "-c", "sleep 0.5; yes"]
@@ -111,7 +111,7 @@ def test_output_that_nobody_reads(orb: Program, machine: str, tmp_path: Path) ->
     assert without_reader(orb, "run", "-m", machine, "-u", "nobody2", "id", stream="stderr") == 1
 
 
-def test_cut_output_that_nobody_reads(orb: Program, machine: str) -> None:
+def test_output_without_a_reader_and_with_a_cut(orb: Program, machine: str) -> None:
     """Also through the simulator, the command sees that its output is closed."""
     rule = '{"match": "run", "cut": 9999999}'
     program = Program(orb.command, {**orb.env, "ORBCTL_SIMULATOR_FAULTS": rule})
@@ -148,7 +148,7 @@ def test_password_is_asked_for(own: Program) -> None:
     assert shadow.startswith("root:$")
 
 
-def test_isolated_network_is_a_word(own: Program) -> None:
+def test_isolated_network_is_not_enforced(own: Program) -> None:
     answer = own("create", "--isolated", "--isolate-network", "debian", "alone")
     assert answer.code == 0
     assert b"--isolate-network is not enforced" in answer.err
@@ -225,14 +225,14 @@ def test_process_that_is_gone() -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_machine_without_its_folder(tmp_path: Path) -> None:
+def test_machine_without_its_directory(tmp_path: Path) -> None:
     machine = state.Machine(str(tmp_path / "none"), {"name": "none", "user": "root"})
     with pytest.raises(state.Failure, match="No such file or directory"):
         boot.Boot(machine)
 
 
 @pytest.mark.usefixtures("root_only")
-def test_machine_that_goes_while_one_waits_for_it(own: Program, tmp_path: Path) -> None:
+def test_machine_that_is_deleted_while_a_call_waits_for_it(own: Program, tmp_path: Path) -> None:
     assert own("create", "debian", "brief").code == 0
     assert own("stop", "brief").code == 0
     (folder,) = (tmp_path / "state" / "machines").iterdir()
@@ -325,7 +325,7 @@ def test_restart_of_everything(own: Program) -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_folder_without_a_record_is_swept(own: Program, tmp_path: Path) -> None:
+def test_directory_without_a_record_is_swept(own: Program, tmp_path: Path) -> None:
     (tmp_path / "state" / "machines" / ("0" * 26)).mkdir(parents=True)
     assert own("list", "-q").text == ""
     assert list((tmp_path / "state" / "machines").iterdir()) == []

@@ -140,7 +140,7 @@ def test_flags_that_need_isolation(own: Program, tmp_path: Path) -> None:
     "flags",
     [["--cpus", "x"], ["--memory", "4X"], ["--disk", "-1"], ["-a", "sparc"], ["-u", "a b"]],
 )
-def test_values_that_cannot_be(own: Program, flags: list[str]) -> None:
+def test_invalid_values(own: Program, flags: list[str]) -> None:
     answer = own("create", *flags, "debian", "x")
     assert answer.code == 1
     assert answer.err.startswith(b"[-32098] create 'x': ")

@@ -156,7 +156,7 @@ def test_private_files_are_hidden(orb: Program, machine: str, home: Path) -> Non
 
 
 @pytest.mark.usefixtures("root_only")
-def test_state_folder_outside_private_places(own: Program, orb: Program) -> None:
+def test_state_directory_outside_private_places(own: Program, orb: Program) -> None:
     """The state directory and the layers are hidden wherever they are."""
     place = Path("/opt") / f"orbctl-simulator-test-{os.getpid()}"
     program = make_program(place / "state", ORBCTL_SIMULATOR_CACHE=str(place / "cache"))
@@ -248,7 +248,7 @@ def test_no_mount_in_the_hosts_namespace(orb: Program, machine: str, home: Path)
     assert mounts_of(home) == []
 
 
-def test_state_folder_is_private(orb: Program, machine: str, home: Path) -> None:
+def test_state_directory_is_private(orb: Program, machine: str, home: Path) -> None:
     assert stat.S_IMODE((home / "machines").stat().st_mode) == 0o700
     assert {entry.name for entry in home.parent.iterdir()} == {home.name}
 

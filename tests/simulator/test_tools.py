@@ -274,7 +274,7 @@ def test_images(own: Program, rootfs: Path, tmp_path: Path) -> None:
     assert b"its image is not available" in own("import", str(tmp_path / "two.tar.zst")).err
 
 
-def test_image_that_is_not_there(own: Program) -> None:
+def test_image_that_is_not_available(own: Program) -> None:
     """One line on stderr, or an error; nothing in the machine claims to be that image."""
     answer = own("create", "ubuntu:22.04", "x")
     assert answer.code == 0
@@ -337,7 +337,7 @@ def nested(orb: Program, made: Made) -> tuple[str, list[str]]:
     return name, ["/usr/bin/python3", "-I", "-S", "-B", "-c", text]
 
 
-def test_refusal_where_machines_cannot_be(orb: Program, nested: tuple[str, list[str]]) -> None:
+def test_error_where_machines_are_impossible(orb: Program, nested: tuple[str, list[str]]) -> None:
     """Inside a container without the rights: one line with the error and the reason."""
     name, program = nested
     answer = orb("run", "-m", name, "-u", "root", *program, "create", "debian", "x")

@@ -44,7 +44,7 @@ def test_isolated_from_addresses_that_the_host_gets_later(
     eventually(lambda: not alone.reached((foreign.ip4, port)))
 
 
-def test_programs_are_nobody(net: Net, web: Machine) -> None:
+def test_programs_have_no_rights_on_the_host(net: Net, web: Machine) -> None:
     """Processes that read the machines' packets have no rights on the host."""
     programs = net.programs()
     assert set(programs) == {"dnsmasq", "slirp4netns"}
