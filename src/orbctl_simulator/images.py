@@ -1,6 +1,7 @@
 """What machines are created from: a root file system by name, or this host's root.
 
-Nothing is faked: ``/etc/os-release`` in a machine is the one of its real base.
+OrbStack has an image for every distribution. If the simulator has none, a machine uses the host's
+root, and one line says so. Nothing is faked: ``/etc/os-release`` in a machine is its real base's.
 """
 
 from __future__ import annotations

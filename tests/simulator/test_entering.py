@@ -341,9 +341,7 @@ def test_delete_after_a_start_that_was_killed(own: Program, tmp_path: Path) -> N
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_machine_that_cannot_be_paused(
-    orb: Program, made: Made, victim: str, number: int
-) -> None:
+def test_machine_that_cannot_be_paused(orb: Program, made: Made, victim: str, number: int) -> None:
     """Its root kills or stops the process that pauses it for a copy: nothing hangs."""
     script = attackers.STRIKE.replace("NUMBER", str(int(number)))
     words = ("run", "-m", victim, "-u", "root", "/usr/bin/python3", "-c", script)

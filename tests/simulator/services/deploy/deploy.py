@@ -36,14 +36,14 @@ def database() -> None:
     postgres.role(
         name="Create the shop's role",
         role="shop",
-        password=None if known else PASSWORD,  # to set it again is a change
+        password=None if known else PASSWORD,  # setting it again would be a change
         _sudo_user="postgres",
     )
     postgres.database(name="Create the shop", database="shop", owner="shop", _sudo_user="postgres")
 
 
 def site() -> None:
-    """nginx behind a firewall, and a timer that asks the database."""
+    """nginx behind a firewall, and a timer that queries the database."""
     packages = ["nginx", "nftables", "postgresql-client"]
     apt.packages(name="Install nginx", packages=packages, update=True, cache_time=3600)
     page = files.template(
@@ -81,7 +81,7 @@ def site() -> None:
 
 
 def tuning() -> None:
-    """A setting of the kernel that holds for the next boot, too."""
+    """A kernel setting that survives a reboot."""
     limit = server.sysctl(
         name="Allow more connections",
         key="net.core.somaxconn",
