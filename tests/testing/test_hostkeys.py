@@ -7,72 +7,18 @@ import pty
 import re
 import select
 import shlex
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from pyinfra_orbstack import cli, hostkeys
 from pyinfra_orbstack.hostkeys import Server
-from pyinfra_orbstack.orbctl import Orbctl
 
-from ..conformance.conftest import Guest
-from ..conftest import Machines
+from ..sshd import KINDS, Sshd, free_port
 
 COMMAND = str(Path(sys.executable).with_name("pyinfra-orbstack"))
-KINDS = ("ed25519", "rsa")
-START = r"""
-export DEBIAN_FRONTEND=noninteractive
-[ -x /usr/sbin/sshd ] || {
-    apt-get -qq update >/dev/null
-    apt-get -qq install -y --no-install-recommends openssh-server openssh-client >/dev/null
-}
-mkdir -p /run/sshd /root/.ssh && chmod 700 /root/.ssh && cd /root/.ssh
-[ -e id ] || { ssh-keygen -q -t ed25519 -N '' -f id && cp id.pub authorized_keys; }
-[ ! -e "/run/sshd/$1.pid" ] || { kill "$(cat "/run/sshd/$1.pid")"; rm -f "/run/sshd/$1.pid"; }
-for kind in $2; do
-    [ -e "$kind.$3" ] || ssh-keygen -q -t "$kind" -N '' -f "$kind.$3"
-    set -- "$@" -o "HostKey=/root/.ssh/$kind.$3"
-done
-port=$1 && shift 3
-/usr/sbin/sshd -p "$port" -o ListenAddress=127.0.0.1 -o PermitRootLogin=yes \
-    -o PidFile="/run/sshd/$port.pid" -f /dev/null "$@"
-"""
-
-
-class Sshd(NamedTuple):
-    """A machine that shares this host's network and runs servers on loopback ports."""
-
-    guest: Guest
-
-    def start(self, port: int, keys: str = "first", kinds: str = " ".join(KINDS)) -> None:
-        """Run a server with these keys, in place of one that runs there."""
-        self.guest.sh(START, str(port), kinds, keys)
-
-    def fingerprint(self, kind: str, keys: str = "first") -> str:
-        return (
-            self.guest.sh("ssh-keygen -lf /root/.ssh/$1.pub", f"{kind}.{keys}").split()[1].decode()
-        )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-@pytest.fixture(scope="module")
-def sshd(machines: Machines, client: Orbctl, simulated: bool) -> Iterator[Sshd]:
-    if not simulated:
-        pytest.skip("needs a machine that shares this host's network")
-    name = machines.create()
-    yield Sshd(Guest(client, name))
-    client.stop(name)
 
 
 @pytest.fixture
@@ -87,8 +33,7 @@ GROUP_DATA = "ssh_known_hosts_file = 'known_hosts'\nssh_strict_host_key_checking
 
 @pytest.fixture
 def folder(tmp_path: Path, port: int, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "key").write_bytes(sshd.guest.sh("cat /root/.ssh/id"))
-    (tmp_path / "key").chmod(0o600)
+    sshd.put_key(tmp_path / "key")
     (tmp_path / "inventories").mkdir()
     (tmp_path / "group_data").mkdir()
     (tmp_path / "group_data" / "production.py").write_text(
