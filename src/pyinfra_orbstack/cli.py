@@ -91,9 +91,10 @@ def deploy(args: argparse.Namespace) -> int:
         limit = limit_words(chosen.hosts) if chosen.limited else []
         return pyinfra(chosen.hosts, *limit, *words)
     prepare(chosen.hosts)
-    everyone = chosen.hosts if chosen.limited else names_in(chosen.inventory)
-    for first in range(0, len(everyone), size):
-        batch, later = everyone[first : first + size], everyone[first + size :]
+    every = [host.name for host in inventory_files.read(chosen.inventory)]
+    every = chosen.hosts if chosen.limited else every
+    for first in range(0, len(every), size):
+        batch, later = every[first : first + size], every[first + size :]
         print(f"deploying to {', '.join(batch)}", flush=True)
         status = pyinfra(batch, *limit_words(batch), *words)
         if status:
@@ -207,11 +208,6 @@ def choose(args: argparse.Namespace) -> Chosen:
     prepare(hosts)
     found = inventory_files.limited(inventory_files.read(inventory), inventory, args.limit)
     return Chosen(inventory, found, limited=True)
-
-
-def names_in(inventory: Path) -> list[str]:
-    """Names of all hosts of an inventory, as pyinfra has them."""
-    return [host.name for host in inventory_files.read(inventory)]
 
 
 #: Options of pyinfra that a verb gives it, and what the user sets for them.

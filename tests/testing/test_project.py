@@ -97,12 +97,14 @@ def test_machines_containers_and_servers(host: str, what: tuple[bool, bool]) -> 
     assert (inventory_files.is_machine(host), inventory_files.is_container(host)) == what
 
 
-@pytest.mark.parametrize("words", [[], ["deploy"], ["plan"], ["drift"], ["shell"], ["destroy"]])
+@pytest.mark.parametrize(
+    "words", [[], ["deploy"], ["plan"], ["drift"], ["trust"], ["shell"], ["destroy"]]
+)
 def test_each_verb_explains_itself(words: list[str]) -> None:
     argv = [str(Path(sys.executable).with_name("pyinfra-orbstack")), *words, "--help"]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    verbs = words or ["deploy", "plan", "drift", "shell", "destroy"]
+    verbs = words or ["deploy", "plan", "drift", "trust", "shell", "destroy"]
     assert done.stdout.startswith(f"usage: {' '.join(['pyinfra-orbstack', *words])} [-h]")
     assert all(verb in done.stdout for verb in verbs)
 
@@ -184,7 +186,7 @@ def test_life_of_a_project(
         ("import other\n", "/other.py:1: invalid syntax"),
     ],
 )
-@pytest.mark.parametrize("verb", ["plan", "drift", "deploy", "destroy"])
+@pytest.mark.parametrize("verb", ["plan", "drift", "deploy", "trust", "destroy"])
 def test_an_inventory_that_cannot_be_read_is_one_line(
     folder: Path,
     verb: str,
