@@ -18,8 +18,8 @@ from pathlib import Path
 import copier
 import ending
 
-from pyinfra_orbstack import cli, programs, testing
-from pyinfra_orbstack.cli import CommandError
+from pyinfra_orbstack import inventory_files, programs, testing
+from pyinfra_orbstack.inventory_files import CommandError
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, OrbctlError, Record
 from pyinfra_orbstack.targets import MACHINES
 
@@ -94,7 +94,7 @@ def demo() -> None:
     kind = "the simulator" if programs.is_simulator(command) else "OrbStack"
     print(f"1. Machines are {kind}'s: {command}")
     project_folder = DEMO if existing else render()
-    hosts = cli.inventory_hosts(project_folder / "inventories" / "local.py")
+    hosts = inventory_files.inventory_hosts(project_folder / "inventories" / "local.py")
     refuse_strangers(Orbctl(), hosts)
     SETTINGS.write_text(json.dumps(reach))
     if existing:

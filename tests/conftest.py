@@ -8,7 +8,7 @@ import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,9 @@ from pyinfra_orbstack.orbctl import Orbctl, OrbctlError
 from pyinfra_orbstack.testing import Engine, MachineFactory, unavailable
 
 from .containers import Containers, Unavailable, engine
+
+if TYPE_CHECKING:
+    from .sshd import Sshd
 
 ROOT = Path(__file__).parent.parent
 # What is tested is not what machines are made of: the host's root is there at once, without init.
@@ -159,3 +162,16 @@ def containers() -> Iterator[Containers]:
 def small_image(containers: Containers, machines: Machines, client: Orbctl) -> str:
     """A small Debian."""
     return containers.pack("small", client, machines.create())
+
+
+@pytest.fixture(scope="session")
+def sshd(machines: Machines, client: Orbctl, simulated: bool) -> Iterator[Sshd]:
+    """A machine that runs SSH servers on loopback ports of this host."""
+    from .conformance.conftest import Guest
+    from .sshd import Sshd
+
+    if not simulated:
+        pytest.skip("needs a machine that shares this host's network")
+    name = machines.create()
+    yield Sshd(Guest(client, name))
+    client.stop(name)

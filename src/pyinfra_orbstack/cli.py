@@ -10,28 +10,34 @@ import argparse
 import contextlib
 import os
 import re
-import runpy
+import shlex
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from pyinfra_orbstack import docker, orbctl, plans
+from pyinfra_orbstack import docker, hostkeys, inventory_files, orbctl, plans
+from pyinfra_orbstack.inventory_files import (
+    CommandError,
+    deploy_file,
+    find_inventory,
+    hosts_of,
+    inventory_hosts,
+    is_container,
+    is_machine,
+    is_pattern,
+    limit_words,
+)
 from pyinfra_orbstack.programs import choose_orbctl, is_simulator, pyinfra_argv
-from pyinfra_orbstack.targets import CONTAINERS, MACHINES, parse
+from pyinfra_orbstack.targets import CONTAINERS, MACHINES
 
 COMMAND = "pyinfra-orbstack"
 #: Below the project's folder; `.gitignore` names it.
 RECORD = Path(".orbstack", "machines")
-
-
-class CommandError(Exception):
-    """The user has to do something first; the text is one line and nothing was changed."""
 
 
 def call(argv: Sequence[str], env: Mapping[str, str]) -> int:
@@ -65,129 +71,69 @@ def _call(
             signal.signal(number, handler)
 
 
-# Inventories -----------------------------------------------------------------------------------
-
-
-def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the hosts in an inventory file, read as pyinfra reads it.
-
-    Raises:
-        CommandError: It cannot be executed.
-    """
-    names: dict[str, None] = {}
-    try:
-        values = runpy.run_path(os.fspath(path))
-    except Exception as broken:
-        raise CommandError(_where(os.fspath(path), broken)) from None
-    for key, group in values.items():
-        if key.startswith("_") or not isinstance(group, (list, tuple)):
-            continue
-        hosts = group[0] if isinstance(group, tuple) and group else group
-        for host in hosts if isinstance(hosts, (list, tuple)) else ():
-            name = host[0] if isinstance(host, tuple) and host else host
-            if isinstance(name, list):
-                raise CommandError(f"{path}: {key} holds {name!r}: a host is a name, or a tuple")
-            if isinstance(name, str):
-                names[name] = None
-    return list(names)
-
-
-def _where(path: str, broken: Exception) -> str:
-    """What is wrong with a file, and in which line, in one line."""
-    if isinstance(broken, SyntaxError):
-        path, line, text = broken.filename or path, broken.lineno, broken.msg
-    else:
-        frames = traceback.extract_tb(broken.__traceback__)
-        line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
-        text = f"{type(broken).__name__}: {broken}"
-    return " ".join(f"{path}{f':{line}' if line else ''}: {text}".split())
-
-
-def find_inventory(name: str) -> Path:
-    """The file of an inventory.
-
-    Raises:
-        CommandError: There is none of that name.
-    """
-    known = sorted(path.stem for path in Path("inventories").glob("*.py"))
-    if not known:
-        raise CommandError(f"there is no inventory in {Path('inventories').absolute()}")
-    if name not in known:
-        raise CommandError(f"there is no inventory {name!r}; INVENTORY can be: {', '.join(known)}")
-    return Path("inventories", f"{name}.py")
-
-
-def hosts_of(inventory: Path) -> list[str]:
-    """Names of the hosts of an inventory that has some.
-
-    Raises:
-        CommandError: It has none.
-    """
-    hosts = inventory_hosts(inventory)
-    if not hosts:
-        raise CommandError(f"{inventory} has no hosts yet: add some to its groups")
-    return hosts
-
-
-def is_container(host: str) -> bool:
-    """Whether a host, or a pattern of hosts, means containers."""
-    named = parse(host)
-    return named is not None and named.container
-
-
-def is_machine(host: str) -> bool:
-    """Whether a host, or a pattern of hosts, means machines on this computer."""
-    named = parse(host)
-    return named is not None and not named.container
-
-
-def is_pattern(host: str) -> bool:
-    """Whether it means any number of machines or containers."""
-    named = parse(host)
-    return named is not None and named.is_pattern
-
-
-def deploy_file(inventory: Path) -> str:
-    """The deploy of an inventory: deploy_NAME.py where there is one, else deploy.py."""
-    own = Path(f"deploy_{inventory.stem}.py")
-    return str(own) if own.is_file() else "deploy.py"
-
-
 # Verbs -----------------------------------------------------------------------------------------
 
 
 def deploy(args: argparse.Namespace) -> int:
     """Apply a deploy; machines on this computer are made where missing, and not asked about."""
-    inventory = find_inventory(args.inventory)
-    hosts = hosts_of(inventory)
+    chosen = choose(args)
+    words = pyinfra_words(args.args)
+    size = batch_size(args.serial)
     # Containers and servers were made by somebody else, and no deploy makes them again.
-    unasked = args.yes or all(map(is_machine, hosts))
+    unasked = args.yes or all(map(is_machine, chosen.hosts))
     if not (unasked or sys.stdin.isatty()):
         raise CommandError(
-            f"{inventory} holds more than machines of this computer, and there is nobody to ask: "
-            "confirm with YES=1"
+            f"{chosen.inventory} holds more than machines of this computer, and there is nobody "
+            "to ask: confirm with YES=1"
         )
-    return pyinfra(hosts, *(["-y"] if unasked else []), str(inventory), deploy_file(inventory))
+    words = [*(["-y"] if unasked else []), *chosen.words, *words]
+    if not size:
+        limit = limit_words(chosen.hosts) if chosen.limited else []
+        return pyinfra(chosen.hosts, *limit, *words)
+    prepare(chosen.hosts)
+    every = [host.name for host in inventory_files.read(chosen.inventory)]
+    every = chosen.hosts if chosen.limited else every
+    for first in range(0, len(every), size):
+        batch, later = every[first : first + size], every[first + size :]
+        print(f"deploying to {', '.join(batch)}", flush=True)
+        status = pyinfra(batch, *limit_words(batch), *words)
+        if status:
+            print(f"stopped; not deployed to: {', '.join(later) or '-'}", file=sys.stderr)
+            return status
+    return 0
+
+
+def batch_size(serial: str) -> int:
+    """How many hosts a rolling deploy takes at a time; 0 for all.
+
+    Raises:
+        CommandError: That is no number.
+    """
+    if not re.fullmatch(r"([1-9][0-9]{0,5})?", serial):
+        raise CommandError(f"SERIAL is how many hosts at a time, such as 1, not {serial!r}")
+    return int(serial or 0)
 
 
 def plan(args: argparse.Namespace) -> int:
     """Show what a deploy would change; what is not there, or stopped, stays so."""
-    ahead = look_ahead(find_inventory(args.inventory))
+    words = pyinfra_words(args.args)
+    ahead = look_ahead(choose(args))
     if not ahead.ready:
         return ahead.status
     # Without --diff, which would show the content of files, secrets included.
-    return pyinfra(ahead.ready, "--dry", *ahead.words, plan=True) or ahead.status
+    return pyinfra(ahead.ready, "--dry", *ahead.words, *words, plan=True) or ahead.status
 
 
 def drift(args: argparse.Namespace) -> int:
     """Name what a deploy would change; exit 0: nothing, 2: something, 1: an error."""
     plans.check_version()
-    ahead = look_ahead(find_inventory(args.inventory))
+    words = pyinfra_words(args.args)
+    ahead = look_ahead(choose(args))
     changes: list[str] = []
     status = ahead.status
     if ahead.ready:
         prepare(ahead.ready)
-        argv = pyinfra_argv("--dry", "--json", *ahead.words)
+        argv = pyinfra_argv("--dry", "--json", *ahead.words, *words)
         ended, said = _call(argv, environment(plan=True), subprocess.PIPE)
         if ended > 128:
             return ended
@@ -220,20 +166,71 @@ class Ahead(NamedTuple):
     words: list[str]
 
 
-def look_ahead(inventory: Path) -> Ahead:
+def look_ahead(chosen: Chosen) -> Ahead:
     """Say what a deploy would do first, and find out what can be asked what it would do then."""
-    hosts = hosts_of(inventory)
-    states = local_states(hosts)
+    states = local_states(chosen.hosts)
     waiting = [host for host, state in states.items() if state != "running"]
-    joined, unready, status = announce(inventory, waiting) if waiting else ([], [], 0)
+    joined, unready, status = announce(chosen.inventory, waiting) if waiting else ([], [], 0)
     ready = [host for host in states if host not in waiting or host in joined]
-    limit = limits(ready) if ready != hosts else []
-    return Ahead(ready, unready, status, [*limit, str(inventory), deploy_file(inventory)])
+    limit = limit_words(ready) if chosen.limited or ready != chosen.hosts else []
+    return Ahead(ready, unready, status, [*limit, *chosen.words])
 
 
-def limits(hosts: Sequence[str]) -> list[str]:
-    """Arguments of `pyinfra` for these hosts alone."""
-    return [word for host in hosts for word in ("--limit", host)]
+class Chosen(NamedTuple):
+    """The hosts that a verb is for.
+
+    Attributes:
+        inventory: Its file.
+        hosts: Their names; in full, as pyinfra has them, where the user limits them.
+        limited: Whether the user does.
+    """
+
+    inventory: Path
+    hosts: list[str]
+    limited: bool
+
+    @property
+    def words(self) -> list[str]:
+        """Arguments of `pyinfra`: the inventory and what is applied to its hosts."""
+        return [str(self.inventory), deploy_file(self.inventory)]
+
+
+def choose(args: argparse.Namespace) -> Chosen:
+    """The hosts of an inventory that has some, or those that the user limits it to.
+
+    Raises:
+        CommandError: There are none.
+    """
+    inventory = find_inventory(args.inventory)
+    hosts = hosts_of(inventory)
+    if args.limit is None:
+        return Chosen(inventory, hosts, limited=False)
+    prepare(hosts)
+    found = inventory_files.limited(inventory_files.read(inventory), inventory, args.limit)
+    return Chosen(inventory, found, limited=True)
+
+
+#: Options of pyinfra that a verb gives it, and what the user sets for them.
+OURS = {"--limit": "LIMIT", "--yes": "YES=1", "-y": "YES=1"}
+
+
+def pyinfra_words(text: str) -> list[str]:
+    """More arguments of `pyinfra`, split as a shell splits them, and nothing of them executed.
+
+    Raises:
+        CommandError: They cannot be split, or are another variable's to give.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as broken:
+        raise CommandError(f"ARGS cannot be split into words: {broken}") from None
+    for word in words:
+        option = word.partition("=")[0]
+        # Short ones can be joined: -vvy.
+        option = "-y" if re.fullmatch(r"-[a-z]*y[a-z]*", word) else option
+        if option in OURS:
+            raise CommandError(f"ARGS cannot contain {option}: use {OURS[option]}")
+    return words
 
 
 def local_states(hosts: Sequence[str]) -> dict[str, str]:
@@ -283,7 +280,7 @@ def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], list[str
         Those that are ready after all, those that a deploy would get ready, and 1 if there is one
         that it could not.
     """
-    argv = pyinfra_argv("-y", *limits(hosts), str(inventory), "exec", "--", "true")
+    argv = pyinfra_argv("-y", *limit_words(hosts), str(inventory), "exec", "--", "true")
     done = subprocess.run(
         argv,
         env=environment(plan=True),
@@ -310,6 +307,11 @@ def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], list[str
             print(f"{name}: {said[-1]}", file=sys.stderr, flush=True)
             status = 1
     return ready, unready, status
+
+
+def trust(args: argparse.Namespace) -> int:
+    """Record the SSH host keys of servers in the file that their data names, after asking."""
+    return hostkeys.trust(find_inventory(args.inventory), args.limit, yes=args.yes)
 
 
 def shell(args: argparse.Namespace) -> int:
@@ -409,7 +411,12 @@ def use_orbctl() -> None:
 def environment(*, plan: bool = False) -> dict[str, str]:
     """The environment of a `pyinfra` that writes down the machines that it makes."""
     record = {orbctl.RECORD_VARIABLE: str(RECORD.absolute())}
-    return {**os.environ, **record, **({orbctl.PLAN_VARIABLE: "1"} if plan else {})}
+    given = {**os.environ, **record}
+    if plan:
+        # pyinfra's own -y, with which it does not look for changes.
+        given.pop("PYINFRA_YES", None)
+        given[orbctl.PLAN_VARIABLE] = "1"
+    return given
 
 
 def prepare(hosts: Sequence[str]) -> None:
@@ -452,9 +459,18 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = command.add_subparsers(required=True, metavar="VERB")
     inventory = "name of a file in inventories/, without .py"
-    add_verb(verbs, deploy, yes=True).add_argument("inventory", help=inventory)
-    add_verb(verbs, plan).add_argument("inventory", help=inventory)
-    add_verb(verbs, drift).add_argument("inventory", help=inventory)
+    for run in (deploy, plan, drift, trust):
+        verb = add_verb(verbs, run, yes=run in (deploy, trust))
+        verb.add_argument("inventory", help=inventory)
+        verb.add_argument(
+            "--limit", metavar="HOSTS", help="only these hosts, groups, or patterns such as 'web*'"
+        )
+        if run is deploy:
+            serial = "roll out to N hosts at a time, and stop when one fails"
+            verb.add_argument("--serial", metavar="N", default="", help=serial)
+        if run is not trust:
+            words = "more options of pyinfra, such as --args='-v --data key=value'"
+            verb.add_argument("--args", metavar="WORDS", default="", help=words)
     machine = "name of a machine, or docker/NAME for a container"
     add_verb(verbs, shell).add_argument("machine", help=machine)
     every = f"{inventory}; every machine by default"

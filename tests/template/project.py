@@ -102,7 +102,7 @@ class Project:
 
     def machines(self) -> list[str]:
         """Names of its local machines."""
-        from pyinfra_orbstack.cli import inventory_hosts
+        from pyinfra_orbstack.inventory_files import inventory_hosts
 
         hosts = inventory_hosts(self.path / "inventories" / "local.py")
         return [host.split("/", 1)[1] for host in hosts]

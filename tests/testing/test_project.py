@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyinfra_orbstack import cli, orbctl, programs
+from pyinfra_orbstack import cli, inventory_files, orbctl, programs
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlMissing, Record, create_args
 
 from ..conftest import Machines
@@ -56,13 +56,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Path:
 def test_hosts_of_an_inventory_are_read_as_pyinfra_does(tmp_path: Path) -> None:
     path = tmp_path / "inventory.py"
     path.write_text(LOCAL)
-    assert cli.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
+    assert inventory_files.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
 
 
 def test_a_host_that_is_a_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "inventory.py").write_text('web = [["@orbstack/a"]]\n')
-    with pytest.raises(cli.CommandError, match="a host is a name, or a tuple"):
-        cli.inventory_hosts(tmp_path / "inventory.py")
+    with pytest.raises(inventory_files.CommandError, match="a host is a name, or a tuple"):
+        inventory_files.inventory_hosts(tmp_path / "inventory.py")
 
 
 def test_ctrl_d_is_no_answer(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
@@ -94,15 +94,17 @@ def test_ctrl_d_is_no_answer(monkeypatch: pytest.MonkeyPatch, folder: Path, name
     ],
 )
 def test_machines_containers_and_servers(host: str, what: tuple[bool, bool]) -> None:
-    assert (cli.is_machine(host), cli.is_container(host)) == what
+    assert (inventory_files.is_machine(host), inventory_files.is_container(host)) == what
 
 
-@pytest.mark.parametrize("words", [[], ["deploy"], ["plan"], ["drift"], ["shell"], ["destroy"]])
+@pytest.mark.parametrize(
+    "words", [[], ["deploy"], ["plan"], ["drift"], ["trust"], ["shell"], ["destroy"]]
+)
 def test_each_verb_explains_itself(words: list[str]) -> None:
     argv = [str(Path(sys.executable).with_name("pyinfra-orbstack")), *words, "--help"]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    verbs = words or ["deploy", "plan", "drift", "shell", "destroy"]
+    verbs = words or ["deploy", "plan", "drift", "trust", "shell", "destroy"]
     assert done.stdout.startswith(f"usage: {' '.join(['pyinfra-orbstack', *words])} [-h]")
     assert all(verb in done.stdout for verb in verbs)
 
@@ -184,7 +186,7 @@ def test_life_of_a_project(
         ("import other\n", "/other.py:1: invalid syntax"),
     ],
 )
-@pytest.mark.parametrize("verb", ["plan", "drift", "deploy", "destroy"])
+@pytest.mark.parametrize("verb", ["plan", "drift", "deploy", "trust", "destroy"])
 def test_an_inventory_that_cannot_be_read_is_one_line(
     folder: Path,
     verb: str,

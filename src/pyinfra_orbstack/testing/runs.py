@@ -27,6 +27,7 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
 from pyinfra_orbstack import inventory, process, programs
+from pyinfra_orbstack.inventory_files import execute, group_data
 from pyinfra_orbstack.testing import results
 
 #: Names of groups, or their data by name.
@@ -212,9 +213,10 @@ class Run:
         bare = Inventory((self._hosts(), {}), **members)
         with _set(ctx_config, config), _set(ctx_inventory, bare), _importable(self.root):
             if (self.root / "config.py").is_file():
-                _execute(self.root / "config.py")
+                execute(self.root / "config.py")
             config.lock_current_state()
-            data = {path.stem: _group(path) for path in (self.root / "group_data").glob("*.py")}
+            files = (self.root / "group_data").glob("*.py")
+            data = {path.stem: group_data(path) for path in files}
         for name, (_, values) in own.items():
             data.setdefault(name, {}).update(values)
         everything = data.pop("all", {})
@@ -240,23 +242,6 @@ def _assignments(values: Mapping[str, Any]) -> str:
     if not faithful:
         raise TypeError(f"groups and data can hold plain values only: {values!r}")
     return f"globals().update({values!r})\n"
-
-
-def _execute(path: Path) -> dict[str, Any]:
-    values = {"__file__": str(path)}
-    exec(compile(path.read_bytes(), str(path), "exec"), values)  # noqa: S102  (the user's own)
-    return values
-
-
-def _group(path: Path) -> dict[str, Any]:
-    """The data in a file of group data: what it assigns, but not what it imports."""
-    values = _execute(path)
-    imports = (node for node in ast.parse(path.read_bytes()).body if hasattr(node, "names"))
-    imported = {
-        alias.asname or alias.name.split(".")[0] for node in imports for alias in node.names
-    }
-    names = values.get("__all__") or set(values) - imported
-    return {name: values[name] for name in names if not name.startswith("__")}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,219 @@
+"""The hosts of a project's inventories, read as the `pyinfra` command reads them."""
+
+from __future__ import annotations
+
+import ast
+import glob
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyinfra_orbstack.targets import parse
+
+if TYPE_CHECKING:
+    from pyinfra.api.inventory import Inventory
+
+
+class CommandError(Exception):
+    """The user has to do something first; the text is one line and nothing was changed."""
+
+
+def execute(path: Path) -> dict[str, Any]:
+    """What a file of the project assigns."""
+    values: dict[str, Any] = {"__file__": str(path)}
+    exec(compile(path.read_bytes(), str(path), "exec"), values)  # noqa: S102  (the user's own)
+    return values
+
+
+def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the hosts in an inventory file, read as pyinfra reads it.
+
+    Raises:
+        CommandError: It cannot be executed.
+    """
+    names: dict[str, None] = {}
+    if os.getcwd() not in sys.path:  # as pyinfra has it, for what the file imports
+        sys.path.append(os.getcwd())
+    try:
+        values = execute(Path(path))
+    except Exception as broken:
+        raise CommandError(_where(os.fspath(path), broken)) from None
+    for key, group in values.items():
+        if key.startswith("_") or not isinstance(group, (list, tuple)):
+            continue
+        hosts = group[0] if isinstance(group, tuple) and group else group
+        for host in hosts if isinstance(hosts, (list, tuple)) else ():
+            name = host[0] if isinstance(host, tuple) and host else host
+            if isinstance(name, list):
+                raise CommandError(f"{path}: {key} holds {name!r}: a host is a name, or a tuple")
+            if isinstance(name, str):
+                names[name] = None
+    return list(names)
+
+
+def _where(path: str, broken: Exception) -> str:
+    """What is wrong with a file, and in which line, in one line."""
+    if isinstance(broken, SyntaxError):
+        path, line, text = broken.filename or path, broken.lineno, broken.msg
+    else:
+        frames = traceback.extract_tb(broken.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
+        text = f"{type(broken).__name__}: {broken}"
+    return " ".join(f"{path}{f':{line}' if line else ''}: {text}".split())
+
+
+def find_inventory(name: str) -> Path:
+    """The file of an inventory.
+
+    Raises:
+        CommandError: There is none of that name.
+    """
+    known = sorted(path.stem for path in Path("inventories").glob("*.py"))
+    if not known:
+        raise CommandError(f"there is no inventory in {Path('inventories').absolute()}")
+    if name not in known:
+        raise CommandError(f"there is no inventory {name!r}; INVENTORY can be: {', '.join(known)}")
+    return Path("inventories", f"{name}.py")
+
+
+def hosts_of(inventory: Path) -> list[str]:
+    """Names of the hosts of an inventory that has some.
+
+    Raises:
+        CommandError: It has none.
+    """
+    hosts = inventory_hosts(inventory)
+    if not hosts:
+        raise CommandError(f"{inventory} has no hosts yet: add some to its groups")
+    return hosts
+
+
+def is_container(host: str) -> bool:
+    """Whether a host, or a pattern of hosts, means containers."""
+    named = parse(host)
+    return named is not None and named.container
+
+
+def is_machine(host: str) -> bool:
+    """Whether a host, or a pattern of hosts, means machines on this computer."""
+    named = parse(host)
+    return named is not None and not named.container
+
+
+def is_pattern(host: str) -> bool:
+    """Whether it means any number of machines or containers."""
+    named = parse(host)
+    return named is not None and named.is_pattern
+
+
+def deploy_file(inventory: Path) -> str:
+    """The deploy of an inventory: deploy_NAME.py where there is one, else deploy.py."""
+    own = Path(f"deploy_{inventory.stem}.py")
+    return str(own) if own.is_file() else "deploy.py"
+
+
+# Groups, data and limits -----------------------------------------------------------------------
+
+
+def group_data(path: Path) -> dict[str, Any]:
+    """The data in a file of group data: what it assigns, but not what it imports."""
+    values = execute(path)
+    imports = (node for node in ast.parse(path.read_bytes()).body if hasattr(node, "names"))
+    imported = {
+        alias.asname or alias.name.split(".")[0] for node in imports for alias in node.names
+    }
+    names = values.get("__all__") or set(values) - imported
+    return {name: values[name] for name in names if not name.startswith("__")}
+
+
+def read(path: Path, wanted: Callable[[str], bool] = lambda host: True) -> Inventory:
+    """The hosts of an inventory file that are wanted, with their groups and data.
+
+    Raises:
+        CommandError: A file cannot be executed, or pyinfra takes none of it.
+    """
+    # It takes as long as all the rest, and most verbs do without.
+    from pyinfra.api.exceptions import PyinfraError
+    from pyinfra.api.inventory import Inventory
+    from pyinfra.context import ctx_inventory
+
+    groups = _groups(path, wanted)
+    everyone, data = groups.pop("all", ([], {}))
+    names = (host for hosts, _ in groups.values() for host in hosts)
+    everyone = everyone or list(dict.fromkeys(_name(host) for host in names))
+    groups.setdefault(path.stem, (everyone, {}))
+    try:
+        ctx_inventory.set(Inventory((everyone, data), **groups))
+        for file in [*Path("group_data").glob("*.py"), *path.parent.glob("group_data/*.py")]:
+            try:
+                values = group_data(file)
+            except Exception as broken:
+                raise CommandError(_where(str(file), broken)) from None
+            (data if file.stem == "all" else groups.setdefault(file.stem, ([], {}))[1]).update(
+                values
+            )
+        return Inventory((everyone, data), **groups)
+    except PyinfraError as broken:
+        raise CommandError(f"{path}: {' '.join(str(broken).split())}") from None
+
+
+def _name(host: Any) -> Any:
+    return host[0] if isinstance(host, tuple) and host else host
+
+
+def _groups(
+    path: Path, wanted: Callable[[str], bool]
+) -> dict[str, tuple[list[Any], dict[str, Any]]]:
+    """Hosts and data by groups, of those hosts that are wanted."""
+    inventory_hosts(path)  # which finds mistakes
+    found = {}
+    for key, group in execute(path).items():
+        if key.startswith("_") or not isinstance(group, (list, tuple)):
+            continue
+        hosts, data = (*group, {})[:2] if isinstance(group, tuple) else (group, {})
+        if isinstance(hosts, (list, tuple)) and isinstance(data, dict):
+            found[key] = ([host for host in hosts if wanted(str(_name(host)))], dict(data))
+    return found
+
+
+def limited(inventory: Inventory, path: Path, limit: str) -> list[str]:
+    """Names of the hosts that a limit means: groups, hosts or patterns of hosts.
+
+    Raises:
+        CommandError: One of its words means none; pyinfra would go on without.
+    """
+    words = re.split(r"[\s,]+", limit.strip(" \t\n,"))
+    chosen: dict[str, None] = {}
+    for word in words:
+        members = inventory.groups.get(word) or [
+            host for host in inventory if fnmatch(host.name, word)
+        ]
+        if not members:
+            groups = ", ".join(sorted(inventory.groups))
+            hosts = ", ".join(host.name for host in inventory)
+            raise CommandError(
+                f"LIMIT: nothing in {path} matches {word!r}; groups: {groups}; hosts: {hosts}"
+            )
+        chosen.update((host.name, None) for host in members)
+    return [host.name for host in inventory if host.name in chosen]
+
+
+def limit_words(hosts: Sequence[str]) -> list[str]:
+    """Arguments of `pyinfra` for these hosts alone."""
+    return [word for host in hosts for word in ("--limit", _exactly(host))]
+
+
+def _exactly(host: str) -> str:
+    """A pattern for this host alone, which pyinfra cannot take for the name of a group.
+
+    A connector's own name, and a pattern, stay what they are: they mean what is found later.
+    """
+    named = parse(host)
+    if (host.startswith("@") and "/" not in host) or (named is not None and named.is_pattern):
+        return host
+    return f"[{host[0]}]{glob.escape(host[1:])}" if host[:1].isalnum() else glob.escape(host)

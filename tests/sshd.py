@@ -1,0 +1,55 @@
+"""A real sshd for tests: on a loopback port, in a simulated machine without init."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from .conformance.conftest import Guest
+
+KINDS = ("ed25519", "rsa")
+START = r"""
+export DEBIAN_FRONTEND=noninteractive
+[ -x /usr/sbin/sshd ] || {
+    apt-get -qq update >/dev/null
+    apt-get -qq install -y --no-install-recommends openssh-server openssh-client >/dev/null
+}
+mkdir -p /run/sshd /root/.ssh && chmod 700 /root/.ssh && cd /root/.ssh
+[ -e id ] || { ssh-keygen -q -t ed25519 -N '' -f id && cp id.pub authorized_keys; }
+[ ! -e "/run/sshd/$1.pid" ] || { kill "$(cat "/run/sshd/$1.pid")"; rm -f "/run/sshd/$1.pid"; }
+for kind in $2; do
+    [ -e "$kind.$3" ] || ssh-keygen -q -t "$kind" -N '' -f "$kind.$3"
+    set -- "$@" -o "HostKey=/root/.ssh/$kind.$3"
+done
+port=$1 && shift 3
+/usr/sbin/sshd -p "$port" -o ListenAddress=127.0.0.1 -o PermitRootLogin=yes \
+    -o PidFile="/run/sshd/$port.pid" -f /dev/null "$@"
+"""
+
+
+class Sshd(NamedTuple):
+    """A machine that shares this host's network and runs servers on loopback ports."""
+
+    guest: Guest
+
+    def start(self, port: int, keys: str = "first", kinds: str = " ".join(KINDS)) -> None:
+        """Run a server with these keys, in place of one that runs there."""
+        self.guest.sh(START, str(port), kinds, keys)
+
+    def put_key(self, path: Path) -> None:
+        """Write the private key that logs in as root; a server has been started before."""
+        path.touch(mode=0o600)
+        path.write_bytes(self.guest.sh("cat /root/.ssh/id"))
+
+    def fingerprint(self, kind: str, keys: str = "first") -> str:
+        return (
+            self.guest.sh("ssh-keygen -lf /root/.ssh/$1.pub", f"{kind}.{keys}").split()[1].decode()
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
