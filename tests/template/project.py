@@ -177,19 +177,17 @@ class Project:
             "vendor.dependabot",
             ".github/dependabot.yml",
         )
-        forms = sorted(
-            str(path)
-            for path in self.path.glob(".github/ISSUE_TEMPLATE/*.yml")
-            if path.name != "config.yml"
-        )
-        run(self.path, schema, "--builtin-schema", "vendor.github-issue-forms", *forms)
-        run(
-            self.path,
-            schema,
-            "--builtin-schema",
-            "vendor.github-issue-config",
-            ".github/ISSUE_TEMPLATE/config.yml",
-        )
+        if self.has(".github/ISSUE_TEMPLATE"):
+            templates = sorted(self.path.glob(".github/ISSUE_TEMPLATE/*.yml"))
+            forms = [str(path) for path in templates if path.name != "config.yml"]
+            run(self.path, schema, "--builtin-schema", "vendor.github-issue-forms", *forms)
+            run(
+                self.path,
+                schema,
+                "--builtin-schema",
+                "vendor.github-issue-config",
+                ".github/ISSUE_TEMPLATE/config.yml",
+            )
         if self.has("compose.yaml"):
             run(self.path, schema, "--builtin-schema", "vendor.compose-spec", "compose.yaml")
         run(self.path, tool("zizmor"), "--offline", "--no-progress", ".")

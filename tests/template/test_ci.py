@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from tests.simulator.mirror import Mirror, archive
-from tests.template.conftest import ROOT, Render
+from tests.template.conftest import Render
 from tests.template.project import Project, git, run, tool
 
 IMAGE = "alpine:3.99"
@@ -140,13 +141,14 @@ def test_the_lock_is_in_the_first_commit_and_ci_keeps_to_it(
     run(project.path, "uv", "lock", env=env)
 
 
-def test_every_workflow_that_runs_uv_is_locked() -> None:
-    for path in sorted((ROOT / "template/.github/workflows").glob("*.yml")):
+def test_every_workflow_that_runs_uv_is_locked(render: Render) -> None:
+    project = render(codecov=True, deploy_from_ci=True)
+    for path in sorted(project.path.glob(".github/workflows/*.yml")):
         workflow = yaml.safe_load(path.read_text())
         commands = "\n".join(
             step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]
         )
-        if "uv run" in commands or "make " in commands:
+        if re.search("uv (run|audit)|make ", commands):
             assert workflow.get("env", {}).get("UV_LOCKED") == "1", path.name
 
 

@@ -37,6 +37,7 @@ COMBINATIONS: list[dict[str, Any]] = [
         "description": "A \"quoted\" \\ 'text' {{ x }} ☃",
         **FILLED,
         "docker": True,
+        "deploy_from_ci": True,
     },
 ]
 
@@ -270,6 +271,7 @@ def spoil(name: str, old: str, new: str) -> Callable[[Project], None]:
 
 CI = ".github/workflows/ci.yml"
 PUBLISH = ".github/workflows/publish.yml"
+DEPLOY = ".github/workflows/deploy.yml"
 
 
 @pytest.mark.parametrize(
@@ -280,12 +282,14 @@ PUBLISH = ".github/workflows/publish.yml"
         spoil(CI, "@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1", "@v7"),
         spoil(CI, "- run: make lint", "- run: echo ${{ github.event.pull_request.title }}"),
         spoil(PUBLISH, "id-token: write", "id-token: sure"),
+        spoil(DEPLOY, "  pull_request:\n", "  pull_request_target:\n"),
+        spoil(DEPLOY, "make deploy", "make deploy ARGS=${{ github.head_ref }}"),
         spoil(".github/dependabot.yml", "interval: weekly", "interval: sometimes"),
         spoil("compose.yaml", "image: ", "imag: "),
     ],
 )
 def test_faults_in_workflows_are_caught(render: Render, fault: Callable[[Project], None]) -> None:
-    project = render(codecov=True, docker=True)
+    project = render(codecov=True, docker=True, deploy_from_ci=True)
     project.check_workflows()
     fault(project)
     with pytest.raises(AssertionError):

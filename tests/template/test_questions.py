@@ -30,6 +30,12 @@ COPIER = yaml.safe_load((ROOT / "copier.yml").read_text())
 QUESTIONS = {name: asked for name, asked in COPIER.items() if not name.startswith("_")}
 ASKED = {name: asked for name, asked in QUESTIONS.items() if asked.get("when") is not False}
 
+#: Defaults that follow from something, in words.
+FOLLOWS = {
+    "project_name": "the folder's name, made into one of a package",
+    "license": "`MIT` when publishing, else `proprietary`",
+}
+
 
 def flaws(questions: dict[str, Any]) -> Iterator[str]:
     """What is wrong with questions."""
@@ -50,7 +56,7 @@ def table() -> str:
     for name, asked in ASKED.items():
         default = str(asked["default"])
         if "{%" in default:
-            default = "the folder's name, made into one of a package"
+            default = FOLLOWS[name]
         else:
             default = {"True": "yes", "False": "no", "": "empty"}.get(default, f"`{default}`")
         choices = ", ".join(f"`{value}`" for value in asked.get("choices", {}).values())

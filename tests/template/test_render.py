@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from yaml import safe_load
 
 from pyinfra_orbstack.orbctl import Orbctl
 from tests.template.conftest import ROOT, Render
@@ -38,6 +40,7 @@ def test_default_project_passes_its_own_tests(render: Render) -> None:
         "license": "MIT",
         "image": "ubuntu:noble",
         "docker": False,
+        "deploy_from_ci": False,
         "publish_to_pypi": True,
         "codecov": False,
     }
@@ -135,13 +138,50 @@ def test_what_is_not_wanted_is_not_there(render: Render) -> None:
     assert not project.has(".github/workflows/coverage.yml")
     assert not project.has("docs/releasing.md")
     assert not project.has("scripts")
-    assert "Private :: Do Not Upload" in project.toml["project"]["classifiers"]
+    for name in ("SECURITY.md", ".github/ISSUE_TEMPLATE", ".github/PULL_REQUEST_TEMPLATE.md"):
+        assert not project.has(name), name
+    meta = project.toml["project"]
+    assert meta["classifiers"] == ["Private :: Do Not Upload"]
+    assert meta["license"] == "LicenseRef-Proprietary"
+    assert "All rights reserved" in project.text("LICENSE")
+    test = safe_load(project.text(".github/workflows/ci.yml"))["jobs"]["test"]
+    assert test["name"] == "Test"
+    assert not {"strategy", "env"} & set(test)
     assert "release" not in project.text("Makefile")
     assert "pypi" not in project.text("README.md")
     assert "codecov" not in project.answers
     for path in project.files():
         if path.name != ".copier-answers.yml":
             assert "docker" not in str(path) + path.read_text().lower(), path
+
+
+def test_what_is_published_has_all_of_it(render: Render) -> None:
+    project = render()
+    for name in ("SECURITY.md", ".github/ISSUE_TEMPLATE", ".github/PULL_REQUEST_TEMPLATE.md"):
+        assert project.has(name), name
+    meta = project.toml["project"]
+    assert not any(one.startswith("Private") for one in meta["classifiers"])
+    pythons = [one.rpartition(" ")[2] for one in meta["classifiers"] if ":: 3." in one]
+    test = safe_load(project.text(".github/workflows/ci.yml"))["jobs"]["test"]
+    assert len(pythons) == 5
+    assert test["strategy"]["matrix"]["python"] == pythons
+    assert test["env"] == {"UV_PYTHON": "${{ matrix.python }}"}
+    assert "MIT License" in project.text("LICENSE")
+
+
+def test_a_license_that_was_chosen_stays(render: Render) -> None:
+    assert render(publish_to_pypi=False, license="Apache-2.0").answers["license"] == "Apache-2.0"
+
+
+def test_agents_are_told_in_thirty_lines(render: Render) -> None:
+    project = render()
+    text = project.text("AGENTS.md")
+    assert len(text.splitlines()) <= 30
+    assert "no `INVENTORY=production`" in text
+    targets = set(re.findall(r"^([a-z-]+):", project.text("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
+    for name in re.findall(r"`([\w/]+(?:/|\.py|\.md))`", text):
+        assert project.has(name), name
 
 
 @pytest.mark.parametrize(

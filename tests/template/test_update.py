@@ -36,7 +36,7 @@ def evolve(repository: Path) -> None:
     """What a next version of the template is likely to bring."""
     folder = repository / "template"
     replace(folder / "pyproject.toml.jinja", "ruff>=0.14,<0.18", "ruff>=0.14,<0.19")
-    replace(folder / ".github/workflows/ci.yml", "timeout-minutes: 20", "timeout-minutes: 25")
+    replace(folder / ".github/workflows/ci.yml.jinja", "timeout-minutes: 20", "timeout-minutes: 25")
     replace(folder / "README.md.jinja", "## More\n", "## Even more\n")
     replace(folder / "Makefile.jinja", "are enough, a Mac's own.", "are enough: a Mac's own.")
     replace(folder / "docs/secrets.md.jinja", "It is in no file of this", "No file has it of this")
@@ -76,7 +76,7 @@ def edit(project: Project) -> dict[str, str]:
         file.write("\nassert host.name\n")
     project.write("CHANGELOG.md", "### Added\n\n", "### Added\n\n- Mine.\n")
     project.write("README.md", "## To a server\n", "## Mine\n\nMy words.\n\n## To a server\n")
-    (project.path / "SECURITY.md").unlink()
+    (project.path / "SECURITY.md").unlink(missing_ok=True)
     (project.path / "src" / project.package / "mine.py").write_text('"""Mine."""\n')
     return {
         "pyproject.toml": "six>=1.16",
@@ -321,7 +321,9 @@ def test_the_page_does_what_it_tells(
     targets = [command for command in commands if command.startswith("make ")]
     assert targets == ["make lint", "make test"]
     Project(tmp_path / "top").commit()
-    replace(repository / "template" / ".github/workflows/ci.yml", "minutes: 25", "minutes: 26")
+    replace(
+        repository / "template" / ".github/workflows/ci.yml.jinja", "minutes: 25", "minutes: 26"
+    )
     release(repository, "v90.2.0")
     project.make("update", **tools)
     assert not project.has(".github/workflows/ci.yml")
@@ -346,6 +348,8 @@ def nothing(project: Project) -> dict[str, str]:
             {"codecov": True},
             {"codecov": False, "user_name": "Zoë", "github_user": "zoe", "license": "Apache-2.0"},
         ),
+        ({"github_user": "zoe"}, {"deploy_from_ci": True}),
+        ({"github_user": "zoe", "deploy_from_ci": True}, {"deploy_from_ci": False}),
     ],
 )
 def test_update_that_switches_answers(
@@ -365,21 +369,29 @@ def test_update_that_switches_answers(
     project.update(repository, **after)
     check_evolved(project)
     assert {key: project.answers[key] for key in after} == after
-    assert project.has(".github/workflows/publish.yml") == project.answers["publish_to_pypi"]
+    published = project.answers["publish_to_pypi"]
+    assert project.has(".github/workflows/publish.yml") == published
+    # The user may have deleted what was there.
+    assert edits is edit or project.has("SECURITY.md") == published
+    assert project.has(".github/ISSUE_TEMPLATE") == published
+    assert ("matrix" in project.text(".github/workflows/ci.yml")) == published
+    assert ("Private" in str(project.toml["project"]["classifiers"])) != published
+    assert project.has(".github/workflows/deploy.yml") == project.answers["deploy_from_ci"]
+    assert project.has(".github/CODEOWNERS") == project.answers["deploy_from_ci"]
     for name, words in kept.items():
         assert words in project.text(name), name
     project.check_tests()
 
 
-def without_docker(repository: Path) -> None:
-    """What a version was like that did not ask about containers."""
+def without(repository: Path, question: str) -> None:
+    """What a version was like that did not ask this yet."""
     copier = repository / "copier.yml"
     text = copier.read_text()
-    condition = r"{% if not \(docker.*?%}"
+    condition = rf"{{% if not \((?:\w+ and )?{question}.*?%}}"
     files = re.findall(rf"{condition}(.*){{% endif %}}", text)
     text = re.sub(rf'  - "{condition}.*\n', "", text)
-    copier.write_text(re.sub(r"^docker:\n(  .*\n)+\n", "", text, flags=re.MULTILINE))
-    assert "docker" not in copier.read_text()
+    copier.write_text(re.sub(rf"^{question}:\n(  .*\n)+\n", "", text, flags=re.MULTILINE))
+    assert question not in copier.read_text()
     rendered = [path for path in (repository / "template").rglob("*") if path.is_file()]
     for path in rendered:
         name = str(path.relative_to(repository / "template"))
@@ -387,9 +399,9 @@ def without_docker(repository: Path) -> None:
             path.unlink()
             continue
         text = path.read_text(encoding="utf-8")
-        block = r"{%-? if docker -?%}.*?{%-? endif -?%}\n?"
+        block = rf"{{%-? if {question} -?%}}.*?{{%-? endif -?%}}\n?"
         path.write_text(re.sub(rf"\n{block}", "\n", text, flags=re.DOTALL), encoding="utf-8")
-    assert len(files) >= 5
+    assert len(files) >= 4
 
 
 CONTAINERS = ["compose.yaml", "deploy_containers.py", "tests/test_containers.py"]
@@ -406,7 +418,7 @@ def test_update_that_brings_the_question_about_containers(
 ) -> None:
     assert client
     git(repository, "tag", "-d", OLD)
-    without_docker(repository)
+    without(repository, "docker")
     release(repository, OLD)
     project = made_from(render, repository)
     assert "docker" not in project.answers
@@ -435,6 +447,41 @@ def test_update_that_brings_the_question_about_containers(
     git(project.path, "checkout", "-q", ".")
     project.update(repository, docker=False)
     assert not any(map(project.has, CONTAINERS))
+    project.commit()
+    assert git(project.path, "diff", "--name-only", "HEAD~2").split() == []
+
+
+@pytest.mark.parametrize("edits", [nothing, edit])
+def test_update_that_brings_the_question_about_deploys(
+    render: Render, repository: Path, edits: Callable[[Project], dict[str, str]]
+) -> None:
+    git(repository, "tag", "-d", OLD)
+    without(repository, "deploy_from_ci")
+    release(repository, OLD)
+    project = made_from(render, repository, github_user="zoe")
+    assert "deploy_from_ci" not in project.answers
+    kept = edits(project)
+    project.commit()
+    git(repository, "revert", "--no-edit", "HEAD")
+    git(repository, "tag", NEW)
+
+    # No is the default, and changes nothing.
+    project.update(repository)
+    assert git(project.path, "diff", "--name-only").split() == [".copier-answers.yml"]
+    project.commit()
+    brought = [".github/workflows/deploy.yml", ".github/load-key.sh", ".github/CODEOWNERS"]
+    brought.append("docs/deploying.md")
+    assert not any(map(project.has, brought))
+
+    project.update(repository, deploy_from_ci=True)
+    assert all(map(project.has, brought))
+    assert "docs/deploying.md" in project.text("README.md")
+    for name, words in kept.items():
+        assert words in project.text(name), name
+    project.check_files()
+    project.commit()
+
+    project.update(repository, deploy_from_ci=False)
     project.commit()
     assert git(project.path, "diff", "--name-only", "HEAD~2").split() == []
 
