@@ -154,7 +154,7 @@ def test_what_is_shown(folder: Path, names: list[str]) -> None:
     assert SECRET in pyinfra("--dry", "--diff", host, "deploy.py")
 
 
-@pytest.mark.usefixtures("client")
+@pytest.mark.usefixtures("prepared")
 def test_its_own_tests_need_no_secret(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the page tells, done in a project, leaves `make test` and CI green."""
     monkeypatch.delenv("APP_TOKEN", raising=False)
