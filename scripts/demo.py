@@ -1,7 +1,7 @@
-"""`make demo`: a project made from the template, deployed twice to a machine of its own.
+"""`make demo`: a project made from the template, deployed twice to machines of its own.
 
-Whatever this makes lies inside the checkout, apart from the machine, and that is written down with
-its id, so that `make clean` deletes it and no other.
+Whatever this makes lies inside the checkout, apart from the machines, and these are written down
+with their ids, so that `make clean` deletes them and no others.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def demo() -> None:
         RECORD_VARIABLE: str(RECORD.path),
         "PYTHONPATH": str(DEMO / "src"),
     }
-    print("3. Applying ./demo/deploy.py, which creates its machine where it is missing", flush=True)
+    print("3. Applying ./demo/deploy.py, which creates machines that are missing", flush=True)
     changed, _ = deploy(environment)
     print("4. Applying it again", flush=True)
     again, unchanged = deploy(environment)
@@ -122,7 +122,7 @@ def demo() -> None:
     print(f"    {show(reach, command_line, hosts[0], 'exec', '--', 'cat', file)}")
     print("A shell in the machine:")
     print(f"    {show(reach, command, 'run', '-m', hosts[0][len(MACHINES) :])}")
-    print("Remove all of it, the machine included:\n    make clean")
+    print("Remove all of it, the machines included:\n    make clean")
 
 
 def clean() -> None:

@@ -12,3 +12,7 @@ operator_name = "ops"
 operator_keys: list[str] = []
 
 ssh_tcp_forwarding = True
+
+# What the firewall lets in beside SSH: ports for everybody, and for the hosts of a group alone.
+open_ports: list[int] = []
+open_to_group: dict[int, str] = {}

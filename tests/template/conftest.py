@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import fcntl
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyinfra_orbstack.orbctl import Orbctl
+from pyinfra_orbstack.testing import unavailable
 from tests.template.project import Project, git
 
 ROOT = Path(__file__).parent.parent.parent
@@ -112,3 +115,83 @@ def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def machines_possible(client: Orbctl) -> Orbctl:
     """`orbctl` for the projects, the same as for our own tests."""
     return client
+
+
+# Machines that boot ------------------------------------------------------------------------------
+
+#: Machines of real images that boot, as users have them; other tests have the host's root.
+BOOTED = {"ORBCTL_SIMULATOR_IMAGES": "none", "ORBCTL_SIMULATOR_INIT": "image"}
+#: Ubuntu with the packages of the sample in it, under a name that no test asks for otherwise.
+PREPARED = "devuan:daedalus"
+#: Leaves the packages, stopped, and takes away what each machine has of its own.
+PREPARE = """
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -qqy --no-install-recommends nginx nftables postgresql openssh-server
+systemctl disable --now --quiet nftables
+systemctl stop nginx postgresql 'postgresql@*'
+apt-get clean
+: >/etc/machine-id
+"""
+PACK = "tar -C / --one-file-system --numeric-owner --exclude ./var/lib/apt/lists -cf - ."
+
+
+@pytest.fixture
+def boots(client: Orbctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines of projects boot, and get their packages from the distribution."""
+    for name, value in BOOTED.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def prepared_image(client: Orbctl, simulated: bool, worker_folder: Path) -> str:
+    """ubuntu:noble with the packages of the sample in it, made once for all workers."""
+    if not simulated:
+        return "ubuntu:noble"
+    packed = worker_folder / "prepared.tar"
+    with (worker_folder / "prepared.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not packed.exists():
+            prepare(packed)
+    simulator("image", "add", PREPARED, str(packed))
+    return PREPARED
+
+
+@pytest.fixture(scope="session")
+def worker_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder that the workers of this run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
+def simulator(*words: str, stdin: str = "") -> None:
+    """Have the simulator do something with machines that boot."""
+    program = Path(sys.executable).with_name("orbctl-simulator")
+    env = {**os.environ, **BOOTED}
+    done = subprocess.run([program, *words], env=env, input=stdin, capture_output=True, text=True)
+    if done.returncode:
+        unavailable(f"{' '.join(words)}: {done.stderr}")
+
+
+def prepare(packed: Path) -> None:
+    """Write the root of a machine that has the packages."""
+    name = f"prepare-{secrets.token_hex(4)}"
+    simulator("create", "--user", "root", "ubuntu:noble", name)
+    try:
+        simulator("run", "-m", name, "-u", "root", "sh", "-e", stdin=PREPARE)
+        program = Path(sys.executable).with_name("orbctl-simulator")
+        pack = [program, "run", "-m", name, "-u", "root", "sh", "-c", PACK]
+        part = packed.with_suffix(".part")
+        with part.open("wb") as file:
+            subprocess.run(pack, stdout=file, check=True)
+        part.rename(packed)
+    finally:
+        simulator("delete", "-f", name)
+
+
+@pytest.fixture
+def prepared(boots: None, prepared_image: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tests of projects take this image in place of their own: no package is fetched."""
+    # What fails shall not take longer than it has to.
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"-x --orbstack-image {prepared_image}")
+    return prepared_image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,10 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+#: With this no machine can be had.
+NO_MACHINES = {"ORBCTL_SIMULATOR_HOME": "/dev/null"}
 
 
 def run(folder: Path, *argv: str, env: dict[str, str] | None = None, timeout: float = 600) -> str:
@@ -151,18 +156,19 @@ class Project:
 
     def check_tests(self, *files: str) -> None:
         """Its own tests, or some, pass here: quicker than with an environment of its own."""
-        run(
-            self.path,
-            sys.executable,
-            "-m",
-            "pytest",
-            "-qx",
-            "-p",
-            "no:cacheprovider",
-            *files,
-            # There must be machines and containers, so that nothing is skipped.
-            env={"PYTHONPATH": str(self.path / "src"), "CI": "true"},
-        )
+        # There must be machines and containers, so that nothing is skipped.
+        self._pytest(*files, env={"CI": "true"})
+
+    def check_tests_without_machines(self) -> None:
+        """Those of its own tests pass that need none; the others have to be there, too."""
+        said = self._pytest("--orbstack", "simulator", env={"CI": "", **NO_MACHINES})
+        passed, skipped = map(int, re.findall(r"(\d+) (?:passed|skipped)", said))
+        assert passed > 20, said
+        assert skipped > 10, said
+
+    def _pytest(self, *words: str, env: dict[str, str]) -> str:
+        command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *words]
+        return run(self.path, *command, env={"PYTHONPATH": str(self.path / "src"), **env})
 
     def check_workflows(self) -> None:
         """GitHub would take its workflows, and an auditor has nothing to say."""
@@ -233,11 +239,11 @@ class Project:
         assert contents
         return contents
 
-    def all_checks(self) -> None:
-        """Everything that a user, and GitHub, would run."""
+    def all_checks(self, env: dict[str, str]) -> None:
+        """Everything that a user, and GitHub, would run, and the tests with this environment."""
         self.check_files()
         self.make("lint")
-        self.make("test", CI="true")
+        self.make("test", **env)
         if self.answers["publish_to_pypi"]:
             self.make("release-check")
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +14,16 @@ import pytest
 from pyinfra_orbstack.orbctl import Orbctl, Record, create_args
 from tests.containers import Containers
 from tests.template.conftest import Render
-from tests.template.project import Project, git, run, tool
+from tests.template.project import NO_MACHINES, Project, git, run, tool
 
 pytestmark = [pytest.mark.template, pytest.mark.timeout(600), pytest.mark.usefixtures("index")]
 
 FILLED = {"user_name": 'Zoë "Z" O\'Neil', "user_email": "zoe@example.org", "github_user": "zoe-dev"}
 LONG = "a-project-whose-name-has-forty-characters"[:40]
 #: Every combination of yes and no, with and without identity; every other choice at least once.
+#: What is done to machines follows from names alone: the longest one and the shortest one have
+#: machines that boot, of a prepared image. tests/template/test_render.py takes both images as they
+#: are, without any package of the sample.
 COMBINATIONS: list[dict[str, Any]] = [
     {"publish_to_pypi": True, "codecov": False, "license": "MIT"},
     {
@@ -73,14 +77,17 @@ def test_every_combination_passes_everything(
     project = render(**answers)
     if answers.get("docker"):
         project.use_image(request.getfixturevalue("small_image"))
+    machines = project.answers["project_name"] in (LONG, "x")
+    if machines:
+        request.getfixturevalue("prepared")  # from here on, machines are others
     project.make("lock")
     project.commit()
     monkeypatch.setenv("UV_LOCKED", "1")
-    project.all_checks()
+    project.all_checks({"CI": "true"} if machines else {"CI": "", **NO_MACHINES})
     assert git(project.path, "status", "--porcelain") == ""
 
 
-@pytest.mark.usefixtures("client")
+@pytest.mark.usefixtures("prepared")
 def test_lowest_versions_of_what_it_asks_for_will_do(render: Render) -> None:
     project = render()
     said = project.make("test", UV_RESOLUTION="lowest-direct")
@@ -89,7 +96,7 @@ def test_lowest_versions_of_what_it_asks_for_will_do(render: Render) -> None:
     assert "pyinfra==3.9\n" in versions or "pyinfra==3.9.0\n" in versions
 
 
-@pytest.mark.usefixtures("client")
+@pytest.mark.usefixtures("prepared")
 def test_nothing_but_the_index_is_needed(render: Render) -> None:
     project = render()
     run(project.path, tool("uv"), "sync", "--quiet")
@@ -112,44 +119,51 @@ def test_without_uv_it_gets_one_of_its_own(render: Render, tmp_path: Path) -> No
     assert project.has(".venv/bin/uv")
 
 
-def test_commands(render: Render, client: Orbctl, destroy: Callable[[Project], None]) -> None:
-    project = render("commands")
+def test_commands(
+    render: Render, client: Orbctl, prepared: str, destroy: Callable[[Project], None]
+) -> None:
+    project = render("commands", image=prepared)
     destroy(project)
-    (name,) = project.machines()
+    web, db = names = project.machines()
+    assert [name.split("-")[1] for name in names] == ["web", "db"]
 
-    assert f"{name} would be created" in project.make("plan")
-    assert name not in {machine.name for machine in client.machines()}
+    said = project.make("plan")
+    assert all(f"{name} would be created" in said for name in names)
+    assert not set(names) & {machine.name for machine in client.machines()}
     first = project.make("deploy")
-    assert f"created machine {name}" in first
+    assert all(f"created machine {name}" in first for name in names)
     second = project.make("deploy")
     total = next(line for line in second.splitlines() if "Grand total" in line)
-    assert total.split()[2:] == ["4", "-", "-", "4"]
+    assert total.split()[2:] == ["30", "-", "-", "30"]
     assert "local: nothing would change" in project.make("drift")
-    client.call("run", "-m", name, "sudo", "rm", "/etc/ssh/sshd_config.d/10-commands.conf")
-    with pytest.raises(AssertionError, match=rf"@orbstack/{name}: SSH server \| "):
+    client.call("run", "-m", web, "sudo", "rm", "/etc/ssh/sshd_config.d/10-commands.conf")
+    with pytest.raises(AssertionError, match=rf"@orbstack/{web}: SSH server \| "):
         project.make("drift")
     assert "nothing would change" not in project.make("deploy")
-    client.stop(name)
-    assert f"{name} would be started" in project.make("plan")
-    assert not client.info(name).running
-    client.start(name)
+    client.stop(web)
+    said = project.make("plan")
+    assert f"{web} would be started" in said
+    assert "Database | " in said
+    assert not client.info(web).running
+    client.start(web)
     assert "Operator | Account ops" in project.make("plan")
-    with pytest.raises(AssertionError, match=f"M can be: .*{name}"):
+    with pytest.raises(AssertionError, match=f"M can be: .*{web}"):
         project.make("shell", M="$(touch hacked)")
-    project.make("shell", M=name)
+    project.make("shell", M=web)
 
-    with pytest.raises(AssertionError, match=rf"would delete {name}: confirm with YES=1"):
+    both = rf"({web}, {db}|{db}, {web})"
+    with pytest.raises(AssertionError, match=rf"would delete {both}: confirm with YES=1"):
         project.make("destroy")
-    assert f"deleted: {name}" in project.make("destroy", YES="1")
-    assert name not in {machine.name for machine in client.machines()}
+    assert re.search(f"deleted: {both}", project.make("destroy", YES="1"))
+    assert not set(names) & {machine.name for machine in client.machines()}
     # One that somebody else made is not this project's to delete.
-    client.create(create_args(name, "ubuntu"))
-    stranger = client.info(name)
+    client.create(create_args(web, prepared))
+    stranger = client.info(web)
     try:
         assert "has made no machine" in project.make("destroy", YES="1")
-        assert client.info(name).id == stranger.id
+        assert client.info(web).id == stranger.id
     finally:
-        client.delete(name, stranger.id)
+        client.delete(web, stranger.id)
 
 
 def test_commands_for_containers(render: Render, containers: Containers, small_image: str) -> None:
@@ -186,7 +200,7 @@ def test_servers_are_never_touched_unasked(render: Render) -> None:
         project.make("deploy", INVENTORY="; touch hacked")
     with pytest.raises(AssertionError, match="INVENTORY can be: local, production"):
         project.make("plan", INVENTORY="--help")
-    project.write("inventories/production.py", "web: list", "db = ['127.0.0.1']\nweb: list")
+    project.write("inventories/production.py", "web: list", "queue = ['127.0.0.1']\nweb: list")
     with pytest.raises(AssertionError, match="nobody to ask: confirm with YES=1"):
         project.make("deploy", INVENTORY="production")
     assert not project.has("hacked")
@@ -217,7 +231,7 @@ def test_archives_hold_the_package_alone(render: Render) -> None:
     project = render(**FILLED)
     planted = "host-1.internal.example"
     secret = "correct-horse-battery-staple"
-    project.write("inventories/production.py", "web: list", f"db = ['{planted}']\nweb: list")
+    project.write("inventories/production.py", "web: list", f"queue = ['{planted}']\nweb: list")
     for name in ("group_data/all.py", "group_data/production.py", "deploy.py", "Makefile"):
         with (project.path / name).open("a") as file:
             file.write(f"# {planted} {secret}\n")
@@ -296,13 +310,11 @@ def test_faults_in_workflows_are_caught(render: Render, fault: Callable[[Project
         project.check_workflows()
 
 
-@pytest.mark.usefixtures("client")
 @pytest.mark.parametrize(
     ("target", "fault"),
     [
         ("lint", spoil("deploy.py", "user=host", "usr=host")),
         ("lint", spoil("group_data/all.py", "_sudo = True", "import os\n_sudo = True")),
-        ("test", spoil("inventories/production.py", "web: list", "app: list")),
         ("release-check", spoil("pyproject.toml", 'readme = "README.md"\n', "")),
         ("release-check", spoil("pyproject.toml", 'license = "MIT"', 'license = "GPL"')),
     ],
@@ -314,3 +326,22 @@ def test_faults_in_a_project_are_caught(
     fault(project)
     with pytest.raises(AssertionError):
         project.make(target)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        spoil("inventories/production.py", "web: list", "app: list"),
+        spoil("inventories/production.py", "\ndb: list", "\n_db: list"),
+        spoil("inventories/local.py", "\ndb = ", "\nqueue = "),
+    ],
+)
+def test_a_group_that_one_inventory_lacks_is_caught(
+    render: Render, fault: Callable[[Project], None]
+) -> None:
+    """Whether or not there are machines: here there are none, which is quicker."""
+    project = render()
+    fault(project)
+    caught = "FAILED tests/test_inventories.py::test_every_inventory_has_the_same_groups"
+    with pytest.raises(AssertionError, match=caught):
+        project.make("test", CI="", **NO_MACHINES)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from yaml import safe_load
 
-from pyinfra_orbstack.orbctl import Orbctl
 from tests.template.conftest import ROOT, Render
 from tests.template.project import Project, run, tool
 
@@ -26,9 +25,12 @@ FILLED = {
 
 
 @pytest.mark.template
-@pytest.mark.usefixtures("client")
-def test_default_project_passes_its_own_tests(render: Render) -> None:
-    project = render()
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("boots")
+@pytest.mark.parametrize("image", ["ubuntu:noble", "debian:bookworm"])
+def test_default_project_passes_its_own_tests(render: Render, image: str) -> None:
+    """With packages that come from the distribution, as on a user's computer."""
+    project = render(**({} if image == "ubuntu:noble" else {"image": image}))
     project.check_files()
     assert project.answers == {
         **{key: project.answers[key] for key in ("_commit", "_src_path")},
@@ -38,7 +40,7 @@ def test_default_project_passes_its_own_tests(render: Render) -> None:
         "user_email": "",
         "github_user": "",
         "license": "MIT",
-        "image": "ubuntu:noble",
+        "image": image,
         "docker": False,
         "deploy_from_ci": False,
         "publish_to_pypi": True,
@@ -53,12 +55,12 @@ def test_hosts_can_be_written_in_every_way_that_pyinfra_reads(render: Render) ->
         "inventories/local.py",
         "web = [",
         """_hidden = ["@orbstack/other"]
-db = (["@orbstack/myproj-db-1", ("@orbstack/myproj-db-2", MACHINE)], {"port": 1})
+queue = (["@orbstack/myproj-q-1", ("@orbstack/myproj-q-2", MACHINE)], {"port": 1})
 cache: list[str] = ["@orbstack/myproj-cache-1", "@local"]
 web = [""",
     )
     project.write(
-        "inventories/production.py", "web: list", "db = ['db.example']\ncache = []\nweb: list"
+        "inventories/production.py", "web: list", "queue = ['q.example']\ncache = []\nweb: list"
     )
     project.write(
         "inventories/containers.py", "web = [", "web = [('@orbstack/docker/myproj-x', {}), "
@@ -70,7 +72,7 @@ web = [""",
         "named or groups or those",
     ]
     project.check_tests(*named)
-    project.write("inventories/local.py", "@orbstack/myproj-db-1", "@orbstack/db-1")
+    project.write("inventories/local.py", "@orbstack/myproj-q-1", "@orbstack/q-1")
     with pytest.raises(AssertionError, match="test_machines_are_named_after_the_project"):
         project.check_tests(*named)
 
@@ -85,7 +87,7 @@ def test_project_with_containers_passes_its_own_tests(render: Render, small_imag
 
 
 @pytest.mark.template
-@pytest.mark.usefixtures("client")
+@pytest.mark.usefixtures("prepared")
 def test_library_comes_from_a_checkout(render: Render) -> None:
     project = render()
     run(project.path, tool("uv"), "add", "--quiet", "--group", "test", "--editable", str(ROOT))
@@ -267,9 +269,9 @@ def test_its_tests_notice_a_broken_deploy_of_containers(
 
 
 @pytest.mark.template
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("fault", [broken_deploy, deploy_that_never_settles])
-def test_its_tests_notice_a_broken_deploy(render: Render, client: Orbctl, fault: object) -> None:
-    assert client
+def test_its_tests_notice_a_broken_deploy(render: Render, fault: object) -> None:
     assert callable(fault)
     project = render()
     fault(project)

@@ -281,6 +281,7 @@ def test_data_is_shown_by_pyinfra_itself(project: Project) -> None:
     assert '"port": 8080' in done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("prepared")
 def test_its_own_tests_need_no_secret(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the page tells, done in a project, leaves `make test` and CI green."""
     monkeypatch.delenv("APP_TOKEN", raising=False)

@@ -69,8 +69,8 @@ def edit(project: Project) -> dict[str, str]:
         '    { include-group = "test" },\n    "six>=1.16",\n',
     )
     project.write("pyproject.toml", '"pyinfra"]', '"pyinfra", "mine"]')
-    project.write("inventories/local.py", "web = [", "db: list[object] = []\n\nweb = [")
-    project.write("inventories/production.py", "web: list", "db: list[object] = []\n\nweb: list")
+    project.write("inventories/local.py", "web = [", "queue: list[object] = []\n\nweb = [")
+    project.write("inventories/production.py", "web: list", "queue: list[object] = []\n\nweb: list")
     project.write("group_data/all.py", 'operator_name = "ops"', 'operator_name = "ops"\nport = 80')
     with (project.path / "deploy.py").open("a") as file:
         file.write("\nassert host.name\n")
@@ -80,7 +80,7 @@ def edit(project: Project) -> dict[str, str]:
     (project.path / "src" / project.package / "mine.py").write_text('"""Mine."""\n')
     return {
         "pyproject.toml": "six>=1.16",
-        "inventories/local.py": "db: list[object]",
+        "inventories/local.py": "queue: list[object]",
         "group_data/all.py": "port = 80",
         "deploy.py": "assert host.name",
         "CHANGELOG.md": "- Mine.",
@@ -355,12 +355,11 @@ def nothing(project: Project) -> dict[str, str]:
 def test_update_that_switches_answers(
     render: Render,
     repository: Path,
-    client: Orbctl,
+    request: pytest.FixtureRequest,
     edits: Callable[[Project], dict[str, str]],
     before: dict[str, Any],
     after: dict[str, Any],
 ) -> None:
-    assert client
     project = made_from(render, repository, **before)
     kept = edits(project)
     project.commit()
@@ -380,7 +379,25 @@ def test_update_that_switches_answers(
     assert project.has(".github/CODEOWNERS") == project.answers["deploy_from_ci"]
     for name, words in kept.items():
         assert words in project.text(name), name
-    project.check_tests()
+    if before or edits is nothing:
+        project.check_tests_without_machines()
+        # What is done to machines follows from no answer that was switched: one of them is enough.
+        fresh = render("fresh/myproj", source=repository, ref=NEW, **{**before, **after})
+        if edits is nothing:
+            assert applied(project) == applied(fresh)
+    else:
+        request.getfixturevalue("prepared")
+        project.check_tests()
+
+
+def applied(project: Project) -> dict[str, str]:
+    """What a deploy, and its tests, are made of."""
+    folders = ("src", "tests", "inventories", "group_data")
+    files = [path for path in project.files() if path.relative_to(project.path).parts[0] in folders]
+    return {
+        str(path.relative_to(project.path)): path.read_text()
+        for path in [*files, project.path / "deploy.py"]
+    }
 
 
 def without(repository: Path, question: str) -> None:
@@ -487,10 +504,8 @@ def test_update_that_brings_the_question_about_deploys(
 
 
 @pytest.mark.template
-def test_update_from_every_released_version(
-    render: Render, tmp_path: Path, template: Path, client: Orbctl
-) -> None:
-    assert client
+@pytest.mark.usefixtures("prepared")
+def test_update_from_every_released_version(render: Render, tmp_path: Path, template: Path) -> None:
     repository = tmp_path / "repository"
     git(tmp_path, "clone", "-q", str(ROOT), str(repository))
     tags = git(repository, "tag").split()
