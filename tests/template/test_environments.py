@@ -73,9 +73,7 @@ def test_any_number_of_inventories_has_the_same_groups(render: Render) -> None:
 @pytest.mark.usefixtures("index")
 def test_staging_as_the_page_has_it_passes_the_linter(render: Render) -> None:
     project = render()
-    more = groups_of(project, "production").replace("web: list[str] = []\n", "")
-    with_staging(project, FILES["inventories/staging.py"] + more)
-    assert inventories_pass(project)
+    assert inventories_pass(with_staging(project))
     project.make("lint")
 
 
