@@ -39,7 +39,7 @@ def evolve(repository: Path) -> None:
     replace(folder / ".github/workflows/ci.yml.jinja", "timeout-minutes: 20", "timeout-minutes: 25")
     replace(folder / "README.md.jinja", "## More\n", "## Even more\n")
     replace(folder / "Makefile.jinja", "are enough, a Mac's own.", "are enough: a Mac's own.")
-    replace(folder / "docs/secrets.md.jinja", "It is in no file of this", "No file has it of this")
+    replace(folder / "docs/secrets.md.jinja", "Secrets come from", "All secrets come from")
     (folder / "docs" / "new.md").write_text("# New\n")
     with (repository / "copier.yml").open("a") as file:
         file.write("\nnew_question:\n  type: bool\n  help: Really?\n  default: true\n")
