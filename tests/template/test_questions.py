@@ -32,7 +32,7 @@ ASKED = {name: asked for name, asked in QUESTIONS.items() if asked.get("when") i
 
 #: Defaults that follow from something, in words.
 FOLLOWS = {
-    "project_name": "the folder's name, made into one of a package",
+    "project_name": "the directory's name, turned into a valid package name",
     "license": "`MIT` when publishing, else `proprietary`",
 }
 
@@ -155,8 +155,8 @@ def test_odd_folder_names_give_good_projects(render: Render, folder: str, name: 
         ("project_name", "a--b", "only a-z, 0-9 and single hyphens"),
         ("project_name", "a-", "only a-z, 0-9 and single hyphens"),
         ("project_name", "", "must begin with a letter a-z"),
-        ("project_name", "json", "taken: Python"),
-        ("project_name", "con", "taken: Python"),
+        ("project_name", "json", "reserved by Python"),
+        ("project_name", "con", "reserved by Python"),
         ("project_name", "x" * 41, "at most 40 characters"),
         ("description", "two\nlines", "one line"),
         ("user_name", "Doe, Jane", "without , < and >"),
@@ -234,7 +234,7 @@ def asked_in_a_terminal(argv: list[str], typed: bytes, last: str) -> str:
             if b"\x1b[6n" in said:  # it asks where the cursor is
                 said = said.replace(b"\x1b[6n", b"")
                 os.write(terminal, b"\x1b[1;1R")
-            if b"package and, before" in said and typed:
+            if b"package; machine names" in said and typed:
                 os.write(terminal, b"\x15" + typed)  # instead of the default
                 typed = b""
     finally:
