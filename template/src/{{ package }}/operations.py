@@ -19,8 +19,8 @@ def checked_file(
 ) -> Generator[Any, None, None]:
     """Write a file, but put it in place only after a command has validated it.
 
-    Some invalid files would lock everyone out. So the text is written next to its destination, under
-    a name that sudo and sshd ignore, and moved into place after the check has passed.
+    Some invalid files would lock everyone out. So the text is written next to its destination,
+    under a name that sudo and sshd ignore, and moved into place after the check has passed.
 
     Args:
         text: The file's content.
