@@ -1,12 +1,12 @@
 #!/bin/sh
-# Give the key in SSH_KEY to an agent that the later steps of a job use: it is in no file.
+# Load SSH_KEY into an SSH agent for the later steps of the job, without writing it to a file.
 set -eu
 if [ -z "${SSH_KEY:-}" ]; then
-  echo '::error::this environment has no secret SSH_KEY: docs/deploying.md says how to set it'
+  echo '::error::this environment has no secret SSH_KEY: set it as docs/deploying.md describes'
   exit 1
 fi
 if ! grep -qs '^[^#]' known_hosts; then
-  echo '::error::known_hosts names no server: record the keys of your servers in it'
+  echo '::error::known_hosts contains no host keys: add those of your servers'
   exit 1
 fi
 eval "$(ssh-agent -s)" >/dev/null

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Keep one open issue of a kind, whose text is standard input: open it, or bring the one that is open
-# up to date, or close that if there is no text.
+# Keep at most one open issue with a label. Its text comes from standard input: open the issue, update
+# the open one, or close that one if there is no text.
 #
 #   one-issue.sh LABEL TITLE <TEXT
 set -eu
@@ -8,7 +8,7 @@ label=$1 title=$2 text=$(cat)
 
 number=$(gh issue list --state open --label "$label" --limit 1 --json number --jq '.[].number')
 if [ -z "$text" ]; then
-  [ -z "$number" ] || gh issue close "$number" --comment 'This is no longer so.'
+  [ -z "$number" ] || gh issue close "$number" --comment 'This no longer applies.'
 elif [ -n "$number" ]; then
   printf '%s\n' "$text" | gh issue edit "$number" --title "$title" --body-file -
 else

@@ -1,11 +1,11 @@
-"""Data of every host. A file named after a group overrides it, a host's own data overrides both.
+"""Data of all hosts. Group data overrides it, and a host's own data overrides both.
 
-Secrets have no place here: docs/secrets.md says where they go.
+Never put secrets here: see docs/secrets.md.
 """
 
 from __future__ import annotations
 
-# Every operation runs as root, through sudo where the login user is somebody else.
+# Every operation runs as root, through sudo if the login user is not root.
 _sudo = True
 
 operator_name = "ops"
@@ -13,6 +13,6 @@ operator_keys: list[str] = []
 
 ssh_tcp_forwarding = True
 
-# What the firewall lets in beside SSH: ports for everybody, and for the hosts of a group alone.
+# Ports that the firewall allows besides SSH: from anywhere, or only from the hosts of a group.
 open_ports: list[int] = []
 open_to_group: dict[int, str] = {}

@@ -1,8 +1,8 @@
-"""Data of the containers in inventories/containers.py, whose name makes the group `containers`."""
+"""Data of the containers in inventories/containers.py; the file name defines the group."""
 
 from __future__ import annotations
 
-# As root from the start: images seldom have sudo.
+# Log in as root, because few images include sudo.
 _sudo = False
 orbstack_user = "root"
 

@@ -1,4 +1,4 @@
-"""Data of the group `db`, on this computer and in production."""
+"""Data of the group `db`, in all inventories."""
 
 from __future__ import annotations
 

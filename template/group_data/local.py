@@ -1,6 +1,6 @@
-"""Data of the machines in inventories/local.py, whose name makes the group `local`."""
+"""Data of the machines in inventories/local.py; the file name defines the group."""
 
 from __future__ import annotations
 
-# No keys: `make shell` opens a shell without SSH, and without keys password login stays as it is.
+# `make shell` does not use SSH, so no keys are needed. Without keys, password login is unchanged.
 operator_keys: list[str] = []

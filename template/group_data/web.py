@@ -1,8 +1,8 @@
-"""Data of the group `web`, on this computer and in production."""
+"""Data of the group `web`, in all inventories."""
 
 from __future__ import annotations
 
-# Nobody needs tunnels through a web server.
+# Web servers do not need SSH tunnels.
 ssh_tcp_forwarding = False
 
 site_title = "It works"

@@ -1,6 +1,6 @@
-"""`make release VERSION=1.2.3`: everything that makes a release, but for the push.
+"""`make release VERSION=1.2.3`: prepare a release, except for the push.
 
-`release.py notes 1.2.3` prints what the changelog says about a version, for publish.yml.
+`release.py notes 1.2.3` prints the changelog's section for a version; publish.yml uses it.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ UNRELEASED = "## [Unreleased]\n"
 
 
 def output(*argv: str) -> str:
-    """What a command printed."""
+    """Return the output of a command."""
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
 def notes(version: str) -> str:
-    """What the changelog says about a version."""
+    """Return the changelog's section for a version."""
     text = "\n" + CHANGELOG.read_text(encoding="utf-8")
     section = text.partition(f"\n## [{version}]")[2].split("\n## ")[0]
     return section.partition("\n")[2].strip()
 
 
 def print_notes(version: str) -> int:
-    """Print what the changelog says about a version, which must be something."""
+    """Print the changelog's section for a version; fail if it is empty."""
     found = notes(version)
     if not found:
-        print(f"{CHANGELOG} says nothing about {version}", file=sys.stderr)
+        print(f"{CHANGELOG} has no entry for {version}", file=sys.stderr)
         return 1
     print(found)
     return 0
 
 
 def problem(version: str) -> str | None:
-    """What stands in the way of releasing this version."""
+    """Return why this version cannot be released, or None."""
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
-        return f"VERSION={version!r} is no version: make release VERSION=1.2.3"
+        return f"VERSION={version!r} is not a version: make release VERSION=1.2.3"
     if output("git", "status", "--porcelain"):
-        return "there are changes that are not committed"
+        return "there are uncommitted changes: commit them first"
     if output("git", "tag", "--list", f"v{version}"):
-        return f"there is a tag v{version} already"
+        return f"the tag v{version} already exists"
     if not notes("Unreleased"):
-        return f"{CHANGELOG} says nothing below {UNRELEASED.strip()}"
+        return f"{CHANGELOG} has no entry below {UNRELEASED.strip()}"
     return None
 
 
 def main() -> int:
-    """Make the release, or say in one line why not."""
+    """Prepare the release, or print in one line why not."""
     version = os.environ.get("VERSION", "")
     reason = problem(version)
     if reason:
@@ -72,7 +72,7 @@ def main() -> int:
         subprocess.run(["git", "checkout", "--quiet", "HEAD", "--", "."])
         print(f"nothing was released: {failed}", file=sys.stderr)
         return 1
-    print(f"Released here. To publish: git push --atomic origin HEAD v{version}")
+    print(f"Release prepared. To publish: git push --atomic origin HEAD v{version}")
     return 0
 
 

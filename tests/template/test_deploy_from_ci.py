@@ -125,7 +125,7 @@ def test_the_commands_reach_a_server(project: Project, server: Server, tmp_path:
     assert drift()[1][1] == "issue edit 7 --title Servers differ from main --body-file -"
     runner.job("deploy", "deploy", GITHUB_SHA=here(project), **secrets)
     runner.asked()
-    assert drift() == ("", [found, "issue close 7 --comment This is no longer so."])
+    assert drift() == ("", [found, "issue close 7 --comment This no longer applies."])
 
     assert not any(line in runner.printed for line in server.key.splitlines()[1:-1])
     left = [path for path in project.path.rglob("*") if path.is_file() and ".venv" not in str(path)]
@@ -147,7 +147,7 @@ def test_what_would_be_unsafe_fails_before_anything_is_changed(
     with pytest.raises(AssertionError, match=r"(?i)host key"):
         runner.job("deploy", "drift", secrets_SSH_KEY=server.key)
     (project.path / "known_hosts").write_text("# None yet.\n")
-    with pytest.raises(AssertionError, match="known_hosts names no server"):
+    with pytest.raises(AssertionError, match="known_hosts contains no host keys"):
         runner.job("deploy", "plan", secrets_SSH_KEY=server.key)
 
 

@@ -64,7 +64,7 @@ def test_one_issue_while_the_template_has_a_new_version(
     git(repository, "tag", "v90.2.0")
     assert check()[1] == f"issue edit 7 {title}"
     project.write("conf/it's mine.yml", "_commit: v90.0.0", "_commit: v90.2.0")
-    assert check() == [listed, "issue close 7 --comment This is no longer so."]
+    assert check() == [listed, "issue close 7 --comment This no longer applies."]
 
     git(repository, "tag", "-d", "v90.0.0", "v90.1.0", "v90.2.0")
     shutil.rmtree(repository / ".git")

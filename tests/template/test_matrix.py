@@ -146,7 +146,7 @@ def test_commands(
     assert "Database | " in said
     assert not client.info(web).running
     client.start(web)
-    assert "Operator | Account ops" in project.make("plan")
+    assert "Operator | Create user ops" in project.make("plan")
     with pytest.raises(AssertionError, match=f"M can be: .*{web}"):
         project.make("shell", M="$(touch hacked)")
     project.make("shell", M=web)
@@ -172,7 +172,7 @@ def test_commands_for_containers(render: Render, containers: Containers, small_i
     with pytest.raises(AssertionError, match="there is no container"):
         project.make("plan", **to)
     name = containers.run(small_image, "--user", "65534", name="web-1")
-    assert "Settings | Settings" in project.make("plan", **to)
+    assert "Settings | Write the settings" in project.make("plan", **to)
     with pytest.raises(AssertionError, match="nobody to ask: confirm with YES=1"):
         project.make("deploy", **to)
     for left in ("2", "-"):
@@ -211,7 +211,7 @@ def test_release(render: Render) -> None:
     project = render()
     project.commit()
     for version in ("", "1", "v1.0.0", "$(touch hacked)"):
-        with pytest.raises(AssertionError, match="is no version: make release VERSION"):
+        with pytest.raises(AssertionError, match="is not a version: make release VERSION"):
             project.make("release", VERSION=version)
     git(project.path, "add", "-A")
     git(project.path, "commit", "-qm", "Lock")
@@ -221,7 +221,7 @@ def test_release(render: Render) -> None:
     assert "## [Unreleased]\n\n## [1.2.3] - 20" in project.text("CHANGELOG.md")
     assert git(project.path, "tag").split() == ["v1.2.3"]
     assert git(project.path, "status", "--porcelain") == ""
-    for version, reason in (("1.2.3", "a tag v1.2.3 already"), ("1.2.4", "says nothing below")):
+    for version, reason in (("1.2.3", "v1.2.3 already exists"), ("1.2.4", "has no entry below")):
         with pytest.raises(AssertionError, match=reason):
             project.make("release", VERSION=version)
     assert not project.has("hacked")

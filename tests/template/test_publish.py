@@ -189,7 +189,7 @@ def test_a_release_that_is_there_stays(render: Render, tmp_path: Path) -> None:
 def test_no_release_without_a_section(render: Render, tmp_path: Path) -> None:
     project = render()
     gh = Gh(tmp_path / "bin", "sys.exit(words[:2] == ['release', 'view'])")
-    with pytest.raises(AssertionError, match=r"CHANGELOG.md says nothing about 9\.9\.9"):
+    with pytest.raises(AssertionError, match=r"CHANGELOG.md has no entry for 9\.9\.9"):
         release_on_github(project, gh, "v9.9.9")
     assert [words[1] for words, _ in gh.asked()] == ["view"]
 

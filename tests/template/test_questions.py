@@ -32,7 +32,7 @@ ASKED = {name: asked for name, asked in QUESTIONS.items() if asked.get("when") i
 
 #: Defaults that follow from something, in words.
 FOLLOWS = {
-    "project_name": "the folder's name, made into one of a package",
+    "project_name": "the directory's name, turned into a valid package name",
     "license": "`MIT` when publishing, else `proprietary`",
 }
 
@@ -234,7 +234,7 @@ def asked_in_a_terminal(argv: list[str], typed: bytes, last: str) -> str:
             if b"\x1b[6n" in said:  # it asks where the cursor is
                 said = said.replace(b"\x1b[6n", b"")
                 os.write(terminal, b"\x1b[1;1R")
-            if b"package and, before" in said and typed:
+            if b"package; machine names" in said and typed:
                 os.write(terminal, b"\x15" + typed)  # instead of the default
                 typed = b""
     finally:

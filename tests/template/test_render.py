@@ -35,7 +35,7 @@ def test_default_project_passes_its_own_tests(render: Render, image: str) -> Non
     assert project.answers == {
         **{key: project.answers[key] for key in ("_commit", "_src_path")},
         "project_name": "myproj",
-        "description": "Deploys of our servers, tried on local machines first",
+        "description": "Deploys for our servers, tested on local machines first",
         "user_name": "",
         "user_email": "",
         "github_user": "",
@@ -218,7 +218,7 @@ def test_message_says_where_to_go(template: Path, tmp_path: Path, target: str) -
     assert words == ([] if target == "." else [["cd", target]])
     assert "git init" in said
     assert "make test" in said
-    assert "In a directory of a repository that is there already: without `git init`" in said
+    assert "In a directory of an existing repository, omit `git init`" in said
 
 
 @pytest.mark.usefixtures("client")

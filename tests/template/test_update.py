@@ -38,8 +38,8 @@ def evolve(repository: Path) -> None:
     replace(folder / "pyproject.toml.jinja", "ruff>=0.14,<0.18", "ruff>=0.14,<0.19")
     replace(folder / ".github/workflows/ci.yml.jinja", "timeout-minutes: 20", "timeout-minutes: 25")
     replace(folder / "README.md.jinja", "## More\n", "## Even more\n")
-    replace(folder / "Makefile.jinja", "are enough, a Mac's own.", "are enough: a Mac's own.")
-    replace(folder / "docs/secrets.md.jinja", "It is in no file of this", "No file has it of this")
+    replace(folder / "Makefile.jinja", "Works with the GNU make", "Runs with the GNU make")
+    replace(folder / "docs/secrets.md.jinja", "Secrets come from", "All secrets come from")
     (folder / "docs" / "new.md").write_text("# New\n")
     with (repository / "copier.yml").open("a") as file:
         file.write("\nnew_question:\n  type: bool\n  help: Really?\n  default: true\n")
@@ -268,7 +268,7 @@ def test_a_relative_source_is_refused_before_copier_is_asked(
     )
     assert (done.returncode == 0, project.has("asked")) == (good, good), done.stderr
     said, *make = done.stderr.splitlines() or [""]
-    assert good or ("is a relative path, and" in said and len(make) == 1), done.stderr
+    assert good or ("is a relative path, so" in said and len(make) == 1), done.stderr
 
 
 @pytest.mark.template

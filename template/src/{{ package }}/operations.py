@@ -1,4 +1,4 @@
-"""Operations that pyinfra does not have."""
+"""Operations that pyinfra does not provide."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pyinfra.operations import files
 def checked_file(
     text: str, dest: str, check: str, mode: str = "0644"
 ) -> Generator[Any, None, None]:
-    """Put a file in place only after a command has accepted it.
+    """Write a file, but put it in place only after a command has validated it.
 
-    A broken file in some places locks everybody out. So the text goes beside its destination,
-    under a name that sudo and sshd overlook, and is moved there when the check has passed.
+    Some invalid files would lock everyone out. So the text is written next to its destination,
+    under a name that sudo and sshd ignore, and moved into place after the check has passed.
 
     Args:
         text: The file's content.
-        dest: Where it belongs.
-        check: Shell command that gets the path of the new file as its last argument.
-        mode: Permissions.
+        dest: The file's path.
+        check: A shell command; the path of the new file is appended as its last argument.
+        mode: The file's permissions.
     """
     if host.get_fact(Sha256File, path=dest) == hashlib.sha256(text.encode()).hexdigest():
         yield from files.file._inner(path=dest, user="root", group="root", mode=mode)

@@ -1,4 +1,4 @@
-"""What a host knows about others."""
+"""Addresses of other hosts."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pyinfra.operations import files
 
 
 def addresses(group: str) -> list[str]:
-    """Return where the hosts of a group are reached by others.
+    """Return the addresses of the hosts of a group.
 
-    A local machine tells its address as long as it runs. For a server it is in the inventory.
+    The address of a local machine is known while it runs. That of a server is in the inventory.
     """
     found = []
-    for peer in inventory.get_group(group, default=[]):  # pyinfra knows no group without hosts
+    for peer in inventory.get_group(group, default=[]):  # pyinfra has no groups without hosts
         address = peer.data.get("address") or peer.data.get("orbstack_ip4")
         if address:
             found.append(check_address(peer.name, address))
         elif not peer.name.startswith("@orbstack/"):
-            raise OperationValueError(f"{peer.name}: its inventory has to give it an address")
+            raise OperationValueError(f"{peer.name} has no address: add one in its inventory")
     return found
 
 
 def check_address(name: str, address: str) -> str:
-    """Return the address if it is one; it goes into other hosts' configuration."""
+    """Return the address if it is valid; it is written into other hosts' configuration."""
     try:
         return str(ip_address(address))
     except ValueError:
@@ -37,9 +37,9 @@ def check_address(name: str, address: str) -> str:
 
 @deploy("Other hosts")
 def find_as(alias: str, known: Sequence[str]) -> None:
-    """Have programs on this host find the first of these addresses by a name of its own."""
+    """Make a name on this host resolve to the first of these addresses."""
     files.line(
-        name=f"Where {alias} is",
+        name=f"Set the address of {alias}",
         path="/etc/hosts",
         line=rf"^\S+\s+{re.escape(alias)}$",
         replace=f"{known[0]} {alias}" if known else None,

@@ -1,4 +1,4 @@
-"""Files made from the templates of this package."""
+"""Rendering of this package's templates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# Beside this file wherever the package is installed; the working directory is the user's.
+# Relative to this file, because the working directory is the user's.
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     undefined=StrictUndefined,
@@ -16,5 +16,5 @@ TEMPLATES = Environment(
 
 
 def render(template: str, **values: object) -> str:
-    """Return the text of a template with these values in it; each name in it must have one."""
+    """Render a template with these values; a name without a value is an error."""
     return TEMPLATES.get_template(template).render(**values)

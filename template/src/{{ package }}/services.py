@@ -1,4 +1,4 @@
-"""Packages of Debian and Ubuntu, and the services that come with them."""
+"""Debian and Ubuntu packages, and their services."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyinfra.operations.util import any_changed
 
 
 def install(*packages: str) -> None:
-    """Install packages. A host that has them all has nothing to do, however old apt's lists are."""
+    """Install packages. If all are installed, apt's lists are not updated, however old they are."""
     missing = set(packages) - set(host.get_fact(DebPackages))
     apt.packages(
         name=f"Install {', '.join(packages)}",
@@ -23,12 +23,12 @@ def install(*packages: str) -> None:
 
 
 def can_run() -> bool:
-    """Whether services can run here: containers, and machines without init, have no systemd."""
+    """Whether services can run here. Containers and machines without init have no systemd."""
     return bool(host.get_fact(Directory, path="/run/systemd/system"))
 
 
 def run(service: str, *changes: OperationMeta) -> None:
-    """Run a service, now and after each boot, and reload it if one of these changed something."""
+    """Start and enable a service, and reload it if one of these operations changed something."""
     if not can_run():
         return
     systemd.service(name=f"Run {service}", service=service, running=True, enabled=True)
