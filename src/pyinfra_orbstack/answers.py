@@ -245,8 +245,8 @@ def error_of(stderr: str, status: int) -> OrbctlError:
 def plain_lines(text: str) -> list[str]:
     """What a person reads on a terminal: no colours, no frames of a spinner, no update banner.
 
-    >>> plain_lines("\\x1b[?25l\u2839 Creating\\r\u2838 Creating\\r\\x1b[Kubuntu is not available\\n")
-    ['ubuntu is not available']
+    >>> plain_lines("\\x1b[?25l\u2839 Creating\\r\u2838 Creating\\r\\x1b[Kubuntu is missing\\n")
+    ['ubuntu is missing']
     """
     text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", "", text)
     # What is written over is gone, and a line that only ends so is whole.
