@@ -191,7 +191,7 @@ class Chosen(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """`pyinfra` arguments: the inventory and what applies to its hosts."""
+        """`pyinfra` arguments: the inventory and its deploy file."""
         return [str(self.inventory), deploy_file(self.inventory)]
 
 
