@@ -75,7 +75,7 @@ _DESCRIPTIONS = {
     "orbstack_isolate_network": (
         "Whether a created, isolated machine reaches neither the Mac nor other machines"
     ),
-    "orbstack_mounts": "Folders to mount in a created, isolated machine: SRC[:DEST]",
+    "orbstack_mounts": "Directories to mount in a created, isolated machine: SRC[:DEST]",
     "orbstack_cpus": "CPU limit of a created machine",
     "orbstack_memory": "Memory limit of a created machine: MiB, or with a unit as in 4G",
     "orbstack_disk": "Disk limit of a created machine, such as 64G",

@@ -2,9 +2,9 @@
 Operations under their names from before 1.0, for existing deploys.
 
 New deploys use `pyinfra_orbstack.operations.orbstack`, and `pyinfra_orbstack.facts.orbstack` to
-read the current state. docs/migrating.md lists the old and new names, and each call logs a warning
-with the new one. The former parameter ``name`` is now ``machine``: pyinfra reserves ``name``, so it
-only ever worked by position.
+read the current state. docs/migrating.md lists the old and new names, and each call issues a
+warning that names the new one. The former parameter ``name`` is now ``machine``: pyinfra reserves
+``name``, so it only ever worked by position.
 
 Operations that only show something change nothing. Without a machine parameter they show every
 machine.
