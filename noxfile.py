@@ -1,4 +1,4 @@
-"""What the Makefile's targets do, as sessions of nox; `nox --list` shows them.
+"""The Makefile's targets, as nox sessions; `nox --list` shows them.
 
 They share `.venv`, which uv sets up as far as a session needs it, and each runs with temporary
 files of its own, see `scripts/temporary.py`. Each pair of `compat` has an environment of its own.
@@ -41,17 +41,17 @@ from environments import (  # noqa: E402
 #: Supported pairs of Python and pyinfra; "" stands for the newest pyinfra.
 PAIRS = [("3.9", "3.2"), ("3.9", "3.5"), ("3.10", "3.6.1"), ("3.12", "3.7"), ("3.13", "")]
 PAIRS += [("3.14", "")]
-#: So many of them have to be tested where CI=true.
+#: Minimum number of pairs to test if CI=true.
 FEWEST_PAIRS = 3
 SMOKE = ("conformance", "connector", "facts", "machines", "operations")
-#: What came before, from the package index, to be compared with.
+#: The last version of the predecessor on the package index, for comparison.
 PREDECESSOR = "0.11.0"
 
-#: Tests wait for machines and clocks, so more run than there are processors.
+#: Tests wait for machines and clocks, so there are more workers than processors.
 WORKERS = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or str((os.cpu_count() or 1) + 2)
 #: Markers of the tests that have a target of their own.
 SLOW = ("boot", "docs", "hosts", "long", "release", "template", "thorough")
-#: What a session does.
+#: The implementation of a session.
 Body = Callable[[nox.Session], None]
 
 nox.needs_version = ">=2026.4"
@@ -59,10 +59,10 @@ nox.options.sessions = ["unit"]
 
 
 def end_leftovers(folder: Path) -> bool:
-    """Put an end to machines, containers and mounts in a folder; False if something stays."""
-    setup("test")  # what a pair of `compat` leaves is found without `.venv`, too
+    """Remove machines, containers and mounts in a directory; False if something remains."""
+    setup("test")  # leftovers of a `compat` pair are found even without `.venv`
     env = {**os.environ, **environment()}
-    # What is ended is not the place for its own temporary files.
+    # The directory to clear must not receive the cleaner's own temporary files.
     env.pop("TMPDIR", None)
     # In a session of its own, where nothing disturbs it.
     argv = [str(PYTHON), "-m", "scripts.leftovers", str(folder)]
@@ -97,7 +97,7 @@ def target(*groups: str, for_copier: bool = False) -> Callable[[Body], Body]:
 
 
 def pytest(*args: object, **more: str) -> None:
-    """Run pytest in `.venv`, with more environment."""
+    """Run pytest in `.venv`, with additional environment variables."""
     run(PYTHON, "-m", "pytest", *args, env={**environment(), **more})
 
 
@@ -109,10 +109,10 @@ def demo(session: nox.Session) -> None:
 
 @target("test")
 def test(session: nox.Session) -> None:
-    """Run everything that is not slow."""
+    """Run all tests that are not slow."""
     if not usable(ask(PYTHON)[1]):
         print("no Python 3.10 or later was found: the template's tests are left out", flush=True)
-    # In larger pieces, since tests share machines: tests/conftest.py says in which.
+    # In larger groups, since tests share machines: tests/conftest.py defines the groups.
     marked = " and ".join(f"not {marker}" for marker in SLOW)
     content = measure.tested(ROOT)
     pytest("tests", "-m", marked, "-n", WORKERS, "--dist", "loadfile")
@@ -121,7 +121,7 @@ def test(session: nox.Session) -> None:
 
 @target("test")
 def thorough(session: nox.Session) -> None:
-    """Run the connector's suite in all its combinations, and what takes long for other reasons."""
+    """Run the connector's tests in all combinations, and other tests that take long."""
     content = measure.tested(ROOT)
     pytest("tests", "-m", "thorough or long", "-n", WORKERS, "--dist", "loadfile")
     measure.note_passed(ROOT, "thorough", content)
@@ -131,7 +131,7 @@ def thorough(session: nox.Session) -> None:
 def boot(session: nox.Session) -> None:
     """Run the tests of machines that boot."""
     pytest("tests/simulator", "tests/contract", "-m", "boot", "-n", "auto", "--dist", "loadfile")
-    # What an init, its services and a network could change for the connector.
+    # Tests that an init, its services and a network could affect.
     files = [f"tests/conformance/test_{name}.py" for name in ("faults", "privilege_environment")]
     chosen = ("-m", "smoke", "-k", "not container", "--orbstack-image", "debian:bookworm")
     booted = {"ORBCTL_SIMULATOR_INIT": "image", "ORBCTL_SIMULATOR_IMAGES": "none"}
@@ -147,7 +147,7 @@ def unit(session: nox.Session) -> None:
 
 @target("test", "coverage")
 def hosts(session: nox.Session) -> None:
-    """Run the tests of how runs end, and some of all others as they would run on other hosts."""
+    """Run the tests of how runs end, and some others as they would run on other hosts."""
     pytest("tests/hosts", "-m", "hosts", "-n", "auto")
 
 
@@ -161,7 +161,7 @@ def template(session: nox.Session) -> None:
 def compat(session: nox.Session) -> None:
     """Run the smoke tests with each supported pair of Python and pyinfra, three pairs at a time.
 
-    What is installed is the wheel, as users get it.
+    They use the wheel, as users get it.
     """
     dist = CACHE / "compat" / "dist"
     shutil.rmtree(dist, ignore_errors=True)
@@ -184,21 +184,21 @@ def compat(session: nox.Session) -> None:
         ending.hand_on()
         raise
     finally:
-        # The tests that run have machines to delete before they end.
+        # Running tests have machines to delete before they end.
         pool.shutdown(cancel_futures=True)
     if failed:
         raise Stop("; ".join(failed))
 
 
 def pair_name(python: str, pyinfra: str) -> str:
-    """A pair as it is shown."""
+    """The name of a pair, as shown."""
     return f"Python {python} with pyinfra {pyinfra or '(the newest)'}"
 
 
 def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
-    """Run the smoke tests with one pair; return its name, what went wrong, and the output.
+    """Run the smoke tests with one pair; return its name, the error, and the output.
 
-    In one process: each of several would make the machines that the tests share.
+    In one process: with several, each would create the machines that the tests share.
     """
     name = pair_name(python, pyinfra)
     venv = CACHE / "compat" / f"python-{python}-pyinfra-{pyinfra or 'newest'}"
@@ -213,8 +213,8 @@ def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
     except Stop as stop:
         return name, str(stop), ""
     folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
-    # A container's commands take the same way as a machine's, but need an engine; what pyinfra puts
-    # around a command is the same on each transport.
+    # A container's commands use the same code as a machine's, but need an engine; pyinfra wraps a
+    # command in the same way on each transport.
     chosen = "not container and not (every_wrapper and spawn)"
     words = [venv / "bin" / "python", "-m", "pytest", "-m", "smoke", "-k", chosen]
     with ending.child(
@@ -234,14 +234,14 @@ def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
 
 @target("bench")
 def bench(session: nox.Session) -> None:
-    """Measure deploys beside other connectors, and write down what was found."""
+    """Measure deploys beside other connectors, and save the results."""
     old = CACHE / "bench" / f"pyinfra-orbstack-{PREDECESSOR}"
     code = "from importlib.metadata import version; print(version('pyinfra'), end='')"
     pyinfra = subprocess.check_output([str(PYTHON), "-c", code], text=True)
     stamp = old / "installed"
     if not stamp.exists() or stamp.read_text() != pyinfra:
         uv("venv", "--quiet", "--clear", "--python", PYTHON, old)
-        # Not ours beside it: both bear one name. And the same pyinfra, or that is what is measured.
+        # Without our package, which has the same name. The same pyinfra, or that would be measured.
         packages = (f"pyinfra-orbstack=={PREDECESSOR}", f"pyinfra=={pyinfra}")
         uv("pip", "install", "--quiet", "--python", old / "bin" / "python", *packages)
         stamp.write_text(pyinfra)
@@ -252,7 +252,7 @@ def bench(session: nox.Session) -> None:
 
 @target("test")
 def conformance(session: nox.Session) -> None:
-    """Run the connector's suite on what `orbctl` there is, and write down how it did."""
+    """Run the connector's tests on the available `orbctl`, and save the results."""
     report = ("--conformance-report", "docs/conformance.md")
     pytest("tests/conformance", "-n", "auto", "--dist", "loadfile", *report)
 
@@ -266,7 +266,7 @@ def faults(session: nox.Session) -> None:
 
 @target("test")
 def contract(session: nox.Session) -> None:
-    """Hold an `orbctl` to what is documented of it: the simulator, or the one that ORBCTL names."""
+    """Check an `orbctl` against its documented behaviour: the simulator, or the one in ORBCTL."""
     pytest("tests/contract")
 
 
@@ -276,7 +276,7 @@ def lint(session: nox.Session) -> None:
     run(PYTHON, "-m", "ruff", "check")
     run(PYTHON, "-m", "ruff", "format", "--check")
     run(PYTHON, "-m", "mypy")
-    # There is none for Python 3.9.
+    # shellcheck is not available for Python 3.9.
     if (shellcheck := PYTHON.with_name("shellcheck")).exists():
         run(shellcheck, "--shell=sh", *sorted((ROOT / "src").rglob("*.sh")))
         run(shellcheck, ROOT / ".ci" / "run")
@@ -284,13 +284,13 @@ def lint(session: nox.Session) -> None:
 
 @target("test", "coverage")
 def coverage(session: nox.Session) -> None:
-    """Run what `test` runs, or the tests that are named, and measure what they reach."""
+    """Run the tests of `test`, or the given ones, and measure their coverage."""
     run(PYTHON, "scripts/measure.py", *session.posargs)
 
 
 @target("test", "docs", for_copier=True)
 def docs(session: nox.Session) -> None:
-    """Build the documentation, and do what it tells to do."""
+    """Build the documentation, and run its instructions."""
     build = [PYTHON, "-m", "mkdocs", "build", "--strict"]
     run(*build, env={**environment(), "NO_MKDOCS_2_WARNING": "1"})
     pytest("tests/docs", "-m", "docs")
@@ -304,19 +304,19 @@ def release_test(session: nox.Session) -> None:
 
 @target("release", for_copier=True)
 def release_check(session: nox.Session) -> None:
-    """Check all that a release needs."""
+    """Check everything that a release needs."""
     run(PYTHON, "scripts/release_check.py")
 
 
 @target("release", for_copier=True)
 def release(session: nox.Session) -> None:
-    """Make a version ready to be pushed."""
+    """Prepare a version to be pushed."""
     run(PYTHON, "scripts/release.py")
 
 
 @target()
 def clean(session: nox.Session) -> None:
-    """Delete what the other sessions made."""
+    """Delete everything that the other sessions created."""
     others = temporary.sweep(end_leftovers)
     if others:
         raise Stop(f"a run goes on, or left something: see {', '.join(map(str, others))}")
@@ -326,7 +326,7 @@ def clean(session: nox.Session) -> None:
     if any(CACHE.glob("*/machines")) and not end_leftovers(CACHE):
         raise Stop(f"there are machines in {CACHE} that could not be deleted")
     measure.unhook(ROOT)
-    # This runs in one of them, and has a note in another: the Makefile deletes the rest.
+    # This session runs in one of them and uses another; the Makefile deletes those.
     for path in CACHE.glob("*"):
         if path.name not in ("nox", "runs"):
             temporary.remove(path)

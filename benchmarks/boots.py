@@ -1,10 +1,10 @@
-"""What machines cost that boot: `create`, `run`, ten at once and memory, beside systemd-nspawn.
+"""The cost of machines that boot: `create`, `run`, ten at once and memory, beside systemd-nspawn.
 
     python -m benchmarks.boots [--times N]
 
-`create` is compared with `systemd-nspawn --boot` of the same root file system, in turns, from the
-start of the command until systemd says that it is up. Needs root, and systemd-nspawn, which is
-fetched with apt where it is not installed. Leaves nothing behind.
+`create` is compared with `systemd-nspawn --boot` of the same root file system, alternately, from
+the start of the command until systemd reports that it is up. Requires root, and systemd-nspawn,
+which apt downloads if it is not installed. Leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STACK = (
 
 
 def nspawn(folder: Path) -> str:
-    """Where systemd-nspawn is."""
+    """The path of systemd-nspawn."""
     found = shutil.which("systemd-nspawn")
     if found is None:
         command = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root"]
@@ -45,7 +45,7 @@ def nspawn(folder: Path) -> str:
 
 
 def boot_with_nspawn(program: str, root: Path) -> float:
-    """How many milliseconds it takes until systemd is up."""
+    """Milliseconds until systemd is up."""
     with tempfile.TemporaryDirectory() as place:
         path = f"{place}/notify"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -60,13 +60,13 @@ def boot_with_nspawn(program: str, root: Path) -> float:
                 pass
             return (time.perf_counter() - began) * 1000
         finally:
-            process.send_signal(signal.SIGTERM)  # it shuts the container down
+            process.send_signal(signal.SIGTERM)  # shuts the container down
             process.wait(60)
             listener.close()
 
 
 def memory(init: int) -> float:
-    """MiB of all processes of a machine, and of its supervisor; shared pages in parts."""
+    """MiB of all processes of a machine and its supervisor; shared pages count in proportion."""
     space, total = os.readlink(f"/proc/{init}/ns/pid"), 0
     supervisor = Path(f"/proc/{init}/stat").read_text().rpartition(") ")[2].split()[1]
     for entry in Path("/proc").glob("[0-9]*"):
@@ -91,12 +91,12 @@ def ten_at_once() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=10, help="of each")
+    parser.add_argument("--times", type=int, default=10, help="repetitions of each")
     times = parser.parse_args().times
     if os.geteuid():
         print("machines that boot are left out: their processes and files can only be read by root")
         return
-    # As pip leaves an installed package; a checkout has no bytecode of what runs in machines.
+    # As pip leaves an installed package; a checkout has no bytecode of the code in machines.
     source = Path(__file__).resolve().parent.parent / "src" / "orbctl_simulator"
     compileall.compile_dir(str(source), quiet=1)
     taken: dict[str, list[float]] = {}

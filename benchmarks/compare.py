@@ -1,12 +1,12 @@
-"""What a deploy costs through `@orbstack`, beside `@local`, `@ssh` and the predecessor 0.11.0, and
+"""The cost of a deploy through `@orbstack`, beside `@local`, `@ssh` and the predecessor 0.11.0, and
 in a container beside pyinfra's `@docker`.
 
     python -m benchmarks.compare [--rounds N] [--hosts 1,10] [--predecessor ENVIRONMENT] ...
 
-Everything runs on the same machines of one simulator, in turns, so that whatever else the computer
-does meets all of them alike. Every deploy's result is looked at before its time counts. Needs root,
+Everything runs on the same machines of one simulator, alternately, so that other load on the host
+affects all of them equally. Every deploy's result is checked before its time counts. Requires root,
 or sudo without a password; leaves nothing behind but the file with the numbers. Containers are
-left out where there is no engine.
+skipped if there is no engine.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ HERE = Path(__file__).resolve().parent
 LAYERS = HERE.parent / ".cache" / "simulator-layers"
 SUDO = ["sudo", "-n"] if os.geteuid() else []
 CONTENDERS = ("session", "spawn", "local", "ssh", "0.11.0")
-#: The same deploys once more, in a container.
+#: The same deploys again, in a container.
 IN_CONTAINERS = ("container", "docker")
 
-# In a machine: an SSH server as Debian configures it, but on a loopback port. Nothing starts it at
-# installation, for port 22 is the host's.
+# In a machine: an SSH server as Debian configures it, but on a loopback port. Its installation must
+# not start it, since port 22 is the host's.
 SSHD = r"""
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -66,13 +66,13 @@ START_SSHD = "mkdir -p /run/sshd; exec /usr/sbin/sshd -p $1 -o ListenAddress=127
 
 
 class Case(NamedTuple):
-    """One deploy, as it is shown and as it is run."""
+    """One deploy, as it is shown and run."""
 
     name: str
     deploy: str
-    #: Whether each operation makes a file.
+    #: Whether each operation creates a file.
     makes_files: bool = True
-    #: Whether it runs once more on what the case before it has made.
+    #: Whether it runs again on the results of the previous case.
     again: bool = False
 
 
@@ -93,14 +93,14 @@ def free_port() -> int:
 
 
 class Bench:
-    """Machines of a simulator, and everything that can be compared on them.
+    """Machines of a simulator, with everything that can be compared on them.
 
     Args:
-        folder: For all that is needed while it runs.
+        folder: A directory for files that it needs while it runs.
         contenders: Some of `CONTENDERS`.
-        most: With how many hosts at most.
-        predecessor: A virtual environment that holds pyinfra-orbstack 0.11.0.
-        counts: How many operations each deploy has, by the deploy's name.
+        most: Maximum number of hosts.
+        predecessor: A virtual environment that contains pyinfra-orbstack 0.11.0.
+        counts: Number of operations of each deploy, by the deploy's name.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Bench:
         return self.orbctl("run", "-m", machine, *as_user, "sh", "-c", text, "sh", *words)
 
     def prepare(self) -> None:
-        """Make the machines, and the inventories that name them."""
+        """Create the machines, and the inventories that name them."""
         first, *others = self.machines
         (self.folder / "bin").mkdir()
         self._shim("orbctl", SIMULATOR)
@@ -167,13 +167,13 @@ class Bench:
             (sources / str(number)).write_text(f"file {number}\n" * 100)
 
     def _shim(self, name: str, command: Sequence[str]) -> None:
-        """Let a command be found by its name."""
+        """Make a command available by its name."""
         path = self.folder / "bin" / name
         path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         path.chmod(0o755)
 
     def prepare_container(self, containers: Containers) -> None:
-        """Make a container that holds what the first machine does."""
+        """Create a container with the content of the first machine."""
         self.containers = containers
         first = self.machines[0]
         user = self.sh(first, "id -un").strip()
@@ -204,7 +204,7 @@ class Bench:
         return hosts == 1 or contender not in ("local", "spawn")
 
     def pyinfra(self, contender: str, hosts: int, deploy: str, **data: object) -> float:
-        """Run a deploy and return how many seconds the whole process took."""
+        """Run a deploy and return the seconds that the whole process took."""
         home = Path(sys.executable).parent
         if contender == "0.11.0":
             assert self.predecessor is not None
@@ -231,7 +231,7 @@ class Bench:
         return taken
 
     def deploy(self, contender: str, hosts: int, case: Case) -> float:
-        """Run a case once, and see that it did its work on each host."""
+        """Run a case once, and check its result on each host."""
         deploy = case.deploy
         target = self._targets.get((contender, deploy, hosts), "")
         if not case.again:
@@ -266,7 +266,7 @@ class Bench:
         return statistics.median(taken)
 
     def calls(self, *command: str) -> float:
-        """The median of starting a program that does nothing, in seconds."""
+        """The median of starting an executable that does nothing, in seconds."""
         return statistics.median(timed(list(command)) for _ in range(10)) / 1000
 
     def clean(self) -> None:
@@ -278,15 +278,15 @@ class Bench:
 
 @contextlib.contextmanager
 def bench(*args: Any, containers: bool) -> Iterator[Bench]:
-    """A `Bench`, ready, and gone afterwards."""
+    """A prepared `Bench`, removed afterwards."""
     with contextlib.ExitStack() as stack:
-        # pyinfra's @local can put no file where a space is in its path, or in that of its copy.
+        # pyinfra's @local cannot put a file if its path, or that of its copy, contains a space.
         place = "/tmp" if " " in tempfile.gettempdir() else None
         made_for_it = tempfile.TemporaryDirectory(prefix="bench-", dir=place)
         folder = Path(stack.enter_context(made_for_it))
         os.environ["TMPDIR"] = str(folder)
         os.environ["ORBCTL_SIMULATOR_HOME"] = str(folder / "simulator")
-        # What is compared are connections, whatever machines are made of.
+        # Only connections are compared, whatever the machines are made of.
         os.environ.update(ORBCTL_SIMULATOR_INIT="none", ORBCTL_SIMULATOR_IMAGES="host")
         os.environ.setdefault("ORBCTL_SIMULATOR_CACHE", str(LAYERS))
         made = Bench(folder, *args)
@@ -304,14 +304,14 @@ def bench(*args: Any, containers: bool) -> Iterator[Bench]:
 
 
 def in_turn(contenders: Iterable[str], number: int) -> list[str]:
-    """Contenders in another order each round."""
+    """The contenders in a different order each round."""
     order = sorted(contenders)
     turn = number % len(order)
     return order[turn:] + order[:turn]
 
 
 def measure(made: Bench, rounds: int, host_counts: list[int]) -> Iterator[dict[str, Any]]:
-    """Measure everything so many times, each round in another order; yield all there is so far."""
+    """Measure everything repeatedly, each round in another order; yield all results so far."""
     deploys: dict[str, dict[str, dict[str, list[float]]]] = {}
     commands: dict[str, list[float]] = {}
     places = {str(hosts): (hosts, made.contenders) for hosts in host_counts}
@@ -345,7 +345,7 @@ def summary(
     deploys: dict[str, dict[str, dict[str, list[float]]]],
     commands: dict[str, list[float]],
 ) -> dict[str, Any]:
-    """What was measured so far, and where."""
+    """The measurements so far, and their circumstances."""
     return {
         "date": date.today().isoformat(),
         "python": platform.python_version(),
@@ -361,11 +361,11 @@ def summary(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hosts", default="1,10", help="how many at once, such as 1,10")
+    parser.add_argument("--hosts", default="1,10", help="numbers of hosts at once, such as 1,10")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--no-containers", dest="containers", action="store_false")
     parser.add_argument("--predecessor", type=Path, help="environment with pyinfra-orbstack 0.11.0")
-    parser.add_argument("--scale", type=float, default=1, help="of the number of operations")
+    parser.add_argument("--scale", type=float, default=1, help="factor for operation counts")
     parser.add_argument("--data", type=Path, default=DATA, help="file for the numbers")
     options = parser.parse_args()
     wanted = {"shell": 100, "file": 100, "put": 50, "commands": 100}
@@ -374,7 +374,7 @@ def main() -> None:
     contenders = tuple(options.contenders.split(","))
     if "0.11.0" in contenders and options.predecessor is None:
         parser.error("0.11.0 needs --predecessor")
-    # Its programs are called from another folder.
+    # Its executables are called from another directory.
     predecessor = options.predecessor and options.predecessor.resolve()
     most = max(host_counts)
     with bench(contenders, most, predecessor, counts, containers=options.containers) as made:

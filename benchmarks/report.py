@@ -1,4 +1,4 @@
-"""What the numbers of `benchmarks.compare` say: ratios, tables, goals and a picture.
+"""A report on the numbers of `benchmarks.compare`: ratios, tables, goals and a picture.
 
     python -m benchmarks.report [DATA]
 
@@ -30,22 +30,22 @@ SHOWN = {
     "container": "`@orbstack/docker`",
     "docker": "`@docker`",
 }
-#: Whose deploys run in a container, in the place of so many hosts.
+#: The contender that runs deploys in a container, in place of a number of hosts.
 CONTAINER = "container"
-#: The case that only starts and connects; goals are about deploys.
+#: The case that only starts and connects; goals concern deploys.
 NOTHING = "nothing"
-#: So many times as fast `@orbstack` shall be, in deploys and in single commands.
+#: How many times as fast `@orbstack` should be, in deploys and in single commands.
 WANTED = {"local": (1.0, 0.0), "ssh": (3.0, 10.0), "0.11.0": (3.0, 10.0)}
 #: The same, in a container.
 WANTED_IN_CONTAINER = 3.0
-#: Many hosts shall cost less than so many times one.
+#: Many hosts should take less than this many times as long as one.
 MANY = 2.0
 
 Times = Sequence[float]
 
 
 class Goal(NamedTuple):
-    """What was wanted, and what the numbers say."""
+    """A goal, and its result in the numbers."""
 
     text: str
     wanted: str
@@ -54,9 +54,9 @@ class Goal(NamedTuple):
 
 
 def ratio(times: Times, base: Times) -> float:
-    """How many times as long one takes as the other, by the median of what each round says.
+    """How many times as long one takes as the other: the median of the rounds' ratios.
 
-    Rounds are compared each by itself, as a computer that is busy in one slows both down.
+    Each round is compared separately, because a busy host slows both down.
 
     >>> ratio([2.0, 6.0, 30.0], [1.0, 3.0, 10.0])
     2.0
@@ -65,7 +65,7 @@ def ratio(times: Times, base: Times) -> float:
 
 
 def two_digits(value: float) -> str:
-    """A number that says no more than it knows.
+    """A number without false precision.
 
     >>> two_digits(0.0437), two_digits(3.14), two_digits(112.6)
     ('0.044', '3.1', '113')
@@ -74,7 +74,7 @@ def two_digits(value: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; all columns but the first hold numbers.
+    """A table in Markdown; all columns but the first contain numbers.
 
     >>> print(table(["a", "b"], [["x", "1"]]))
     | a | b |
@@ -87,7 +87,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def between(text: str, new: str) -> str:
-    """Put something between the markers.
+    """Replace the text between the markers.
 
     >>> between(f"a {BEGIN} old {END} b", "new").split("\\n")
     ['a <!-- numbers: begin -->', 'new', '<!-- numbers: end --> b']
@@ -124,7 +124,7 @@ def deploy_table(data: dict[str, Any], count: str) -> str:
 
 
 def command_table(data: dict[str, Any]) -> str:
-    """What one command costs."""
+    """The cost of one command."""
     times = data["commands"]
     bare = [name for name in times if name not in SHOWN]
     head = ["one command", "ms", *(f"beside `{name}`" for name in bare)]
@@ -136,7 +136,7 @@ def command_table(data: dict[str, Any]) -> str:
 
 
 def goals(data: dict[str, Any]) -> Iterator[Goal]:
-    """Each goal, with where it is reached and where it is missed."""
+    """Each goal, with the cases that reach it and those that miss it."""
     one = {case: times for case, times in data["deploys"]["1"].items() if case != NOTHING}
     for other, (deploys, commands) in WANTED.items():
         if not all(other in times for times in one.values()):
@@ -166,7 +166,7 @@ def goals(data: dict[str, Any]) -> Iterator[Goal]:
 
 
 def goal(text: str, found: dict[str, float], wanted: float, at_most: bool = False) -> Goal:
-    """Sort cases by whether they reach what was wanted."""
+    """Sort cases by whether they reach the goal."""
     reached: list[str] = []
     missed: list[str] = []
     for case, value in found.items():
@@ -179,7 +179,7 @@ def goal(text: str, found: dict[str, float], wanted: float, at_most: bool = Fals
 
 
 def goal_table(data: dict[str, Any]) -> str:
-    """Goals, with the cases that lose in a column of their own."""
+    """Goals, with the cases that miss them in a separate column."""
     lines = ["| goal | wanted | reached | missed |", "|---|---|---|---|"]
     for each in goals(data):
         cells = [each.text, each.wanted, "; ".join(each.found), "; ".join(each.missed)]
@@ -188,7 +188,7 @@ def goal_table(data: dict[str, Any]) -> str:
 
 
 def circumstances(data: dict[str, Any]) -> str:
-    """Where and how the numbers were taken."""
+    """Where and how the numbers were measured."""
     rounds = len(data["load"])
     busy = ", ".join(f"{load:.1f}" for load in data["load"])
     return (
@@ -199,7 +199,7 @@ def circumstances(data: dict[str, Any]) -> str:
 
 
 def report(data: dict[str, Any]) -> str:
-    """All that stands between the markers."""
+    """The whole text between the markers."""
     parts = [circumstances(data)]
     parts += [deploy_table(data, count) for count in data["deploys"]]
     parts += [command_table(data), goal_table(data)]
@@ -211,7 +211,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    # Texts stay texts, and the same numbers make the same file.
+    # Text remains text, and the same numbers produce the same file.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 9})
     from matplotlib import pyplot
 
@@ -248,7 +248,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("milliseconds" if axis is axes[-1] else "seconds")
     figure.legend(key.values(), key, frameon=False, loc="outside lower center", ncols=len(key))
     figure.savefig(path, metadata={"Date": None})
-    # matplotlib ends lines with spaces, which no editor of this project would keep.
+    # matplotlib leaves spaces at line ends, which no editor of this project would keep.
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
 

@@ -1,9 +1,9 @@
-"""What the simulator costs: `create`, and `run ... true`, beside a bare ``unshare true``.
+"""The cost of the simulator: `create`, and `run ... true`, beside a bare ``unshare true``.
 
     python benchmarks/simulator.py [--times N]
 
-Prints medians in milliseconds, and ratios, which say more than times on a machine like a CI
-runner. Needs root, or sudo without a password, and leaves nothing behind.
+Prints medians in milliseconds, and ratios, which are more meaningful than times on a machine like a
+CI runner. Requires root, or sudo without a password, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-#: How the console script that pip installs calls it.
+#: How pip's console script calls it.
 SIMULATOR = [
     sys.executable,
     "-c",
@@ -26,7 +26,7 @@ SIMULATOR = [
 
 
 def timed(command: list[str]) -> float:
-    """Run a command that must succeed; how long it took, in milliseconds."""
+    """Run a command that must succeed; return its duration in milliseconds."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     return (time.perf_counter() - started) * 1000
@@ -34,7 +34,7 @@ def timed(command: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=30, help="of each (20 at least)")
+    parser.add_argument("--times", type=int, default=30, help="repetitions of each (20 at least)")
     times = max(20, parser.parse_args().times)
     taken: dict[str, list[float]] = {}
 
@@ -46,11 +46,11 @@ def main() -> None:
         os.environ["ORBCTL_SIMULATOR_HOME"] = folder
         layers = Path(__file__).resolve().parent.parent / ".cache" / "simulator-layers"
         os.environ.setdefault("ORBCTL_SIMULATOR_CACHE", str(layers))
-        # Those that boot are `benchmarks.boots`'.
+        # `benchmarks.boots` measures machines that boot.
         os.environ.update(ORBCTL_SIMULATOR_INIT="none", ORBCTL_SIMULATOR_IMAGES="host")
         try:
             timed([*SIMULATOR, "create", "debian", "warm"])
-            # In turns, so that whatever else the host does meets all of them alike.
+            # Alternately, so that other load on the host affects all of them equally.
             for number in range(times):
                 measure("unshare true", [*sudo, "unshare", "true"])
                 measure("python -c pass", [sys.executable, "-c", "pass"])

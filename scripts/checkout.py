@@ -1,4 +1,4 @@
-"""A checkout, and what is built of it, as `make release-check` sees them."""
+"""A checkout and its build results, for `make release-check`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NAME = "pyinfra-orbstack"
 
 
 class Problem(Exception):
-    """What is not as it should be."""
+    """A check that failed; the text is the reason."""
 
 
 class Checkout:
-    """A checkout of the project, and what is built of it."""
+    """A checkout of the project, and its build results."""
 
     def __init__(self, root: Path = ROOT, releasing: bool = False) -> None:
         self.root = root
@@ -36,7 +36,7 @@ class Checkout:
         self._dist: tempfile.TemporaryDirectory[str] | None = None
 
     def text(self, name: str) -> str:
-        """Content of a file."""
+        """The content of a file."""
         return (self.root / name).read_text(encoding="utf-8")
 
     @property
@@ -47,15 +47,15 @@ class Checkout:
 
     @property
     def version(self) -> str:
-        """The version that would be released."""
+        """The version to release."""
         return str(self.project["version"])
 
     def git(self, *args: str) -> str:
-        """What git says."""
+        """The output of a git command."""
         return self.run("git", *args).strip()
 
     def run(self, *argv: object, fail: str = "", **env: str) -> str:
-        """Run a command, which must succeed; the problem is `fail`, else what it printed."""
+        """Run a command that must succeed; the problem is `fail`, else the command's output."""
         words = [str(word) for word in argv]
         done = subprocess.run(
             words,
@@ -76,7 +76,7 @@ class Checkout:
         return self.run(BIN / name, *args)
 
     def files(self) -> set[str]:
-        """What git keeps."""
+        """The files that git tracks."""
         return set(self.git("ls-files").splitlines())
 
     @property
@@ -112,6 +112,6 @@ def read_metadata(wheel: bytes) -> email.message.Message:
 
 
 def need(condition: object, problem: str) -> None:
-    """Raise unless something is so."""
+    """Raise `Problem` unless a condition is true."""
     if not condition:
         raise Problem(problem)

@@ -1,7 +1,7 @@
-"""`make demo`: a project made from the template, deployed twice to machines of its own.
+"""`make demo`: a project created from the template, deployed twice to machines of its own.
 
-Whatever this makes lies inside the checkout, apart from the machines, and these are written down
-with their ids, so that `make clean` deletes them and no others.
+Everything that this creates is inside the checkout, except the machines. These are recorded with
+their ids, so that `make clean` deletes only them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pyinfra_orbstack.targets import MACHINES
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
 STATE = ROOT / ".cache" / "demo"
-#: What is needed to reach the demo's machines again.
+#: The settings needed to reach the demo's machines again.
 SETTINGS = STATE / "settings.json"
 RECORD = Record(STATE / "machines")
 
 
 def render() -> Path:
-    """Render the template as it is in the checkout, into a folder that is not yet `demo`."""
+    """Render the checkout's template into a directory that does not replace `demo` yet."""
     fresh = STATE / "demo"
     answers = STATE / "copier.yml"
     answers.parent.mkdir(parents=True, exist_ok=True)
@@ -40,14 +40,14 @@ def render() -> Path:
     # The demo has no owner: the user's own defaults for copier are left out.
     os.environ["COPIER_SETTINGS_PATH"] = str(answers)
     with warnings.catch_warnings():
-        # That the checkout has changes which are not committed is as it should be here.
+        # Uncommitted changes in the checkout are fine here.
         warnings.simplefilter("ignore")
         copier.run_copy(str(ROOT), fresh, defaults=True, overwrite=True, quiet=True, vcs_ref="HEAD")
     return fresh
 
 
 def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
-    """Stop if a machine of a name that the demo would use is there, and not the demo's own."""
+    """Stop if a machine exists that has a name of the demo's, but is not the demo's own."""
     recorded = RECORD.machines()
     names = [host[len(MACHINES) :] for host in hosts]
     for machine in client.machines():
@@ -76,19 +76,19 @@ def deploy(environment: dict[str, str]) -> tuple[int, int]:
 
 
 def show(environment: dict[str, str], *words: str) -> str:
-    """A command line that can be pasted, environment included."""
+    """A command line to paste, with its environment."""
     return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in environment.items()), shlex.join(words)])
 
 
 def demo() -> None:
-    """Render, create, deploy, deploy again, and say what was done."""
+    """Render, create, deploy, deploy again, and report it."""
     existing = (DEMO / ".copier-answers.yml").exists()
     if DEMO.exists() and not existing:
         raise CommandError(f"{DEMO} is there and was not made by this demo: move it away first")
     command = programs.choose_orbctl()
     reach = programs.settings(command)
     os.environ.update(reach)
-    # An earlier demo may have run elsewhere; its machines can be deleted from there alone.
+    # An earlier demo may have run elsewhere; its machines can only be deleted from there.
     if RECORD.machines() and json.loads(SETTINGS.read_text()) != reach:
         raise CommandError("an earlier demo used another orbctl: run `make clean` first")
     kind = "the simulator" if programs.is_simulator(command) else "OrbStack"

@@ -1,6 +1,6 @@
-"""How a run ends: in order when it is told to, with all that it has started.
+"""How a run ends: in order when it is told to, together with everything that it started.
 
-SIGTERM and SIGHUP count as Ctrl-C, and what comes after the first of them disturbs nothing.
+SIGTERM and SIGHUP act as Ctrl-C, and signals after the first one disturb nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-#: Descriptors that every child inherits, such as locks that show that a run is still going.
+#: Descriptors that every child inherits, such as locks that show that a run is in progress.
 INHERITED: list[int] = []
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -44,14 +44,14 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def hand_on() -> None:
-    """Tell what was started that the end has come; who was told already does not mind."""
+    """Tell child processes to end; a second such signal does them no harm."""
     for child in list(_children):
         child.terminate()
 
 
 @contextlib.contextmanager
 def child(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """Start a program that hears of the end, also if this process is killed, where Linux helps."""
+    """Start an executable that is told to end, on Linux even if this process is killed."""
     running = subprocess.Popen(
         argv, pass_fds=INHERITED, preexec_fn=_end_with_parent if _LIBC else None, **options
     )
@@ -72,10 +72,10 @@ def _end_with_parent() -> None:
 
 
 def call(argv: Sequence[str], **options: Any) -> int:
-    """Run a program and return its exit status; it is waited for, whatever comes.
+    """Run an executable and return its exit status; always wait for it.
 
     Raises:
-        KeyboardInterrupt: The end came, and the program has ended.
+        KeyboardInterrupt: This process was told to end, and the child has ended.
     """
     interrupted = False
     with child(argv, **options) as running:
@@ -98,7 +98,7 @@ def watch_make() -> None:
         return
 
     def watch() -> None:
-        # make hands SIGTERM on; after other signals it waits, in a handler that blocks them.
+        # make forwards SIGTERM; after other signals it waits, in a handler that blocks them.
         before, always = 0, _blocked(make)
         while os.getppid() == make:
             time.sleep(0.5)
@@ -113,7 +113,7 @@ def watch_make() -> None:
 
 
 def _blocked(pid: int) -> int:
-    """Which of the signals a process does not take now, as bits; 0 where nobody knows."""
+    """The signals that a process currently blocks, as bits; 0 if unknown."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Virtual environments, made by uv as far as a session needs them, and the Python for each."""
+"""Virtual environments, set up by uv as far as a session needs them, and the Python for each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 CACHE = ROOT / ".cache"
-#: What is installed in `.venv`.
+#: Lists the contents of `.venv`.
 STAMP = VENV / "installed"
 #: The Makefile installs it beside nox.
 UV = CACHE / "nox" / "bin" / "uv"
 
-#: copier needs the first; nothing is known of the second and later.
+#: copier needs at least the first; the second and later are untested.
 FOR_COPIER = (3, 10), (3, 15)
-#: Whether somebody has named a Python, as in `make test PYTHON=python3.9`.
+#: Whether the user named a Python, as in `make test PYTHON=python3.9`.
 EXACTLY = bool(os.environ.get("EXACTLY"))
 PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
 BREW = ["/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin"]
@@ -34,9 +34,9 @@ class Stop(Exception):
 
 
 def run(*argv: object, env: Mapping[str, str] | None = None) -> None:
-    """Run a command in the checkout; its own output says what went wrong.
+    """Run a command in the checkout; its own output describes any error.
 
-    nox's own way to run one kills tests that have machines to delete.
+    nox's own way to run a command kills tests that have machines to delete.
     """
     words = [str(word) for word in argv]
     status = ending.call(words, cwd=ROOT, env={**os.environ, **(env or environment())})
@@ -45,9 +45,9 @@ def run(*argv: object, env: Mapping[str, str] | None = None) -> None:
 
 
 def environment(venv: Path = VENV) -> dict[str, str]:
-    """`.venv` first on PATH, and whatever tests and demo leave behind inside the checkout.
+    """`.venv` first on PATH, and a place in the checkout for files that tests and demo leave.
 
-    Bytecode, too: tests start thousands of Pythons, and each takes twice as long without.
+    That includes bytecode: tests start thousands of Pythons, and each takes twice as long without.
     """
     return {
         "PATH": os.pathsep.join([str(venv / "bin"), os.environ.get("PATH", os.defpath)]),
@@ -61,7 +61,7 @@ def environment(venv: Path = VENV) -> dict[str, str]:
 def uv_environment() -> dict[str, str]:
     """Settings with which uv also finds the Pythons of pyenv and Homebrew."""
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    # A shim is there for each Python, and most lead to none.
+    # There is a shim for each Python, and most lead nowhere.
     path = [folder for folder in path if folder != str(PYENV / "shims")]
     path += [str(folder) for folder in PYENV.glob("versions/3.*/bin")]
     return {
@@ -77,7 +77,7 @@ def uv(*words: object) -> None:
 
 
 def ask(python: object) -> tuple[str, tuple[int, ...]]:
-    """Where an interpreter really is, not in an environment, and its version; () for none."""
+    """An interpreter's real path, outside environments, and its version; () if there is none."""
     code = "import sys; print(getattr(sys, '_base_executable', 0) or sys.executable)"
     argv = [str(python), "-c", f"{code}; print(*sys.version_info[:2])"]
     try:
@@ -89,7 +89,7 @@ def ask(python: object) -> tuple[str, tuple[int, ...]]:
 
 
 def find_python(wanted: str) -> str:
-    """An interpreter of these versions, such as 3.9, or ""."""
+    """An interpreter of such a version, for example 3.9, or ""."""
     words = [str(UV), "python", "find", "--no-project", "--system", wanted]
     env = {**os.environ, **uv_environment()}
     return subprocess.run(words, env=env, capture_output=True, text=True).stdout.strip()
@@ -101,7 +101,7 @@ def usable(version: tuple[int, ...]) -> bool:
 
 
 def create_venv(for_copier: bool) -> None:
-    """Make `.venv` with the Python that was named, else with one that copier runs on, too."""
+    """Create `.venv` with the named Python, or else with one that copier supports."""
     oldest, newest = (".".join(map(str, version)) for version in FOR_COPIER)
     named, version = ask(os.environ.get("PYTHON") or sys.executable)
     choices = [named] if usable(version) or EXACTLY else [f">={oldest},<{newest}", named]
@@ -115,7 +115,7 @@ def create_venv(for_copier: bool) -> None:
 
 
 def setup(*groups: str, for_copier: bool = False) -> None:
-    """Make `.venv` and install the package with these dependency groups, unless that is done."""
+    """Create `.venv` and install the package with these dependency groups, unless up to date."""
     version = ask(PYTHON)[1]
     right = bool(version) and not (EXACTLY and version != ask(os.environ["PYTHON"])[1])
     if not right or (for_copier and not usable(version)):
@@ -132,7 +132,7 @@ def setup(*groups: str, for_copier: bool = False) -> None:
 
 
 def digest() -> str:
-    """What tells whether the dependencies are still the same."""
+    """A digest that changes with the dependencies."""
     return hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""What a killed run has left in its folder: machines, containers and mounts, all put an end to.
+"""Removes what a killed run left in its directory: machines, containers and mounts.
 
-`noxfile.py` starts this as a module, with the Python of `.venv`, and removes the folder if it
+`noxfile.py` starts this as a module, with the Python of `.venv`, and removes the directory if it
 succeeds.
 """
 
@@ -16,29 +16,29 @@ from pyinfra_orbstack import programs, testing
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, OrbctlMissing, Record
 from tests import containers
 
-#: In front of what may need more rights: a simulator's folder is root's for an ordinary user, too.
+#: Prefix for commands that may need more rights: root owns even an ordinary user's simulator files.
 RIGHTS = [] if os.geteuid() == 0 or sys.platform == "darwin" else ["sudo", "-n"]
 
 
 def find(folder: Path, *words: str) -> list[Path]:
-    """Files and folders in a folder, as `find` finds them."""
+    """The results of `find` in a directory."""
     argv = [*RIGHTS, "find", str(folder), *words]
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return [Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]
 
 
 def simulators(folder: Path) -> list[Path]:
-    """State folders of simulators."""
+    """State directories of simulators."""
     told = ("-exec", "test", "-e", "{}/../lock", ";")
     found = find(folder, "-type", "d", "-name", "machines", *told, "-prune", "-print0")
     return [path.parent for path in found]
 
 
 def delete_machines(folder: Path) -> Iterator[str]:
-    """Delete the machines of every simulator, and those of OrbStack that tests have written down.
+    """Delete the machines of every simulator, and OrbStack machines that tests have recorded.
 
     Yields:
-        What went wrong.
+        Error messages.
     """
     for home in simulators(folder):
         simulator = programs.choose_orbctl("simulator")
@@ -61,7 +61,7 @@ def delete_machines(folder: Path) -> Iterator[str]:
 
 
 def mounts(folder: Path) -> list[str]:
-    """What is mounted in a folder, the innermost first."""
+    """Mounts in a directory, the innermost first."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:  # a Mac
@@ -71,7 +71,7 @@ def mounts(folder: Path) -> list[str]:
 
 
 def unmount(folder: Path) -> Iterator[str]:
-    """Unmount what is mounted in a folder, and so would be deleted with it."""
+    """Unmount file systems in a directory, whose content would be deleted with it."""
     for point in mounts(folder):
         subprocess.run([*RIGHTS, "umount", point], capture_output=True)
     for point in mounts(folder):
@@ -79,7 +79,7 @@ def unmount(folder: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Put an end to what is in the folders that are named; print what could not be ended."""
+    """Clear the directories given as arguments; print what remains."""
     status = 0
     for name in sys.argv[1:]:
         folder = Path(name).resolve()
@@ -87,7 +87,7 @@ def main() -> int:
             for problem in end(folder):
                 print(problem, file=sys.stderr)
                 status = 1
-    # What the plugin has written down, wherever that is.
+    # Machines that the plugin has recorded, wherever its records are.
     testing.sweep()
     return status
 

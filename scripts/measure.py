@@ -1,6 +1,6 @@
-"""`make coverage`: the test suite, and what it reaches of `src/`.
+"""`make coverage`: run the test suite, and measure its coverage of `src/`.
 
-What was found is kept for the content of the checkout that it was found for, so that
+The result is cached for the content of the checkout that it belongs to, so that
 `make release-check` does not run everything again.
 """
 
@@ -25,14 +25,14 @@ import ending
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(".cache", "coverage")
 RESULT = CACHE / "result.json"
-#: These targets leave the content for which they passed, in files of their names.
+#: Each target saves the content for which it passed, in a file of its name.
 PASSED = Path(".cache", "passed")
 TARGETS = ("test", "thorough")
-#: The simulator's processes run this; it lies in CACHE while that goes on.
+#: The simulator's processes run this; it is in CACHE during a measurement.
 PROGRAM = "reached.py"
-#: Percent of the lines of src/.
+#: Required percentage of the lines of src/.
 NEEDED = 99.0
-#: These tests are other targets' own, and run what is measured here a second time.
+#: These tests have targets of their own, and would run the measured tests a second time.
 LEFT_OUT = ("docs", "hosts", "release", "template")
 
 SETTINGS = """\
@@ -46,19 +46,19 @@ source =
     {root}/src/pyinfra_orbstack
 disable_warnings = no-data-collected, module-not-imported, no-sysmon
 """
-#: Read by every Python of this environment at its start; does nothing once the file in it is gone.
+#: Every Python of this environment reads it at startup; it does nothing once its file is gone.
 HOOK = """\
 import os; os.path.exists({0!r}) and exec(open({0!r}).read(), dict(__file__={0!r}))
 """
 
 
 def tree(root: Path) -> str:
-    """Name of the content of a checkout, with what is not committed yet; "" where git has none."""
+    """An identifier for the content of a checkout, uncommitted changes included; "" without git."""
     return _tree(root, released=True)
 
 
 def tested(root: Path) -> str:
-    """The same, but for the version and the changelog: `make release` sets them after the tests."""
+    """The same, without the version and the changelog: `make release` sets them after the tests."""
     return _tree(root, released=False)
 
 
@@ -91,20 +91,20 @@ def _tree(root: Path, released: bool) -> str:
 
 
 def note_passed(root: Path, target: str, content: str) -> None:
-    """Write down that the tests of a target passed for some content."""
+    """Record that the tests of a target passed for some content."""
     (root / PASSED).mkdir(parents=True, exist_ok=True)
     (root / PASSED / target).write_text(content)
 
 
 def have_passed(root: Path) -> bool:
-    """Whether the tests passed for just this content."""
+    """Whether the tests passed for exactly this content."""
     notes = [root / PASSED / target for target in TARGETS]
     content = tested(root)
     return content != "" and all(note.exists() and note.read_text() == content for note in notes)
 
 
 def recorded(root: Path) -> dict[str, Any] | None:
-    """What was measured of just this content, if anything was."""
+    """The measurement of exactly this content, or None."""
     try:
         result: dict[str, Any] = json.loads((root / RESULT).read_text())
     except (OSError, ValueError):
@@ -114,7 +114,7 @@ def recorded(root: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def hooked(root: Path) -> Iterator[None]:
-    """Meanwhile the simulator's processes note what they reach, see `reached.py`."""
+    """In the body, the simulator's processes record the lines that they reach, see `reached.py`."""
     folder = root / CACHE
     (folder / "lines").touch()
     (folder / "lines").chmod(0o666)  # for processes of other users
@@ -133,7 +133,7 @@ def hooked(root: Path) -> Iterator[None]:
 
 
 def unhook(root: Path) -> None:
-    """Measure nothing any more; also what was to be measured by a run that was killed."""
+    """Stop measuring, including in a run that was killed."""
     folder = root / CACHE
     (folder / PROGRAM).unlink(missing_ok=True)
     place = folder / "hook"
@@ -145,7 +145,7 @@ def unhook(root: Path) -> None:
 
 
 def add_lines(folder: Path) -> None:
-    """Hand to coverage.py what the simulator's processes have noted."""
+    """Add the lines that the simulator's processes recorded to coverage.py's data."""
     from coverage import CoverageData
 
     source = folder.parent.parent / "src" / "orbctl_simulator"
@@ -159,7 +159,7 @@ def add_lines(folder: Path) -> None:
 
 
 def measure(root: Path, *places: str) -> dict[str, Any]:
-    """Run the tests, or those in some places; write down how they ended and what they reached."""
+    """Run all tests or those in some places; save their outcome and coverage."""
     folder = root / CACHE
     unhook(root)
     shutil.rmtree(folder, ignore_errors=True)
@@ -172,7 +172,7 @@ def measure(root: Path, *places: str) -> dict[str, Any]:
     tests = [*coverage, "run", *options, "-m", "pytest", *(places or ["tests"]), "-m", markers]
     # As in `make test`: the tests of one file share machines.
     tests += ["-n", "auto", "--dist", "loadfile"]
-    # The path comes first, also where the interpreter knows another checkout.
+    # The path comes first, even if the interpreter knows another checkout.
     paths = [str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with hooked(root):
@@ -201,7 +201,7 @@ def measure(root: Path, *places: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """A table of the files that are not reached wholly."""
+    """Print a table of the files that are not fully covered."""
     for name, (percent, missing) in sorted(result["files"].items(), key=lambda item: item[1][0]):
         if missing:
             print(f"{percent:5.1f} %  {len(missing):4} lines not reached  {name}")
@@ -209,7 +209,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Measure, unless that was done, and show it; only some tests, where their places are named."""
+    """Measure unless that is done, and show the result; arguments select some of the tests."""
     ending.listen()
     places = sys.argv[1:]
     result = measure(ROOT, *places) if places else recorded(ROOT) or measure(ROOT)

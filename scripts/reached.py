@@ -1,9 +1,10 @@
-"""Notes which lines of the simulator its processes reach, for `make coverage`.
+"""Records which lines of the simulator its processes reach, for `make coverage`.
 
 coverage.py measures all other processes. It cannot measure these: they move into other root
 directories and become other users, where they cannot write a data file, and there are many
 thousands of them. They trace themselves, into a file that is opened before all that. A `.pth` file
-has each Python of `.venv` run this file, before coverage.py's own `.pth` file starts a measurement.
+makes each Python of `.venv` run this file, before coverage.py's own `.pth` file starts a
+measurement.
 """
 
 from __future__ import annotations
@@ -21,34 +22,34 @@ from typing import Any, Callable
 
 FOLDER = os.path.dirname(__file__)
 SIMULATOR = "orbctl_simulator"
-#: In the path of each of its files, wherever it is seen from.
+#: Part of the path of each of its files, wherever it is seen from.
 PLACE = "/orbctl_simulator/"
 
 
 def command_line() -> list[str]:
-    """The words that this process was started with; `sys.argv` does not have all of them."""
+    """The words that started this process; `sys.argv` lacks some of them."""
     try:
         with open("/proc/self/cmdline", "rb") as file:
             return [os.fsdecode(word) for word in file.read().split(b"\0")]
-    except OSError:  # a Mac, and there is no simulator
+    except OSError:  # a Mac, which has no simulator
         return ["", ""]
 
 
 def program_text(words: list[Any]) -> str:
-    """The text after `-c`, where Python was told to read nothing at its start."""
+    """The text after `-c`, if Python was told to read nothing at its start."""
     bare = any(re.fullmatch("-[A-Z]*S[A-Z]*", str(word)) for word in words)
     place = words.index("-c") + 1 if bare and "-c" in words else len(words)
     return "".join(map(str, words[place : place + 1]))
 
 
 def is_simulator(words: list[str]) -> bool:
-    """Whether it is `orbctl-simulator`, or one of the processes that it starts."""
+    """Whether it is `orbctl-simulator`, or one of its child processes."""
     named = os.path.basename(words[1]) in ("orbctl-simulator", "orbctl", "orb")
     return named or words[1:3] == ["-m", SIMULATOR] or SIMULATOR in program_text(words)
 
 
 def traced(words: list[Any]) -> list[Any]:
-    """The same command, traced also where Python was told to read nothing at its start."""
+    """The same command, traced even if Python was told to read nothing at its start."""
     text = program_text(words)
     if SIMULATOR not in text:
         return words
@@ -57,7 +58,7 @@ def traced(words: list[Any]) -> list[Any]:
 
 
 def before_end(save: Callable[[], object]) -> None:
-    """Save what was reached before this process ends, or becomes another program."""
+    """Save the reached lines before this process ends, or runs another executable."""
     end, become, kill = os._exit, os.execve, os.kill
 
     def _exit(status: int) -> None:
@@ -84,12 +85,12 @@ def before_end(save: Callable[[], object]) -> None:
 
 
 def trace(is_init: bool) -> None:
-    """Note the lines of `src/`: a line of JSON for each time that they are saved."""
+    """Record lines of `src/`: each save writes a line of JSON."""
     try:
         low = os.open(os.path.join(FOLDER, "lines"), os.O_WRONLY | os.O_APPEND)
-    except OSError:  # in a machine that does not see it
+    except OSError:  # in a machine that cannot see it
         return
-    # A number that is no standard stream's.
+    # A number that is not a standard stream's.
     file = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 300)
     os.close(low)
     seen: dict[str, set[int]] = {}
@@ -119,7 +120,7 @@ def trace(is_init: bool) -> None:
         for lines in seen.values():
             lines.clear()
         if told:
-            with contextlib.suppress(OSError):  # where a test limits the size of files
+            with contextlib.suppress(OSError):  # in tests that limit the size of files
                 os.write(file, json.dumps(told).encode() + b"\n")
 
     def close_another(fd: int) -> None:
@@ -127,9 +128,9 @@ def trace(is_init: bool) -> None:
             close(fd)
 
     def save_and_sleep(seconds: float) -> None:
-        save()  # it may be killed in its sleep
+        save()  # it may be killed while it sleeps
         if is_init:
-            # Nothing new comes, and a machine's first process must not have a file of the host's.
+            # Nothing new follows, and a machine's first process must not keep a host file open.
             sys.settrace(None)
             close(file)
             time.sleep = sleep
@@ -140,7 +141,7 @@ def trace(is_init: bool) -> None:
     sys.settrace(call)
 
 
-# Where two directories of a virtual environment are one, Python comes here twice.
+# If two directories of a virtual environment are the same, Python runs this twice.
 if "reached" not in vars(sys):
     vars(sys)["reached"] = True
     command = command_line()

@@ -1,7 +1,7 @@
-"""docs/demo.svg: `make demo` in a fresh clone, recorded from a real run and played again and again.
+"""docs/demo.svg: `make demo` in a fresh clone, recorded from a real run and played in a loop.
 
-Every line appears when it appeared, but for long waits, which are cut. Where nothing may move, and
-where a program only draws, the end of it stands still.
+Every line appears at its recorded time, but long waits are shortened. The animation stands still at
+its end for users who turn animations off, and in programs that only draw it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "demo.svg"
 COLUMNS, ROWS = 100, 24
-#: In pixels; a letter is as wide as textLength makes it, whatever font there is.
+#: In pixels; textLength sets the width of a letter, whatever the font.
 LETTER, LINE, MARGIN, BAR = 8, 18, 14, 28
-#: Seconds: what a wait is cut to, what a line is seen at least, how long the end stands.
+#: Seconds: the longest wait, the shortest time to show a line, how long the end is shown.
 LONGEST, SHORTEST, END = 1.0, 0.08, 6.0
 
 TYPED = ' class="typed"'
@@ -55,7 +55,7 @@ text {{ font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fil
 
 
 def record(folder: Path) -> Lines:
-    """What a terminal shows of `make demo`, line by line, with the seconds since it began."""
+    """The terminal output of `make demo`, line by line, with the seconds since its start."""
     reader, writer = pty.openpty()
     began = time.monotonic()
     child = subprocess.Popen(
@@ -72,7 +72,7 @@ def record(folder: Path) -> Lines:
     while True:
         try:
             chunk = os.read(reader, 65536)
-        except OSError:  # Linux's way to say that the other end was closed
+        except OSError:  # how Linux reports that the other end was closed
             break
         if not chunk:
             break
@@ -80,18 +80,18 @@ def record(folder: Path) -> Lines:
         lines += [(time.monotonic() - began, shown(line)) for line in whole]
     if child.wait():
         raise SystemExit("\n".join(line for _, line in lines))
-    # Where the checkout lay is nobody's business, and makes the lines too long to be read.
+    # The checkout's path is irrelevant, and makes the lines too long to read.
     return [(when, line.replace(str(folder), "~/pyinfra-orbstack")) for when, line in lines]
 
 
 def shown(line: bytes) -> str:
-    """A line without colours and what was overwritten in it."""
+    """A line without colours and overwritten text."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.decode(errors="replace"))
     return text.rstrip().rpartition("\r")[2]
 
 
 def in_time(lines: Lines) -> list[float]:
-    """When each line shall appear.
+    """When each line appears.
 
     >>> in_time([(0, "a"), (0.01, "b"), (9, "c")])
     [0.0, 0.08, 1.08]
@@ -103,7 +103,7 @@ def in_time(lines: Lines) -> list[float]:
 
 
 def keep_spaces(text: str) -> str:
-    """Text for XML, in which no program that draws it folds spaces.
+    """Text for XML, in which no renderer collapses spaces.
 
     >>> keep_spaces("a  <b>")
     'a\xa0\xa0&lt;b&gt;'
@@ -112,7 +112,7 @@ def keep_spaces(text: str) -> str:
 
 
 def draw(lines: Lines) -> str:
-    """The recording as one picture that needs nothing else."""
+    """The recording as one self-contained picture."""
     times = in_time(lines)
     seconds = times[-1] + END
     scroll, rise, texts = [], [], []

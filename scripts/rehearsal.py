@@ -1,4 +1,4 @@
-"""A release, rehearsed: uploaded to an index on this computer, installed from it, and used."""
+"""A rehearsed release: uploaded to an index on this host, installed from it, and used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print(pyinfra_orbstack.__version__, get_all_connectors()["orbstack"].__name__)
 
 @contextlib.contextmanager
 def package_index(folder: Path) -> Iterator[str]:
-    """An index on loopback, which has nothing but what is uploaded to it."""
+    """An index on loopback that contains only what is uploaded to it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -58,7 +58,7 @@ def package_index(folder: Path) -> Iterator[str]:
 
 
 def clone(checkout: Checkout, folder: Path) -> Checkout:
-    """The content of the checkout in a repository of its own, tagged with its version."""
+    """The content of the checkout in a separate repository, tagged with its version."""
     archive = subprocess.run(
         ["git", "archive", measure.tree(checkout.root)],
         cwd=checkout.root,
@@ -77,7 +77,7 @@ def clone(checkout: Checkout, folder: Path) -> Checkout:
 
 
 def rehearse(checkout: Checkout) -> str:
-    """Do all that follows a release; raise `Problem` where something goes wrong."""
+    """Do everything that follows a release; raise `Problem` if something goes wrong."""
     folder = Path(tempfile.mkdtemp(prefix="rehearsal-"))
     try:
         copy = clone(checkout, folder / "clone")
@@ -87,13 +87,13 @@ def rehearse(checkout: Checkout) -> str:
             exec_in_machine(copy, folder, programs)
             render(copy, url, folder)
     finally:
-        # What the simulator made in it for an ordinary user is root's: the session deletes that.
+        # Root owns files that the simulator creates for an ordinary user: the session deletes them.
         shutil.rmtree(folder, ignore_errors=True)
     return f"{checkout.version} uploaded once, installed in three ways, used, and asked for"
 
 
 def upload(copy: Checkout, url: str) -> None:
-    """An index takes the archives once, and not again."""
+    """An index accepts the archives once, and not again."""
     account = ("--username", "nobody", "--password", "nothing")
     twine = ("twine", "upload", "--non-interactive", "--disable-progress-bar", *account)
     copy.tool(*twine, "--repository-url", f"{url}/", *copy.dist)
@@ -107,14 +107,14 @@ def upload(copy: Checkout, url: str) -> None:
 
 
 def install(copy: Checkout, url: str, venv: Path) -> Path:
-    """The name is enough to get a version that works, in an environment that has nothing.
+    """The name alone installs a working version in an empty environment.
 
-    Returns where its `pyinfra` is, as the other ways to install do.
+    Returns the path of its `pyinfra`, as do the other ways to install.
     """
     copy.run(sys.executable, "-m", "venv", venv)
     python = venv / "bin" / "python"
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
-    # Two indexes at once would leave open which one ours comes from.
+    # With two indexes at once it would be uncertain which one ours comes from.
     copy.run(*pip, *(read_metadata(copy.wheel.read_bytes()).get_all("Requires-Dist") or []))
     ours = ("--no-deps", "--no-cache-dir", "--index-url", f"{url}/simple/")
     copy.run(*pip, *ours, f"{NAME}=={copy.version}", PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="")
@@ -127,14 +127,14 @@ def install(copy: Checkout, url: str, venv: Path) -> Path:
 
 
 def look_at(copy: Checkout, python: Path) -> None:
-    """An environment has the version just uploaded, and pyinfra finds the connector in it."""
+    """An environment has the uploaded version, and pyinfra finds the connector in it."""
     said = copy.run(python, "-I", "-c", SEEN).split()
     right = [copy.version, "OrbStackConnector"]
     need(said == right, f"the installed package says {said}, and not {right}")
 
 
 def install_with_uv(copy: Checkout, url: str, folder: Path) -> list[Path]:
-    """The same with uv, as README says: into a project, and beside the command pyinfra."""
+    """The same with uv, as in the README: into a project, and beside the command pyinfra."""
     project, tools = Checkout(folder / "project"), folder / "tools"
     environment = uv_environment(copy, url, project.root)
     environment.update(UV_TOOL_DIR=str(tools), UV_TOOL_BIN_DIR=str(folder / "commands"))
@@ -149,7 +149,7 @@ def install_with_uv(copy: Checkout, url: str, folder: Path) -> list[Path]:
 
 
 def uv_environment(copy: Checkout, url: str, root: Path) -> dict[str, str]:
-    """What lets uv, working in a folder, take ours from our index and the rest from the usual."""
+    """Settings with which uv, in a directory, takes ours from our index and the rest as usual."""
     environment = {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "UV_INDEX": " ".join([f"{url}/simple/", *filter(None, [os.environ.get("UV_INDEX")])]),
@@ -165,12 +165,12 @@ def uv_environment(copy: Checkout, url: str, root: Path) -> dict[str, str]:
 
 
 def is_pre(copy: Checkout) -> bool:
-    """Whether the version is one that installers take only when they are told to."""
+    """Whether installers take the version only when told to."""
     return re.search("[a-z]", copy.version) is not None
 
 
 def check_lock(copy: Checkout, url: str, root: Path) -> None:
-    """A project is bound to the version just uploaded."""
+    """A project's lock file pins the uploaded version."""
     lock = (root / "uv.lock").read_text()
     mine = re.search(rf'name = "{NAME}"\nversion = "([^"]+)"\nsource = (.*)', lock)
     need(mine and mine[1] == copy.version and url in mine[2], f"not from the index: {mine}")
@@ -197,7 +197,7 @@ def exec_in_machine(copy: Checkout, folder: Path, programs: list[Path]) -> None:
 
 
 def render(copy: Checkout, url: str, folder: Path) -> None:
-    """A project rendered from the tag asks for the version just uploaded, and works with it."""
+    """A project rendered from the tag requires the uploaded version, and works with it."""
     import copier
 
     settings = folder / "copier.yml"
@@ -219,12 +219,12 @@ def render(copy: Checkout, url: str, folder: Path) -> None:
         "XDG_STATE_HOME": str(folder / "state"),
         "CI": "true",
     }
-    # What another make hands down would reach the project's own.
+    # Variables that an outer make passes on would reach the project's own.
     for name in ("MAKEFLAGS", "MAKELEVEL", "ITEM", "VERSION"):
         environment[name] = ""
     need(shutil.which("make"), "make is missing")
     if pre:
-        # It asks for the version to come, which a candidate is not; docs/releasing.md has this.
+        # It requires the coming version, which a candidate is not; docs/releasing.md explains this.
         candidate = f"{NAME}=={copy.version}"
         project.run("uv", "add", "--quiet", "--group", "test", candidate, **environment)
     project.run("make", "lint", **environment)

@@ -1,4 +1,4 @@
-"""`make release VERSION=1.2.3`: the commit of a release, and the commands for what follows it."""
+"""`make release VERSION=1.2.3`: the commit of a release, and the commands to run after it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FILES = ("pyproject.toml", "CHANGELOG.md")
 
 
 def output(*argv: str) -> str:
-    """What a command printed."""
+    """The output of a command."""
     return subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 def problem(version: str) -> str | None:
-    """What stands in the way of releasing this version."""
+    """The reason not to release this version, or None."""
     if not VERSION.fullmatch(version):
         return f"VERSION={version!r} is no version: make release VERSION=1.2.3"
     if output("git", "status", "--porcelain"):
@@ -51,7 +51,7 @@ def write(version: str) -> None:
 
 
 def main() -> int:
-    """Make the commit, or say in one line why not."""
+    """Create the commit, or say in one line why not."""
     version = os.environ.get("VERSION", "")
     reason = problem(version)
     if reason:

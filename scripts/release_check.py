@@ -1,7 +1,7 @@
-"""`make release-check`: all that a release needs, item by item; ITEM=NAME checks one of them,
-ITEM=-NAME all but that one.
+"""`make release-check`: everything that a release needs, item by item; ITEM=NAME checks only one,
+ITEM=-NAME all but one.
 
-The first item that is not as it should be ends the check, so that what is shown last is what to do.
+The first item that fails ends the check, so that the last output says what to do.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ URLS = {
     "Issues": f"{REPOSITORY}/issues",
     "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
 }
-#: Where files of the repository are seen from outside.
+#: Where files of the repository appear on the web.
 SEEN = re.compile(
     r"https://(?:github\.com/elazar/pyinfra-orbstack/(?:blob|tree|raw)"
     r"|raw\.githubusercontent\.com/elazar/pyinfra-orbstack)/main/([^)#?\s\"]+)"
 )
 VERSION = re.compile(r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?")
 UNRELEASED = "## [Unreleased]"
-#: `make release` has changed these, and commits them when the check has passed.
+#: `make release` has changed these, and commits them if the check passes.
 RELEASING = {"CHANGELOG.md", "pyproject.toml"}
 
 
@@ -74,7 +74,7 @@ def tests(checkout: Checkout) -> str:
 
 
 def coverage(checkout: Checkout) -> str:
-    """They reach what they should of `src/`."""
+    """They cover as much of `src/` as they should."""
     result = measure.recorded(checkout.root) or measure.measure(checkout.root)
     percent = result["percent"]
     need(percent >= measure.NEEDED, f"{percent:.1f} % of src/, needed are {measure.NEEDED:g} %")
@@ -107,7 +107,7 @@ def metadata(checkout: Checkout) -> str:
 
 
 def build(checkout: Checkout) -> str:
-    """Both archives can be built, from what is committed."""
+    """Both archives can be built from committed files."""
     changed = {line[3:] for line in checkout.run("git", "status", "--porcelain").splitlines()}
     changed -= RELEASING if checkout.releasing else set()
     need(not changed, f"not committed: {', '.join(sorted(changed))}")
@@ -115,7 +115,7 @@ def build(checkout: Checkout) -> str:
 
 
 def contents(checkout: Checkout) -> str:
-    """The archives hold what they should, and nothing else."""
+    """The archives contain what they should, and nothing else."""
     files = checkout.files()
     with zipfile.ZipFile(checkout.wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -136,13 +136,13 @@ def contents(checkout: Checkout) -> str:
 
 
 def strict(checkout: Checkout) -> str:
-    """An index would take them."""
+    """An index would accept them."""
     checkout.tool("twine", "check", "--strict", *checkout.dist)
     return checkout.tool("twine", "--version").split("(")[0].strip()
 
 
 def readme(checkout: Checkout) -> str:
-    """README, as an index shows it, leads somewhere."""
+    """The links in the README work as an index shows it."""
     text = str(checkout.metadata.get_payload())
     targets = set(re.findall(r"\]\(([^)\s]+)\)", text))
     targets |= set(re.findall(r"(?:src|href)=\"([^\"]+)\"", text))
@@ -197,7 +197,7 @@ def index_url() -> str:
 
 
 def fetch(url: str) -> bytes:
-    """Get something from an index."""
+    """Download something from an index."""
     tls = ssl.create_default_context(cafile=os.environ.get("PIP_CERT"))
     with urllib.request.urlopen(url, context=tls, timeout=30) as answer:  # noqa: S310
         content: bytes = answer.read()
@@ -205,19 +205,19 @@ def fetch(url: str) -> bytes:
 
 
 def version_key(version: str) -> list[int]:
-    """What versions are ordered by; good enough for ours."""
+    """The sort key of a version; good enough for ours."""
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def changes(text: str, version: str) -> str:
-    """What a changelog says below a version, if there is an entry."""
+    """The changelog entry of a version, if there is one."""
     begin = rf"^## \[{re.escape(version)}\][^\n]*\n(.*?)(?=^## |^\[[^\]]+\]: |\Z)"
     found = re.search(begin, text, re.MULTILINE | re.DOTALL)
     return found[1].strip() if found and re.search(r"^- ", found[1], re.MULTILINE) else ""
 
 
 def changelog(checkout: Checkout) -> str:
-    """What the release changes is written down."""
+    """The changelog has an entry for the release."""
     text = checkout.text("CHANGELOG.md")
     version = checkout.version
     heading = re.search(rf"^## \[{re.escape(version)}\](.*)$", text, re.MULTILINE)
@@ -233,7 +233,7 @@ def changelog(checkout: Checkout) -> str:
 
 
 def badges(checkout: Checkout) -> str:
-    """Badges show what exists."""
+    """Badges show something that exists."""
     text = checkout.text("README.md")
     found = re.findall(r"\[!\[([^\]]*)\]\(([^)]+)\)\]\(([^)]+)\)", text)
     for label, picture, _ in found:
@@ -253,7 +253,7 @@ def badges(checkout: Checkout) -> str:
 
 
 def workflows(checkout: Checkout) -> str:
-    """GitHub takes the workflows, and they keep to what is asked of them."""
+    """GitHub accepts the workflows, and they meet our rules."""
     github = checkout.root / ".github"
     files = sorted(github.glob("workflows/*.yml"))
     need(len(files) >= 4, "ci.yml, coverage.yml, publish.yml or weekly.yml is missing")
@@ -275,7 +275,7 @@ def workflows(checkout: Checkout) -> str:
 
 
 def check_workflow(name: str, workflow: dict[str, Any]) -> None:
-    """Rights are given job by job, every job ends in time, every action is pinned."""
+    """Permissions are set for each job, every job has a time limit, every action is pinned."""
     need(workflow.get("permissions") == {}, f"{name}: permissions at the top are not {{}}")
     for job, body in workflow["jobs"].items():
         where = f"{name}, {job}"
@@ -287,13 +287,13 @@ def check_workflow(name: str, workflow: dict[str, Any]) -> None:
 
 
 def docs(checkout: Checkout) -> str:
-    """The documentation can be built without a warning, and has every page."""
+    """The documentation builds without a warning, and contains every page."""
     settings = yaml.safe_load(re.sub(r"!!python/\S+", "", checkout.text("mkdocs.yml")))
     shown = set(pages(settings["nav"]))
     there = {p.relative_to(checkout.root / "docs").as_posix() for p in docs_pages(checkout.root)}
     need(shown == there, f"pages and navigation differ: {', '.join(sorted(shown ^ there))}")
     with tempfile.TemporaryDirectory() as folder:
-        # With --quiet warnings would not even be counted.
+        # With --quiet, warnings would not even be counted.
         site = ("--strict", "--site-dir", folder)
         checkout.run(sys.executable, "-m", "mkdocs", "build", *site, NO_MKDOCS_2_WARNING="1")
     return f"{len(there)} pages"
@@ -305,7 +305,7 @@ def docs_pages(root: Path) -> list[Path]:
 
 
 def pages(navigation: Any) -> Iterator[str]:
-    """Files that a navigation names."""
+    """The files in a navigation."""
     if isinstance(navigation, str):
         yield navigation
     elif isinstance(navigation, dict):
@@ -317,7 +317,7 @@ def pages(navigation: Any) -> Iterator[str]:
 
 
 def rehearsal(checkout: Checkout) -> str:
-    """Uploading, installing and rendering work, on an index of our own."""
+    """Uploading, installing and rendering work, with a local index."""
     import rehearsal as rehearse
 
     return rehearse.rehearse(checkout)
@@ -346,7 +346,7 @@ ITEMS: dict[str, Callable[[Checkout], str]] = {
 
 
 def check(checkout: Checkout, items: list[str]) -> str:
-    """Go through the items; return the name of the first that is not as it should be, or ""."""
+    """Check the items; return the name of the first that fails, or ""."""
     for name in items:
         begun = time.monotonic()
         try:
@@ -360,7 +360,7 @@ def check(checkout: Checkout, items: list[str]) -> str:
 
 
 def main() -> int:
-    """Check everything, or the one item that the environment names, or all but that one."""
+    """Check everything, or only the item in the environment, or all but that one."""
     item = os.environ.get("ITEM", "")
     named = item.lstrip("-")
     if named and named not in ITEMS:

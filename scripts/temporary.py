@@ -1,7 +1,7 @@
-"""Temporary files of a run: in a folder of its own, which goes when the run ends, however it does.
+"""Temporary files of a run: in a separate directory, removed when the run ends, however it ends.
 
-A note of each folder lies in RUNS, and the run and all that it starts hold a lock on it. So the
-next run, and `make clean`, find what a killed one has left.
+RUNS contains a note for each directory, and the run and all its child processes hold a lock on it.
+So the next run, and `make clean`, find what a killed one has left.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ import ending
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / ".cache" / "runs"
 
-#: Puts an end to the machines, containers and mounts in a folder; False if something stays.
+#: Removes the machines, containers and mounts in a directory; False if something remains.
 End = Callable[[Path], bool]
-#: Names of the notes that are this process's.
+#: Names of this process's own notes.
 _own: set[str] = set()
 
 
 @contextlib.contextmanager
 def files(end: End) -> Iterator[None]:
-    """Have a folder for those of all programs, since pytest, uv and others leave some behind."""
+    """Provide a directory for temporary files, since pytest, uv and others leave some behind."""
     folder = Path(tempfile.gettempdir(), f"orb-{secrets.token_hex(4)}")
     RUNS.mkdir(parents=True, exist_ok=True)
     note = RUNS / folder.name
     with note.open("w") as file:
-        # Whatever this process starts goes on with the lock, if this process alone is killed.
+        # Child processes keep the lock if only this process is killed.
         fcntl.flock(file, fcntl.LOCK_EX)
         _own.add(note.name)
         ending.INHERITED.append(file.fileno())
@@ -57,7 +57,7 @@ def files(end: End) -> Iterator[None]:
 
 
 def sweep(end: End) -> list[Path]:
-    """Remove what killed runs have left; return the notes of runs that go on, or left something."""
+    """Remove killed runs' leftovers; return notes of runs that continue, or left something."""
     return [note for note in RUNS.glob("*") if note.name not in _own and not _sweep(note, end)]
 
 
@@ -65,7 +65,7 @@ def _sweep(note: Path, end: End) -> bool:
     with contextlib.suppress(BlockingIOError, FileNotFoundError), note.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder = Path(file.read())
-        # Half a note of a run that was killed before it had made anything.
+        # An incomplete note, of a run that was killed before it had created anything.
         if re.fullmatch(r"orb-\w+", folder.name) and folder.exists():
             print(f"removing what a killed run left in {folder}", flush=True)
             if not _discard(folder, end):
@@ -84,7 +84,7 @@ def _discard(folder: Path, end: End) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder; what the simulator made for an ordinary user belongs to root."""
+    """Delete a file or directory; root owns files that the simulator made for an ordinary user."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

@@ -1,4 +1,4 @@
-"""Bare commands, each timed by itself: what a connector costs without pyinfra's operations."""
+"""Bare commands, each timed separately: the cost of a connector without pyinfra's operations."""
 
 from __future__ import annotations
 

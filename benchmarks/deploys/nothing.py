@@ -1,3 +1,3 @@
-"""No operation at all: what starting pyinfra and connecting cost."""
+"""No operation at all: the cost of starting pyinfra and connecting."""
 
 from __future__ import annotations

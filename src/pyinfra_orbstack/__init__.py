@@ -1,11 +1,11 @@
 """OrbStack's machines and containers as pyinfra hosts.
 
-The connector registers itself with pyinfra as ``@orbstack``; facts and operations are imported
-from `pyinfra_orbstack.facts.orbstack` and `pyinfra_orbstack.operations.orbstack`.
+The connector registers itself with pyinfra as ``@orbstack``. Import facts and operations from
+`pyinfra_orbstack.facts.orbstack` and `pyinfra_orbstack.operations.orbstack`.
 """
 
 # Nothing of pyinfra is imported here: pyinfra 3.2 loads every connector while its own API is
-# half imported.
+# only half imported.
 from __future__ import annotations
 
 __all__ = ["__version__"]

@@ -1,4 +1,4 @@
-"""What differs between the versions of pyinfra."""
+"""Differences between the versions of pyinfra."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 def half_imported(name: str) -> Any:
     """Stand in for attributes of a module that is still being imported.
 
-    pyinfra 3.2 loads every connector in the middle of its own import, to find `@ssh`. Where the
-    connector's module is what imports pyinfra, its class does not exist yet, and no host can want
+    pyinfra 3.2 loads every connector in the middle of its own import, to find `@ssh`. If the
+    connector's module is what imports pyinfra, its class does not exist yet, and no host can need
     it either.
     """
     if name == "OrbStackConnector":  # pragma: no cover: pyinfra 3.2
@@ -20,7 +20,7 @@ def half_imported(name: str) -> Any:
 
 
 def echo(line: str) -> None:
-    """Print a line where pyinfra prints all that is no result."""
+    """Print a line to the stream where pyinfra prints everything except results."""
     _output("echo", "echo")(line, err=True)
 
 

@@ -1,4 +1,4 @@
-"""What `orbctl` prints, read: machines, settings, and what went wrong."""
+"""Parsers for `orbctl`'s output: machines, settings and errors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 
 class OrbctlError(Exception):
-    """`orbctl` is missing, failed, or answered nonsense; the text is one line."""
+    """`orbctl` is missing, failed, or printed something invalid; the text is one line."""
 
 
 class OrbctlMissing(OrbctlError):
-    """There is no `orbctl` to call."""
+    """No `orbctl` was found."""
 
 
 class MachineNotFound(OrbctlError):
-    """OrbStack knows no machine of that name."""
+    """OrbStack has no machine of that name."""
 
 
 class MachineExists(OrbctlError):
-    """There already is a machine of that name."""
+    """A machine of that name already exists."""
 
 
 class BadAnswer(OrbctlError):
@@ -39,20 +39,20 @@ class Machine:
     """One machine as `orbctl list` and `orbctl info` show it.
 
     Attributes:
-        id: ULID, kept over renames and restarts.
+        id: ULID, which renames and restarts do not change.
         name: Name, also the guest's hostname.
         state: ``running`` and ``stopped`` are certain; anything else means busy.
         distro: Such as ``ubuntu``.
         version: The codename, such as ``noble``, whatever was typed at creation.
         arch: ``arm64`` or ``amd64``.
-        variant: ``default``, or ``cloud`` when made with cloud-init.
+        variant: ``default``, or ``cloud`` if created with cloud-init.
         username: The default user.
-        isolated: Whether it is cut off from the Mac's files; None when OrbStack does not say.
+        isolated: Whether it is cut off from the Mac's files; None if OrbStack does not report it.
         builtin: Whether it is one of OrbStack's own.
-        record: The whole record, for what only some versions of OrbStack report.
-        ip4: Address, known from `info` of a running machine only.
-        ip6: Likewise.
-        disk_size: Bytes used, from `info` only.
+        record: The whole record, for values that only some versions of OrbStack report.
+        ip4: IPv4 address, only from `info` of a running machine.
+        ip6: IPv6 address, likewise.
+        disk_size: Bytes used, only from `info`.
     """
 
     id: str
@@ -77,12 +77,12 @@ class Machine:
 
     @property
     def domain(self) -> str:
-        """The name under which it is reached, from the Mac and from other machines."""
+        """Its domain name, by which the Mac and other machines can reach it."""
         return f"{self.name}.orb.local"
 
     @property
     def created(self) -> datetime | None:
-        """When it was made, read from the first ten characters of its ULID."""
+        """When it was created, read from the first ten characters of its ULID."""
         alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
         stamp = self.id[:10].upper()
         if len(self.id) != 26 or any(letter not in alphabet for letter in stamp):
@@ -94,7 +94,7 @@ class Machine:
 
 
 def _json(text: str, opening: str) -> Any:
-    """Read the JSON in an answer, around which `orbctl` may have printed its update banner."""
+    """Read the JSON in an answer, around which `orbctl` may print its update banner."""
     decoder = json.JSONDecoder()
     for match in re.finditer(r"^\s*" + re.escape(opening), text, re.MULTILINE):
         try:
@@ -149,7 +149,7 @@ def parse_info(text: str) -> Machine:
     """Read ``orbctl info NAME --format json``; older versions print the bare record.
 
     Raises:
-        BadAnswer: It is not about a machine.
+        BadAnswer: It does not describe a machine.
     """
     info = _json(text, "{")
     if "record" not in info:
@@ -167,7 +167,7 @@ def parse_version(text: str) -> str:
     """Read ``orbctl version``.
 
     Raises:
-        BadAnswer: There is no version in it.
+        BadAnswer: It contains no version.
     """
     match = re.search(r"^Version: (\d+\.\d+\S*)", text, re.MULTILINE)
     if match is None:
@@ -191,7 +191,7 @@ def parse_config(text: str) -> dict[str, bool | int | str]:
     """Read ``orbctl config show``.
 
     Raises:
-        BadAnswer: There is no setting in it.
+        BadAnswer: It contains no setting.
     """
     lines = re.findall(r"^([a-z][^\s:]*):(?: (.*))?$", text, re.MULTILINE)
     if not lines:
@@ -200,12 +200,12 @@ def parse_config(text: str) -> dict[str, bool | int | str]:
 
 
 def parse_ssh(text: str) -> dict[str, bool | int | str]:
-    """Read ``orbctl ssh``: what stands behind the colons, by lower-case words before them.
+    """Read ``orbctl ssh``: the values after the colons, by the lower-case words before them.
 
-    A line that could be a part of a key is left out: only where a key lies is told.
+    Lines that could be part of a key are dropped: the result includes only a key's path.
 
     Raises:
-        BadAnswer: There is nothing of that kind in it.
+        BadAnswer: It contains no such line.
     """
     lines = re.findall(r"^\s*([A-Za-z][A-Za-z ]*):[ \t]*(\S.*)$", text, re.MULTILINE)
     if not lines:
@@ -218,7 +218,7 @@ def parse_ssh(text: str) -> dict[str, bool | int | str]:
 
 
 def parse_value(text: str) -> str:
-    """Read a bare value, around which `orbctl` may have printed its update banner."""
+    """Read a bare value, around which `orbctl` may print its update banner."""
     lines = [line.strip() for line in text.splitlines()]
     return "\n".join(line for line in lines if line and line[0] not in "╭│╰")
 
@@ -230,7 +230,7 @@ def _typed(value: str) -> bool | int | str:
 
 
 def error_of(stderr: str, status: int) -> OrbctlError:
-    """Turn what a failed `orbctl` printed into one typed line."""
+    """Turn the output of a failed `orbctl` into one typed line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     # The number in "[-32098] ..." differs between versions; the words do not.
     said = next((line for line in lines if line.startswith("[-32")), lines[-1] if lines else "")
@@ -243,13 +243,13 @@ def error_of(stderr: str, status: int) -> OrbctlError:
 
 
 def plain_lines(text: str) -> list[str]:
-    """What a person reads on a terminal: no colours, no frames of a spinner, no update banner.
+    """The lines visible on a terminal: no colours, no spinner frames, no update banner.
 
     >>> plain_lines("\\x1b[?25l\u2839 Creating\\r\u2838 Creating\\r\\x1b[Kubuntu is missing\\n")
     ['ubuntu is missing']
     """
     text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", "", text)
-    # What is written over is gone, and a line that only ends so is whole.
+    # Overwritten text is invisible, but a line that merely ends in a carriage return is complete.
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     plain = ("".join(letter for letter in line if letter.isprintable()).strip() for line in lines)
     return [line for line in plain if line and not re.match("[\u2500-\u257f\u2800-\u28ff]", line)]

@@ -1,4 +1,4 @@
-"""The command lines of `orbctl`: every one is built here, of checked words."""
+"""The command lines of `orbctl`: all are built here, from checked words."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from pyinfra_orbstack.answers import BadValue
 
-#: Words that `orbctl` takes for something else than a machine.
+#: Words that have another meaning to `orbctl` than the name of a machine.
 RESERVED_NAMES = frozenset({"all", "default", "docker", "k8s", "none"})
-#: What machines there are.
+#: The architectures of machines.
 ARCHS = ("arm64", "amd64")
 
 
@@ -18,7 +18,8 @@ def check_value(what: str, value: str) -> str:
     """Return ``value`` if it can be one argument of `orbctl`.
 
     Raises:
-        BadValue: It is no text, is empty, begins with ``-``, or holds what no argument can.
+        BadValue: It is not text, is empty, begins with ``-``, or contains a character that no
+            argument can contain.
     """
     if not isinstance(value, str):
         raise BadValue(f"{what} must be text, not {value!r}")
@@ -34,13 +35,13 @@ def check_value(what: str, value: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if a machine can bear it.
+    """Return ``name`` if it can be the name of a machine.
 
-    OrbStack's own rules are not documented, so only what cannot be a hostname, or would mean
-    something else to `orbctl`, is refused.
+    OrbStack's own rules are not documented, so this refuses only names that cannot be a hostname,
+    or that have another meaning to `orbctl`.
 
     Raises:
-        BadValue: The name is empty, reserved, begins with ``-``, or holds a space, a slash or a
+        BadValue: The name is empty, reserved, begins with ``-``, or contains a space, a slash or a
             control character.
 
     >>> check_name("web-1")
@@ -68,7 +69,7 @@ def check_id(machine_id: str) -> str:
 def run_args(name: str, argv: Sequence[str], *, user: str | None = None) -> list[str]:
     """Arguments that run a command in a machine, which is started if it is stopped.
 
-    The working directory is always given: `orbctl` would take over the caller's.
+    They always include the working directory, since `orbctl` would use the caller's.
     """
     if argv[0].startswith("-"):
         raise BadValue(f"command {argv[0]!r} begins with '-', which orbctl would take for a flag")
@@ -102,13 +103,13 @@ def create_args(
         cpus: Number of CPUs (OrbStack 2.2).
         memory: MiB, or a number with a unit such as ``4G`` (OrbStack 2.2).
         disk: A number with a unit such as ``64G`` (OrbStack 2.2).
-        isolated: No file sharing with the Mac (OrbStack 2.1).
-        isolate_network: With ``isolated``: no other machine and no address of the Mac either.
-        mounts: ``SRC[:DEST]``, with ``isolated`` only.
-        forward_ssh_agent: For isolated machines, where it is off otherwise.
+        isolated: Share no files with the Mac (OrbStack 2.1).
+        isolate_network: With ``isolated``: reach no other machine and no address of the Mac.
+        mounts: ``SRC[:DEST]``, only with ``isolated``.
+        forward_ssh_agent: For isolated machines, where it is off by default.
 
     Raises:
-        BadValue: A value that cannot be one argument, or flags that exclude each other.
+        BadValue: A value cannot be one argument, or flags exclude each other.
     """
     args = ["create"]
     for flag, value in (
@@ -137,7 +138,7 @@ def create_args(
 
 
 def machine_args(words: str, *names: str) -> list[str]:
-    """Arguments of a command that takes nothing but machines.
+    """Arguments of a command that takes only machines.
 
     >>> machine_args("stop --force", "web")
     ['stop', '--force', 'web']
@@ -153,17 +154,17 @@ def info_args(name: str) -> list[str]:
 
 
 def export_args(name: str, path: str) -> list[str]:
-    """Arguments that write a machine to a file."""
+    """Arguments that export a machine to a file."""
     return [*machine_args("export", name), check_value("path", path)]
 
 
 def import_args(path: str, name: str) -> list[str]:
-    """Arguments that make a machine from such a file."""
+    """Arguments that create a machine from an exported file."""
     return ["import", "--name", check_name(name), check_value("path", path)]
 
 
 def config_args(key: str, value: str | None = None) -> list[str]:
-    """Arguments that read a setting, or change it; an empty value clears it."""
+    """Arguments that read or change a setting; an empty value clears it."""
     if re.search(r"\s", check_value("config key", key)):
         raise BadValue(f"config key {key!r} holds a space")
     if value is None:
@@ -177,10 +178,10 @@ def machine_key(name: str, setting: str) -> str:
 
 
 def check_arch(arch: str) -> str:
-    """Return ``arch`` if OrbStack has machines of it.
+    """Return ``arch`` if OrbStack supports it.
 
     Raises:
-        BadValue: It has not.
+        BadValue: It does not.
     """
     if arch not in ARCHS:
         raise BadValue(f"arch is {' or '.join(ARCHS)}, not {arch!r}")
@@ -188,10 +189,10 @@ def check_arch(arch: str) -> str:
 
 
 def check_image_form(key: str, image: str) -> str:
-    """Return ``image`` if it has the form of one.
+    """Return ``image`` if it has the form of an image.
 
     Raises:
-        BadValue: It has not.
+        BadValue: It does not.
 
     >>> check_image_form("image", "centos:9-Stream")
     'centos:9-Stream'
@@ -209,7 +210,7 @@ def limits(
     """The settings that limit a machine as `create_args` with these values does; 0 lifts a limit.
 
     Raises:
-        BadValue: A value that `orbctl create` would not take, or might take for something else.
+        BadValue: `orbctl create` would reject a value, or might misread it.
 
     >>> limits(cpus=2, memory="4G", disk="64G")
     {'cpu': '2', 'memory_mib': '4096', 'disk_bytes': '68719476736'}
@@ -246,5 +247,5 @@ def _finite(what: str, digits: str) -> float:
 
 
 def shell_line(args: Sequence[str]) -> str:
-    """The command line for ``args``, to be shown to the user."""
+    """The command line for ``args``, as shown to the user."""
     return shlex.join(["orbctl", *args])

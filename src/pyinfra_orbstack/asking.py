@@ -1,4 +1,4 @@
-"""Asking `orbctl` through a shell, on whatever host that runs: shell/facts.sh, read back."""
+"""Queries to `orbctl` through a shell, on any host: calls of shell/facts.sh, and their parser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ASKED = re.compile(r"orbctl: exit (\d+): ?(.*)")
 
 
 def ask(*args: str, then: str = "") -> str:
-    """A shell command that calls `orbctl` and tells all about it, for `answers` to read.
+    """A shell command that calls `orbctl` and reports everything about it, for `answers` to read.
 
     Args:
         args: The arguments.
@@ -28,7 +28,7 @@ def telling(call: str) -> str:
 
 
 def answer(lines: Sequence[str]) -> str:
-    """What `orbctl` printed when the command of `ask` was run.
+    """`orbctl`'s output in that of a command from `ask`.
 
     Raises:
         OrbctlError: It is missing, failed, or was cut short.
@@ -37,12 +37,12 @@ def answer(lines: Sequence[str]) -> str:
 
 
 def answers(lines: Sequence[str], *, whole: bool = False, accept: Sequence[int] = ()) -> list[str]:
-    """What each of several calls of `orbctl` printed; a later one that failed is left out.
+    """The output of each of several calls of `orbctl`, without that of later calls that failed.
 
     Args:
-        lines: The output of a command of `ask`.
-        whole: There was one call, and what looks like the end of another is its own text.
-        accept: Exit codes, besides 0, that are no failure.
+        lines: The output of a command from `ask`.
+        whole: There was one call, so text that looks like the end of a call is part of its output.
+        accept: Exit statuses, besides 0, that do not count as failures.
 
     Raises:
         OrbctlError: It is missing, was cut short, or its first call failed.

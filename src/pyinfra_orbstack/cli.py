@@ -1,7 +1,7 @@
-"""The command ``pyinfra-orbstack``: the verbs that the Makefile of a generated project calls.
+"""The command ``pyinfra-orbstack``: the verbs that a generated project's Makefile calls.
 
-They live here and not in the project, so that an upgrade of the package fixes them in every
-project. pyinfra itself does the work, in a process of its own.
+They are part of this package and not of the project, so that upgrading the package fixes them in
+every project. pyinfra itself does the work, in a process of its own.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from pyinfra_orbstack.programs import choose_orbctl, is_simulator, pyinfra_argv
 from pyinfra_orbstack.targets import CONTAINERS, MACHINES
 
 COMMAND = "pyinfra-orbstack"
-#: Below the project's folder; `.gitignore` names it.
+#: Relative to the project's directory; `.gitignore` lists it.
 RECORD = Path(".orbstack", "machines")
 
 
 def call(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run a program in this terminal and return its exit status as a shell has it."""
+    """Run an executable in this terminal and return its exit status as a shell reports it."""
     return _call(argv, env)[0]
 
 
 def _call(
     argv: Sequence[str], env: Mapping[str, str], stdout: int | None = None
 ) -> tuple[int, str]:
-    """The exit status of a program, and what it printed where that goes into a pipe.
+    """The exit status of an executable, and its output if that goes to a pipe.
 
-    Ctrl-C reaches it too, and what ends this process is handed on; it has things to put in order
-    before it ends.
+    It receives Ctrl-C too, and signals that end this process are forwarded to it, because it has to
+    clean up before it ends.
     """
     child = subprocess.Popen(argv, env=env, stdout=stdout)
 
@@ -75,11 +75,11 @@ def _call(
 
 
 def deploy(args: argparse.Namespace) -> int:
-    """Apply a deploy; machines on this computer are made where missing, and not asked about."""
+    """Apply a deploy. Machines on this host are created if missing and need no confirmation."""
     chosen = choose(args)
     words = pyinfra_words(args.args)
     size = batch_size(args.serial)
-    # Containers and servers were made by somebody else, and no deploy makes them again.
+    # Nothing here created the containers and servers, and no deploy can recreate them.
     unasked = args.yes or all(map(is_machine, chosen.hosts))
     if not (unasked or sys.stdin.isatty()):
         raise CommandError(
@@ -104,10 +104,10 @@ def deploy(args: argparse.Namespace) -> int:
 
 
 def batch_size(serial: str) -> int:
-    """How many hosts a rolling deploy takes at a time; 0 for all.
+    """How many hosts a rolling deploy updates at a time; 0 for all.
 
     Raises:
-        CommandError: That is no number.
+        CommandError: The text is not a number.
     """
     if not re.fullmatch(r"([1-9][0-9]{0,5})?", serial):
         raise CommandError(f"SERIAL is how many hosts at a time, such as 1, not {serial!r}")
@@ -115,7 +115,7 @@ def batch_size(serial: str) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Show what a deploy would change; what is not there, or stopped, stays so."""
+    """Show what a deploy would change; nothing is created or started."""
     words = pyinfra_words(args.args)
     ahead = look_ahead(choose(args))
     if not ahead.ready:
@@ -125,7 +125,7 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def drift(args: argparse.Namespace) -> int:
-    """Name what a deploy would change; exit 0: nothing, 2: something, 1: an error."""
+    """List what a deploy would change; exit status 0: nothing, 2: changes, 1: an error."""
     plans.check_version()
     words = pyinfra_words(args.args)
     ahead = look_ahead(choose(args))
@@ -141,7 +141,7 @@ def drift(args: argparse.Namespace) -> int:
         try:
             changes = plans.changes(said)
         except plans.NoPlan:
-            if not ended:  # else pyinfra has said why
+            if not ended:  # else pyinfra has reported the reason
                 raise
     for change in changes:
         print(change)
@@ -151,13 +151,13 @@ def drift(args: argparse.Namespace) -> int:
 
 
 class Ahead(NamedTuple):
-    """What a plan is made of.
+    """The basis of a plan.
 
     Attributes:
-        ready: Hosts that can be asked.
-        unready: Those that a deploy would create or start first.
-        status: 1 if there is one that a deploy could not get ready.
-        words: Arguments of `pyinfra` for those that can be asked.
+        ready: Hosts that are ready to be queried.
+        unready: Hosts that a deploy would create or start first.
+        status: 1 if there is a host that a deploy could not make ready.
+        words: `pyinfra` arguments for the ready hosts.
     """
 
     ready: list[str]
@@ -167,7 +167,7 @@ class Ahead(NamedTuple):
 
 
 def look_ahead(chosen: Chosen) -> Ahead:
-    """Say what a deploy would do first, and find out what can be asked what it would do then."""
+    """Say what a deploy would do first, and find the hosts that can already be queried."""
     states = local_states(chosen.hosts)
     waiting = [host for host, state in states.items() if state != "running"]
     joined, unready, status = announce(chosen.inventory, waiting) if waiting else ([], [], 0)
@@ -177,12 +177,12 @@ def look_ahead(chosen: Chosen) -> Ahead:
 
 
 class Chosen(NamedTuple):
-    """The hosts that a verb is for.
+    """The hosts that a verb applies to.
 
     Attributes:
-        inventory: Its file.
-        hosts: Their names; in full, as pyinfra has them, where the user limits them.
-        limited: Whether the user does.
+        inventory: The inventory file.
+        hosts: Their names; under a limit, full names as pyinfra uses them.
+        limited: Whether the user gave a limit.
     """
 
     inventory: Path
@@ -191,12 +191,12 @@ class Chosen(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """Arguments of `pyinfra`: the inventory and what is applied to its hosts."""
+        """`pyinfra` arguments: the inventory and its deploy file."""
         return [str(self.inventory), deploy_file(self.inventory)]
 
 
 def choose(args: argparse.Namespace) -> Chosen:
-    """The hosts of an inventory that has some, or those that the user limits it to.
+    """The hosts of a non-empty inventory, or those that the user's limit selects.
 
     Raises:
         CommandError: There are none.
@@ -210,15 +210,15 @@ def choose(args: argparse.Namespace) -> Chosen:
     return Chosen(inventory, found, limited=True)
 
 
-#: Options of pyinfra that a verb gives it, and what the user sets for them.
+#: pyinfra options that the verbs pass themselves, and the user's way to set them.
 OURS = {"--limit": "LIMIT", "--yes": "YES=1", "-y": "YES=1"}
 
 
 def pyinfra_words(text: str) -> list[str]:
-    """More arguments of `pyinfra`, split as a shell splits them, and nothing of them executed.
+    """More `pyinfra` arguments, split as a shell splits them, without executing anything.
 
     Raises:
-        CommandError: They cannot be split, or are another variable's to give.
+        CommandError: The text cannot be split, or contains an option that has its own variable.
     """
     try:
         words = shlex.split(text)
@@ -226,7 +226,7 @@ def pyinfra_words(text: str) -> list[str]:
         raise CommandError(f"ARGS cannot be split into words: {broken}") from None
     for word in words:
         option = word.partition("=")[0]
-        # Short ones can be joined: -vvy.
+        # Short options can be joined: -vvy.
         option = "-y" if re.fullmatch(r"-[a-z]*y[a-z]*", word) else option
         if option in OURS:
             raise CommandError(f"ARGS cannot contain {option}: use {OURS[option]}")
@@ -234,10 +234,10 @@ def pyinfra_words(text: str) -> list[str]:
 
 
 def local_states(hosts: Sequence[str]) -> dict[str, str]:
-    """States of hosts, patterns resolved: "missing" where there is no such machine or container.
+    """States of hosts, with patterns resolved; "missing" if there is no such machine or container.
 
-    What runs elsewhere counts as "running", and so does a name that means nothing here: pyinfra
-    will find out.
+    Hosts elsewhere count as "running", and so does a name that means nothing here: pyinfra will
+    report it.
     """
     machines, containers = {}, {}
     if any(map(is_machine, hosts)):
@@ -246,7 +246,7 @@ def local_states(hosts: Sequence[str]) -> dict[str, str]:
     if any(map(is_container, hosts)):
         there = docker.Docker().containers()
         containers = {CONTAINERS + one.name: one.state for one in there}
-        # A container may be named by the beginning of its id.
+        # A container may be named by an id prefix.
         containers.update(
             (host, one.state)
             for host in filter(is_container, hosts)
@@ -260,7 +260,7 @@ def local_states(hosts: Sequence[str]) -> dict[str, str]:
             states[host] = "running"
         elif f"{host}/" in (MACHINES, CONTAINERS) or is_pattern(host):
             pattern = host if is_pattern(host) else f"{host}/*"
-            # Of machines a pattern means those that are stopped, too.
+            # A machine pattern includes stopped machines.
             every = is_machine(host) and pattern == host
             found = {name: state for name, state in known.items() if fnmatchcase(name, pattern)}
             found = {name: state for name, state in found.items() if every or state == "running"}
@@ -273,12 +273,12 @@ def local_states(hosts: Sequence[str]) -> dict[str, str]:
 def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], list[str], int]:
     """Say what a deploy would do first with hosts that are not ready for it.
 
-    The connector says so: it gets their data from pyinfra, checks what a machine would be made
-    from, and may neither create nor start one now.
+    The connector reports it: pyinfra gives it their data, and it checks the specification of each
+    missing machine, but may neither create nor start one now.
 
     Returns:
-        Those that are ready after all, those that a deploy would get ready, and 1 if there is one
-        that it could not.
+        Hosts that are ready after all, hosts that a deploy would make ready, and 1 if there is a
+        host that it could not make ready.
     """
     argv = pyinfra_argv("-y", *limit_words(hosts), str(inventory), "exec", "--", "true")
     done = subprocess.run(
@@ -293,7 +293,7 @@ def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], list[str
     ready, unready, status = [], [], 0
     for host in hosts:
         said = re.findall(rf"^ *\[{re.escape(host)}\] *(.*)$", done.stderr, re.MULTILINE)
-        if not said:  # there was no connecting at all
+        if not said:  # nothing tried to connect
             print(done.stderr.strip(), file=sys.stderr)
             return [], [], 1
         name = host[len(MACHINES) :]
@@ -310,7 +310,7 @@ def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], list[str
 
 
 def trust(args: argparse.Namespace) -> int:
-    """Record the SSH host keys of servers in the file that their data names, after asking."""
+    """Record SSH host keys of servers in the file that their data names, after asking."""
     return hostkeys.trust(find_inventory(args.inventory), args.limit, yes=args.yes)
 
 
@@ -337,7 +337,7 @@ def shell(args: argparse.Namespace) -> int:
 
 
 def destroy(args: argparse.Namespace) -> int:
-    """Delete the machines that this project made, for one inventory or all, after asking."""
+    """Delete the machines that this project created, of one inventory or all, after asking."""
     inventory = None if args.inventory is None else find_inventory(args.inventory)
     wanted = machines_of(inventory) if inventory else None
     if wanted == []:
@@ -365,7 +365,7 @@ def destroy(args: argparse.Namespace) -> int:
             raise CommandError(f"would delete {', '.join(names)}: confirm with YES=1")
         try:
             answer = input(f"Delete {', '.join(names)}? [y/N] ")
-        except EOFError:  # Ctrl-D is no answer
+        except EOFError:  # Ctrl-D means no
             print()
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
@@ -378,15 +378,15 @@ def destroy(args: argparse.Namespace) -> int:
 
 
 def machines_of(inventory: Path) -> list[str]:
-    """Names of the machines that an inventory has a deploy create."""
+    """Names of the machines that a deploy of an inventory creates."""
     hosts = filter(is_machine, inventory_hosts(inventory))
-    # What a pattern means, or the bare name, was made by somebody else.
+    # Machines that match a pattern, or the bare name, were not created by the deploy.
     names = (host[len(MACHINES) :] for host in hosts if not is_pattern(host))
     return [name for name in names if name]
 
 
 def tell_forgotten(names: Sequence[str]) -> None:
-    """Name the machines among those made here that no inventory names."""
+    """List the machines created here that no inventory names."""
     known: list[str] = []
     try:
         for inventory in Path("inventories").glob("*.py"):
@@ -401,7 +401,7 @@ def tell_forgotten(names: Sequence[str]) -> None:
 
 
 def use_orbctl() -> None:
-    """Choose `orbctl` for this process and the ones it starts, and say so if it is not OrbStack."""
+    """Choose `orbctl` for this process and its children, and say so if it is not OrbStack."""
     command = choose_orbctl()
     if is_simulator(command) and not os.environ.get(orbctl.COMMAND_VARIABLE):
         print(f"no OrbStack here: {orbctl.COMMAND_VARIABLE}={command}", flush=True)
@@ -409,18 +409,18 @@ def use_orbctl() -> None:
 
 
 def environment(*, plan: bool = False) -> dict[str, str]:
-    """The environment of a `pyinfra` that writes down the machines that it makes."""
+    """The environment of a `pyinfra` that records the machines that it creates."""
     record = {orbctl.RECORD_VARIABLE: str(RECORD.absolute())}
     given = {**os.environ, **record}
     if plan:
-        # pyinfra's own -y, with which it does not look for changes.
+        # The variable of pyinfra's own -y, with which it does not look for changes.
         given.pop("PYINFRA_YES", None)
         given[orbctl.PLAN_VARIABLE] = "1"
     return given
 
 
 def prepare(hosts: Sequence[str]) -> None:
-    """Choose `orbctl` where a host needs one."""
+    """Choose `orbctl` if a host needs one."""
     if any(map(is_machine, hosts)):
         use_orbctl()
 
@@ -451,7 +451,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Build the command-line parser."""
     command = argparse.ArgumentParser(
         prog=COMMAND,
         description="Deploy the project in this directory to the hosts of an inventory.",
@@ -484,7 +484,7 @@ def add_verb(
     *,
     yes: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a verb named after the function that carries it out."""
+    """Add a verb named after the function that implements it."""
     text = (run.__doc__ or "").replace("%", "%%")
     verb = verbs.add_parser(run.__name__, help=text, description=text)
     verb.set_defaults(run=run)
@@ -494,6 +494,6 @@ def add_verb(
             "--yes",
             action="store_true",
             default=os.environ.get("YES") == "1",
-            help="ask nothing; the environment variable YES=1 does the same",
+            help="do not ask; the environment variable YES=1 does the same",
         )
     return verb

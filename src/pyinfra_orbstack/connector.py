@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from pyinfra.api.host import Host
     from pyinfra.api.state import State
 
-#: Seconds for sudo to say whether it wants a password.
+#: Seconds for sudo to say whether it needs a password.
 PROBE_TIMEOUT = 30.0
 
 
-# Any value gets through to `connect`, where a wrong one fails its own host and no other.
+# Any value reaches `connect`, where a wrong one fails its own host and no other.
 class ConnectorData(TypedDict):
     orbstack_image: Any
     orbstack_arch: Any
@@ -75,7 +75,7 @@ _DESCRIPTIONS = {
     "orbstack_isolate_network": (
         "Whether a created, isolated machine reaches neither the Mac nor other machines"
     ),
-    "orbstack_mounts": "Folders to mount in a created, isolated machine: SRC[:DEST]",
+    "orbstack_mounts": "Directories to mount in a created, isolated machine: SRC[:DEST]",
     "orbstack_cpus": "CPU limit of a created machine",
     "orbstack_memory": "Memory limit of a created machine: MiB, or with a unit as in 4G",
     "orbstack_disk": "Disk limit of a created machine, such as 64G",
@@ -94,17 +94,17 @@ connector_data_meta: dict[str, DataMeta] = {
 
 class OrbStackConnector(BaseConnector):
     """
-    Runs commands in the machines of OrbStack, through its command line ``orbctl``, and in the
-    containers of its engine, through the docker command.
+    Runs commands in OrbStack machines, through its command line ``orbctl``, and in containers of
+    its engine, through the docker command.
 
-    + ``@orbstack``: the machines that run now.
-    + ``@orbstack/NAME``: that machine; started when it is stopped, and created when it does not
-      exist and its data holds ``orbstack_image``.
+    + ``@orbstack``: all running machines.
+    + ``@orbstack/NAME``: that machine. It is started if it is stopped, and created if it does not
+      exist and its data contains ``orbstack_image``.
     + ``@orbstack/web-*``: every machine that matches, running or not.
-    + ``@orbstack/docker``: the containers that run now; ``@orbstack/docker/web-*``: those of them
-      that match.
-    + ``@orbstack/docker/NAME``: that container, by name or by the beginning of its id; started when
-      it is stopped.
+    + ``@orbstack/docker``: all running containers; ``@orbstack/docker/web-*``: the running
+      containers that match.
+    + ``@orbstack/docker/NAME``: that container, by name or by an id prefix. It is started if it is
+      stopped.
 
     **Examples:**
 
@@ -148,9 +148,10 @@ class OrbStackConnector(BaseConnector):
     @override
     def connect(self) -> None:
         """
-        Make the machine ready for commands: create it, start it, wait for it, as its data says.
+        Make the machine ready for commands: create, start and wait for it, as its data says.
 
-        A container is started at most. Raises ``ConnectError``, with one line that says what to do.
+        A container is started if needed, never created. Raises ``ConnectError``, with one line that
+        says what to do.
         """
         interrupts.watch()
         try:
@@ -161,7 +162,7 @@ class OrbStackConnector(BaseConnector):
             raise ConnectError(str(broken)) from None
 
     def _provide(self) -> None:
-        # Nothing but its name says what a host is.
+        # Only the name says what kind of host this is.
         asked = parse(self.host.name)
         if asked is None:
             raise ConnectError(f"{self.host.name} is no host of this connector")
@@ -185,7 +186,7 @@ class OrbStackConnector(BaseConnector):
             provision.machine(specification.MachineSpec.from_data(asked.name, data))
 
     def _open_runner(self, target: Target) -> Runner:
-        """Open the first session in what this host is from now on."""
+        """Open the first session in the target that this host refers to from now on."""
         self.runner = Runner(
             target,
             user=self._settings.user,
@@ -209,7 +210,7 @@ class OrbStackConnector(BaseConnector):
 
     @override
     def disconnect(self) -> None:
-        """Close the session and remove what was left in the machine; this never fails."""
+        """Close the session and remove temporary files from the machine; never fails."""
         runner, self.runner = self.runner, None
         try:
             self._askpass.forget()
@@ -237,7 +238,7 @@ class OrbStackConnector(BaseConnector):
         Run a command in the machine.
 
         Returns whether its exit code is one of ``_success_exit_codes``, and its output. Raises
-        ``OSError`` when it is unknown how it went, ``TimeoutError`` when it took too long.
+        ``OSError`` if its outcome is unknown, ``TimeoutError`` if it took too long.
         """
         runner = self._connected()
         control = extract_control_arguments(arguments)  # type: ignore[arg-type]
@@ -272,7 +273,7 @@ class OrbStackConnector(BaseConnector):
         return status in (control.get("_success_exit_codes") or [0]), output
 
     def _ask_password(self, arguments: dict[str, Any], pty: bool) -> bool:
-        """Ask for the password that sudo wants, if it wants one; whether there is one now."""
+        """Prompt for the sudo password if sudo needs one; return whether there is one now."""
         kinds = ("_sudo", "_use_sudo", "_preserve_sudo")
         only = {key: value for key, value in arguments.items() if key.startswith(kinds)}
 
@@ -293,7 +294,7 @@ class OrbStackConnector(BaseConnector):
                 **arguments,
             )
         except PyinfraError as broken:
-            # During a run pyinfra catches OSError alone; anything else ends it for every host.
+            # During a run pyinfra catches only OSError; anything else ends it for every host.
             raise OSError(str(broken)) from None
         finally:
             self._askpass.note()
@@ -318,11 +319,11 @@ class OrbStackConnector(BaseConnector):
         **arguments: Any,
     ) -> bool:
         """
-        Write a local file, or what an IO object holds, into the machine.
+        Write a local file, or the content of an IO object, into the machine.
 
-        It is written beside its target first, by whomever ``_sudo`` and the like name, checked
-        there, and renamed to it. An existing file keeps its owner, its mode and its links. Raises
-        ``OSError``; the target is then as it was.
+        The user that ``_sudo`` and similar arguments select writes the file beside its target,
+        checks it there and renames it to the target. An existing file keeps its owner, its mode
+        and its links. Raises ``OSError``; the target is then unchanged.
         """
         options = _transfer_options(arguments, self._print_input if print_input else None)
         folder = arguments.get("_temp_dir") or posixpath.dirname(remote_temp_filename or "")
@@ -350,7 +351,8 @@ class OrbStackConnector(BaseConnector):
         """
         Read a file of the machine into a local file or an IO object.
 
-        Nothing local is touched before all of it has arrived and was checked. Raises ``OSError``.
+        Nothing local changes before all of the file has arrived and was checked. Raises
+        ``OSError``.
         """
         options = _transfer_options(arguments, self._print_input if print_input else None)
         transfer.Download(
@@ -367,19 +369,19 @@ class OrbStackConnector(BaseConnector):
 def _transfer_options(
     arguments: dict[str, Any], show: Callable[[StringCommand], None] | None
 ) -> dict[str, Any]:
-    """What of pyinfra's arguments is for a transfer, and not for its commands."""
+    """Those of pyinfra's arguments that apply to a transfer, and not to its commands."""
     return {
         "timeout": _seconds(
             extract_control_arguments(arguments).get("_timeout")  # type: ignore[arg-type]
         ),
-        # su reads its password from there.
+        # su reads its password from stdin.
         "stdin_taken": bool(arguments.get("_su_user") and arguments.get("_su_password")),
         **({"show": show} if show else {}),
     }
 
 
 def _seconds(timeout: Any) -> float | None:
-    """A `_timeout`, which a host's data may hold as text."""
+    """A `_timeout`, which may be text in a host's data."""
     try:
         number = None if timeout is None else float(timeout)
     except (TypeError, ValueError, OverflowError):

@@ -1,7 +1,7 @@
-"""The one door to the docker command: its command lines are built here, and its answers read.
+"""The only interface to the docker command: it builds command lines and parses their output.
 
-Containers are only looked at, started and entered. To build, run and remove them is the business
-of pyinfra's own docker connector and operations.
+It only inspects, starts and enters containers. Building, running and removing them is left to
+pyinfra's own docker connector and operations.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import gevent
 
 from pyinfra_orbstack import orbctl, process
 
-#: Names a program to be used as `docker`, as it is: without a context.
+#: Names the executable to use as `docker`, without adding a context.
 COMMAND_VARIABLE = "PYINFRA_ORBSTACK_DOCKER"
-#: The context that OrbStack gives the docker command.
+#: The name of OrbStack's docker context.
 CONTEXT = "orbstack"
 
 READ_TIMEOUT = 30.0
@@ -30,13 +30,13 @@ START_TIMEOUT = 120.0
 T = TypeVar("T")
 
 
-# An OSError, because pyinfra lets nothing else end one host alone while commands run.
+# An OSError, because while commands run pyinfra lets no other exception fail one host alone.
 class DockerError(OSError):
-    """`docker` is missing, failed, or answered nonsense; the text is one line."""
+    """`docker` is missing, failed, or printed something invalid; the text is one line."""
 
 
 class ContainerNotFound(DockerError):
-    """The engine knows no container of that name or id."""
+    """The engine has no container of that name or id."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Container:
 
     Attributes:
         id: All 64 digits.
-        name: Without the slash that the engine puts before it.
-        image: What it was made from, as it was written.
+        name: Without the engine's leading slash.
+        image: Its image, as it was given.
         state: ``running``, or ``created``, ``exited``, ``paused`` and more.
-        labels: Those of the image among them.
-        ports: Ports of this computer by what they lead to, as in ``{"80/tcp": [8080]}``.
+        labels: Its labels, including those of the image.
+        ports: Ports of this host by container port, as in ``{"80/tcp": [8080]}``.
     """
 
     id: str
@@ -61,25 +61,25 @@ class Container:
 
     @property
     def running(self) -> bool:
-        """Whether commands can be run in it."""
+        """Whether it can run commands."""
         return self.state == "running"
 
     @property
     def project(self) -> str | None:
-        """The compose project that it belongs to."""
+        """The compose project that contains it."""
         return self.labels.get("com.docker.compose.project")
 
     @property
     def service(self) -> str | None:
-        """The service of that project."""
+        """Its service in that project."""
         return self.labels.get("com.docker.compose.service")
 
     @property
     def domain(self) -> str:
-        """The name that OrbStack gives it on the Mac's network; the first, where there are more.
+        """Its domain name from OrbStack on the Mac's network; the first one if there are more.
 
-        A service's name belongs to the container that serves it: neither to one that a single
-        command runs in, nor to the second of several.
+        A service's name belongs to the container that serves it: neither to one that runs a single
+        command, nor to the second of several.
         """
         for own in self.labels.get("dev.orbstack.domains", "").split(","):
             if own.strip() and "*" not in own:
@@ -89,12 +89,12 @@ class Container:
         first = self.labels.get("com.docker.compose.container-number", "1") == "1"
         if self.project and self.service and first and not one_off:
             name = f"{self.service}.{self.project}"
-        # Names of hosts have no underscores.
+        # Host names contain no underscores.
         return f"{name.replace('_', '-')}.orb.local"
 
     @property
     def image_name(self) -> str | None:
-        """The image's name alone; None if it is known by its id only.
+        """The image's name alone; None if only the image's id is known.
 
         >>> Container("1", "a", "ghcr.io:443/acme/web:1.2@sha256:0f").image_name
         'web'
@@ -105,7 +105,7 @@ class Container:
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if it can be the name of a container, or an id or its beginning.
+    """Return ``name`` if it can be a container's name, id or id prefix.
 
     Raises:
         DockerError: It cannot; nothing was run.
@@ -151,7 +151,7 @@ def parse_ids(text: str) -> list[str]:
     """Read ``docker ps --quiet --no-trunc``.
 
     Raises:
-        DockerError: It holds something else than ids.
+        DockerError: It contains something other than ids.
     """
     ids = text.split()
     if not all(re.fullmatch("[0-9a-f]{64}", one) for one in ids):
@@ -169,7 +169,7 @@ def _container(record: Mapping[str, Any]) -> Container:
         state=record["State"]["Status"],
         labels=config.get("Labels") or {},
         ports={
-            # An address of each family, as a rule with the same port.
+            # One address of each family, usually with the same port.
             inside: sorted({int(one["HostPort"]) for one in outside})
             for inside, outside in published.items()
             if outside
@@ -178,7 +178,7 @@ def _container(record: Mapping[str, Any]) -> Container:
 
 
 def error_of(stderr: str, status: int) -> DockerError:
-    """Turn what a failed `docker` printed into one typed line."""
+    """Turn the output of a failed `docker` into one typed line."""
     lines = [line.strip() for line in stderr.splitlines()]
     # `docker run` ends with advice.
     lines = [line for line in lines if line and not re.match("(See|Run) 'docker .*help'", line)]
@@ -190,7 +190,7 @@ def error_of(stderr: str, status: int) -> DockerError:
 
 
 class Docker:
-    """The docker command on this computer, speaking to OrbStack's engine where there is one.
+    """The docker command on this host, connected to OrbStack's engine if there is one.
 
     Raises:
         DockerError: There is none.
@@ -205,7 +205,7 @@ class Docker:
 
     @staticmethod
     def environment() -> dict[str, str]:
-        """Ours, with HOME, below which the contexts are.
+        """Our environment, with HOME, which contains the contexts.
 
         Raises:
             DockerError: There is none.
@@ -219,7 +219,7 @@ class Docker:
         return _run(self.argv(args), READ_TIMEOUT if timeout is None else timeout)
 
     def _read(self, parse: Callable[[str], T], *args: str, some: bool = False) -> T:
-        """What a call tells that changes nothing; it is asked once more after a passing error."""
+        """The result of a read-only call; it is repeated once after a temporary error."""
         try:
             return self._read_once(parse, *args, some=some)
         except ContainerNotFound:
@@ -232,7 +232,7 @@ class Docker:
         done = self._call(*args)
         if done.returncode != 0:
             failure = error_of(done.stderr.decode(errors="replace"), done.returncode)
-            # One of many that was removed since they were listed is left out of the answer.
+            # The answer omits a container that was removed since the ids were listed.
             if not some or not isinstance(failure, ContainerNotFound):
                 raise failure
         return parse(done.stdout.decode(errors="replace"))
@@ -243,7 +243,7 @@ class Docker:
         return self._read(parse, "container", "inspect", *ids, some=True) if ids else []
 
     def inspect(self, name: str) -> Container:
-        """One container, by its name, its id, or the beginning of that.
+        """One container, by its name, id or id prefix.
 
         Raises:
             ContainerNotFound: There is none.

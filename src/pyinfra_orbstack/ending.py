@@ -1,4 +1,4 @@
-"""The end of a command: all that it has started, whatever happens to us."""
+"""Killing a command and everything that it started, whatever happens to this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyinfra_orbstack.protocol import Process
 if TYPE_CHECKING:
     from pyinfra_orbstack.session import Reachable
 
-#: Seconds for the call that ends a command.
+#: Seconds for the call that kills a command.
 END_TIMEOUT = 15.0
 
 # Read now: later there may be too many open files.
@@ -23,12 +23,12 @@ _END = shell.text("processes") + shell.text("end") + 'orb_end "$@"'
 
 
 class Ending:
-    """Ends what runs behind one control shell.
+    """Kills what runs behind one control shell.
 
-    It takes a call of its own, as root: the login user cannot signal what sudo started.
+    This takes a separate call as root: the login user cannot signal processes that sudo started.
 
     Attributes:
-        shell: The control shell, once it is known.
+        shell: The control shell, once known.
         command: The process of the command that runs there.
     """
 
@@ -44,7 +44,7 @@ class Ending:
         return self._call is not None
 
     def begin(self) -> None:
-        """Start the call, once; a signal handler may do so, and nobody need wait for it.
+        """Start the call, once; a signal handler may do so, and nothing needs to wait for it.
 
         Raises:
             OSError: It cannot be started.
@@ -60,13 +60,13 @@ class Ending:
             self._call = Detached(argv, self._target.environment())
 
     def finish(self, make_room: Callable[[], object]) -> None:
-        """Start the call, unless it was, and wait for its end.
+        """Start the call if it was not started, and wait for it to end.
 
         Args:
-            make_room: Closes files that are not needed for it.
+            make_room: Closes files that the call does not need.
 
         Raises:
-            OSError: The target did not confirm the end.
+            OSError: The target did not confirm that the command is gone.
         """
         try:
             self._begin_somehow(make_room)

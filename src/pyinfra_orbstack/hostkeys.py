@@ -1,4 +1,4 @@
-"""Host keys of servers: asked for, shown, and recorded where pyinfra's SSH connector reads them."""
+"""Host keys of servers: scanned, shown, and recorded where pyinfra's SSH connector reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyinfra_orbstack.inventory_files import CommandError, is_container, is_mach
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
 
-#: Seconds that a server has to answer.
+#: Seconds to wait for a server's answer.
 TIMEOUT = 10
 
 #: Keys in base64 by type, such as ssh-ed25519.
@@ -25,17 +25,17 @@ Keys = dict[str, str]
 
 
 class Problem(Exception):
-    """What keeps the keys of one server from being recorded; the text is one line."""
+    """The reason why a server's keys cannot be recorded; the text is one line."""
 
 
 class Server(NamedTuple):
-    """Where the SSH connector finds a host, and its key.
+    """Where the SSH connector finds a host and its key.
 
     Attributes:
         host: Its name in the inventory.
         address: Its host name or address.
         port: Its port.
-        file: The file of known keys.
+        file: Its known_hosts file.
     """
 
     host: str
@@ -45,7 +45,7 @@ class Server(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How known_hosts files name it.
+        """Its name in known_hosts files.
 
         >>> Server("web", "web.example", 2222, Path("known_hosts")).name
         '[web.example]:2222'
@@ -57,10 +57,10 @@ def trust(inventory: Path, limit: str | None, *, yes: bool) -> int:
     """Record the keys of the servers in an inventory, after asking.
 
     Returns:
-        0, or 1 if there is a server whose keys could not be recorded.
+        0, or 1 if the keys of some server could not be recorded.
 
     Raises:
-        CommandError: There is no server, or nobody to ask.
+        CommandError: There is no server, or no terminal to ask on.
     """
     inventory_files.hosts_of(inventory)
     if not shutil.which("ssh-keyscan"):
@@ -91,7 +91,7 @@ def trust(inventory: Path, limit: str | None, *, yes: bool) -> int:
 
 
 def _hosts(inventory: Path, limit: str | None) -> list[Host]:
-    """The hosts over SSH."""
+    """The hosts reached over SSH."""
     from pyinfra.connectors.ssh import SSHConnector
 
     read = inventory_files.read(
@@ -109,7 +109,7 @@ def _hosts(inventory: Path, limit: str | None) -> list[Host]:
 
 
 def _server(host: Host, inventory: Path) -> Server:
-    """Where the connector finds it, `~/.ssh/config` included."""
+    """Where the connector finds a host, with `~/.ssh/config` applied."""
     data = host.data
     file = data.get("ssh_known_hosts_file")
     if not file or data.get("ssh_strict_host_key_checking") != "yes":
@@ -126,7 +126,7 @@ def _server(host: Host, inventory: Path) -> Server:
     found = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
     if done.returncode:
         raise Problem(" ".join(done.stderr.split()))
-    # Without an alias ssh gives the name back in small letters, the connector as it was.
+    # Without an alias ssh prints the name in lower case; the connector uses it unchanged.
     alias = found["hostname"]
     address = address if alias == address.lower() else alias
     return Server(host.name, address, int(found["port"]), Path(os.path.expanduser(str(file))))
@@ -143,7 +143,7 @@ def scan(server: Server) -> Keys:
     lines = [line.split() for line in done.stdout.splitlines() if line[:1] not in ("#", "")]
     keys = {words[1]: words[2] for words in lines if len(words) == 3}
     if not keys:
-        # Beside comments it says why, or nothing.
+        # Apart from comments it prints the reason, or nothing.
         said = [line for line in done.stderr.splitlines() if line and not line.startswith("#")]
         why = f" ({said[-1]})" if said else ""
         raise Problem(f"no SSH server answers at {server.address}, port {server.port}{why}")
@@ -151,7 +151,7 @@ def scan(server: Server) -> Keys:
 
 
 def recorded(server: Server) -> Keys:
-    """The keys that are known of a server, as the connector reads them.
+    """The known keys of a server, as the connector reads them.
 
     Raises:
         Problem: The file cannot be read.
@@ -168,7 +168,7 @@ def recorded(server: Server) -> Keys:
 
 
 def unknown_keys(server: Server, known: Keys, offered: Keys) -> Keys:
-    """The keys among those offered that are not known yet.
+    """The offered keys that are not known yet.
 
     Raises:
         Problem: It is not the server whose keys are known.
@@ -183,7 +183,7 @@ def unknown_keys(server: Server, known: Keys, offered: Keys) -> Keys:
 
 
 def fingerprint(key: str) -> str:
-    """What `ssh-keygen -l` calls a key.
+    """A key's fingerprint as `ssh-keygen -l` prints it.
 
     >>> fingerprint("AAAA")
     'SHA256:cJ6AyISHokEeHuTfufIqhhSS0gxHZRUMDHlKvXD4FHw'
@@ -196,7 +196,7 @@ def _confirmed(fresh: list[tuple[Server, Keys]]) -> bool:
     """Whether the user trusts these keys.
 
     Raises:
-        CommandError: There is nobody to ask.
+        CommandError: There is no terminal to ask on.
     """
     names = ", ".join(server.host for server, _ in fresh)
     if not sys.stdin.isatty():
@@ -204,13 +204,13 @@ def _confirmed(fresh: list[tuple[Server, Keys]]) -> bool:
     print("On a server, `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints its own.")
     try:
         return input("Are these the servers' keys? [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:  # Ctrl-D is no answer
+    except EOFError:  # Ctrl-D means no
         print()
         return False
 
 
 def record(server: Server, keys: Keys) -> None:
-    """Add keys to the file of a server."""
+    """Add keys to a server's file."""
     before = server.file.read_text(encoding="utf-8") if server.file.exists() else ""
     gap = "\n" if before and not before.endswith("\n") else ""
     lines = "".join(f"{server.name} {kind} {key}\n" for kind, key in keys.items())

@@ -1,8 +1,8 @@
-"""Signals that end pyinfra: what runs in machines ends first.
+"""Signals that end pyinfra: commands in machines are killed first.
 
-pyinfra does not wait for its hosts when Ctrl-C comes, a second Ctrl-C stops whatever cleans up, and
-SIGTERM or SIGHUP end the process where it stands. So what must happen is started in the signal
-handler itself, as a process that no longer needs this one: `at_interrupt` with `process.Detached`.
+On Ctrl-C pyinfra does not wait for its hosts, a second Ctrl-C interrupts any clean-up, and SIGTERM
+or SIGHUP end the process at once. So the signal handler itself starts whatever must happen, as a
+process that does not depend on this one: `at_interrupt` with `process.Detached`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import gevent
 
 from pyinfra_orbstack.process import wait_for_detached
 
-#: Seconds that a process which was told to end waits for what it has started then.
+#: Seconds that a terminated process waits for the clean-up that it started.
 LAST_WAIT = 10.0
 
 
 class Interrupted(OSError):
-    """Ctrl-C came while a machine was at work."""
+    """Ctrl-C came during work in a machine."""
 
 
 _busy: dict[gevent.Greenlet, gevent.hub.Hub] = {}
@@ -35,15 +35,15 @@ _previous: Callable[[int, FrameType | None], object] | None = None
 
 
 def watch() -> None:
-    """Take over Ctrl-C, and SIGTERM and SIGHUP where nothing but their default stands.
+    """Handle Ctrl-C, and SIGTERM and SIGHUP if they still have their default handlers.
 
-    pyinfra disconnects in the pool in which the commands run, so it would wait for all of them.
+    pyinfra disconnects in the pool that runs the commands, so it would wait for all of them.
     """
     global _previous
     current = signal.getsignal(signal.SIGINT)
     if _previous is not None or not callable(current):
         return
-    # Python takes handlers in the main thread alone, and under gevent only it knows which that is.
+    # Python accepts handlers only in the main thread, and under gevent only it knows which that is.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, handle)
         _previous = current
@@ -56,7 +56,7 @@ def watch() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise `Interrupted` in this greenlet, once: its clean-up is left alone.
+    """Let Ctrl-C raise `Interrupted` in this greenlet, once: its clean-up is not interrupted.
 
     The main greenlet gets `KeyboardInterrupt` from Python itself.
     """
@@ -74,7 +74,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Put off every signal until the body has ended; for what is short and must not be halved."""
+    """Defer every signal until the body ends; for short work that must not be interrupted."""
     key = object()
     _shields.add(key)
     try:
@@ -90,8 +90,8 @@ def at_interrupt(callback: Callable[[], object]) -> Iterator[None]:
     """While the body runs, a signal calls ``callback`` before anything else happens.
 
     It runs in the signal handler of the main thread, at every signal, and when the interpreter
-    exits in the middle of the body. It must not wait; of what it starts, only a
-    `process.Detached` is sure to come to its end.
+    exits in the middle of the body. It must not wait; of the processes that it starts, only a
+    `process.Detached` is certain to complete.
     """
     key = object()
     _callbacks[key] = callback
@@ -132,13 +132,13 @@ def handle(number: int, frame: FrameType | None) -> None:
 
 
 def _forget() -> None:
-    """What a fork of this process does, or how it ends, is not to end what the original runs."""
+    """A fork of this process must not kill the original's commands, however it ends."""
     for collection in (_busy, _leaving, _callbacks, _shields, _postponed):
         collection.clear()
 
 
 def _at_exit() -> None:
-    """Let hosts clean up for which pyinfra does not wait, such as those still connecting."""
+    """Let hosts clean up that pyinfra does not wait for, such as those still connecting."""
     _call_back()
     _interrupt_greenlets()
     hub = gevent.get_hub()

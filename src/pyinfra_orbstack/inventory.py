@@ -1,4 +1,4 @@
-"""Names to hosts: what `@orbstack/...` means, with groups and data."""
+"""Names to hosts: which hosts `@orbstack/...` stands for, with groups and data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyinfra.api.util import memoize
 from pyinfra_orbstack import docker, orbctl
 from pyinfra_orbstack.targets import CONTAINERS, MACHINES, HostName, parse
 
-#: Seconds for which a listing tells enough to connect, which pyinfra does right after it.
+#: Seconds for which a listing is recent enough to connect, which pyinfra does right after it.
 FRESH = 2.0
 
 T = TypeVar("T")
@@ -22,26 +22,26 @@ Host = tuple[str, dict[str, Any], list[str]]
 
 
 def hosts(name: str | None = None) -> Iterator[Host]:
-    """The hosts that a name, a pattern or nothing after ``@orbstack/`` means.
+    """The hosts for a name, a pattern or nothing after ``@orbstack/``.
 
     Raises:
-        InventoryError: There are none, or they cannot be listed. A host that was named never fails
-            here, but when it is connected to.
+        InventoryError: There are none, or they cannot be listed. A host given by name never fails
+            here, only when it is connected to.
     """
     asked = parse(f"{MACHINES}{name or ''}")
     assert asked is not None
     try:
         yield from (_containers if asked.container else _machines)(asked)
     except InventoryError:
-        # Whoever leaves the pattern out with `--limit` is not to hear of it: it is a host that
-        # fails when it is connected to, and alone.
+        # The pattern becomes a host that fails alone, when it is connected to: with `--limit` a run
+        # may leave it out, and must not be bothered by it.
         if not asked.is_pattern:
             raise
         yield f"{MACHINES}{name}", {}, ["@orbstack"]
 
 
 def no_match(asked: HostName) -> str:
-    """Why a pattern has no hosts; asked for when that is connected to."""
+    """Why a pattern has no hosts; called when the pattern is connected to."""
     name = asked.name
     try:
         if asked.container:
@@ -59,7 +59,7 @@ def _machines(asked: HostName) -> Iterator[Host]:
     try:
         machines = list_machines()[1]
     except orbctl.OrbctlError as broken:
-        # A host that was named fails when it is connected to, and alone.
+        # A host given by name fails alone, when it is connected to.
         if not name or asked.is_pattern:
             raise InventoryError(f"cannot list OrbStack's machines: {broken}") from None
         machines = []
@@ -80,7 +80,7 @@ def _machines(asked: HostName) -> Iterator[Host]:
 
 @memoize
 def list_machines() -> tuple[float, list[orbctl.Machine]]:
-    """When all machines were asked for, and which there were.
+    """All machines, and when they were listed.
 
     They are read once, because pyinfra expands each name of an inventory twice.
     ``list_machines.cache.clear()`` forgets them.
@@ -90,7 +90,7 @@ def list_machines() -> tuple[float, list[orbctl.Machine]]:
 
 
 def _unless_just_failed(cache: dict[Any, Any], listing: Callable[[], list[T]]) -> list[T]:
-    """List what there is; a failure counts for all names of an inventory that come next."""
+    """List the items; a failure applies to the inventory's next names too, without a retry."""
     if "failure" in cache and time.monotonic() - cache["failure"][0] < FRESH:
         raise cache["failure"][1]
     try:
@@ -101,11 +101,11 @@ def _unless_just_failed(cache: dict[Any, Any], listing: Callable[[], list[T]]) -
 
 
 class MachineHostData(dict[str, Any]):
-    """Data of a machine, with where it is reached as soon as somebody wants to know.
+    """Data of a machine, with its addresses looked up on first use.
 
-    `orbctl` tells the address of one machine at a time, and of those that run alone: to ask for
-    all in advance would cost every run a call for each, and a machine that is made or started by
-    connecting has none yet.
+    `orbctl` reports the address of one machine at a time, and only of running ones: looking all up
+    in advance would cost every run a call for each, and a machine that connecting creates or
+    starts has none yet.
     """
 
     def __init__(self, name: str) -> None:
@@ -123,7 +123,7 @@ class MachineHostData(dict[str, Any]):
             raise InventoryError(f"{key} of {MACHINES}{self._name}: {broken}") from None
         if not machine.running or not machine.ip4:
             raise KeyError(key)
-        # The user's own values stay.
+        # The user's own values take precedence.
         self.setdefault("orbstack_ip4", machine.ip4)
         self.setdefault("orbstack_domain", machine.domain)
         return self[key]
@@ -146,12 +146,12 @@ def machine_host(name: str, machine: orbctl.Machine | None) -> Host:
     return f"{MACHINES}{name}", data, groups
 
 
-#: Groups of one word that say something else than a distro or an architecture.
+#: One-word groups with another meaning than a distro or an architecture.
 _TAKEN = {"orbstack_running", "orbstack_stopped", "orbstack_containers", "orbstack_vm"}
 
 
 def _group(prefix: str, word: str | None) -> list[str]:
-    """A group named after what others have chosen; none where that is more than a word."""
+    """A group with a name that others have chosen; none if that is more than a word."""
     group = f"{prefix}{word}"
     plain = word and re.fullmatch(r"[A-Za-z0-9][\w.-]*", word, re.ASCII)
     return [group] if plain and group not in _TAKEN else []
@@ -159,12 +159,12 @@ def _group(prefix: str, word: str | None) -> list[str]:
 
 @memoize
 def list_containers() -> list[docker.Container]:
-    """All containers; memoised like `list_machines`."""
+    """All containers; cached like `list_machines`."""
     return _unless_just_failed(list_containers.cache, lambda: docker.Docker().containers())
 
 
 def container_host(name: str, container: docker.Container | None, *, named: bool) -> Host:
-    # Whoever asks for all that run does not want one to be started that has ended since.
+    # Listing running containers must not start one that has stopped since.
     data: dict[str, Any] = {"container_name": name} if named else {"orbstack_start": False}
     groups = ["@orbstack", "orbstack_containers"]
     if container is not None:
@@ -190,7 +190,7 @@ def _containers(asked: HostName) -> Iterator[Host]:
     try:
         containers = list_containers()
     except docker.DockerError as broken:
-        # As with machines: one that was named fails when it is connected to.
+        # As with machines: one given by name fails when it is connected to.
         if not name or asked.is_pattern:
             raise InventoryError(f"cannot list containers: {broken}") from None
         containers = []
@@ -213,7 +213,7 @@ def _containers(asked: HostName) -> Iterator[Host]:
 
 
 def just_listed(name: str) -> orbctl.Machine | None:
-    """The machine, if a listing that is not `FRESH` seconds old has shown that it runs."""
+    """The machine, if a listing less than `FRESH` seconds old shows that it runs."""
     for key, (when, machines) in list_machines.cache.items():
         if key != "failure" and time.monotonic() - when < FRESH:
             return next((one for one in machines if one.name == name and one.running), None)

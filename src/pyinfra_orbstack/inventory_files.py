@@ -24,7 +24,7 @@ class CommandError(Exception):
 
 
 def execute(path: Path) -> dict[str, Any]:
-    """What a file of the project assigns."""
+    """The names that a file of the project assigns."""
     values: dict[str, Any] = {"__file__": str(path)}
     exec(compile(path.read_bytes(), str(path), "exec"), values)  # noqa: S102  (the user's own)
     return values
@@ -34,10 +34,10 @@ def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
     """Names of the hosts in an inventory file, read as pyinfra reads it.
 
     Raises:
-        CommandError: It cannot be executed.
+        CommandError: The file cannot be executed.
     """
     names: dict[str, None] = {}
-    if os.getcwd() not in sys.path:  # as pyinfra has it, for what the file imports
+    if os.getcwd() not in sys.path:  # as in pyinfra, for the file's imports
         sys.path.append(os.getcwd())
     try:
         values = execute(Path(path))
@@ -57,7 +57,7 @@ def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _where(path: str, broken: Exception) -> str:
-    """What is wrong with a file, and in which line, in one line."""
+    """The error in a file, with its line number, in one line."""
     if isinstance(broken, SyntaxError):
         path, line, text = broken.filename or path, broken.lineno, broken.msg
     else:
@@ -71,7 +71,7 @@ def find_inventory(name: str) -> Path:
     """The file of an inventory.
 
     Raises:
-        CommandError: There is none of that name.
+        CommandError: There is no inventory of that name.
     """
     known = sorted(path.stem for path in Path("inventories").glob("*.py"))
     if not known:
@@ -82,10 +82,10 @@ def find_inventory(name: str) -> Path:
 
 
 def hosts_of(inventory: Path) -> list[str]:
-    """Names of the hosts of an inventory that has some.
+    """Names of the hosts of a non-empty inventory.
 
     Raises:
-        CommandError: It has none.
+        CommandError: It has no hosts.
     """
     hosts = inventory_hosts(inventory)
     if not hosts:
@@ -94,25 +94,25 @@ def hosts_of(inventory: Path) -> list[str]:
 
 
 def is_container(host: str) -> bool:
-    """Whether a host, or a pattern of hosts, means containers."""
+    """Whether a host, or a pattern of hosts, stands for containers."""
     named = parse(host)
     return named is not None and named.container
 
 
 def is_machine(host: str) -> bool:
-    """Whether a host, or a pattern of hosts, means machines on this computer."""
+    """Whether a host, or a pattern of hosts, stands for machines on this host."""
     named = parse(host)
     return named is not None and not named.container
 
 
 def is_pattern(host: str) -> bool:
-    """Whether it means any number of machines or containers."""
+    """Whether it stands for any number of machines or containers."""
     named = parse(host)
     return named is not None and named.is_pattern
 
 
 def deploy_file(inventory: Path) -> str:
-    """The deploy of an inventory: deploy_NAME.py where there is one, else deploy.py."""
+    """The deploy of an inventory: deploy_NAME.py if it exists, else deploy.py."""
     own = Path(f"deploy_{inventory.stem}.py")
     return str(own) if own.is_file() else "deploy.py"
 
@@ -121,7 +121,7 @@ def deploy_file(inventory: Path) -> str:
 
 
 def group_data(path: Path) -> dict[str, Any]:
-    """The data in a file of group data: what it assigns, but not what it imports."""
+    """The data in a file of group data: its assignments, without its imports."""
     values = execute(path)
     imports = (node for node in ast.parse(path.read_bytes()).body if hasattr(node, "names"))
     imported = {
@@ -132,12 +132,12 @@ def group_data(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path, wanted: Callable[[str], bool] = lambda host: True) -> Inventory:
-    """The hosts of an inventory file that are wanted, with their groups and data.
+    """The selected hosts of an inventory file, with their groups and data.
 
     Raises:
-        CommandError: A file cannot be executed, or pyinfra takes none of it.
+        CommandError: A file cannot be executed, or pyinfra rejects the inventory.
     """
-    # It takes as long as all the rest, and most verbs do without.
+    # This import takes as long as everything else, and most verbs do not need it.
     from pyinfra.api.exceptions import PyinfraError
     from pyinfra.api.inventory import Inventory
     from pyinfra.context import ctx_inventory
@@ -169,8 +169,8 @@ def _name(host: Any) -> Any:
 def _groups(
     path: Path, wanted: Callable[[str], bool]
 ) -> dict[str, tuple[list[Any], dict[str, Any]]]:
-    """Hosts and data by groups, of those hosts that are wanted."""
-    inventory_hosts(path)  # which finds mistakes
+    """Hosts and data by group, for the selected hosts."""
+    inventory_hosts(path)  # finds mistakes
     found = {}
     for key, group in execute(path).items():
         if key.startswith("_") or not isinstance(group, (list, tuple)):
@@ -182,10 +182,10 @@ def _groups(
 
 
 def limited(inventory: Inventory, path: Path, limit: str) -> list[str]:
-    """Names of the hosts that a limit means: groups, hosts or patterns of hosts.
+    """Names of the hosts that a limit selects: groups, hosts or patterns of hosts.
 
     Raises:
-        CommandError: One of its words means none; pyinfra would go on without.
+        CommandError: One of its words selects nothing; pyinfra would ignore that.
     """
     words = re.split(r"[\s,]+", limit.strip(" \t\n,"))
     chosen: dict[str, None] = {}
@@ -204,14 +204,14 @@ def limited(inventory: Inventory, path: Path, limit: str) -> list[str]:
 
 
 def limit_words(hosts: Sequence[str]) -> list[str]:
-    """Arguments of `pyinfra` for these hosts alone."""
+    """`pyinfra` arguments that select only these hosts."""
     return [word for host in hosts for word in ("--limit", _exactly(host))]
 
 
 def _exactly(host: str) -> str:
-    """A pattern for this host alone, which pyinfra cannot take for the name of a group.
+    """A pattern for only this host, which pyinfra cannot mistake for the name of a group.
 
-    A connector's own name, and a pattern, stay what they are: they mean what is found later.
+    A connector's own name, and a pattern, remain unchanged: they stand for what is found later.
     """
     named = parse(host)
     if (host.startswith("@") and "/" not in host) or (named is not None and named.is_pattern):

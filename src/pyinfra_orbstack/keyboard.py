@@ -1,4 +1,4 @@
-"""What is typed on a command's terminal: its stdin, and ends of file when it waits for them."""
+"""Typed input for a command's terminal: its stdin, and ends of file when it waits for them."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _READING = shell.text("processes") + shell.text("reading") + 'orb_reading "$@"'
 END_OF_FILE = b"\x04"
 #: Seconds after which most commands have ended.
 DELAY = 0.1
-#: Seconds for an end of file to be read before the next one; doubled each time, up to the last.
+#: Seconds to wait for an end of file to be read before the next one; doubled up to the maximum.
 PAUSE, LONGEST_PAUSE = 0.4, 2.0
-#: The same, where the target cannot be asked.
+#: The same, if the target cannot be asked.
 BLIND_PAUSE = 1.0
 
 
 class Keyboard:
     """Types on the terminal of a command.
 
-    An end of file is kept by the terminal until somebody reads it. If the terminal's mode changes
+    The terminal keeps an end of file until a process reads it. If the terminal's mode changes
     meanwhile, it turns into a NUL byte: `sudo` does that, and passes the byte on to a terminal of
-    its own, where the command takes it for input. So it is typed only when a process of the
-    command waits for input. Other calls see that: one as root, and one as the user of the command,
-    since root need not have the right to look at others' processes.
+    its own, where the command takes it for input. So an end of file is typed only when a process of
+    the command waits for input. Separate calls observe that: one as root, and one as the command's
+    user, since root may lack the right to look at others' processes.
 
     Args:
         target: Where the command runs.
-        user: As whom.
+        user: The user that it runs as.
         terminal: The client whose stdin is the terminal.
         control: The control shell of the command, if known.
     """
@@ -82,7 +82,7 @@ class Keyboard:
                 watcher.end()
 
     def _end_of_file(self) -> None:
-        """Type one, unless the last one may be on its way still."""
+        """Type an end of file, unless the last one may not have arrived yet."""
         if time.monotonic() - self._typed >= self._pause:
             self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._typed else self._pause
             self._typed = time.monotonic()

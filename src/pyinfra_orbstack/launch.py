@@ -1,4 +1,4 @@
-"""Starting a process of ours, and waiting for it and no other."""
+"""Starting our own processes, and waiting for those and no others."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _REPORT = shell.text("report")
 #: Descriptors of a process by their numbers there, all of them below `FREE`.
 Files = dict[int, int]
 STDIN, STDOUT, STDERR, STATUS, FREE = 0, 1, 2, 3, 5
-#: What the shell in between is called, in its own messages.
+#: The name of the intermediate shell, in its own messages.
 NAME = "pyinfra-orbstack"
 
 
 class TooManyFiles(OSError):
-    """This process, or this computer, has too many open files."""
+    """This process, or this host, has too many open files."""
 
     def __str__(self) -> str:
         return str(self.strerror or self.args[0])
 
 
 class Launched:
-    """A process that we started, the only one that is ever waited for.
+    """A process that we started; we wait for no others.
 
     Args:
         argv: The command line.
@@ -70,14 +70,14 @@ class Launched:
                 file_actions=actions,
                 setsid=True,
                 setsigmask=(),
-                # Python ignores them, and what it starts would.
+                # Python ignores these signals, and its children would inherit that.
                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
             )
         except ValueError as bad:
             # A NUL, or a character that has no bytes.
             raise OSError(errno.EINVAL, f"a word that no command line can hold ({bad})") from None
         self._gone = False
-        #: Its exit status, negative for a signal; None if it runs, or somebody else has taken it.
+        #: Its exit status, negative for a signal; None while it runs, or if other code took it.
         self.status: int | None = None
 
     def poll(self) -> bool:
@@ -95,7 +95,7 @@ class Launched:
         return self._gone
 
     def wait(self, timeout: float) -> bool:
-        """Wait for it to end, and return whether it has."""
+        """Wait for it to end, and return whether it did."""
         deadline, pause = time.monotonic() + timeout, 0.0005
         while not self.poll():
             if time.monotonic() >= deadline:
@@ -108,19 +108,19 @@ class Launched:
     def kill(self) -> None:
         """Kill it and its group, unless it has ended."""
         if not self.poll():
-            # Not ours to signal when the client is sudo: closed streams end it then.
+            # We may not signal a client that is sudo; closing its streams ends it.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
 
-#: Processes that nobody waits for any more; they are reaped when the next one is started.
+#: Processes that nothing waits for any more; starting the next one reaps them.
 unreaped: set[Launched] = set()
 
 
 def _check_program(name: str, env: Mapping[str, str]) -> None:
-    """Refuse what the system would refuse to start, but a shell takes for a script."""
+    """Reject files that the system would refuse to start, but a shell takes for a script."""
     head = b"#!"
-    # What cannot be read may still be run.
+    # An unreadable file may still be executable.
     with contextlib.suppress(PermissionError):
         if found := shutil.which(name, path=env.get("PATH")):
             with open(found, "rb") as file:
@@ -137,14 +137,14 @@ def pipes(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
 
 
 def pipe(ours: ExitStack, theirs: ExitStack, *, writing: bool = False) -> tuple[int, int]:
-    """Our end and that of a process; `writing` when ours is the one to write to."""
+    """Our end and the process's end; `writing` if ours is the one to write to."""
     reader, writer = os.pipe()
     return _owned(ours, theirs, *((writer, reader) if writing else (reader, writer)))
 
 
 def terminal(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
     master, slave = _owned(ours, theirs, *os.openpty())
-    # The terminal that counts is the target's own; this one is only on the way to it.
+    # The terminal that matters is the target's own; this one only passes data on to it.
     tty.setraw(slave)
     copy = os.dup(master)
     ours.callback(close, copy)
@@ -152,7 +152,7 @@ def terminal(ours: ExitStack, theirs: ExitStack) -> tuple[Files, Files]:
 
 
 def _owned(ours: ExitStack, theirs: ExitStack, mine: int, other: int) -> tuple[int, int]:
-    """Give two descriptors to those who close them."""
+    """Hand two descriptors to the stacks that close them."""
     with ExitStack() as guard:
         guard.callback(close, other)
         mine = _own(ours, mine, theirs)
@@ -161,9 +161,9 @@ def _owned(ours: ExitStack, theirs: ExitStack, mine: int, other: int) -> tuple[i
 
 
 def _own(stack: ExitStack, fd: int, scratch: ExitStack) -> int:
-    """Give a descriptor to whom closes it, under a number that `Files` does not use.
+    """Hand a descriptor to the stack that closes it, under a number that `Files` does not use.
 
-    A process without standard streams gets their numbers for whatever it opens.
+    A process without standard streams gets their numbers for the files that it opens.
     """
     if fd < FREE:
         scratch.callback(close, fd)
@@ -173,8 +173,8 @@ def _own(stack: ExitStack, fd: int, scratch: ExitStack) -> int:
 
 
 def _inheritable() -> Iterator[int]:
-    """Descriptors that a new process would get, beside its standard streams."""
-    # Where the limit was lowered later there may be others beyond it, of which nobody may speak.
+    """Descriptors that a new process would inherit, besides its standard streams."""
+    # If the limit was lowered later, there may be descriptors beyond it; no action may name those.
     limit = os.sysconf("SC_OPEN_MAX")
     for fd in map(int, os.listdir("/dev/fd")):
         with contextlib.suppress(OSError):
@@ -184,7 +184,7 @@ def _inheritable() -> Iterator[int]:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Say what to do when there are too many open files."""
+    """Say what to do if there are too many open files."""
     try:
         yield
     except OSError as broken:

@@ -1,6 +1,6 @@
-"""The local end of a transfer: files and IO objects, read and written whole or not at all.
+"""The local end of a transfer: files and IO objects, read and written completely or not at all.
 
-Whatever goes wrong is an `OSError` of one line.
+Every failure is an `OSError` with a one-line message.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pyinfra_orbstack.process import CHUNK
 
 #: Bytes for an IO object that wait in memory; more of them wait in a temporary file.
 SPOOLED = 1024 * 1024
-#: Begins the names of directories in which files wait until they are whole.
+#: Prefix of directories in which files wait until they are complete.
 ROOM = ".pyinfra-orbstack-"
 
 
 def printable(name: object) -> str:
-    """A name as it can stand in one line."""
+    """A name in a form that fits in one line."""
     text = str(name)
     return text if text and text.isprintable() else repr(text)
 
 
 def worded(broken: BaseException, text: str) -> OSError:
-    """An error of the same kind with a text of our own: pyinfra shows it to the user."""
+    """An error of the same kind with our own text: pyinfra shows it to the user."""
     kind = type(broken)
     if not issubclass(kind, OSError) or issubclass(kind, (ValueError, UnicodeError)):
         return OSError(text)
@@ -42,7 +42,7 @@ def worded(broken: BaseException, text: str) -> OSError:
 
 
 def reason(broken: BaseException) -> str:
-    """Why, without the number and the name that Python puts around it."""
+    """The reason, without the number and the name that Python adds."""
     said = broken.strerror if isinstance(broken, OSError) and broken.strerror else str(broken)
     return " ".join(said.split()) or type(broken).__name__
 
@@ -63,11 +63,11 @@ def seekable(file: Any) -> bool:
     try:
         return hasattr(file, "seek") and bool(getattr(file, "seekable", lambda: True)())
     except ValueError:
-        return False  # it is closed, which reading it tells
+        return False  # it is closed; reading it will report that
 
 
 def is_text(file: Any) -> bool:
-    """Whether an IO object takes str; a wrapper of `tempfile` counts as what it holds."""
+    """Whether an IO object takes str; a wrapper of `tempfile` counts as its inner file."""
     return isinstance(file, io.TextIOBase) or hasattr(file, "encoding")
 
 
@@ -95,14 +95,14 @@ def _bytes(data: Any) -> bytes:
 
 
 def name_of(file: Any) -> str:
-    """What to call a path or an IO object in a message."""
+    """The name of a path or an IO object for messages."""
     if hasattr(file, "read") or hasattr(file, "write"):
         file = getattr(file, "name", None) or f"the {type(file).__name__} object"
     return printable(file)
 
 
 def _open(path: Any) -> IO[bytes]:
-    """Open what has an end, and wait for nothing: opening a FIFO would stop all hosts."""
+    """Open files that have an end, and never block: opening a FIFO would stop all hosts."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
@@ -116,7 +116,7 @@ def _open(path: Any) -> IO[bytes]:
 
 
 def _odd_kind(found: os.stat_result) -> str:
-    """What something is that is no regular file."""
+    """The kind of something that is not a regular file."""
     kinds = {
         stat.S_IFDIR: "a directory",
         stat.S_IFIFO: "a FIFO",
@@ -128,7 +128,7 @@ def _odd_kind(found: os.stat_result) -> str:
 
 
 def _patient_read(file: IO[Any]) -> Any:
-    """Its `read`; that of a pipe waits in a thread, so that other hosts go on meanwhile."""
+    """Its `read`; that of a pipe waits in a thread, so that other hosts continue meanwhile."""
     if type(file).__module__.startswith("gevent"):
         return file.read
     try:
@@ -146,13 +146,13 @@ def _patient_read(file: IO[Any]) -> Any:
 class Arrival:
     """A temporary file whose content becomes that of a local file, or of an IO object.
 
-    That is when `commit` is called; until then, and where it fails, nothing has changed.
+    That happens in `commit`; until then, and if it fails, nothing has changed.
     """
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
         self.name = name
         self.file = file
-        #: Why a piece could not be taken.
+        #: Why a piece could not be written.
         self.failure: OSError | None = None
 
     def write(self, data: bytes) -> None:
@@ -183,7 +183,7 @@ class Arrival:
 
 @contextlib.contextmanager
 def writing(destination: Any) -> Iterator[Arrival]:
-    """Something that takes the new content of a local file or an IO object.
+    """An object that receives the new content of a local file or an IO object.
 
     Raises:
         OSError: It cannot be written.
@@ -221,18 +221,18 @@ class _IntoObject(Arrival):
 def _write_all(file: Any, pieces: Iterator[Any]) -> None:
     for piece in pieces:
         written = file.write(piece)
-        # An unbuffered file may take a part.
+        # An unbuffered file may write only part of it.
         while isinstance(piece, bytes) and isinstance(written, int) and 0 < written < len(piece):
             piece = piece[written:]
             written = file.write(piece)
 
 
 def _cut(file: Any) -> None:
-    """Drop what an IO object held behind its new content."""
+    """Drop the rest of an IO object's old content, after its new content."""
     try:
         file.truncate()
     except Exception:
-        # Devices and simple objects cannot; that matters only where something is left.
+        # Devices and simple objects cannot; that matters only if something is left.
         end = file.tell()
         if file.seek(0, os.SEEK_END) not in (None, end):
             raise OSError("it held more and cannot be shortened") from None
@@ -262,16 +262,16 @@ def _restored_on_failure(file: Any) -> Iterator[None]:
 
 
 class _IntoFile(Arrival):
-    """It waits in a *room*, a private directory beside the file, and is renamed from there.
+    """The file waits in a *room*, a private directory beside its target, and is renamed from there.
 
-    Where that would change what the file is, such as one of several names of it, the content is
-    copied over the old one, of which the room keeps a copy until then.
+    If renaming would change what the target is, such as one of several links to a file, the content
+    is copied over the old content, and the room keeps a copy of that until the end.
     """
 
     def __init__(self, path: Any, stack: contextlib.ExitStack) -> None:
         given = os.fsdecode(path)
         self._old = _look(given)
-        # A link stays, and the file that it means is replaced.
+        # A link remains; the file that it points to is replaced.
         self._path = os.path.realpath(given)
         self._room, self._beside = self._make_room(stack)
         self._new = os.path.join(self._room, "new")
@@ -309,7 +309,7 @@ class _IntoFile(Arrival):
             self._copy_over()
 
     def _rename(self) -> bool:
-        """Make the new file what the old one is, and rename it; False where that cannot be."""
+        """Give the new file the old one's attributes and rename it; False if that is impossible."""
         if not self._beside:
             return False
         try:
@@ -345,7 +345,7 @@ class _IntoFile(Arrival):
 
 
 def _look(path: str) -> os.stat_result | None:
-    """What is at a path that is to be written; None where nothing is."""
+    """The status of a path that is to be written; None if nothing exists there."""
     if not path or path.endswith("/"):
         number = errno.EISDIR if path else errno.ENOENT
         raise OSError(number, os.strerror(number))
@@ -374,7 +374,7 @@ def _hostname() -> str:
 
 
 def _sweep(folder: str) -> None:
-    """Remove the rooms that killed processes of ours left, but for kept content."""
+    """Remove the rooms that killed processes of ours left, except kept content."""
     with contextlib.suppress(OSError):
         for room in Path(folder).glob(f"{ROOM}*"):
             host, _, pid = room.name[len(ROOM) :].rpartition("-")[0].rpartition("-")

@@ -1,8 +1,8 @@
-"""Machines while they are made: written down or removed, whatever comes between.
+"""Creating a machine: it is recorded or removed, whatever interrupts this process.
 
-A shell of its own does it, with the functions that operations use, too: shell/machines.sh. Nothing
-that happens to this process ends it. Told to give up, it gives `orbctl` a moment to end by itself,
-and then removes what has been made.
+A separate shell does the work, with the functions that operations also use: shell/machines.sh.
+Nothing that happens to this process kills it. When told to give up, it gives `orbctl` a moment to
+end by itself, and then removes what it has created.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from pyinfra_orbstack.answers import (
 from pyinfra_orbstack.arguments import shell_line
 from pyinfra_orbstack.record import RECORD_VARIABLE, Record
 
-#: Seconds that it takes at most to remove what was made, or to say why that cannot be.
+#: Maximum seconds to remove a created machine, or to say why it cannot be removed.
 CLEAN_UP = 60.0
 
 
 class Making:
-    """A machine that is being made.
+    """A machine that is being created.
 
-    Whoever holds it calls `interrupts.at_interrupt` with `give_up`, and `undo` when anything fails.
+    The caller passes `give_up` to `interrupts.at_interrupt`, and calls `undo` if anything fails.
 
     Args:
-        client: The `orbctl` that makes it.
-        name: What it will be called.
+        client: The `orbctl` that creates it.
+        name: Its future name.
         args: The arguments of `orbctl`.
-        record: Where it is written down.
+        record: The record to add it to.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class Making:
         self._env = client.environment()
         self._env[orbctl.COMMAND_VARIABLE] = client.command
         self._env[RECORD_VARIABLE] = str(record.path) if record else ""
-        # What it says at the end is the status, which pyinfra's @local may take away from us.
+        # Its last output is the status, since pyinfra's @local may take the exit status from us.
         call = f'{shelltext.words("make_machine", name, *args)}; echo "status $? $found"'
         self._child = process.Child(["sh", "-c", shelltext.command(call)], env=self._env)
         self._reader = gevent.spawn(self._read)
         self._killer: process.Detached | None = None
         self._removal: process.Detached | None = None
-        #: The machine's id, once it is made and written down.
+        #: The machine's id, once it is created and recorded.
         self._id = ""
         self._told = False
 
     def _read(self) -> tuple[int, list[str], str]:
-        """Read to the end: the status, what was said, and what is told of the machine."""
+        """Read to the end: the status, the messages, and the description of the machine."""
         self._child.close_stdin()
         said = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
         left = set(said)
@@ -88,15 +88,15 @@ class Making:
             os.kill(self._child.pid, signal.SIGTERM)
 
     def finish(self, timeout: float, tell: Callable[[str], object]) -> Machine:
-        """Wait until it is made and written down.
+        """Wait until the machine is created and recorded.
 
         Args:
             timeout: Seconds that `orbctl` may take.
-            tell: Is called with each line that was said beside the error that is raised.
+            tell: Called with each message other than the error that is raised.
 
         Raises:
-            MachineExists: There already is one of that name.
-            OrbctlError: It failed, or took too long; if a machine is left, it says so.
+            MachineExists: A machine of that name already exists.
+            OrbctlError: It failed, or took too long; the message names a machine that is left.
         """
         late = gevent.spawn_later(timeout, self.give_up)
         try:
@@ -120,7 +120,7 @@ class Making:
         raise problem
 
     def undo(self, tell: Callable[[str], object]) -> None:
-        """Remove it, unless it was never made; what cannot be removed is told."""
+        """Remove the machine, unless it was never created; report one that cannot be removed."""
         was_made = bool(self._id)
         self.give_up()
         if not was_made and not self._told:
@@ -131,7 +131,7 @@ class Making:
             with contextlib.suppress(OSError):
                 self._killer.result(CLEAN_UP)
         if self._id:
-            # Made in the last moment, it may be.
+            # It may have been created at the last moment.
             self.give_up()
         if self._removal is not None:
             reason = self._why_not_removed(self._removal)

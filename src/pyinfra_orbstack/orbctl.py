@@ -1,9 +1,9 @@
-"""The one door to OrbStack: `orbctl` command lines are built here, and its answers read.
+"""The only interface to OrbStack: it builds `orbctl` command lines and parses their output.
 
-Whoever needs OrbStack goes through this module: the connector and the tests call `Orbctl`, facts
-and operations take the argument lists and parsers alone, since they run on the host they target.
-How `orbctl` behaves is held by tests/contract, and what cannot be seen there by docs/simulator.md;
-what is only believed is handled under every reading.
+All code that needs OrbStack uses this module: the connector and the tests call `Orbctl`, facts and
+operations only use its argument lists and parsers, since they run on the target host.
+tests/contract checks how `orbctl` behaves, and docs/simulator.md describes what those tests cannot
+see. Behaviour that is only assumed is handled for every possible interpretation.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ __all__ = [
     "shell_line",
 ]
 
-#: Names a program to be used as `orbctl`, before any other place is looked at.
+#: Names the executable to use as `orbctl`, before any other place is searched.
 COMMAND_VARIABLE = "PYINFRA_ORBSTACK_ORBCTL"
-#: When "1", connecting neither creates nor starts machines.
+#: If "1", connecting neither creates nor starts machines.
 PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
-#: Where OrbStack and Homebrew put `orbctl`, for processes with a short PATH.
+#: Where OrbStack and Homebrew install `orbctl`, for processes with a short PATH.
 KNOWN_FOLDERS = (
     "/usr/local/bin",
     "/opt/homebrew/bin",
@@ -111,7 +111,7 @@ READ_TIMEOUT = 30.0
 CHANGE_TIMEOUT = 120.0
 #: `create` may download an image first.
 CREATE_TIMEOUT = 900.0
-#: Seconds before a reading call is asked once more, after an error that may pass.
+#: Seconds before a read-only call is repeated, after a possibly temporary error.
 PAUSE = 0.5
 
 T = TypeVar("T")
@@ -120,8 +120,8 @@ T = TypeVar("T")
 def find() -> str:
     """Return the `orbctl` to use.
 
-    `PYINFRA_ORBSTACK_ORBCTL` comes first, then PATH, then the folders that OrbStack and Homebrew
-    use. The simulator is never chosen by itself.
+    `PYINFRA_ORBSTACK_ORBCTL` comes first, then PATH, then the directories that OrbStack and
+    Homebrew use. The simulator is never chosen automatically.
 
     Raises:
         OrbctlMissing: There is none.
@@ -145,15 +145,15 @@ def find() -> str:
 
 
 class Orbctl:
-    """`orbctl` on this computer.
+    """`orbctl` on this host.
 
     Args:
-        command: The program; None for what `find` finds.
+        command: The executable; None for the one that `find` returns.
 
     Raises:
         OrbctlMissing: There is none.
 
-    Every method raises `OrbctlError` when `orbctl` fails, hangs or answers nonsense.
+    Every method raises `OrbctlError` if `orbctl` fails, hangs or prints something invalid.
     """
 
     def __init__(self, command: str | None = None) -> None:
@@ -165,7 +165,7 @@ class Orbctl:
 
     @staticmethod
     def environment() -> dict[str, str]:
-        """Ours, with HOME, without which `orbctl` does not find OrbStack.
+        """Our environment, with HOME, without which `orbctl` does not find OrbStack.
 
         Raises:
             OrbctlError: There is no HOME, and no account that has one.
@@ -184,7 +184,7 @@ class Orbctl:
     def call(
         self, *args: str, timeout: float | None = None, stdin: bytes = b""
     ) -> process.Completed:
-        """Call `orbctl` and return what it printed."""
+        """Call `orbctl` and return its output."""
         timeout = READ_TIMEOUT if timeout is None else timeout
         env = self.environment()
         try:
@@ -198,7 +198,7 @@ class Orbctl:
         return done
 
     def _read(self, parse: Callable[[str], T], *args: str) -> T:
-        """What a call tells that changes nothing; it is asked once more after a passing error."""
+        """The result of a read-only call; it is repeated once after a temporary error."""
         try:
             return parse(self.call(*args).stdout.decode(errors="replace"))
         except (MachineNotFound, OrbctlMissing):
@@ -215,7 +215,7 @@ class Orbctl:
         """One machine.
 
         Raises:
-            MachineNotFound: There is none of that name.
+            MachineNotFound: There is no machine of that name.
         """
         return self._read(parse_info, "info", check_name(name), "--format", "json")
 
@@ -223,7 +223,7 @@ class Orbctl:
         """Create a machine from `create_args`.
 
         Raises:
-            MachineExists: There already is one of that name.
+            MachineExists: A machine of that name already exists.
         """
         self.call(*args, timeout=CREATE_TIMEOUT)
 
@@ -249,7 +249,7 @@ class Orbctl:
         By name, because `orbctl delete` crashes when it is given an id (2.2.1 to 2.2.3).
 
         Returns:
-            False if there is no such machine any more.
+            False if the machine no longer exists.
         """
         try:
             if self.info(name).id != machine_id:
@@ -260,10 +260,10 @@ class Orbctl:
         return True
 
     def remove(self, machine: Machine) -> bool:
-        """Delete a machine, also if it was renamed since it was looked at.
+        """Delete a machine, even if it was renamed since the last check.
 
         Returns:
-            False if it is not there any more.
+            False if the machine no longer exists.
         """
         if self.delete(machine.name, machine.id):
             return True

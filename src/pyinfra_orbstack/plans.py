@@ -1,4 +1,4 @@
-"""What pyinfra's own JSON tells of a plan, without the arguments of operations."""
+"""The changes in pyinfra's JSON plan, without the arguments of operations."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import json
 import re
 from importlib.metadata import version
 
-#: The first pyinfra that tells its plan as JSON.
+#: The first pyinfra version that prints its plan as JSON.
 FIRST = (3, 9)
 
 
 class NoPlan(Exception):
-    """Pyinfra has told no plan; the text is one line."""
+    """pyinfra printed no plan; the text is one line."""
 
 
 def check_version(installed: str | None = None) -> None:
-    """See that pyinfra can tell its plan.
+    """Check that pyinfra can print its plan as JSON.
 
     Raises:
         NoPlan: It is too old.
@@ -28,9 +28,9 @@ def check_version(installed: str | None = None) -> None:
 
 
 def changes(printed: str) -> list[str]:
-    """A line for each change in what ``pyinfra --dry --json`` has printed: host and operation.
+    """A line for each change in the output of ``pyinfra --dry --json``: host and operation.
 
-    An operation with ``_if`` is left out: whether it runs is known in a deploy alone.
+    Operations with ``_if`` are left out: only a deploy shows whether they run.
 
     Raises:
         NoPlan: The output contains no plan.

@@ -1,13 +1,13 @@
 """The one runner of local processes: bytes in, bytes out, no stream can block another.
 
 pyinfra runs its hosts in gevent greenlets, with or without gevent's monkey patches, so every
-wait here is gevent's own. pyinfra's runner is not used: it decodes strictly, writes all of stdin
-before it reads, and leaves the process running when a timeout fires.
+wait here is gevent's own. It does not use pyinfra's runner, which decodes strictly, writes all of
+stdin before it reads, and leaves the process running when a timeout fires.
 
-gevent's own `Popen` is not used either. Once gevent watches one process, it reaps every child of
-this one, and whoever started the others never learns how they ended. Here only our own children
-are waited for. pyinfra's `@local` may still make gevent reap those, so an exit status that matters
-comes through a pipe, from a shell in between, where nobody else can take it.
+It does not use gevent's own `Popen` either. Once gevent watches one process, it reaps every child
+of this one, and the code that started the others never learns how they ended. This module waits
+only for its own children. pyinfra's `@local` may still make gevent reap those, so an exit status
+that matters comes through a pipe, from an intermediate shell, where no other code can take it.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ __all__ = [
 _poll, _sleep = get_original("select", "poll"), get_original("time", "sleep")
 
 CHUNK = 65536
-#: Seconds of silence after which the streams of a process that is gone have ended.
+#: Seconds of silence after which the streams of a process that is gone count as ended.
 GRACE = 1.0
 
 
 class Completed(NamedTuple):
-    """What a process left behind; its exit status is as a shell has it, 128+n for a signal."""
+    """The result of a process; the exit status is as a shell reports it, 128+n for a signal."""
 
     returncode: int
     stdout: bytes
@@ -71,7 +71,7 @@ class Child:
     It runs in a session of its own, so that Ctrl-C in a terminal reaches it only through us.
 
     Args:
-        argv: The command line; every word is passed on as it is.
+        argv: The command line; every word is passed on unchanged.
         env: The whole environment, or None for ours.
         tty: Give it a pseudo terminal instead of three pipes; all output is then `STDOUT`.
         report: Run it through a shell that writes its exit status to a stream `STATUS`.
@@ -111,7 +111,7 @@ class Child:
             try:
                 data = nb_read(self._fds[stream], CHUNK)
             except OSError:
-                # A pseudo terminal answers EIO when its other end is gone.
+                # A pseudo terminal answers EIO when its other end is closed.
                 data = b""
             self._chunks.put((stream, data))
 
@@ -123,11 +123,11 @@ class Child:
     def read(self, timeout: float | None = None) -> tuple[int, bytes]:
         """Return the next chunk as (stream, bytes); empty bytes mean that the stream has ended.
 
-        The streams of a process that is gone end, though another process holds them open.
+        The streams of a process that is gone end, even if another process keeps them open.
 
         Raises:
             TimeoutError: Nothing came within ``timeout`` seconds.
-            OSError: What should be written to stdin cannot be read.
+            OSError: The input for stdin cannot be read.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         gone = False
@@ -142,7 +142,7 @@ class Child:
             except Empty:
                 if deadline is not None and left < GRACE:
                     raise TimeoutError from None
-            # On a busy computer silence may only mean that the readers had no turn.
+            # On a busy host, silence may only mean that the readers had no turn.
             if gone and not self._readable():
                 gevent.killall(list(self.readers.values()))
             gone = self.gone
@@ -159,7 +159,7 @@ class Child:
         return bool(poll.poll(0))
 
     def _lost(self) -> int:
-        """A stream whose reader ended without a word, or 0."""
+        """A stream whose reader ended without reporting it, or 0."""
         return next((one for one in self._open if self.readers[one].ready()), 0)
 
     def write(self, data: bytes) -> None:
@@ -190,7 +190,7 @@ class Child:
         return True
 
     def fail(self, reason: Exception) -> None:
-        """Make `read` raise, because its process cannot be given its input."""
+        """Make `read` raise, because the process's input is unavailable."""
         self._failure = reason
         self._chunks.put((0, b""))
 
@@ -207,7 +207,7 @@ class Child:
             if self._writer is writer:
                 writer.throw(BrokenPipeError("stdin is closed"))
 
-        # What gevent waits for must not be closed behind its back, so the writer does it.
+        # A descriptor must not be closed while gevent waits for it, so the writer closes it.
         gevent.get_hub().loop.run_callback(interrupt)
 
     @property
@@ -219,7 +219,7 @@ class Child:
         """Return the exit status, negative for a signal, or None if it still runs.
 
         Raises:
-            OSError: It has ended, and somebody else in this process has taken its exit status.
+            OSError: It has ended, and other code in this process has taken its exit status.
         """
         if not self._process.wait(timeout):
             return None
@@ -228,11 +228,11 @@ class Child:
         return self._process.status
 
     def settle(self) -> None:
-        """Let a process that is ending come to its end."""
+        """Let a process that is about to end finish."""
         self._process.wait(GRACE)
 
     def end(self) -> None:
-        """End the process and its group, and close everything that belongs to it."""
+        """Kill the process and its group, and close everything that belongs to it."""
         self.close_stdin()
         self._process.kill()
         gevent.killall(list(self.readers.values()))
@@ -248,12 +248,12 @@ def run(
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Completed:
-    """Run a command to its end and return what it printed.
+    """Run a command to its end and return its output.
 
     Args:
         argv: The command line.
-        stdin: What the command reads, whole or in pieces.
-        timeout: Seconds after which the command is ended.
+        stdin: The command's input, whole or in pieces.
+        timeout: Seconds after which the command is killed.
         env: The whole environment, or None for ours.
 
     Raises:
@@ -271,7 +271,7 @@ def run(
             collected[stream] += data
             if not data:
                 open_streams.discard(stream)
-        # The shell in between is as good as gone, and what it leaves running is not ours to end.
+        # The intermediate shell is about to end, and processes that it leaves are not ours to kill.
         child.settle()
         return _completed(*(bytes(collected[one]) for one in (STATUS, STDOUT, STDERR)))
     finally:
@@ -282,8 +282,8 @@ def run(
 def feed(child: Child, pieces: Iterable[bytes], *, close: bool = True) -> None:
     """Write all pieces to a process and close its stdin; a process may stop reading early.
 
-    What goes wrong in making the pieces reaches whoever reads from the process: half an input
-    must not look like a whole one.
+    An error in producing the pieces is raised to the reader of the process: partial input must
+    not look complete.
     """
     try:
         for piece in pieces:
@@ -312,8 +312,8 @@ class Detached:
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         with launch.explained(), ExitStack() as theirs, ExitStack() as ours:
             self._transcript, said = launch.pipe(ours, theirs)
-            # The shell in between gets our end, too: who writes there is never killed because we
-            # are gone.
+            # The intermediate shell gets our end too: that way no writer is killed by a broken pipe
+            # when this process is gone.
             files = {STDOUT: said, STDERR: said, STATUS: said, 4: self._transcript}
             self._process = Launched(argv, env, files, report=True)
             ours.pop_all()
@@ -321,9 +321,9 @@ class Detached:
         _detached.add(self)
 
     def result(self, timeout: float) -> Completed:
-        """Wait for the command to end, and return what it left behind; this can be done once.
+        """Wait for the command to end, and return its result; call this only once.
 
-        All that it printed is its `stderr`.
+        Everything that it printed is in `stderr`.
 
         Raises:
             OSError: Its exit status is unknown.
@@ -359,7 +359,7 @@ _detached: set[Detached] = set()
 
 
 def _completed(reported: bytes, stdout: bytes, stderr: bytes) -> Completed:
-    """What a command left behind, as the shell in between has reported it."""
+    """The result of a command, as the intermediate shell reported it."""
     reported = reported.strip()
     if not reported.isdigit():
         raise OSError(errno.ECHILD, "it was killed, and how it ended is unknown")

@@ -1,4 +1,4 @@
-"""Which programs to start: an `orbctl`, real or simulated, and the `pyinfra` beside this Python."""
+"""Which executables to run: an `orbctl`, real or simulated, and the `pyinfra` of this Python."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_simulator(command: str) -> bool:
 
 
 def choose_orbctl(which: str = "auto") -> str:
-    """Return the `orbctl` to use: real OrbStack where there is one, else the simulator.
+    """Return the `orbctl` to use: real OrbStack if available, else the simulator.
 
     Args:
         which: ``real``, ``simulator``, or ``auto``, which honours `PYINFRA_ORBSTACK_ORBCTL`.
@@ -48,7 +48,7 @@ def choose_orbctl(which: str = "auto") -> str:
 
 
 def settings(command: str) -> dict[str, str]:
-    """The environment that somebody else needs to reach the same machines."""
+    """The environment that another process needs to reach the same machines."""
     if not is_simulator(command):
         return {}
     names = ("ORBCTL_SIMULATOR_HOME", "ORBCTL_SIMULATOR_CACHE")
@@ -59,7 +59,8 @@ def settings(command: str) -> dict[str, str]:
 def pyinfra_argv(*words: str) -> list[str]:
     """The command line of the `pyinfra` that is installed beside this interpreter.
 
-    The script, not ``-m pyinfra``: before 3.10 that loads gevent first and patches it afterwards.
+    It uses the script, not ``-m pyinfra``: before 3.10 that loads gevent first and patches it
+    afterwards.
     """
     beside = Path(sys.executable).with_name("pyinfra")
     return [str(beside) if beside.exists() else "pyinfra", *words]

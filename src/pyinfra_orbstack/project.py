@@ -1,4 +1,4 @@
-"""The name that `pyinfra_orbstack.cli` had before it was a command."""
+"""The name of `pyinfra_orbstack.cli` before it was a command."""
 
 from __future__ import annotations
 

@@ -1,19 +1,20 @@
-"""The exchange between the client and a control shell, as bytes: no input or output of its own.
+"""The exchange between the client and a control shell, as bytes, without any I/O.
 
 1. The client sends a command: to a shell that reads from a pipe as one `{ ...; }` compound, so that
-   a text cut short is a syntax error and never runs; on a terminal counted, as `typed` makes it.
+   truncated text is a syntax error and never runs; on a terminal with a byte count, as `typed`
+   encodes it.
 2. The shell answers READY and waits.
 3. The client sends START, a word made for this command alone. Before it, nothing can have run and
-   the command may be tried again; from its first byte on the outcome is unknown until it is known.
-4. The command runs. Between BEGIN and END stands what it prints, on each stream. It is over when
-   its process has ended and both outputs are closed.
+   the command may be tried again; from its first byte on the outcome is unknown until reported.
+4. The command runs. Its output is enclosed by BEGIN and END, on each stream. It is over when its
+   process has ended and both outputs are closed.
 
-What the shell says begins with a token of 128 random bits, made for each exchange; no argument list
-and no environment in the target holds it, so a command cannot print it. What stands before a BEGIN
-comes from a profile or from OrbStack's update banner and is dropped.
+The shell's own messages begin with a token of 128 random bits, made for each exchange; it is in no
+argument list and in no environment of the target, so a command cannot print it. Anything before a
+BEGIN comes from a profile or from OrbStack's update banner and is dropped.
 
-Everything between a command and us reports how it ended. A success needs the command's exit status,
-the same on both streams, and copies of both outputs that came to their end.
+Each process between a command and us reports how it ended. Success requires the command's exit
+status, the same on both streams, and complete copies of both outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import NamedTuple, Union
 
 from pyinfra_orbstack.process import STDERR, STDOUT
 
-#: A command text that is longer cannot become one argument of `sh -c` (Linux, MAX_ARG_STRLEN).
+#: A longer command text cannot be one argument of `sh -c` (Linux, MAX_ARG_STRLEN).
 LONGEST_TEXT = 128 * 1024 - 1
 #: Streams of a control shell behind pipes, and of one on a terminal.
 PIPES, TERMINAL = (STDOUT, STDERR), (STDOUT,)
@@ -37,11 +38,11 @@ class NotStarted(OSError):
 
 
 class OutcomeUnknown(OSError):
-    """The command started, and it is unknown how it ended or whether all output is there."""
+    """The command started, but its exit status or the completeness of its output is unknown."""
 
 
 class Process(NamedTuple):
-    """A process of the target, as a line of ``/proc/PID/stat`` tells of it.
+    """A process of the target, as described by a line of ``/proc/PID/stat``.
 
     >>> Process.parse(b"7 (a (b) c) S 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 1234 9")
     Process(pid=7, parent=1, group=7, session=7, started=1234)
@@ -55,7 +56,7 @@ class Process(NamedTuple):
 
     @classmethod
     def parse(cls, line: bytes) -> Process | None:
-        """Read such a line; None if it is none."""
+        """Read such a line; None if it is not one."""
         head, _, tail = line.partition(b" ")
         fields = tail.rpartition(b") ")[2].split()
         try:
@@ -64,14 +65,14 @@ class Process(NamedTuple):
             return None
 
 
-# What the client sends ------------------------------------------------------------------------
+# Client to shell ------------------------------------------------------------------------------
 
 
 def encoded(what: str, text: str) -> bytes:
     """Return text for a target as bytes.
 
     Raises:
-        OSError: It holds what no command line can hold.
+        OSError: It contains a character that no command line can contain.
     """
     try:
         data = text.encode("utf-8", "surrogateescape")
@@ -86,7 +87,8 @@ def check_text(text: str) -> bytes:
     """Return a command text as bytes.
 
     Raises:
-        OSError: It is too long for Linux, or holds what no command line can hold.
+        OSError: It is too long for Linux, or contains a character that no command line can
+            contain.
     """
     data = encoded("the command", text)
     if len(data) > LONGEST_TEXT:
@@ -119,7 +121,7 @@ _OCTAL = [chr(byte) if byte in _PLAIN else f"\\{byte:03o}" for byte in range(256
 
 
 def octal(data: bytes) -> str:
-    """``data`` as the format of a `printf`, in ASCII alone.
+    """``data`` as a `printf` format, in pure ASCII.
 
     >>> octal(b"10%")
     '10\\\\045'
@@ -128,17 +130,17 @@ def octal(data: bytes) -> str:
 
 
 def typed(script: bytes) -> bytes:
-    """A script as it is typed on a terminal, for `orb_typed`."""
+    """A script in the form to type on a terminal, for `orb_typed`."""
     digits = b"".join(b"\\%03o" % byte for byte in script)
     lines = [digits[start : start + 1000] for start in range(0, len(digits), 1000)]
     return b"".join(line + b"\n" for line in [*lines, b". %d" % len(digits)])
 
 
-# What the control shell says ------------------------------------------------------------------
+# Shell to client ------------------------------------------------------------------------------
 
 
 class Line(NamedTuple):
-    """What stands behind the token, on a line of the control shell."""
+    """The text after the token, on a line of the control shell."""
 
     word: bytes
     rest: bytes
@@ -157,7 +159,7 @@ class MarkedStream:
         self._held = b""
 
     def feed(self, data: bytes) -> list[bytes | Line]:
-        """Take a piece, and return what is certain by now: text, and whole lines, in order."""
+        """Take a piece, and return what is certain so far, in order: text and whole lines."""
         found: list[bytes | Line] = []
         data = self._held + data
         while (at := data.find(self._token)) >= 0:
@@ -174,7 +176,7 @@ class MarkedStream:
         return [one for one in found if one]
 
     def release(self) -> bytes:
-        """Return what was kept back for a line of the control shell, where none is to come."""
+        """Return text held back as a possible control line, once none can follow."""
         held, self._held = self._held, b""
         return b"" if held.startswith(self._token) else held
 
@@ -188,11 +190,11 @@ def _overlap(data: bytes, token: bytes) -> int:
 
 
 class Hello(NamedTuple):
-    """The control shell is there.
+    """The control shell is ready for commands.
 
     Attributes:
         inside: Whether it could enter the directory.
-        shell: The control shell; None where the target hides its processes.
+        shell: The control shell; None if the target hides its processes.
         init: When the target's first process started (field 22 of ``/proc/1/stat``: uptime and
             boot id belong to the kernel that all machines share).
     """
@@ -203,7 +205,7 @@ class Hello(NamedTuple):
 
 
 class Began(NamedTuple):
-    """The command runs as this process; None where the target hides its processes."""
+    """The command runs as this process; None if the target hides its processes."""
 
     process: Process | None
 
@@ -252,20 +254,20 @@ class Exchange:
 
     @property
     def waits(self) -> bool:
-        """Whether both is so, and nothing but START is missing."""
+        """Whether the shell has introduced itself and waits for START."""
         return self.greeted and self.ready
 
     @property
     def finished(self) -> bool:
-        """Whether all streams have come to their END."""
+        """Whether all streams have reached their END."""
         return len(self._ended) == len(self._streams)
 
     def has_ended(self, stream: int) -> bool:
-        """Whether a stream has come to its END."""
+        """Whether a stream has reached its END."""
         return stream in self._ended
 
     def receive(self, stream: int, data: bytes) -> list[Event]:
-        """Take a piece of a stream, and return what it tells."""
+        """Take a piece of a stream, and return its events."""
         events: list[Event] = []
         for one in self._streams[stream].feed(data):
             if isinstance(one, Line):
@@ -278,7 +280,7 @@ class Exchange:
         return events
 
     def release(self) -> list[Output]:
-        """What was kept back, where no END is to come any more: it is the command's own."""
+        """Text held back as a possible END: if no END can follow, it is the command's output."""
         kept = {stream: marked.release() for stream, marked in self._streams.items()}
         running = self._begun - self._ended
         return [Output(stream, data) for stream, data in kept.items() if data and stream in running]
@@ -300,10 +302,10 @@ class Exchange:
             self._reports.setdefault((stream, word), []).append(rest)
 
     def outcome(self) -> int:
-        """The command's exit status, as a shell has it: 128+n for a signal.
+        """The command's exit status as a shell reports it: 128+n for a signal.
 
         Raises:
-            OutcomeUnknown: Not everything between the command and us came to its own end.
+            OutcomeUnknown: Not every process between the command and us ended by itself.
         """
         statuses = {self._report(stream, b"status") for stream in self._streams}
         if len(statuses) > 1 or None in statuses:
@@ -314,7 +316,7 @@ class Exchange:
                     f"the command's outcome is unknown: its {name} was not copied to the end "
                     "(is there a working cat?)"
                 )
-        # A command need not read its stdin, whose writer then has a broken pipe.
+        # A command need not read its stdin; the process that writes it then has a broken pipe.
         if (STDOUT, b"input") in self._reports:
             written = self._report(STDOUT, b"input")
             if written is None or (written > 128 and written != 128 + signal.SIGPIPE):
@@ -324,7 +326,7 @@ class Exchange:
         return statuses.pop() or 0
 
     def _report(self, stream: int, word: bytes) -> int | None:
-        """An exit status that was reported, once and as such."""
+        """An exit status that was reported exactly once and is valid."""
         reported = self._reports.get((stream, word), [])
         if len(reported) != 1 or not reported[0].isdigit() or int(reported[0]) > 255:
             return None

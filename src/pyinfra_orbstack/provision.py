@@ -1,4 +1,4 @@
-"""Machines on connect: found, created, started, waited for, and removed when that fails."""
+"""Machines on connect: found, created, started, waited for, and removed if that fails."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Provision:
     """Makes the target of one host ready for commands.
 
     Args:
-        settings: What the host's data say of how it is reached.
-        open_runner: Opens the first session in a target, and returns what runs commands there.
-        prefix: What stands before each line that is logged.
+        settings: The settings in the host's data that say how to reach it.
+        open_runner: Opens the first session in a target, and returns a runner for its commands.
+        prefix: Prefix of each log line.
 
-    Every method raises `ConnectError`, `OrbctlError` or `OSError`, with one line.
+    Every method raises `ConnectError`, `OrbctlError` or `OSError`, with a one-line message.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Provision:
         self._prefix = prefix
 
     def container(self, name: str) -> None:
-        """Make a container ready; it is started at most."""
+        """Make a container ready; it is started if needed, never created."""
         engine = docker.Docker()
         try:
             container = engine.inspect(name)
@@ -49,10 +49,10 @@ class Provision:
         self._wait(ContainerTarget(engine, container), 0.0)
 
     def machine(self, spec: MachineSpec) -> None:
-        """Make a machine ready; it is created where it does not exist and its data say how."""
+        """Make a machine ready; create it if it does not exist and its data says how."""
         client, name = orbctl.Orbctl(), spec.name
-        # A shell in it is all it takes, unless there is more to wait for. It may have ended since
-        # it was listed; then a shell would start it, or there is none.
+        # A shell in it is enough, unless there is more to wait for. It may have stopped since it
+        # was listed; then a shell would start it, or fail because it is gone.
         pending = _has_intents(name)
         if self._settings.may_start and not spec.cloud_init and not pending:
             listed = inventory.just_listed(name)
@@ -70,9 +70,9 @@ class Provision:
             self._create_and_start(client, spec)
 
     def _resolve_intents(self, client: orbctl.Orbctl, name: str) -> None:
-        """See whether the machine is what a run has made that could not write it down."""
+        """Check whether the machine is one that an earlier run created but could not record."""
         record = Record.from_environment()
-        # What stands in the record does not decide whether the machine can be used.
+        # The state of the record does not decide whether the machine is usable.
         with contextlib.suppress(orbctl.OrbctlError):
             for line in record.settle(client, only=name) if record else ():
                 self._warn(line)
@@ -90,7 +90,7 @@ class Provision:
                 self._ensure_ready(client, machine, spec)
                 return
             except orbctl.MachineExists:
-                # Somebody else was faster; it is theirs, and good enough to connect to.
+                # Someone else created it first; it is theirs, and good enough to connect to.
                 pass
             except BaseException:
                 made.undo(self._warn)
@@ -98,7 +98,7 @@ class Provision:
         self._ensure_ready(client, client.info(spec.name), spec)
 
     def _creation(self, client: orbctl.Orbctl, spec: MachineSpec) -> list[str]:
-        """The arguments that make the machine, if it may be made."""
+        """The arguments that create the machine, if creating it is allowed."""
         if not spec.image:
             raise ConnectError(
                 f"there is no machine {spec.name!r}{inventory.known(client.machines())}; "
@@ -107,7 +107,7 @@ class Provision:
         spec.check_files()
         args = spec.create_args(here=True)
         if not self._settings.may_create:
-            # A deploy leaves it to `orbctl` to know its images; a plan has nobody to ask.
+            # In a deploy `orbctl` itself knows its images; a plan cannot ask it.
             check_image(spec.image)
             raise ConnectError(
                 f"there is no machine {spec.name!r} and it may not be created now; "
@@ -126,7 +126,7 @@ class Provision:
         try:
             self._start(MachineTarget(client, machine))
         except orbctl.OrbctlError:
-            # Somebody else may have started it, or be at it.
+            # Another process may have started it, or be starting it.
             if self._settled(client, client.info(machine.name), deadline).state != "running":
                 raise
         runner = self._wait(MachineTarget(client, machine), deadline)

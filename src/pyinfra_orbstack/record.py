@@ -1,16 +1,16 @@
-"""The record: the machines that runs have made, so that only those are ever deleted.
+"""The record: the machines that runs have created, so that only those are ever deleted.
 
-A text file with a name and an id on each line. From before a machine is made until its id is known,
-a line of another kind stands in its place, an intent:
+A text file with a name and an id on each line. From before a machine is created until its id is
+known, another kind of line takes its place, an intent:
 
-    NAME ? SINCE - WRITER PLACE        `orbctl` is being asked to make it
-    NAME ! SINCE UNTIL WRITER PLACE    it has made it, and the id is not written yet
+    NAME ? SINCE - WRITER PLACE        `orbctl` is being asked to create it
+    NAME ! SINCE UNTIL WRITER PLACE    it has created it, and the id is not written yet
 
-SINCE and UNTIL are seconds of the epoch, WRITER begins with the writer's process id, and PLACE says
-which `orbctl` was asked. Beside the file, in RECORD.orbctl, each id has its PLACE: a machine that
-is not listed is gone only if the `orbctl` that made it says so.
+SINCE and UNTIL are seconds of the epoch, WRITER begins with the writer's process id, and PLACE
+identifies the `orbctl` that was asked. Beside the file, RECORD.orbctl contains the PLACE of each
+id: a machine that is not listed is gone only if the `orbctl` that created it says so.
 
-shell/record.sh writes the same files, on whatever host the operations target. Both take RECORD.lock
+shell/record.sh writes the same files, on the target host of the operations. Both take RECORD.lock
 for it, a symlink that names its holder, and replace a file as a whole.
 """
 
@@ -34,16 +34,16 @@ from pyinfra_orbstack.arguments import check_id, check_name, shell_line
 if TYPE_CHECKING:
     from pyinfra_orbstack.orbctl import Orbctl
 
-#: Names a file in which whoever creates machines writes down their names and ids.
+#: Names a file that collects the names and ids of created machines.
 RECORD_VARIABLE = "PYINFRA_ORBSTACK_RECORD"
 
-#: Seconds after which a lock counts as forgotten: it is held for some milliseconds.
+#: Seconds after which a lock counts as abandoned: it is held for some milliseconds.
 LOCK_AGE = 60.0
-#: Seconds to wait for a lock. Long enough for a forgotten one to be taken away.
+#: Seconds to wait for a lock; long enough for an abandoned one to be removed.
 LOCK_TIMEOUT = 90.0
-#: Seconds within which an `orbctl` that was left alone shows the machine that it makes.
+#: Seconds within which an `orbctl` whose caller is gone lists the machine that it creates.
 SHOWN = 10.0
-#: Seconds after which nobody is making a machine any more, whatever bears the writer's process id.
+#: Seconds after which an intent's writer is certainly done, whichever process has its id by then.
 MAKING = 3600.0
 
 _serial = itertools.count()
@@ -57,7 +57,7 @@ class NotDeleted(OrbctlError):
     """Machines of the record that were not deleted, each with its reason.
 
     Attributes:
-        deleted: Names of those that were.
+        deleted: Names of those that were deleted.
     """
 
     def __init__(self, problems: Iterable[str], deleted: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ class NotDeleted(OrbctlError):
 
 
 class Intent(NamedTuple):
-    """A machine that somebody was about to make, and whose id was not written down."""
+    """A machine that a process was about to create, and whose id was not recorded."""
 
     name: str
     since: int
@@ -77,29 +77,29 @@ class Intent(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether its writer may still be at it."""
+        """Whether its writer may still be creating it."""
         return not _gone(self.writer) and time.time() - self.since < MAKING
 
     def may_be(self, machine: Machine) -> bool:
-        """Whether a machine of that name can be the one, or is older."""
+        """Whether a machine of that name can be the intended one, or is older."""
         return machine.created is None or machine.created.timestamp() >= self.since
 
     def is_certainly(self, machine: Machine) -> bool:
-        """Whether the machine was made while `orbctl` made one of that name, which was free."""
+        """Whether the machine was created while `orbctl` created one of that name, then free."""
         if self.until is None or machine.created is None:
             return False
         return self.since <= machine.created.timestamp() <= self.until + 1
 
 
 class Record:
-    """The machines that runs have made, and those that they were about to make.
+    """The machines that runs have created, and those that they were about to create.
 
-    Whoever deletes a machine looks for the id, as it may have been renamed, and compares it with
-    what `orbctl info` says of its name. Every method raises `RecordError` when the file cannot be
-    read or written.
+    Before deleting a machine, look for its id, as it may have been renamed, and compare the id with
+    what `orbctl info` reports for its name. Every method raises `RecordError` if the file cannot
+    be read or written.
 
     Args:
-        path: The file; it need not exist. A symlink is followed, and stays one.
+        path: The file; it need not exist. A symlink is followed, and remains one.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -107,7 +107,7 @@ class Record:
 
     @classmethod
     def from_environment(cls) -> Record | None:
-        """The record that `PYINFRA_ORBSTACK_RECORD` names, if it names one."""
+        """The record that `PYINFRA_ORBSTACK_RECORD` names, or None."""
         path = os.environ.get(RECORD_VARIABLE)
         return cls(path) if path else None
 
@@ -118,28 +118,28 @@ class Record:
         return [(words[0], words[1]) for words in split if _is_machine(words)]
 
     def machines(self) -> dict[str, str]:
-        """Ids by the names that the machines were made with."""
+        """Ids by the names with which the machines were created."""
         return dict(self._entries())
 
     def intents(self) -> list[Intent]:
-        """Those that somebody is about to make, or was when the writing ended."""
+        """Machines that a process is about to create, or was when it stopped writing."""
         return [found for line in _lines(self.path) if (found := _intent(line))]
 
     def existing(self, orbctl: Orbctl) -> list[Machine]:
-        """Those that are still there, whatever they are called now."""
+        """Machines that still exist, whatever their current names."""
         if self.intents():
             self.settle(orbctl)
         ids = {machine_id for _, machine_id in self._entries()}
         return [machine for machine in orbctl.machines() if machine.id in ids] if ids else []
 
     def _is_gone(self, machine_id: str, place: str) -> bool:
-        """Whether a machine that is not listed there was made there, and so is gone."""
+        """Whether an unlisted machine was created by this `orbctl`, and so is gone."""
         return f"{machine_id} {place}" in _lines(_beside(self.path))
 
     # Writing
 
     def add(self, machine: Machine, orbctl: Orbctl | None = None) -> None:
-        """Write a machine down, and that this `orbctl`, by default the usual one, has made it."""
+        """Record a machine and the `orbctl` that created it, by default the usual one."""
         with contextlib.suppress(OrbctlMissing):
             orbctl = orbctl or _usual()
         with self.held() as write:
@@ -155,11 +155,11 @@ class Record:
             )
 
     def forget(self, *machine_ids: str) -> None:
-        """Take machines out."""
+        """Remove machines from the record."""
         one_of = "|".join(map(re.escape, machine_ids)) or "$."
         named, told = re.compile(one_of).search, re.compile(rf"\S+\s+({one_of})\s*").fullmatch
         made = re.compile(rf"({one_of})\s").match
-        # The first is quick, and says no of nearly all.
+        # The first check is fast, and rules out nearly all lines.
         self._take_out(lambda line: bool(named(line) and told(line)), lambda line: bool(made(line)))
 
     def _take_out(
@@ -177,12 +177,12 @@ class Record:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Callable[[Path, Callable[[list[str]], list[str]]], None]]:
-        """Hold the record's lock; what is given rewrites a file."""
+        """Hold the record's lock; yields a function that rewrites a file."""
         file = os.path.realpath(self.path)
         try:
             os.makedirs(os.path.dirname(file), exist_ok=True)
             with contextlib.ExitStack() as stack:
-                # Who is next waits for the lock alone, however often another one takes it.
+                # Only the next in line waits for the lock itself, however often others take it.
                 with _lock(f"{file}.next"):
                     token = stack.enter_context(_lock(f"{file}.lock"))
 
@@ -198,20 +198,20 @@ class Record:
         except OSError as broken:
             raise RecordError(f"cannot write the record {self.path}: {broken.strerror}") from None
 
-    # What became of them
+    # Unfinished and deleted machines
 
     def settle(
         self, orbctl: Orbctl, *, only: str | None = None, names_are_ours: bool = False
     ) -> list[str]:
-        """See what became of the intents that nobody confirms any more.
+        """Resolve the intents that no process confirms any more.
 
-        A machine that is proven to be what came of one is written down. One that only may be is
-        named in what is returned, with the command that deletes it, and its intent stays.
+        A machine that is proven to come from an intent is recorded. One that may come from it is
+        named in the result, with the command that deletes it, and its intent remains.
 
         Args:
-            orbctl: The `orbctl` that knows the machines.
-            only: A name; the intents of other ones are not looked at.
-            names_are_ours: The names are such that nobody else gives them to a machine.
+            orbctl: The `orbctl` that manages the machines.
+            only: A name; intents of other names are ignored.
+            names_are_ours: The names are such that nothing else gives them to a machine.
         """
         intents = [one for one in self.intents() if only in (None, one.name)]
         dead = [one for one in intents if not one.alive]
@@ -226,7 +226,7 @@ class Record:
         unseen = [one.since for one in dead if one.name not in listed and one.place == place]
         left = max(unseen, default=0) + SHOWN - time.time()
         if left > 0:
-            # What the dead one had called may only be about to begin.
+            # An `orbctl` that the dead writer called may still be about to begin.
             gevent.sleep(min(left, SHOWN))
             listed = {machine.name: machine for machine in orbctl.machines()}
         known, over = set(self.machines().values()), set()
@@ -251,10 +251,10 @@ class Record:
         return said
 
     def delete(self, machines: Iterable[Machine], orbctl: Orbctl) -> tuple[list[str], list[str]]:
-        """Delete machines, whatever becomes of the others, and forget each that is gone.
+        """Delete machines one by one, even if some fail, and forget each that is gone.
 
         Returns:
-            The names of those that were deleted, and a line for each that failed.
+            The names of deleted machines, and a line for each failure.
         """
         deleted, problems = [], []
         for machine in machines:
@@ -269,18 +269,18 @@ class Record:
         return deleted, problems
 
     def delete_all(self, orbctl: Orbctl, *, names_are_ours: bool = False) -> list[str]:
-        """Delete every machine written down that is still the one that was created.
+        """Delete every recorded machine that is still the one that was created.
 
         Each is tried, and forgotten once it is certainly gone.
 
         Returns:
-            The names of those that were deleted.
+            The names of deleted machines.
 
         Raises:
-            NotDeleted: Some were not; each is named, with the reason.
+            NotDeleted: Some were not deleted; the message names each, with the reason.
         """
         problems = self.settle(orbctl, names_are_ours=names_are_ours) if self.intents() else []
-        # Read before the machines are listed: what somebody adds meanwhile is not forgotten.
+        # Read before the machines are listed: entries added meanwhile are not forgotten.
         entries = {machine_id: name for name, machine_id in self._entries()}
         listed = {machine.id: machine for machine in orbctl.machines()} if entries else {}
         there = [listed[machine_id] for machine_id in entries if machine_id in listed]
@@ -292,7 +292,7 @@ class Record:
                 continue
             if self._is_gone(machine_id, place):
                 gone.append(machine_id)
-            # Else whoever was deleting it is done by now.
+            # If the entry is gone, another process has finished deleting the machine.
             elif (name, machine_id) in self._entries():
                 problems.append(
                     f"{name} is not among the machines of {orbctl.command}, which need not be "
@@ -309,7 +309,7 @@ class Record:
 
 
 def _lines(path: Path) -> list[str]:
-    """The whole lines of a file, which need not exist; any bytes survive being written again."""
+    """The complete lines of a file, which need not exist; any bytes survive rewriting."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             text = file.read()
@@ -325,7 +325,7 @@ def _beside(path: Path) -> Path:
 
 
 def _is_machine(words: Sequence[str]) -> bool:
-    """Whether a line says a name and an id; one that was cut short, or made up, does not."""
+    """Whether a line contains a name and an id; truncated or invented lines do not."""
     try:
         return len(words) == 2 and bool(check_name(words[0]) and check_id(words[1]))
     except BadValue:
@@ -352,7 +352,7 @@ def _usual() -> Orbctl:
 
 
 def place_of(orbctl: Orbctl) -> str:
-    """Which machines an `orbctl` knows: the program, whose it is, and the simulator's folder."""
+    """The set of machines of an `orbctl`: its path, its owner, and the simulator's directory."""
     env = orbctl.environment()
     simulator = env.get("ORBCTL_SIMULATOR_HOME") or env.get("XDG_STATE_HOME") or ""
     command = os.path.join(os.getcwd(), orbctl.command)
@@ -366,8 +366,8 @@ def place_of(orbctl: Orbctl) -> str:
 def _lock(path: str) -> Iterator[str]:
     """Hold a lock, a symlink that names its holder; only its greenlet waits.
 
-    One whose holder is gone is taken away under a lock of its own, which is named after the holder:
-    so nobody takes away what a third one has taken meanwhile.
+    A lock whose holder is gone is removed under a lock of its own, which is named after the holder:
+    so no process removes a lock that a third one has taken meanwhile.
     """
     token = f"{os.getpid()}.{time.time_ns()}.{next(_serial)}"
     deadline = time.monotonic() + LOCK_TIMEOUT
@@ -393,7 +393,7 @@ def _lock(path: str) -> Iterator[str]:
 
 
 def _holder(path: str) -> str:
-    """What a lock says of its holder; nothing if nobody holds it."""
+    """The holder that a lock names; empty if it is free."""
     try:
         return os.readlink(path)
     except FileNotFoundError:
@@ -411,7 +411,7 @@ def _gone(writer: str) -> bool:
         return False
     try:
         os.kill(int(pid), 0)
-        # Where nobody waits for it, it stays in the list of processes.
+        # A zombie remains in the list of processes.
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b") ")[2][:1] == b"Z"
     except (ProcessLookupError, OverflowError):
@@ -427,8 +427,8 @@ def _is_old(path: str) -> bool:
 
 
 def _replace(file: str, lines: Sequence[str], lock: str, token: str) -> None:
-    """Make these lines the whole of a file, in one step, if the lock is still ours."""
-    # Those of writers that were killed; one that was only asleep fails then, as it should.
+    """Make these lines the whole content of a file, atomically, if the lock is still ours."""
+    # Files of killed writers; a writer that was only suspended fails then, as it should.
     for left in glob.glob(f"{glob.escape(file)}.new.*"):
         os.unlink(left)
     new = f"{file}.new.{token}"

@@ -24,12 +24,12 @@ from pyinfra_orbstack.targets import Target
 
 #: How commands run: one open shell, or a shell for each command.
 TRANSPORTS = ("session", "spawn")
-#: One of them, where no host says which.
+#: Names the transport for hosts whose data names none.
 TRANSPORT_VARIABLE = "PYINFRA_ORBSTACK_TRANSPORT"
 
 
 class CommandTimeout(TimeoutError):
-    """A command took longer than its ``_timeout``; what it had printed is in `output`."""
+    """A command exceeded its ``_timeout``; `output` contains its output until then."""
 
     def __init__(self, message: str, output: CommandOutput) -> None:
         super().__init__(message)
@@ -37,10 +37,10 @@ class CommandTimeout(TimeoutError):
 
 
 def choose_transport(named: str | None) -> str:
-    """The transport that a host names, or else the environment.
+    """The transport that a host's data names, or else the environment.
 
     Raises:
-        BadValue: There is none of that name.
+        BadValue: There is no transport of that name.
     """
     transport = named or os.environ.get(TRANSPORT_VARIABLE) or TRANSPORTS[0]
     if transport not in TRANSPORTS:
@@ -55,12 +55,12 @@ class Runner:
     """Runs shell text in a target.
 
     Args:
-        target: Where.
-        user: As whom; None for the target's default user.
-        workdir: Where commands start; None for that user's home.
+        target: The target.
+        user: The user to run as; None for the target's default user.
+        workdir: The working directory of commands; None for that user's home.
         transport: One of `TRANSPORTS`.
         on_restart: Called when a new connection shows that the target was restarted.
-        prefix: What stands before each line that is logged.
+        prefix: Prefix of each log line.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class Runner:
         self._prefix = prefix
         self._lock = RLock()
         self.session: ShellSession | None = None
-        # The thread's, in which it was made: nobody else can wait for the session.
+        # The hub of the thread that created it: no other thread can wait for the session.
         self._hub = gevent.get_hub()
         self._init = ""
 
     # Connections
 
     def open(self, deadline: float | None = None) -> ShellSession:
-        """Return the open session; open one where there is none.
+        """Return the open session; open one if there is none.
 
         Raises:
             NotStarted: The target does not answer.
-            TimeoutError: The deadline came, a point of `time.monotonic`.
+            TimeoutError: The deadline, a point of `time.monotonic`, passed.
         """
         if self.session is None or not self.session.alive:
             self.close()
@@ -111,7 +111,7 @@ class Runner:
         return ShellSession(self.target, self._user, self._workdir, self._verify)
 
     def _verify(self, init: str) -> None:
-        """See that what is behind a new connection is what we connected to."""
+        """Check that a new connection leads to the target that we connected to."""
         if init == self._init:
             return
         if self._init:
@@ -131,7 +131,7 @@ class Runner:
         timeout: float | None = None,
         pty: bool = False,
     ) -> int:
-        """Run shell text, hand on what it prints and return its exit status."""
+        """Run shell text, pass on its output and return its exit status."""
         pieces = iter(stdin)
         with interrupts.interruptible():
             if pty:
@@ -163,9 +163,9 @@ class Runner:
         return status, lines.finish()
 
     def run_if_idle(self, text: str, timeout: float) -> bool:
-        """Run shell text in the open session; False where none is open or it is busy.
+        """Run shell text in the open session; False if none is open or it is busy.
 
-        Nothing is opened for it, which would start a stopped machine.
+        It never opens a session, which would start a stopped machine.
         """
         if self.session is None or not self.session.idle:
             return False
@@ -175,14 +175,14 @@ class Runner:
     def run_apart(
         self, text: str, timeout: float, stdin: Iterable[bytes] = ()
     ) -> tuple[int, CommandOutput]:
-        """Run shell text that is to clean up, beside whatever the session is doing."""
+        """Run shell text for clean-up, independently of the session's current work."""
         lines = _Lines()
         deadline = time.monotonic() + timeout
         status = self._new_session().spawn(text, lines.feed, stdin=stdin, deadline=deadline)
         return status, lines.finish()
 
     def as_root(self, *words: str) -> None:
-        """Run a command line as root, without any connection.
+        """Run a command line as root, outside any connection.
 
         Raises:
             OSError: It failed.
@@ -207,13 +207,13 @@ class Runner:
         timeout: float | None,
     ) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
-        # Until START is sent no byte of stdin is read, so a second try has all of it.
+        # No byte of stdin is read before START is sent, so a second attempt has all of it.
         return self._twice(
             lambda: how(self._new_session(), text, sink, stdin=stdin, deadline=deadline)
         )
 
     def _twice(self, attempt: Callable[[], int]) -> int:
-        """Try once more if nothing can have run."""
+        """Retry once if nothing can have run."""
         try:
             return attempt()
         except NotStarted as broken:
@@ -226,7 +226,7 @@ def _ignore(stream: int, data: bytes) -> None:
 
 
 class _Lines:
-    """Collects output in lines, split at newlines alone, in the order in which they ended."""
+    """Collects output in lines, split only at newlines, in the order in which they ended."""
 
     def __init__(self, on_line: Callable[[OutputLine], None] | None = None) -> None:
         self._on_line = on_line
@@ -270,15 +270,16 @@ def _take(pieces: Iterator[bytes], most: int) -> list[bytes]:
 
 
 def can_be_read_again(stdin: Any) -> bool:
-    """Whether `stdin_pieces` gives the same a second time."""
+    """Whether `stdin_pieces` yields the same a second time."""
     again = isinstance(stdin, (str, bytes, list, tuple)) or localfile.seekable(stdin)
     return stdin is None or again
 
 
 def stdin_pieces(stdin: Any) -> Iterator[bytes]:
-    """What pyinfra's `_stdin` holds, as bytes.
+    """The content of pyinfra's `_stdin`, as bytes.
 
-    Text is pyinfra's: every element and every line ends in a newline. Bytes are passed as they are.
+    Text follows pyinfra's rules: every element and every line ends in a newline. Bytes are passed
+    on unchanged.
 
     Raises:
         OSError: It cannot be read, or is neither text nor bytes.
@@ -292,7 +293,7 @@ def stdin_pieces(stdin: Any) -> Iterator[bytes]:
                 yield bytes(memoryview(element))
     except OSError:
         raise
-    except Exception as bad:  # whatever makes them up
+    except Exception as bad:  # from whatever code produces them
         raise OSError(f"_stdin holds what cannot be sent: {bad}") from None
 
 
@@ -314,7 +315,7 @@ def _elements(stdin: Any) -> Iterator[Any]:
 
 
 def _may_block(file: Any) -> bool:
-    """Whether reading a file may wait for somebody: a pipe, a terminal, a socket."""
+    """Whether reading a file may block: a pipe, a terminal, a socket."""
     try:
         return not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (AttributeError, OSError, ValueError):

@@ -1,7 +1,8 @@
 """Commands, byte-exact, through a shell that runs in a target.
 
-A *control shell* (`sh`: dash, bash or busybox) in the target runs them. `protocol` is what it and
-the client say to each other; here bytes are moved, time is kept, and what must not go on is ended.
+A *control shell* (`sh`: dash, bash or busybox) in the target runs them. `protocol` defines its
+messages and the client's; this module moves bytes, enforces deadlines, and kills what must not
+continue.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from pyinfra_orbstack.protocol import (
 
 __all__ = ["NotStarted", "OutcomeUnknown", "Reachable", "ShellSession", "Sink"]
 
-#: Stdin up to this size travels in the frame of a session; more goes through a spawn.
+#: Stdin up to this size travels in the frame of a session; a larger one goes through a spawn.
 LARGEST_FRAME_STDIN = 64 * 1024
-#: So much may be printed before a command begins; more is no profile and no banner.
+#: Maximum bytes before a command begins; more is not a profile and not a banner.
 MOST_STRAY = 64 * 1024
 #: Seconds for a control shell to answer.
 ANSWER_TIMEOUT = 30.0
@@ -44,12 +45,12 @@ ANSWER_TIMEOUT = 30.0
 # Read now: later there may be too many open files.
 _FUNCTIONS = shell.text("session").encode()
 
-#: Called with `STDOUT` or `STDERR` and a piece of what the command printed there.
+#: Called with `STDOUT` or `STDERR` and a piece of the command's output there.
 Sink = Callable[[int, bytes], None]
 
 
 class Reachable(Protocol):
-    """Where commands run: a machine or a container."""
+    """A place where commands run: a machine or a container."""
 
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         """The local command line that runs ``words`` in the target."""
@@ -59,12 +60,12 @@ class Reachable(Protocol):
 
 
 class Connection:
-    """A client on this computer and, behind it, a shell in the target.
+    """A client on this host and, behind it, a shell in the target.
 
     Args:
         target: Where the shell runs.
         words: Its command line.
-        user: As whom.
+        user: The user to run as.
         tty: Whether it has a terminal.
         meet: Called when the shell introduces itself.
 
@@ -84,25 +85,25 @@ class Connection:
         try:
             self.child = Child(argv, env=target.environment(), tty=tty)
         except TooManyFiles:
-            raise  # trying again does not help
+            raise  # a retry does not help
         except OSError as broken:
             raise NotStarted(f"cannot run {argv[0]}: {broken.strerror}") from None
         self._meet = meet
         self._streams = TERMINAL if tty else PIPES
         self._ended: set[int] = set()
-        #: What came instead of a shell, to be shown; None where it may be what was typed.
+        #: The output received instead of a shell, to be shown; None if it may be typed input.
         self.transcript: bytearray | None = bytearray()
 
     @property
     def alive(self) -> bool:
-        """Whether both sides are still there."""
+        """Whether both sides still exist."""
         return not self._ended and not self.child.gone
 
     def read(self, deadline: float | None) -> tuple[int, bytes]:
         """Return the next piece of a stream; empty bytes mean that it has ended.
 
         Raises:
-            TimeoutError: Nothing came until then.
+            TimeoutError: Nothing came before the deadline.
         """
         stream, data = self.child.read(None if deadline is None else deadline - time.monotonic())
         if not data:
@@ -117,11 +118,11 @@ class Connection:
         deadline: float | None,
         most_stray: int = MOST_STRAY,
     ) -> None:
-        """Send what a shell is to read before any command runs, and read its answer.
+        """Send what a shell must read before any command runs, and read its answer.
 
         Raises:
             NotStarted: It does not answer.
-            TimeoutError: The deadline came.
+            TimeoutError: The deadline passed.
         """
         answer = time.monotonic() + ANSWER_TIMEOUT
         limit = answer if deadline is None else min(answer, deadline)
@@ -174,7 +175,7 @@ class Connection:
         return NotStarted(f"the connection gave no shell: it {how} and said {said!r}")
 
     def close(self) -> None:
-        """Close it; the shell reads the end of its input and goes."""
+        """Close it; the shell reads the end of its input and exits."""
         self.child.close_stdin()
         with contextlib.suppress(OSError):
             self.child.wait(0 if self._ended else 0.2)
@@ -186,9 +187,9 @@ class ShellSession:
 
     Args:
         target: Where it runs.
-        user: As whom; None for the target's default user.
-        workdir: Where commands start; None for that user's home.
-        verify: Called with `Hello.init` before anything is run; what it raises ends the
+        user: The user to run as; None for the target's default user.
+        workdir: The working directory of commands; None for that user's home.
+        verify: Called with `Hello.init` before anything runs; an exception from it ends the
             connection.
     """
 
@@ -221,8 +222,8 @@ class ShellSession:
         """Start a session.
 
         Raises:
-            NotStarted: The target does not answer; the text says what it printed instead.
-            TimeoutError: The deadline came.
+            NotStarted: The target does not answer; the message contains what it printed instead.
+            TimeoutError: The deadline passed.
         """
         exchange = Exchange(hello=True)
         with self._closing_on_failure():
@@ -242,7 +243,7 @@ class ShellSession:
     def _meet(self, hello: Hello) -> None:
         self.ending.shell = hello.shell
         if not hello.inside:
-            # Trying again will not make it.
+            # A retry will not create it.
             raise OSError(f"there is no directory {self._workdir!r} in which to start")
         if self._verify is not None:
             self._verify(hello.init)
@@ -262,17 +263,17 @@ class ShellSession:
 
         Args:
             text: Shell text, run by `sh -c`.
-            sink: Takes what the command prints, piece by piece, as it comes.
-            stdin: What it reads, at most `LARGEST_FRAME_STDIN` bytes.
-            deadline: Point of `time.monotonic` at which the command is ended.
+            sink: Receives the command's output, piece by piece, as it arrives.
+            stdin: The command's input, at most `LARGEST_FRAME_STDIN` bytes.
+            deadline: Point of `time.monotonic` at which the command is killed.
 
         Returns:
-            Its exit status as a shell has it, 128+n for a signal.
+            Its exit status as a shell reports it, 128+n for a signal.
 
         Raises:
             NotStarted: It did not run.
-            OutcomeUnknown: It started, and nobody knows how it went.
-            TimeoutError: The deadline came; the command and its descendants are gone.
+            OutcomeUnknown: It started, and its outcome is unknown.
+            TimeoutError: The deadline passed; the command and its descendants are gone.
         """
         exchange, source = Exchange(), protocol.octal(stdin) if stdin else "-none"
         frame = _lines(_framed(exchange, source, protocol.check_text(text)))
@@ -329,7 +330,7 @@ class ShellSession:
             with self._closing_on_failure():
                 connection = self._connect("sh", "-c", script, "sh", prompt.token, tty=True)
                 connection.ask(prompt, b"", lambda: prompt.ready, deadline)
-                # Without `stty` there, the terminal shows all that is typed.
+                # If the target has no `stty`, the terminal echoes everything that is typed.
                 connection.transcript = None
                 most = MOST_STRAY + 2 * len(keys)
                 connection.ask(exchange, keys, lambda: exchange.waits, deadline, most)
@@ -347,7 +348,7 @@ class ShellSession:
 
     @contextlib.contextmanager
     def _closing_on_failure(self) -> Iterator[None]:
-        """Nothing runs before START, so there is nothing but the connection to end."""
+        """Nothing runs before START, so only the connection has to be closed."""
         try:
             yield
         except BaseException:
@@ -356,7 +357,7 @@ class ShellSession:
 
     @contextlib.contextmanager
     def _ending_on_failure(self) -> Iterator[None]:
-        """Leave no command behind when anything interrupts, be it Ctrl-C or gevent's own."""
+        """Leave no command behind after any interruption, be it Ctrl-C or one from gevent."""
         try:
             yield
         except TimeoutError:
@@ -367,12 +368,12 @@ class ShellSession:
                 self.end_command()
             raise
         if self.ending.begun:
-            # A signal came just now; the shell goes, too.
+            # A signal came just now; the shell must go, too.
             with contextlib.suppress(OSError):
                 self.end_command()
 
     def end_command(self) -> None:
-        """End the running command and all its descendants, then close the connection.
+        """Kill the running command and all its descendants, then close the connection.
 
         Raises:
             OSError: The target did not confirm it.
@@ -391,14 +392,14 @@ class ShellSession:
         stdin: Iterable[bytes] | None = None,
         keys: Iterable[bytes] | None = None,
     ) -> int:
-        """Say START, and see the command through."""
+        """Send START, and follow the command to its end."""
         assert self.connection is not None
         child = self.connection.child
         start = exchange.start.encode() + b"\n"
         helper: gevent.Greenlet | None = None
         with interrupts.at_interrupt(self.ending.begin), self._ending_on_failure():
             try:
-                # From here on the outcome is unknown until it is known.
+                # From here on the outcome is unknown until it is reported.
                 exchange.stray = 0
                 if stdin is None:
                     child.try_write(start)
@@ -442,11 +443,11 @@ def _lines(*lines: bytes) -> bytes:
 
 
 def _script(*calls: bytes) -> bytes:
-    """The control shell's functions, and calls of them."""
+    """The control shell's functions, followed by calls."""
     return _FUNCTIONS + _lines(*calls)
 
 
 def _framed(exchange: Exchange, source: str, text: bytes, *more: bytes) -> bytes:
-    """One command for a control shell: a compound that runs whole or not at all."""
+    """One command for a control shell: a compound that runs completely or not at all."""
     words = call("orb_exchange", exchange.token, exchange.start, source, text)
     return b"{ " + b"".join(one + b"; " for one in (words, *more)) + b"}"

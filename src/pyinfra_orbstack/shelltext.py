@@ -1,4 +1,4 @@
-"""Shell text for hosts that have OrbStack: a call, and the functions of shell/*.sh it needs."""
+"""Shell text for OrbStack hosts: a call, and the functions of shell/*.sh that it needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILES = ("record.sh", "machines.sh", "facts.sh")
 
 @cache
 def functions() -> dict[str, str]:
-    """The functions of those files by their names, without comments."""
+    """The functions of those files by name, without comments."""
     found = {}
     for name in FILES:
         text = (Path(__file__).parent / "shell" / name).read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def functions() -> dict[str, str]:
 
 
 def library(call: str) -> str:
-    """The functions that shell text calls, and those that they call."""
+    """The functions that shell text calls, directly or indirectly."""
     known, needed, new = functions(), set[str](), [call]
     while new:
         words = set(re.findall(r"\w+", new.pop()))
@@ -37,7 +37,7 @@ def library(call: str) -> str:
 
 def command(call: str) -> str:
     """A shell command in which ``$orbctl`` is OrbStack's, wherever the host has it."""
-    # `PYINFRA_ORBSTACK_ORBCTL` counts where the shell has it: a local one has our environment.
+    # `PYINFRA_ORBSTACK_ORBCTL` applies if the shell has it: a local shell inherits our environment.
     call = f"{words('find_orbctl', *orbctl.KNOWN_FOLDERS)}\n{call}"
     return f"{library(call)}{call}"
 
@@ -48,10 +48,10 @@ def words(*argv: str | int) -> str:
 
 
 def mac_path(path: str) -> str:
-    """A word for a path on the host that has OrbStack, where ``~`` is the user's home."""
+    """A word for a path on the OrbStack host, where ``~`` is the user's home."""
     return '"$HOME"' + shlex.quote(path[1:]) if re.match("~(/|$)", path) else shlex.quote(path)
 
 
 def mac_words(argv: Sequence[str]) -> str:
-    """Words of which those that begin with ``~`` are paths on the host that has OrbStack."""
+    """Words in which a leading ``~`` marks paths on the OrbStack host."""
     return " ".join(map(mac_path, argv))

@@ -1,8 +1,8 @@
-"""What a machine is made from, and how a host is reached: checked once, before anything is done.
+"""Machine specifications and host settings, checked once, before anything is done.
 
 The keys of a host's data, the arguments of operations and the options of the pytest plugin all end
-here. `~` is the user's home in paths of the Mac; in paths of a machine it is refused, because whose
-home it is depends on who runs what.
+up here. In paths of the Mac, `~` is the user's home. Paths of a machine must not contain it,
+because its meaning would depend on the user who runs the command.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from pyinfra_orbstack.arguments import (
     limits,
 )
 
-#: What `orbctl create` can make machines of, as of OrbStack 2.2.
+#: The distros that `orbctl create` supports, as of OrbStack 2.2.
 DISTROS = frozenset(
     [
         *("alma", "alpine", "arch", "centos", "debian", "devuan", "fedora", "gentoo", "kali"),
         *("nixos", "openeuler", "opensuse", "oracle", "rocky", "ubuntu", "void"),
     ]
 )
-#: Versions that are words without a number, beside those that have one.
+#: Versions that are words without a number, in addition to those that have one.
 WORDS = {"debian": {"sid", "testing", "unstable"}, "devuan": {"ceres", "testing", "unstable"}}
 
 # One value -------------------------------------------------------------------------------------
 #
-# Each of these returns the value, or raises `BadValue` with the key under which it stands.
+# Each function returns the value, or raises `BadValue` with its key.
 
 
 def _text(key: str, value: Any) -> str:
-    # `--data` makes a number of digits, and an id is one.
+    # `--data` turns digits into a number, and an id may consist of digits.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     return check_value(key, value)
@@ -85,7 +85,7 @@ def _seconds(key: str, value: Any) -> float:
 
 
 def mac_path(key: str, value: Any) -> str:
-    """A path on the Mac, where only the user's own home has a short name."""
+    """A path on the Mac, where `~` is allowed only for the user's own home."""
     path = check_value(key, value)
     if path[0] == "~" and path[1:2] not in ("", "/"):
         raise BadValue(f"{key} {path!r}: ~ is your own home alone, so write the whole path")
@@ -115,7 +115,7 @@ def _mounts(key: str, value: Any) -> list[str]:
 
 
 def expanded(key: str, path: str) -> str:
-    """A path on this computer, with the user's home in it."""
+    """A path on this host, with `~` replaced by the user's home."""
     if path[0] != "~":
         return path
     home = os.path.expanduser("~")
@@ -127,7 +127,7 @@ def expanded(key: str, path: str) -> str:
 # The data of a host ----------------------------------------------------------------------------
 
 PREFIX = "orbstack_"
-#: What a machine is made from.
+#: The specification of a machine.
 MACHINE_KEYS: dict[str, Callable[[str, Any], Any]] = {
     "orbstack_image": _image,
     "orbstack_arch": _arch,
@@ -140,7 +140,7 @@ MACHINE_KEYS: dict[str, Callable[[str, Any], Any]] = {
     "orbstack_memory": _limit,
     "orbstack_disk": _limit,
 }
-#: How a host is reached.
+#: How to reach a host.
 HOST_KEYS: dict[str, Callable[[str, Any], Any]] = {
     "orbstack_user": _text,
     "orbstack_workdir": _machine_path,
@@ -158,15 +158,15 @@ DEFAULTS: dict[str, Any] = {
     "orbstack_start": True,
     "orbstack_boot_timeout": 120,
 }
-#: Keys with our prefix that a host has without anybody's doing.
+#: Keys with our prefix that the connector itself adds to a host's data.
 GIVEN = frozenset({"orbstack_vm", "orbstack_ip4", "orbstack_domain"})
 
 
 def check_keys(given: Iterable[str], known: Collection[str] = KEYS) -> None:
-    """See that each key with our prefix is one that means something.
+    """Check that each key with our prefix is known.
 
     Raises:
-        BadValue: One is unknown; the nearest one that is known is named.
+        BadValue: A key is unknown; the message names the closest known one.
     """
     for key in given:
         # Other keys are the user's own, and need not even be text.
@@ -176,10 +176,10 @@ def check_keys(given: Iterable[str], known: Collection[str] = KEYS) -> None:
 
 
 def check_data(data: Mapping[str, Any], keys: Collection[str] = KEYS) -> dict[str, Any]:
-    """The values of keys, checked; None is as good as nothing.
+    """The checked values of keys; None counts as absent.
 
     Raises:
-        BadValue: One is wrong, or two do not go together.
+        BadValue: A value is wrong, or two values exclude each other.
     """
     found = {}
     for key in keys:
@@ -195,10 +195,10 @@ def check_data(data: Mapping[str, Any], keys: Collection[str] = KEYS) -> dict[st
 
 
 def create_args(name: str, data: Mapping[str, Any]) -> list[str]:
-    """The arguments of `orbctl` that create a machine here as a host's data say.
+    """The `orbctl` arguments that create a machine here, according to a host's data.
 
     Raises:
-        BadValue: A value that cannot work; its key is named.
+        BadValue: A value cannot work; the message names its key.
     """
     spec = MachineSpec.from_data(name, check_data(data, MACHINE_KEYS))
     spec.check_files(PREFIX)
@@ -212,10 +212,10 @@ def _nearest(word: str, known: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """What a machine is made from; None is what OrbStack chooses.
+    """The specification of a machine; None leaves the choice to OrbStack.
 
     Raises:
-        BadValue: A value cannot be right, or two do not go together.
+        BadValue: A value cannot be right, or two values exclude each other.
     """
 
     name: str
@@ -251,18 +251,18 @@ class MachineSpec:
 
     @classmethod
     def from_data(cls, name: str, data: Mapping[str, Any]) -> MachineSpec:
-        """What a host's checked data say."""
+        """The specification in a host's checked data."""
         values = {key: data[f"orbstack_{key}"] for key in _OF_DATA}
         return cls(name, user=data["orbstack_create_user"], **values)
 
     @property
     def settings(self) -> dict[str, str]:
-        """The limits, as settings of a machine that exists; 0 lifts one."""
+        """The limits, as settings of an existing machine; 0 lifts a limit."""
         return limits(self.cpus, self.memory, self.disk)
 
     @property
     def limited(self) -> dict[str, Any]:
-        """The limits that are some, by the names they have here."""
+        """The limits that are set, by their names in this class."""
         names = {"cpu": "cpus", "memory_mib": "memory", "disk_bytes": "disk"}
         return {
             names[key]: getattr(self, names[key])
@@ -271,10 +271,10 @@ class MachineSpec:
         }
 
     def create_args(self, *, here: bool = False) -> list[str]:
-        """Arguments that create it.
+        """Arguments that create the machine.
 
         Args:
-            here: `orbctl` is called on this computer, so that ``~`` is the home of who runs us.
+            here: `orbctl` runs on this host, so that ``~`` is the home of the current user.
         """
 
         def path(what: str, path: str) -> str:
@@ -295,10 +295,10 @@ class MachineSpec:
         )
 
     def check_files(self, prefix: str = "") -> None:
-        """See that what it names on this computer is there.
+        """Check that the files that it names on this host exist.
 
         Raises:
-            BadValue: It is not.
+            BadValue: A file is missing.
         """
         if self.cloud_init is not None:
             path = expanded("cloud_init", self.cloud_init)
@@ -311,7 +311,7 @@ class MachineSpec:
                 raise BadValue(f"{prefix}mounts: there is no {source!r} on this computer")
 
     def unlike(self, distro: str, version: str, arch: str) -> list[str]:
-        """In what a machine that was just made from it is another one."""
+        """How a machine that was just created from it differs from it."""
         said = []
         if self.image and same_image(self.image, distro, version) is False:
             said.append(f"it is {distro}:{version}, not {self.image}")
@@ -328,7 +328,7 @@ _OF_DATA = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a host's data say of how it is reached."""
+    """The settings in a host's data that say how to reach it."""
 
     user: str | None
     workdir: str | None
@@ -340,7 +340,7 @@ class Settings:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Settings:
-        """What a host's checked data say."""
+        """The settings in a host's checked data."""
         return cls(
             user=data["orbstack_user"],
             workdir=data["orbstack_workdir"],
@@ -353,10 +353,10 @@ class Settings:
 
 
 def read_cloud_init(path: str) -> str:
-    """What a cloud-init file on this computer holds.
+    """The content of a cloud-init file on this host.
 
     Raises:
-        BadValue: It cannot be read, or holds nothing.
+        BadValue: It cannot be read, or is empty.
     """
     path = expanded("cloud_init", mac_path("cloud_init", path))
     try:
@@ -371,7 +371,7 @@ def read_cloud_init(path: str) -> str:
 
 # A machine that exists -------------------------------------------------------------------------
 
-# The names that OrbStack's index has for numbers; other versions read back as they were typed.
+# The codenames that OrbStack's index uses for numbers; other versions read back as typed.
 _CODENAMES = {
     "centos": {"9": "9-Stream", "10": "10-Stream"},
     "debian": {"11": "bullseye", "12": "bookworm", "13": "trixie", "14": "forky"},
@@ -381,13 +381,13 @@ _CODENAMES = {
 
 
 def check_image(image: str) -> None:
-    """See that OrbStack can be expected to have an image, without asking for it.
+    """Check that OrbStack can be expected to have an image, without asking for it.
 
-    For plans: a deploy leaves the answer to `orbctl`, which may know more than is known here.
-    Versions that are numbers are not looked at, since there are new ones all the time.
+    For plans: in a deploy `orbctl` decides, since it may know more images. Numeric versions are
+    not checked, since new ones appear all the time.
 
     Raises:
-        BadValue: It cannot.
+        BadValue: OrbStack cannot be expected to have it.
     """
     distro, _, version = image.partition(":")
     if distro not in DISTROS:
@@ -400,7 +400,7 @@ def check_image(image: str) -> None:
 
 
 def same_image(image: str, distro: str, version: str) -> bool | None:
-    """Whether a machine was made from ``image``; None where that cannot be known.
+    """Whether a machine was created from ``image``; None if unknown.
 
     >>> same_image("ubuntu:24.04", "ubuntu", "noble"), same_image("ubuntu", "ubuntu", "noble")
     (True, True)
@@ -420,9 +420,9 @@ def same_image(image: str, distro: str, version: str) -> bool | None:
 
 
 def same_mounts(wanted: Sequence[str], told: str) -> bool | None:
-    """Whether the ``mounts`` setting of a machine says this; None where that cannot be known.
+    """Whether a machine's ``mounts`` setting matches; None if unknown.
 
-    How several mounts are told, and whether ``~`` is kept, is not documented.
+    OrbStack does not document how it reports several mounts, nor whether it keeps ``~``.
     """
     if re.search(r"[][{}\"']", told) or any("," in mount for mount in wanted):
         return None

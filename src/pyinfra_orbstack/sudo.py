@@ -1,7 +1,7 @@
 """The password that sudo asks for.
 
-pyinfra's own retry runs a command again when sudo's sentence stands anywhere in its output, asks
-for every host at once, and ends the run of all hosts where there is no terminal to ask on.
+pyinfra's own retry runs a command again if sudo's message appears anywhere in its output, asks
+for every host at once, and ends the run of all hosts if there is no terminal to ask on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from pyinfra_orbstack.runner import Runner
 
-#: What sudo and sudo-rs say when they may not ask.
+#: The messages of sudo and sudo-rs when they must not prompt.
 REQUIRED = ("sudo: a password is required", "sudo-rs: interactive authentication is required")
 
-#: Under which pyinfra keeps, and finds, a password that was typed.
+#: The key under which pyinfra stores a typed password.
 TYPED = "prompted_sudo_password"
 
 _one_at_a_time = RLock()
@@ -35,7 +35,7 @@ _typed: list[str] = []
 
 
 def refused(status: int, output: CommandOutput) -> bool:
-    """Whether sudo itself wants a password, and nothing else was printed."""
+    """Whether sudo itself requires a password, and nothing else was printed."""
     lines = [line.line.strip() for line in output.combined_lines]
     said = [line for line in lines if line]
     own = all(line.startswith(("sudo: ", "sudo-rs: ")) for line in said)
@@ -43,13 +43,13 @@ def refused(status: int, output: CommandOutput) -> bool:
 
 
 def ask(host: Host, works: Callable[[], bool]) -> bool:
-    """Ask for the password of a host, and keep it for all that runs there.
+    """Ask for the password of a host, and keep it for everything that runs there.
 
-    One host after the other asks, and a password that was typed for one is tried on the others.
+    Hosts ask one after the other, and a password that was typed for one is tried on the others.
 
     Args:
         host: The host.
-        works: Whether sudo takes the password that is kept for the host.
+        works: Whether sudo accepts the password that is stored for the host.
 
     Returns:
         Whether there is a password now; without a terminal there is none.
@@ -75,14 +75,14 @@ def ask(host: Host, works: Callable[[], bool]) -> bool:
 
 
 class AskpassFiles:
-    """The files with a password that pyinfra makes in a target, and forgets at a restart."""
+    """The password files that pyinfra creates in a target, and must recreate after a restart."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._paths: set[str] = set()
 
     def note(self) -> list[str]:
-        """Remember those that there are now; the keys under which pyinfra keeps them."""
+        """Remember the current files; return the keys under which pyinfra stores them."""
         data = self._host.connector_data
         kinds = ("sudo_askpass_path", "su_askpass_path")
         keys = [key for key in list(data) if str(key).startswith(kinds)]
@@ -91,7 +91,7 @@ class AskpassFiles:
         return keys
 
     def forget(self) -> None:
-        """Have pyinfra make new ones."""
+        """Make pyinfra create new files."""
         for key in self.note():
             del self._host.connector_data[key]
 
@@ -109,7 +109,7 @@ class AskpassFiles:
 
 
 def _read(prompt: str) -> str:
-    """Read a password from the terminal; "" where there is none, or nothing was typed."""
+    """Read a password from the terminal; "" if there is no terminal or no input."""
     if sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty():
         return ""
     with _terminal_restored(), contextlib.suppress(EOFError):
@@ -120,7 +120,7 @@ def _read(prompt: str) -> str:
 
 @contextlib.contextmanager
 def _terminal_restored() -> Iterator[None]:
-    """Ctrl-C leaves the thread where it is, with the echo of the terminal off."""
+    """Restore the terminal's echo: after Ctrl-C the thread keeps waiting with the echo off."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     try:

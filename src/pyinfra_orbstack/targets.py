@@ -1,4 +1,4 @@
-"""What a host is: its name says machine or container; the command that reaches it."""
+"""Targets: a host's name says machine or container; a target knows how to reach it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing_extensions import override
 
 from pyinfra_orbstack import docker, orbctl
 
-#: What stands before the name of a machine, and of a container, in the name of a host.
+#: Prefixes of machines, and of containers, in host names.
 MACHINES = "@orbstack/"
 CONTAINERS = "@orbstack/docker/"
 
 
 class HostName(NamedTuple):
-    """What a host is: the name says it, and nothing in the host's data can change it."""
+    """What a host is: only its name decides that, not its data."""
 
     container: bool
     name: str
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it means any number of machines or containers."""
+        """Whether it stands for any number of machines or containers."""
         return any(sign in self.name for sign in "*?[")
 
 
 def parse(host: str) -> HostName | None:
-    """What the name of a host means to this connector; None if it is another connector's.
+    """What a host name means to this connector; None if it belongs to another connector.
 
     >>> parse("@orbstack/web"), parse("@orbstack/docker/web"), parse("web")
     (HostName(container=False, name='web'), HostName(container=True, name='web'), None)
@@ -43,9 +43,9 @@ def parse(host: str) -> HostName | None:
 
 
 class Target(abc.ABC):
-    """Where commands run; all that goes through it knows no difference."""
+    """A place where commands run; its users need not know whether it is machine or container."""
 
-    #: Whether it takes a while to answer after it was started.
+    #: Whether it needs time to answer after a start.
     boots: bool
 
     @abc.abstractmethod
@@ -59,11 +59,11 @@ class Target(abc.ABC):
     @property
     @abc.abstractmethod
     def state(self) -> str:
-        """Its state when it was looked at last; ``running`` when commands can run."""
+        """Its state at the last check; ``running`` if commands can run."""
 
     @abc.abstractmethod
     def refresh(self) -> None:
-        """Look again, and see that it is the one we connected to.
+        """Check again, and make sure that it is still the target that we connected to.
 
         Raises:
             OSError: It is gone, or was replaced by another one.
@@ -71,15 +71,15 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def start(self) -> None:
-        """Start it."""
+        """Start the target."""
 
     @abc.abstractmethod
     def start_line(self) -> str:
-        """The command that starts it, to be shown to the user."""
+        """The command that starts it, as shown to the user."""
 
     @abc.abstractmethod
     def explain(self, silence: str) -> str:
-        """Why it gives no shell, in words that help."""
+        """Why it provides no shell, and what to do."""
 
 
 class MachineTarget(Target):
@@ -97,7 +97,7 @@ class MachineTarget(Target):
     @override
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         """The local command line that runs ``words`` in the machine."""
-        # Whether there is a terminal `orbctl` sees by itself.
+        # `orbctl` itself detects whether there is a terminal.
         return self.client.argv(orbctl.run_args(self.machine.name, words, user=user))
 
     @override
@@ -108,12 +108,12 @@ class MachineTarget(Target):
     @property
     @override
     def state(self) -> str:
-        """Its state when it was looked at last."""
+        """Its state at the last check."""
         return self.machine.state
 
     @override
     def refresh(self) -> None:
-        """Look again, and see that it is the one we connected to."""
+        """Check again, and make sure that it is still the machine that we connected to."""
         try:
             now = self.client.info(self.machine.name)
         except orbctl.OrbctlError as broken:
@@ -127,24 +127,24 @@ class MachineTarget(Target):
 
     @override
     def start(self) -> None:
-        """Start it."""
+        """Start the machine."""
         self.client.start(self.machine.name)
 
     @override
     def start_line(self) -> str:
-        """The command that starts it, to be shown to the user."""
+        """The command that starts it, as shown to the user."""
         return orbctl.shell_line(["start", self.machine.name])
 
     @override
     def explain(self, silence: str) -> str:
-        """Why it gives no shell."""
+        """Why it provides no shell."""
         return silence
 
 
 class ContainerTarget(Target):
     """A container.
 
-    It is reached by its id, so that another one of the same name is never taken for it.
+    It is reached by its id, so that another container of the same name is never mistaken for it.
     """
 
     boots = False
@@ -169,24 +169,24 @@ class ContainerTarget(Target):
     @property
     @override
     def state(self) -> str:
-        """Its state when it was looked at last."""
+        """Its state at the last check."""
         return self.container.state
 
     @override
     def refresh(self) -> None:
-        """Look again."""
+        """Check again."""
         self.container = self.client.inspect(self.container.id)
 
     @override
     def start(self) -> None:
-        """Start it."""
+        """Start the container."""
         if self.state == "paused":
             raise docker.DockerError(f"{self} is paused; this wakes it: {self._line('unpause')}")
         self.client.start(self.container.id)
 
     @override
     def start_line(self) -> str:
-        """The command that starts it, to be shown to the user."""
+        """The command that starts it, as shown to the user."""
         return self._line("start")
 
     def _line(self, verb: str) -> str:
@@ -194,7 +194,7 @@ class ContainerTarget(Target):
 
     @override
     def explain(self, silence: str) -> str:
-        """Why it gives no shell, in words that help."""
+        """Why it provides no shell, and what to do."""
         if re.search(r"executable file .*not found", silence):
             return "its image has no shell (sh), with which pyinfra runs commands"
         if re.search(r"not running|running containers", silence):

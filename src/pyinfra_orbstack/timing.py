@@ -1,4 +1,4 @@
-"""How long something takes, in the log: what there was before 1.0, for programs that use it."""
+"""Logging of how long something takes: the functions from before 1.0, for existing programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
 
 
-#: What to use instead of each function.
+#: The replacement for each function.
 INSTEAD = {
     "timed_operation": "time.monotonic and logging",
     "timed": "time.monotonic and logging",
@@ -56,7 +56,7 @@ def timed(operation_name: F) -> F: ...
 @overload
 def timed(operation_name: str | None = None) -> Callable[[F], F]: ...
 def timed(operation_name: Any = None) -> Any:
-    """Decorate a function so that `timed_operation` is around each of its calls.
+    """Decorate a function so that `timed_operation` wraps each of its calls.
 
     >>> @timed("build")
     ... def build() -> None: ...
@@ -76,6 +76,6 @@ def timed(operation_name: Any = None) -> Any:
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Show the log of programs that do not set up logging themselves."""
+    """Show log messages in programs that do not set up logging themselves."""
     _warn("configure_logging")
     logging.basicConfig(format="%(asctime)s - %(name)s - %(levelname)s - %(message)s", level=level)

@@ -1,7 +1,7 @@
-"""Moving files: uploads and downloads over a `Runner`, with checksums at both ends.
+"""Transferring files: uploads and downloads over a `Runner`, with checksums at both ends.
 
-What runs in the target are functions of `shell/*.sh`. Their text and all words go over stdin and
-never through a wrapper such as `sudo -i`, which reads `$` and newlines a second time.
+The target runs functions of `shell/*.sh`. Their text and all words go over stdin and never through
+a wrapper such as `sudo -i`, which interprets `$` and newlines a second time.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from pyinfra_orbstack.protocol import Line, MarkedStream, NotStarted
 if TYPE_CHECKING:
     from pyinfra_orbstack.runner import Runner
 
-#: Bytes from which on a transfer is shown.
+#: Transfers of at least this many bytes show a spinner.
 SHOWN_FROM = 4 * 1024 * 1024
-#: Content up to this size is a word of the call; more of it comes on stdin, before a trailer.
+#: Content up to this size is a word of the call; larger content follows on stdin, with a trailer.
 SMALL = 8 * 1024
-#: The length of the trailer, which upload.sh knows.
+#: The length of the trailer, which upload.sh also uses.
 TRAILER = 160
-#: Seconds for putting back what a killed upload left.
+#: Seconds to restore what a killed upload left.
 RECOVERY_TIMEOUT = 15.0
-#: Seconds before that, in which a machine that is being stopped says so.
+#: Seconds before that, in which a machine that is stopping reports it.
 SETTLING = 0.5
-#: So much of what a wrapper says is kept to explain a failure, and so much of that is told.
+#: How much of a wrapper's messages is kept to explain a failure, and how much of that is shown.
 MOST_SAID = 64 * 1024
 MOST_TOLD = 500
 
-#: Adds to a command what pyinfra's global arguments ask for: sudo, su, a shell, a directory.
+#: Adds the effect of pyinfra's global arguments to a command: sudo, su, a shell, a directory.
 Wrap = Callable[[StringCommand], StringCommand]
 
-# What a wrapper gets, if it is not `sh` alone. Nothing in it has a meaning to a shell that reads it
-# once more than it should. Where content comes behind the functions, `dd` takes not a byte of that.
+# The text for a wrapper, if it is not `sh` alone. It contains nothing that a shell interprets
+# differently in an extra pass. If content follows the functions, `dd` takes not a byte of that.
 _BEFORE_CONTENT = (
     'eval "`if dd iflag=fullblock count=0 </dev/null; then dd iflag=fullblock bs={0} count=1; '
     'else dd bs=1 count={0}; fi 2>/dev/null`"'
@@ -57,17 +57,17 @@ _BEFORE_CONTENT = (
 
 
 class ChecksumMismatch(OSError):
-    """What arrived is not what was sent."""
+    """The received content differs from the sent content."""
 
 
 def shell_call(libraries: Iterable[str], *words: str, content: bool = False) -> bytes:
     """Shell text that defines the functions of some files and calls one of them.
 
-    It is whole or does nothing: a call that is cut off is a syntax error. With ``content`` the call
-    reads what comes behind it; else that is left to the shell.
+    It runs completely or does nothing: a truncated call is a syntax error. With ``content`` the
+    call reads the text that follows it; otherwise that is left to the shell.
 
     Raises:
-        UnicodeEncodeError: A word has no bytes in a file system.
+        UnicodeEncodeError: A word has no encoding in a file system.
     """
     line = " ".join(map(shlex.quote, words))
     stdin = "" if content else " </dev/null"
@@ -76,7 +76,7 @@ def shell_call(libraries: Iterable[str], *words: str, content: bool = False) -> 
 
 
 class Deadline:
-    """The moment by which all steps of a transfer must be done."""
+    """The time by which all steps of a transfer must be done."""
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
@@ -86,10 +86,10 @@ class Deadline:
         return f"it was not done within {self._seconds:g} s"
 
     def left(self) -> float | None:
-        """Seconds until then, or None where there is no limit.
+        """The remaining seconds, or None if there is no limit.
 
         Raises:
-            TimeoutError: It has come.
+            TimeoutError: The deadline has passed.
         """
         if self._end is None:
             return None
@@ -100,7 +100,7 @@ class Deadline:
 
     @contextlib.contextmanager
     def covering(self) -> Iterator[None]:
-        """Raise `TimeoutError` in what waits for longer."""
+        """Raise `TimeoutError` in code that waits for longer."""
         timeout = gevent.Timeout(self.left())
         try:
             with timeout:
@@ -112,14 +112,14 @@ class Deadline:
 
 
 class _Transfer:
-    """What uploads and downloads have in common.
+    """What uploads and downloads share.
 
     Args:
         runner: Runs commands in the target.
         path: The path in the target, resolved there by the command that uses it.
-        wrap: Makes a command that of whoever may write or read there.
+        wrap: Makes a command run as a user who may write or read there.
         stdin_taken: Whether the wrapper reads something else from stdin, as `su` does with its
-            password. What is ours comes on descriptor 3 then.
+            password. Our input is then on descriptor 3.
         timeout: Seconds for all steps together.
         show: Called with each command before it runs.
     """
@@ -148,7 +148,7 @@ class _Transfer:
         return kind(f"cannot {self.verb} {printable(self._path)}: {why}")
 
     def _call(self, *words: str, content: bool = False) -> tuple[str, bytes]:
-        """A command that calls a shell function of ours, and what it reads first."""
+        """A command that calls one of our shell functions, and the start of its input."""
         if any("\0" in word for word in words):
             raise self._error("a name cannot hold a NUL")
         try:
@@ -166,7 +166,7 @@ class _Transfer:
         return (f"{{ {text}\n}} 3<&0" if self._stdin_taken else text), head
 
     def _twice(self, attempt: Callable[[], None], may_repeat: bool = True) -> None:
-        """Try once more when what arrived is not what was sent."""
+        """Retry once if the received content differs from the sent content."""
         try:
             try:
                 attempt()
@@ -175,14 +175,14 @@ class _Transfer:
                     raise
                 attempt()
         except TimeoutError as late:
-            # One that says more comes from what was found when its time was over.
+            # An error with a text reports what was found once the time was over.
             raise self._error(str(late) or str(self._deadline), TimeoutError) from None
 
 
 class _Said:
-    """What a call of ours told on stderr, and what its wrapper said there."""
+    """The messages of one of our calls on stderr, and those of its wrapper."""
 
-    # Prompts, and what sudo says beside the reason.
+    # Prompts, and sudo's messages other than the reason.
     _NOISE = re.compile(
         r"^(\[sudo[^]]*\] |doas \([^)]*\) )?[Pp]ass(word|wort|phrase)[^:]*: *"
         r"|^sudo: unable to resolve.*"
@@ -200,12 +200,12 @@ class _Said:
         self.begun = "begun" in told
         #: Where old content is kept, if it is.
         self.kept = next((line[5:] for line in told if line.startswith("kept ")), "")
-        #: `ok`, `failed REASON`, or something else where it was killed.
+        #: `ok`, `failed REASON`, or something else if it was killed.
         self.verdict = told[-1] if told else ""
 
     @property
     def killed(self) -> bool:
-        """Whether it did not live to say how it went."""
+        """Whether it was killed before it could report the outcome."""
         return self.verdict != "ok" and not self.verdict.startswith("failed ")
 
     def reason(self) -> str:
@@ -215,7 +215,7 @@ class _Said:
         if self.begun:
             return f"the command that does it was killed (exit code {self._status})"
         lines = list(dict.fromkeys(filter(None, self._noise)))
-        # "sudo: ..." says more than what some shells print around such a line.
+        # "sudo: ..." is more informative than the lines that some shells print around it.
         named = [line for line in lines if re.match(r"\S+: \S", line)]
         unsaid = f"the command that does it ended with exit code {self._status}"
         return "; ".join(named or lines)[:MOST_TOLD] or unsaid
@@ -224,11 +224,11 @@ class _Said:
 class Upload(_Transfer):
     """One upload: written beside its target, checked there, and renamed to it.
 
-    `shell/upload.sh` says what happens where the target cannot be replaced. Whatever interrupts,
-    the target is left as it was or whole as it was to be.
+    `shell/upload.sh` describes what happens if the target cannot be replaced. After any
+    interruption the target has either its old or its complete new content.
 
     Args:
-        place: A directory in the target for temporary files, where the target's own takes none.
+        place: A directory in the target for temporary files, if the file's own cannot take them.
         arguments: Those of every transfer.
         options: Those of every transfer.
     """
@@ -241,10 +241,10 @@ class Upload(_Transfer):
         self._place = place
 
     def put(self, source: Any) -> None:
-        """Write a local file, or what an IO object holds.
+        """Write a local file, or the content of an IO object.
 
         Raises:
-            OSError: It could not be written; the text says what became of the target.
+            OSError: It could not be written; the message describes the state of the target.
         """
         again = not hasattr(source, "read") or localfile.seekable(source)
         self._twice(lambda: self._attempt(source), again)
@@ -269,7 +269,7 @@ class Upload(_Transfer):
                 content.wanted = content.wanted and not line.line.startswith(f"{token} failed")
 
             said = self._run(token, text, stdin, watch)
-        # Killed, it could not clean up; where it never began there is nothing to clean.
+        # If killed, it could not clean up; if it never began, there is nothing to clean.
         left = self.recover() if said.begun and said.killed else ""
         self._check(content, left)
         if said.verdict == "failed mismatch":
@@ -283,7 +283,7 @@ class Upload(_Transfer):
             raise worded(broken, str(self._error(f"{broken}{left}"))) from None
 
     def _with_trailer(self, content: _Content, digest: Digest, token: str) -> Iterator[bytes]:
-        """The rest of the content and, behind it, what all of it must sum up to."""
+        """The rest of the content, followed by the checksums of all of it."""
         yield from map(digest.update, content)
         state = "whole" if content.failure is None else "broken"
         yield " ".join((token, state, *digest.words())).ljust(TRAILER - 1).encode() + b"\n"
@@ -311,8 +311,8 @@ class Upload(_Transfer):
         return _Said(token, status, _lines(output))
 
     def recover(self) -> str:
-        """Undo what a killed upload left, and return what is to be said about it."""
-        # What is being stopped takes a moment to say so.
+        """Undo what a killed upload left, and return a message about it."""
+        # A target that is stopping takes a moment to report it.
         with contextlib.suppress(Interrupted, KeyboardInterrupt):
             gevent.sleep(SETTLING)
         for _ in range(3):
@@ -344,20 +344,20 @@ def _lines(output: CommandOutput) -> str:
 
 
 class _Content:
-    """The pieces of a source; that it breaks in the middle is no end of what it held."""
+    """The pieces of a source; a source that fails halfway must not look complete."""
 
     def __init__(self, source: Any, count: Callable[[bytes], bytes]) -> None:
         self._pieces = localfile.pieces(source)
         self._count = count
         self.failure: OSError | None = None
-        #: Whether there is anybody who takes more.
+        #: Whether anything still takes more.
         self.wanted = True
 
     def __enter__(self) -> _Content:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Where another greenlet still waits in it, that one ends it.
+        # If another greenlet still waits in it, that one closes it.
         with contextlib.suppress(ValueError):
             self._pieces.close()
 
@@ -371,7 +371,7 @@ class _Content:
             self.failure = broken
 
     def take(self, most: int) -> tuple[bytes, bool]:
-        """Read more than ``most`` bytes, if there are so many; else, and that is told, all."""
+        """Read until there are more than ``most`` bytes; or all, and report that it is all."""
         taken = bytearray()
         for piece in self:
             taken += piece
@@ -381,7 +381,7 @@ class _Content:
 
 
 class Download(_Transfer):
-    """One download: it is checked before anything local is touched."""
+    """One download: it is checked before anything local changes."""
 
     verb = "read"
     libraries = ("transfer", "download")
@@ -430,7 +430,7 @@ class Download(_Transfer):
 
 
 class Digest:
-    """Sums up what is sent or received as `sha256sum` does, `cksum`, and `wc -c`."""
+    """Computes the checksums of `sha256sum`, `cksum` and `wc -c` over transferred data."""
 
     _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -451,7 +451,7 @@ class Digest:
         return self._sha.hexdigest(), str(self._cksum()), str(self._length)
 
     def matches(self, words: list[str]) -> bool:
-        """Whether the words that one of the three printed fit."""
+        """Whether the output words of one of the three commands match."""
         sha, crc, length = self.words()
         return words[:1] == [sha] or words[:2] == [crc, length] or words == [length]
 
@@ -464,7 +464,7 @@ class Digest:
 
 @contextlib.contextmanager
 def shown(title: str) -> Iterator[Callable[[bytes], bytes]]:
-    """Show pyinfra's spinner for what moves more than `SHOWN_FROM` bytes."""
+    """Show pyinfra's spinner for transfers of at least `SHOWN_FROM` bytes."""
     moved = 0
     with contextlib.ExitStack() as stack:
 

@@ -1,6 +1,6 @@
-"""Waiting for machines: until one answers, until cloud-init is done, until it has made up its mind.
+"""Waiting for machines: until one answers, until cloud-init is done, until its state settles.
 
-shell/machines.sh has the same for operations, which wait on another host.
+shell/machines.sh does the same for operations, which wait on another host.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import gevent
 from pyinfra_orbstack import orbctl, shell
 from pyinfra_orbstack.answers import Machine, OrbctlError
 
-#: Seconds between two looks; waiting for one host must not keep others waiting.
+#: Seconds between two checks; waiting for one host must not keep others waiting.
 PAUSE = 0.5
-#: States in which OrbStack takes commands; in any other one it is busy with the machine.
+#: States in which OrbStack accepts commands; in any other state it is busy with the machine.
 SETTLED = ("running", "stopped")
 
 T = TypeVar("T")
 
 
 def until(attempt: Callable[[], T], failure: type[Exception], deadline: float) -> T:
-    """Try something until it comes to no failure, or the time is over: then the failure is raised.
+    """Retry something until it succeeds or the deadline passes; then raise the last failure.
 
     Args:
-        attempt: What is tried.
-        failure: The exception that it fails with for now.
+        attempt: The function to call.
+        failure: The exception that leads to another attempt.
         deadline: Point of `time.monotonic`.
     """
     while True:
@@ -44,10 +44,10 @@ class Busy(OrbctlError):
 
 
 def settled(client: orbctl.Orbctl, name: str, deadline: float) -> Machine:
-    """A machine once it is neither made, started nor stopped by anybody.
+    """A machine once it is not being created, started or stopped.
 
     Raises:
-        MachineNotFound: There is none, or it has gone meanwhile.
+        MachineNotFound: It does not exist, or disappeared meanwhile.
         Busy: It took too long.
     """
 
@@ -70,5 +70,5 @@ def until_it_answers(client: orbctl.Orbctl, name: str, seconds: float) -> None:
 
 
 def cloud_init() -> str:
-    """Shell text that waits for cloud-init in a machine, and fails with what it says."""
+    """Shell text that waits for cloud-init in a machine, and fails with cloud-init's message."""
     return shell.text("cloud-init")

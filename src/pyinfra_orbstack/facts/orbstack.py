@@ -1,8 +1,8 @@
 """
-What OrbStack has: machines, settings, version.
+Read OrbStack's machines, settings and version.
 
-These facts call ``orbctl`` on the host they are asked of: ``@local`` on a Mac, or a Mac that
-pyinfra reaches over SSH. It is found on PATH and in the folders of OrbStack and Homebrew.
+These facts call ``orbctl`` on the target host: ``@local`` on a Mac, or a Mac that pyinfra reaches
+over SSH. They look for it on PATH and in the directories that OrbStack and Homebrew use.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ except ImportError:  # pragma: no cover: before pyinfra 3.6, every error of a fa
     FactProcessError = FactError  # type: ignore[misc, assignment]
 
 T = TypeVar("T")
-#: What a setting may be.
+#: The types of a setting.
 Setting = Union[bool, int, str]
 
 
 class MachineData(TypedDict):
-    """One machine; text is empty, and anything else None, where OrbStack does not tell it."""
+    """One machine. Where OrbStack omits a value, text is empty and anything else is None."""
 
     id: str
     name: str
@@ -84,9 +84,9 @@ def _refusing() -> Iterator[None]:
 
 
 class _OrbctlFact(FactBase[T]):
-    """A fact that `orbctl` knows. It is None when it could not be had, and its host has failed."""
+    """A fact read from `orbctl`. It is None if that failed; the host has then failed too."""
 
-    # As the questions are written for it, whatever shell the user has chosen.
+    # The commands are written for sh, whatever shell the user has chosen.
     shell_executable = "sh"
 
     @override
@@ -97,15 +97,15 @@ class _OrbctlFact(FactBase[T]):
             raise FactProcessError(str(failed)) from None
 
     def read(self, output: list[str]) -> T:
-        """Make the fact of what the command printed."""
+        """Turn the command's output into the fact."""
         raise NotImplementedError
 
 
 class OrbStackMachines(_OrbctlFact[dict[str, MachineData]]):
     """
-    Returns OrbStack's machines by name; its own, ``docker`` and ``k8s``, are not among them.
+    Returns OrbStack's machines by name, without its internal ones, ``docker`` and ``k8s``.
 
-    + addresses: whether to ask each running machine for its addresses, which takes a call each
+    + addresses: whether to read each running machine's addresses, at the cost of one call each
 
     **Example:**
 
@@ -152,9 +152,9 @@ class OrbStackMachines(_OrbctlFact[dict[str, MachineData]]):
 
 class OrbStackMachine(_OrbctlFact[Union[MachineData, dict[str, Any]]]):
     """
-    Returns one machine as ``OrbStackMachines`` does, or ``{}`` when there is none of that name.
+    Returns one machine as ``OrbStackMachines`` does, or ``{}`` if there is no such machine.
 
-    + machine: its name
+    + machine: name of the machine
 
     **Example:**
 
@@ -179,10 +179,10 @@ class OrbStackMachine(_OrbctlFact[Union[MachineData, dict[str, Any]]]):
 
 class SettledMachine(OrbStackMachine):
     """
-    Returns one machine as ``OrbStackMachine`` does, once OrbStack is not busy with it.
+    Returns one machine as ``OrbStackMachine`` does, once OrbStack is no longer busy with it.
 
-    + machine: its name
-    + seconds: how long to wait for that
+    + machine: name of the machine
+    + seconds: how long to wait
     """
 
     @override
@@ -196,8 +196,8 @@ class OrbStackMachineLogs(_OrbctlFact[list[str]]):
     """
     Returns the lines of a machine's console log.
 
-    + machine: its name
-    + all_logs: whether to include what OrbStack itself logs about it
+    + machine: name of the machine
+    + all_logs: whether to include OrbStack's own log messages about it
     """
 
     @override
@@ -238,9 +238,9 @@ class OrbStackConfig(_OrbctlFact[dict[str, Setting]]):
 
 class OrbStackConfigValue(_OrbctlFact[str]):
     """
-    Returns one setting as OrbStack prints it; ``""`` is one that is not set.
+    Returns one setting as OrbStack prints it, or ``""`` if it is not set.
 
-    + key: its name
+    + key: name of the setting
     """
 
     @override
@@ -283,7 +283,7 @@ class OrbStackStatus(_OrbctlFact[str]):
 
 class OrbStackDefaultMachine(_OrbctlFact[str]):
     """
-    Returns the name of the machine that ``orb`` uses when none is named, ``""`` when there is none.
+    Returns the name of the machine that ``orb`` uses by default, or ``""`` if there is none.
     """
 
     @override
@@ -298,7 +298,7 @@ class OrbStackDefaultMachine(_OrbctlFact[str]):
 
 class OrbStackSSH(_OrbctlFact[dict[str, Setting]]):
     """
-    Returns how to reach OrbStack's SSH server, and never a key, only where it lies.
+    Returns how to reach OrbStack's SSH server. It includes the path of a key, never a key itself.
 
     **Example:**
 
@@ -318,12 +318,12 @@ class OrbStackSSH(_OrbctlFact[dict[str, Setting]]):
 
 class CloudInitDigest(_OrbctlFact[str]):
     """
-    Returns the SHA-256 of the cloud-init file that a machine was made with, ``""`` if unknown.
+    Returns the SHA-256 of the cloud-init file that created a machine, or ``""`` if unknown.
 
-    ``orbstack.machine`` writes it down on the host that has OrbStack, by the machine's id: the
-    machine itself would have to run to be asked.
+    ``orbstack.machine`` records it by machine id on the OrbStack host, because reading it from the
+    machine itself would require the machine to run.
 
-    + machine_id: the machine's id
+    + machine_id: id of the machine
     """
 
     @override
@@ -339,9 +339,9 @@ class CloudInitDigest(_OrbctlFact[str]):
 
 class PathKind(_OrbctlFact[str]):
     """
-    Returns ``file``, ``directory`` or ``absent``, whatever signs there are in the path.
+    Returns ``file``, ``directory`` or ``absent``; the path may contain any characters.
 
-    + path: the path
+    + path: path to check
     """
 
     @override

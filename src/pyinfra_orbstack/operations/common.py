@@ -1,4 +1,4 @@
-"""What all operations on OrbStack have in common: how they refuse, and how they ask."""
+"""What all OrbStack operations share: how they refuse, and how they read facts."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ Commands = Generator[StringCommand, None, None]
 
 
 class Refused(OperationError):
-    """What this host has, or does not tell, stands against it."""
+    """The host's current state does not allow this, or cannot be determined."""
 
 
 class PreconditionMissing(Refused):
-    """Something is missing, or in the way, that an operation before this one may see to."""
+    """Something is missing, or in the way, that an earlier operation may take care of."""
 
 
 def orbstack_operation(
@@ -49,7 +49,7 @@ def orbstack_operation(
 ) -> Callable[[Callable[P, Commands]], PyinfraOperation[P]]:
     """pyinfra's decorator, for operations that raise `Refused` and `orbctl.BadValue`.
 
-    ``anywhere``: it does not call `orbctl`, so it may target a machine.
+    ``anywhere``: the operation does not call `orbctl`, so it may target a machine.
     """
 
     def decorate(function: Callable[P, Commands]) -> PyinfraOperation[P]:
@@ -57,7 +57,7 @@ def orbstack_operation(
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Commands:
             try:
-                # Its name alone says what a host is.
+                # Only the name says what kind of host this is.
                 if targets.parse(str(host.name)) and not anywhere:
                     raise Refused(
                         f"{function.__name__} is about OrbStack, and {host.name} is a machine in "
@@ -65,12 +65,12 @@ def orbstack_operation(
                     )
                 yield from function(*args, **kwargs)
             except (Refused, orbctl.BadValue) as refused:
-                # While operations run, a raise would end the run of every host, with a traceback;
-                # and a host that a fact has failed already is to fail alone in any case.
+                # While operations run, an exception would end the run of every host with a
+                # traceback. A host that a fact has already failed must fail alone in any case.
                 if state.is_executing or host in getattr(state, "failed_hosts", ()):
                     yield fail(str(refused))
                 elif isinstance(refused, PreconditionMissing):
-                    # Nothing was done yet of what this run does, and nothing runs of this either.
+                    # Nothing that this run does has started, and this operation runs nothing.
                     logger.warning(
                         f"{host.print_prefix}{refused}; this fails unless an operation before it "
                         "changes that"
@@ -87,15 +87,15 @@ def orbstack_operation(
 
 
 def fail(reason: str) -> StringCommand:
-    """A command that does nothing but fail, and say why."""
+    """A command that only fails, and says why."""
     return StringCommand("printf '%s\\n'", QuoteString(reason), ">&2; exit 1", _sudo=False)
 
 
-# What is ----------------------------------------------------------------------------------------
+# Current state ----------------------------------------------------------------------------------
 
 
 def ask(fact: type[FactBase[T]], *, timeout: float = 0, **arguments: Any) -> T:
-    """A fact of the host that has OrbStack; never nothing because it could not be had."""
+    """A fact of the OrbStack host; a failed read never looks like an empty result."""
     known: T | None = None
     timeout = int(timeout or 2 * orbctl.READ_TIMEOUT)
     try:
@@ -103,8 +103,8 @@ def ask(fact: type[FactBase[T]], *, timeout: float = 0, **arguments: Any) -> T:
     except FactError as failed:  # pragma: no cover: before pyinfra 3.6; later it fails the host
         raise Refused(str(failed)) from None
     except PyinfraError:
-        # No host is left. While operations run, pyinfra finds that out by itself after this one;
-        # from here it would get out as a traceback.
+        # No host is left. While operations run, pyinfra notices after this one; an exception
+        # raised from here would surface as a traceback.
         if not state.is_executing:
             raise
     if known is None:
@@ -125,12 +125,12 @@ def patience() -> int:
 
 
 def settled(found: MachineData) -> MachineData | None:
-    """A machine once OrbStack is not busy with it; None if it has gone meanwhile."""
+    """A machine once OrbStack is no longer busy with it; None if it disappears meanwhile."""
     if found["state"] in waiting.SETTLED:
         return found
     logger.info(f"{host.print_prefix}machine {found['name']} is {found['state']}: waiting for it")
     seconds = patience()
-    # Twice asked, the last time.
+    # The last query may run twice.
     limit = seconds + 2 * orbctl.READ_TIMEOUT
     now = ask(SettledMachine, timeout=limit, machine=found["name"], seconds=seconds)
     if now and now["state"] not in waiting.SETTLED:
@@ -142,13 +142,13 @@ def settled(found: MachineData) -> MachineData | None:
 
 
 def look(name: str) -> MachineData | None:
-    """The machine of that name, if there is one."""
+    """The machine of that name, or None."""
     found = machines_there().get(name)
     return None if found is None else settled(found)
 
 
 def existing(name: str, machines: dict[str, MachineData] | None = None) -> MachineData:
-    """The machine of that name, which an operation before this one may have to make."""
+    """The machine of that name, which an earlier operation may have to create."""
     orbctl.check_name(name)
     machines = machines_there() if machines is None else machines
     found = settled(machines[name]) if name in machines else None
@@ -160,7 +160,7 @@ def existing(name: str, machines: dict[str, MachineData] | None = None) -> Machi
 
 
 def require(version: str, **wanted: Any) -> None:
-    """Refuse what is wanted if this OrbStack is too old for it."""
+    """Refuse the given options if this OrbStack is too old for them."""
     named = [what for what, value in wanted.items() if value]
     if named and not is_at_least(version):
         raise Refused(
@@ -170,7 +170,7 @@ def require(version: str, **wanted: Any) -> None:
 
 
 def is_at_least(version: str) -> bool:
-    """Whether this OrbStack is of that version or later."""
+    """Whether this OrbStack has that version or a later one."""
     here, there = (
         [int(number) for number in one.split(".")[:2]] for one in (ask(OrbStackVersion), version)
     )

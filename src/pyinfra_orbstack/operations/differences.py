@@ -1,4 +1,4 @@
-"""How a machine differs from what is wanted, and what can be done about it."""
+"""How a machine differs from its specification, and which differences can be changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyinfra_orbstack.specification import MachineSpec, same_image, same_mounts
 
 
 def supported_settings(spec: MachineSpec) -> dict[str, str]:
-    """The settings that are wanted of a machine that exists; refused where OrbStack has none."""
+    """The settings to apply to an existing machine; refused where OrbStack lacks them."""
     require(
         "2.1",
         isolated=spec.isolated,
@@ -29,7 +29,7 @@ def supported_settings(spec: MachineSpec) -> dict[str, str]:
     require("2.2", **spec.limited)
     settings = spec.settings
     if settings and not spec.limited and not is_at_least("2.2"):
-        # It knows no limits, so there are none to lift.
+        # This version has no limits, so there are none to lift.
         settings = {}
     if spec.forward_ssh_agent is not None:
         settings["forward_ssh_agent"] = setting_text(spec.forward_ssh_agent)
@@ -37,7 +37,7 @@ def supported_settings(spec: MachineSpec) -> dict[str, str]:
 
 
 def find_differences(found: MachineData, spec: MachineSpec, digest: str) -> list[str]:
-    """What only a new machine can change. Only what is known on both sides can differ."""
+    """Differences that require a new machine. Only values known on both sides are compared."""
     compared: list[tuple[str, Any, Any]] = [
         ("arch", spec.arch, found["arch"]),
         ("isolated", spec.isolated, found["isolated"]),
@@ -70,7 +70,7 @@ def find_differences(found: MachineData, spec: MachineSpec, digest: str) -> list
 
 
 def warn_unknown(found: MachineData, what: str, value: Any, have: Any) -> None:
-    """Say what cannot be compared."""
+    """Warn about a value that cannot be compared."""
     logger.warning(
         f"{host.print_prefix}machine {found['name']}: {what} should be {value}, and "
         f"cannot be compared with what OrbStack tells: {have!r}"
@@ -78,7 +78,7 @@ def warn_unknown(found: MachineData, what: str, value: Any, have: Any) -> None:
 
 
 def has_user(found: MachineData, user: str) -> bool | None:
-    """Whether this is a machine's default user; None where that cannot be known."""
+    """Whether this is a machine's default user; None if unknown."""
     key = orbctl.machine_key(found["name"], "username")
     have = found["username"]
     if user == have or user == (setting := ask(OrbStackConfigValue, key=key)):
@@ -90,7 +90,7 @@ def has_user(found: MachineData, user: str) -> bool | None:
 
 
 def changed_settings(name: str, settings: dict[str, str]) -> dict[str, str]:
-    """Those of a machine's settings that are not as they shall be."""
+    """The settings of a machine whose values differ from the requested ones."""
     changes = {}
     for setting, value in settings.items():
         have = ask(OrbStackConfigValue, key=orbctl.machine_key(name, setting))
@@ -101,14 +101,14 @@ def changed_settings(name: str, settings: dict[str, str]) -> dict[str, str]:
 
 
 def setting_text(value: str | float | bool) -> str:
-    """A setting as `orbctl` writes it."""
+    """A setting in `orbctl`'s notation."""
     if not isinstance(value, (str, int, float)):
         raise orbctl.BadValue(f"a setting is text, a number or a switch, not {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def same_value(wanted: str, have: str) -> bool:
-    """Whether two settings mean the same; nothing is as good as 0."""
+    """Whether two settings mean the same; an empty one equals 0."""
     try:
         return float(wanted or 0) == float(have or 0)
     except ValueError:

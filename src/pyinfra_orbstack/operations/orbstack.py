@@ -1,12 +1,12 @@
 """
-Manage OrbStack: its machines as they shall be, and its settings.
+Manage OrbStack machines and settings.
 
-These operations call ``orbctl`` on the host they target, as those of docker call docker: ``@local``
-on a Mac, or a Mac that pyinfra reaches over SSH. To configure a machine from the inside, target the
-machine itself, ``@orbstack/NAME``, with any of pyinfra's operations.
+These operations call ``orbctl`` on the target host, as the docker operations call docker:
+``@local`` on a Mac, or a Mac that pyinfra reaches over SSH. To configure a machine from the inside,
+target the machine itself, ``@orbstack/NAME``, with any of pyinfra's operations.
 """
 
-# Long because pyinfra finds operations by their module, and shows what is documented in each.
+# One long module, because pyinfra finds and documents operations by module.
 
 from __future__ import annotations
 
@@ -74,30 +74,31 @@ def machine(
     Ensure that a machine exists as described, or that it does not exist.
 
     + machine: name of the machine
-    + image: ``DISTRO`` or ``DISTRO:VERSION``, needed to create it
+    + image: ``DISTRO`` or ``DISTRO:VERSION``; required to create it
     + present: whether it should exist
     + running: whether it should run
-    + user: its default user; the Mac user if not given
-    + arch: ``arm64`` or ``amd64``; the Mac's own if not given
-    + cpus: limit of CPUs (OrbStack 2.2)
-    + memory: limit of memory, in MiB or with a unit such as ``4G`` (OrbStack 2.2)
-    + disk: limit of disk space, with a unit such as ``64G`` (OrbStack 2.2)
+    + user: its default user; the Mac user by default
+    + arch: ``arm64`` or ``amd64``; the Mac's own by default
+    + cpus: CPU limit (OrbStack 2.2)
+    + memory: memory limit, in MiB or with a unit such as ``4G`` (OrbStack 2.2)
+    + disk: disk space limit, with a unit such as ``64G`` (OrbStack 2.2)
     + isolated: whether it shares nothing with the Mac (OrbStack 2.1)
-    + isolate_network: with ``isolated``, whether it reaches neither other machines nor the Mac
-    + mounts: with ``isolated``, folders of the Mac to share all the same, as ``SRC[:DEST]``
+    + isolate_network: with ``isolated``, whether to block access to other machines and the Mac
+    + mounts: with ``isolated``, directories of the Mac to share anyway, as ``SRC[:DEST]``
     + forward_ssh_agent: whether it may use the Mac's SSH agent (OrbStack 2.1)
-    + cloud_init: path of a cloud-init file, on the computer that runs pyinfra
-    + recreate: delete and create it anew where a difference cannot be changed in place
-    + wait: whether to wait until it answers, and until cloud-init is done
+    + cloud_init: path of a cloud-init file, on the host that runs pyinfra
+    + recreate: whether to delete and recreate it if a difference cannot be changed in place
+    + wait: whether to wait until it answers and cloud-init is done
 
-    What is not given is not looked at. A limit of ``0`` is no limit; limits and
-    ``forward_ssh_agent`` are changed in place, for which a running machine is restarted. ``user``
-    is, too, without a restart, if the machine has that user. Any other difference fails the host,
-    naming it, unless ``recreate`` is set. What OrbStack does not tell, or tells in a way that
-    cannot be compared, gives a warning and never a new machine.
+    Arguments that you omit are not checked. A limit of ``0`` means no limit. Limits and
+    ``forward_ssh_agent`` are changed in place, which restarts a running machine. ``user`` is
+    changed in place without a restart if the machine has that user. Any other difference fails the
+    host with a message that names it, unless ``recreate`` is set. A value that OrbStack does not
+    report, or reports in a form that cannot be compared, causes a warning and never a new machine.
 
-    Cloud-init runs once, when a machine is made. So the file's checksum is kept on the Mac, in
-    ``~/.local/state/pyinfra-orbstack/cloud-init``, and a changed file counts as a difference.
+    Cloud-init runs once, when a machine is created. The file's checksum is therefore kept on the
+    Mac, in ``~/.local/state/pyinfra-orbstack/cloud-init``, and a changed file counts as a
+    difference.
 
     **Example:**
 
@@ -165,7 +166,7 @@ def machine(
 def _refuse(
     spec: MachineSpec, found: MachineData | None, differences: list[str], recreate: bool
 ) -> None:
-    """Refuse what cannot be done, or would have to delete what is not to be deleted."""
+    """Refuse what is impossible, or would delete something that must be kept."""
     if differences and not recreate:
         raise Refused(
             f"machine {spec.name} differs: {'; '.join(differences)}; this takes a new machine: "
@@ -192,7 +193,7 @@ def _make(spec: MachineSpec, script: str, digest: str, running: bool) -> Command
 def _change(
     spec: MachineSpec, found: MachineData, settings: dict[str, str], running: bool
 ) -> Commands:
-    """What changes a machine in place."""
+    """The commands that change a machine in place."""
     runs = found["state"] == "running"
     changes = changed_settings(spec.name, settings)
     if spec.user is not None:
@@ -246,7 +247,7 @@ def stopped(machine: str, force: bool = False) -> Commands:
     Ensure that a machine does not run.
 
     + machine: name of the machine
-    + force: whether to stop it at once, as by pulling the plug
+    + force: whether to stop it at once, without a clean shutdown
 
     **Example:**
 
@@ -299,10 +300,10 @@ def restarted(machine: str, wait: bool = True) -> Commands:
 @orbstack_operation()
 def renamed(machine: str, to: str) -> Commands:
     """
-    Ensure that a machine bears another name; it keeps its id and all that is in it.
+    Ensure that a machine has a new name; it keeps its id and its contents.
 
-    + machine: name that it has had
-    + to: name that it shall have
+    + machine: current name of the machine
+    + to: new name of the machine
 
     **Example:**
 
@@ -335,10 +336,10 @@ def cloned(source: str, machine: str) -> Commands:
     """
     Ensure that a machine exists, as a copy of another one. A new copy is stopped.
 
-    + source: name of the machine to copy, which may run meanwhile
+    + source: name of the machine to copy, which may be running
     + machine: name of the copy
 
-    A machine that exists is not compared with its source: both live on after the copy.
+    An existing machine is not compared with its source: both may change after the copy.
 
     **Example:**
 
@@ -366,12 +367,12 @@ def cloned(source: str, machine: str) -> Commands:
 @orbstack_operation()
 def exported(machine: str, path: str) -> Commands:
     """
-    Ensure that there is a file that holds a machine, which may run meanwhile.
+    Ensure that an archive file of a machine exists; the machine may be running.
 
     + machine: name of the machine
-    + path: path of the file, such as ``web.tar.zst``, on the computer that has OrbStack
+    + path: path of the file, such as ``web.tar.zst``, on the OrbStack host
 
-    The file is whole or not there, and only its owner can read it. One that exists is kept.
+    The file is either complete or absent, and only its owner can read it. An existing file is kept.
 
     **Example:**
 
@@ -404,12 +405,12 @@ def exported(machine: str, path: str) -> Commands:
 @orbstack_operation()
 def imported(path: str, machine: str) -> Commands:
     """
-    Ensure that a machine exists, made from a file that ``exported`` has written.
+    Ensure that a machine exists, created from a file that ``exported`` wrote.
 
-    + path: path of the file, on the computer that has OrbStack
+    + path: path of the file, on the OrbStack host
     + machine: name of the machine
 
-    A machine that exists is not compared with the file.
+    An existing machine is not compared with the file.
 
     **Example:**
 
@@ -439,7 +440,7 @@ def imported(path: str, machine: str) -> Commands:
 @orbstack_operation()
 def config(key: str, value: str | float | bool) -> Commands:
     """
-    Ensure that one of OrbStack's settings has a value; some count from its next start.
+    Ensure that an OrbStack setting has a value; some settings take effect at OrbStack's next start.
 
     + key: name of the setting
     + value: its value; ``""`` clears it
@@ -469,11 +470,11 @@ def config(key: str, value: str | float | bool) -> Commands:
 @orbstack_operation()
 def default_machine(machine: str | None) -> Commands:
     """
-    Ensure that ``orb`` uses a machine when none is named, or that none is set for it.
+    Ensure that ``orb`` uses a machine by default, or that no default is set.
 
     + machine: name of the machine, or ``None``
 
-    ``None`` is a change for as long as OrbStack names a machine all the same.
+    ``None`` counts as a change for as long as OrbStack still reports a default machine.
 
     **Example:**
 
@@ -501,12 +502,12 @@ def default_machine(machine: str | None) -> Commands:
 @orbstack_operation()
 def machine_user(machine: str, user: str) -> Commands:
     """
-    Ensure that a machine has a default user, who must exist in it (``server.user`` sees to that).
+    Ensure that a machine has a default user, who must exist in it (use ``server.user`` for that).
 
     + machine: name of the machine
     + user: name of the user
 
-    It has to run to be asked for the user: one that is stopped is started, and stopped again.
+    Checking the user requires a running machine: a stopped one is started and stopped again.
 
     **Example:**
 

@@ -1,4 +1,4 @@
-"""What operations on OrbStack have a shell do: calls of the functions in shell/machines.sh."""
+"""The shell commands of OrbStack operations: calls of the functions in shell/machines.sh."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ call = shelltext.words
 
 
 def log_change(reason: str) -> None:
-    """Say what differs: with ``--dry``, and before pyinfra asks whether to go on, too."""
+    """Log a difference, with ``--dry`` and before pyinfra asks for confirmation, too."""
     logger.info(f"{host.print_prefix}{reason}")
 
 
 class Making(StringCommand):
-    """A command that makes a machine: what is to be known of that is logged, also if it succeeds.
+    """A command that creates a machine and logs what you should know about the result.
 
     Attributes:
-        spec: What it is to be made from, if that is known.
+        spec: The specification of the machine, if known.
     """
 
     spec: MachineSpec | None = None
 
     @override
     def execute(self, state: State, host: Host, connector_arguments: Any) -> Any:
-        """Run it, and see what has come of it."""
+        """Run it and check the result."""
         status, output = super().execute(state, host, connector_arguments)
         if status:
             said = [] if state.print_output else plain_lines(output.stderr)
@@ -54,13 +54,13 @@ class Making(StringCommand):
 
 
 def run(*calls: str) -> StringCommand:
-    """Calls of which each is made if the one before it went well."""
+    """A chain of calls; each runs only if the one before it succeeds."""
     # OrbStack belongs to the user who is logged in; root has none.
     return StringCommand(shelltext.command(" && ".join(calls)), _sudo=False)
 
 
 def make(call: str) -> Making:
-    """A call that makes a machine."""
+    """A call that creates a machine."""
     return Making(shelltext.command(call), _sudo=False)
 
 
@@ -88,7 +88,7 @@ def wait(name: str, seconds: int, cloud_init: bool = False) -> StringCommand:
 
 
 def create(spec: MachineSpec, script: str, digest: str) -> StringCommand:
-    """Make a machine, and write it down; with a cloud-init file, that comes on stdin."""
+    """Create a machine and record it; a cloud-init file arrives on stdin."""
     args = spec.create_args()
     words = [
         shelltext.mac_path(word) if before == "--mount" else shlex.quote(word)
@@ -103,18 +103,18 @@ def create(spec: MachineSpec, script: str, digest: str) -> StringCommand:
 
 
 def clone(source: str, name: str) -> StringCommand:
-    """Copy a machine, and write the copy down."""
+    """Copy a machine and record the copy."""
     return make(call("make_machine", name, *orbctl.machine_args("clone", source, name)))
 
 
 def import_(path: str, name: str) -> StringCommand:
-    """Make a machine from a file, and write it down."""
+    """Create a machine from a file and record it."""
     *args, last = orbctl.import_args(path, name)
     return make(f"{call('make_machine', name, *args)} {shelltext.mac_path(last)}")
 
 
 def delete(found: MachineData) -> StringCommand:
-    """Delete by name, which is all that `orbctl` can, but only the machine that was looked at."""
+    """Delete by name, as `orbctl` requires, but only the machine that was checked."""
     name, machine_id = orbctl.check_name(found["name"]), orbctl.check_id(found["id"])
     return run(call("remove_all_of", name, machine_id))
 
@@ -122,7 +122,7 @@ def delete(found: MachineData) -> StringCommand:
 def set_user(
     name: str, user: str, seconds: int, *, was_running: bool, running: bool
 ) -> StringCommand:
-    """Change the default user, for which the machine has to run."""
+    """Change the default user, which requires the machine to run."""
     words = [orbctl.check_name(name), orbctl.check_value("user", user)]
     if was_running:
         return run(call("set_user", *words))
@@ -133,9 +133,9 @@ def set_user(
 def reconfigure(
     name: str, settings: dict[str, str], *, was_running: bool, running: bool
 ) -> StringCommand:
-    """Change settings that count from the next start.
+    """Change settings that take effect at the next start.
 
-    Stopped first, so that a run that is interrupted anywhere is completed by the next one.
+    The machine stops first, so that the next run completes one that was interrupted anywhere.
     """
     pairs = [word for pair in settings.items() for word in pair]
     if was_running and running:

@@ -1,12 +1,13 @@
 """
-Operations by the names they had before 1.0, for deploys that use them.
+Operations under their names from before 1.0, for existing deploys.
 
-New deploys use `pyinfra_orbstack.operations.orbstack`, and `pyinfra_orbstack.facts.orbstack` for
-what there is; docs/migrating.md has the names side by side, and each call warns and names the new
-one. What was a parameter ``name`` is ``machine`` now: pyinfra keeps that word for itself, so it
-only ever worked by position.
+New deploys use `pyinfra_orbstack.operations.orbstack`, and `pyinfra_orbstack.facts.orbstack` to
+read the current state. docs/migrating.md lists the old and new names, and each call issues a
+warning that names the new one. The former parameter ``name`` is now ``machine``: pyinfra reserves
+``name``, so it only ever worked by position.
 
-What only shows something changes nothing. Where no machine is a parameter, it shows every one.
+Operations that only show something change nothing. Without a machine parameter they show every
+machine.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pyinfra_orbstack.facts.orbstack import (
 from pyinfra_orbstack.operations import orbstack
 from pyinfra_orbstack.operations.common import Commands, ask, fail, orbstack_operation
 
-# What the old ones do that the new ones do not ------------------------------------------------
+# What the old operations do that the new ones do not -------------------------------------------
 
 
 def _show(value: Any) -> Commands:
@@ -92,7 +93,7 @@ def _dns_lookup(hostname: str, lookup_type: str) -> Commands:
 
 
 def _probe(words: list[str]) -> Commands:
-    """Run a command that changes nothing, where the host is as the deploy has made it so far."""
+    """Run a command that changes nothing, once earlier operations of the deploy have run."""
     if not state.is_executing:
         host.noop("this only looks")
         return
@@ -109,15 +110,15 @@ def _probe(words: list[str]) -> Commands:
 
 
 class Old(NamedTuple):
-    """An operation as it was.
+    """An operation from before 1.0.
 
     Attributes:
-        function: Its parameters, and what carries it out.
+        function: Its parameters and implementation.
         does: The first sentence of its description.
-        instead: What to use now.
+        instead: Its replacement.
         example: A call of it.
-        parameters: What they are, by name.
-        decorate: What makes it an operation of pyinfra.
+        parameters: Descriptions of its parameters, by name.
+        decorate: Turns it into a pyinfra operation.
     """
 
     function: Callable[..., Commands]
@@ -159,24 +160,24 @@ TABLE = {
     ),
     "vm_export": Old(
         lambda machine, output_path: orbstack.exported._inner(machine, output_path),
-        "Ensure that there is a file that holds a machine.",
+        "Ensure that an archive file of a machine exists.",
         "``orbstack.exported``",
         'vm.vm_export("web", "/tmp/web.tar.zst")',
         {"machine": "name of the machine", "output_path": "path of the file"},
     ),
     "vm_import": Old(
         lambda input_path, machine: orbstack.imported._inner(input_path, machine),
-        "Ensure that a machine exists, made from an exported one.",
+        "Ensure that a machine exists, created from an exported one.",
         "``orbstack.imported``",
         'vm.vm_import("/tmp/web.tar.zst", "web-restored")',
         {"input_path": "path of the file", "machine": "name of the machine"},
     ),
     "vm_rename": Old(
         lambda old_name, new_name: orbstack.renamed._inner(old_name, new_name),
-        "Ensure that a machine bears another name.",
+        "Ensure that a machine has a new name.",
         "``orbstack.renamed``",
         'vm.vm_rename("web", "www")',
-        {"old_name": "name that it has had", "new_name": "name that it shall have"},
+        {"old_name": "its current name", "new_name": "its new name"},
     ),
     "vm_delete": Old(
         lambda machine, force=False: orbstack.machine._inner(machine, present=False),
@@ -185,7 +186,7 @@ TABLE = {
         'vm.vm_delete("web-old", force=True)',
         {
             "machine": "name of the machine",
-            "force": "makes no difference: nobody is there to be asked",
+            "force": "has no effect: there is no prompt to skip",
         },
     ),
     "vm_start": Old(
@@ -219,14 +220,14 @@ TABLE = {
     ),
     "vm_info": Old(
         lambda: _show_machines(),
-        "Show all about machines.",
+        "Show all details of machines.",
         ONE_FACT,
         "vm.vm_info()",
         decorate=SHOWS,
     ),
     "vm_status_detailed": Old(
         lambda: _show_machines(),
-        "Show all about machines.",
+        "Show all details of machines.",
         ONE_FACT,
         "vm.vm_status_detailed()",
         decorate=SHOWS,
@@ -271,7 +272,7 @@ TABLE = {
         "Show the logs of machines.",
         "the fact ``OrbStackMachineLogs``",
         "vm.vm_logs()",
-        {"all_logs": "whether to show what OrbStack itself logs, too"},
+        {"all_logs": "whether to include OrbStack's own log messages"},
         decorate=SHOWS,
     ),
     "ssh_info": Old(
@@ -337,7 +338,7 @@ TABLE = {
 
 
 def _operation(name: str, old: Old) -> Any:
-    """An operation of pyinfra that says at each call what to use instead."""
+    """A pyinfra operation that names its replacement at each call."""
     function = old.function
     function.__name__ = function.__qualname__ = name
     told = "".join(f"+ {parameter}: {text}\n" for parameter, text in old.parameters.items())

@@ -1,4 +1,4 @@
-"""Shell that runs in a target or on this computer: `.sh` files for sh (dash, bash, busybox)."""
+"""Shell code for targets and this host: `.sh` files for sh (dash, bash, busybox)."""
 
 from __future__ import annotations
 

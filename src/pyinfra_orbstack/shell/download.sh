@@ -13,8 +13,8 @@ fail_with() {
 }
 
 # get HOW TOKEN SOURCE: print the content between two lines that begin with TOKEN, the second with
-# the checksum of what was sent. HOW is `carefully`, or `quickly` where a file that changes meanwhile
-# may fail.
+# the checksum of the sent content. HOW is `carefully`, or `quickly` if a file that changes
+# meanwhile may fail.
 get() {
     token=$2
     refuse_odd "$3"
@@ -31,8 +31,7 @@ refuse_odd() {
     [ ! -c "$1" ] || fail 'it is a device, which has no end'
 }
 
-# 3 is the file, 5 leads to the client. The size is the end of a file that grows; one of /proc has
-# none.
+# 3 is the file, 5 leads to the client. The size limits a file that grows; files of /proc have none.
 send() {
     printf '%s begin\n' "$token"
     size=0 small=
@@ -52,11 +51,11 @@ send() {
     printf '%s end %s\n' "$token" "$sum"
 }
 
-# The checksum is that of the bytes that go out: the file may change, and files of /proc are made
+# The checksum is that of the sent bytes: the file may change, and files of /proc are generated
 # while they are read.
 #
-# 7 takes what fails. `tee` may open the way to the checksum by its name, since that pipe is this
-# user's own; the way to the client need not be.
+# 7 receives failures. `tee` may open the pipe to the checksum by name, since this user owns it; the
+# pipe to the client may belong to another user.
 send_and_sum() {
     choose_digester
     sum=$({
@@ -68,7 +67,7 @@ send_and_sum() {
 *}" ;; esac
 }
 
-# A file that grows is read to the end that it had first.
+# A file that grows is read up to its initial size.
 read_file() {
     if [ "$size" -gt 0 ]; then head -c "$size"; else cat; fi </proc/self/fd/3
 }

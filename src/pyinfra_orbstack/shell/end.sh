@@ -1,8 +1,8 @@
 # shellcheck shell=sh disable=SC2086
-# Ends a command. Goes with processes.sh.
+# Kills a command. Used with processes.sh.
 
-# end [PID STARTED KIND]...: kills all that `orb_find` finds. What was killed may take a while to go
-# where the computer is busy.
+# end [PID STARTED KIND]...: kills all that `orb_find` finds. On a busy host a killed process may
+# take a while to go.
 orb_end() {
   exec 2>/dev/null
   orb_from "$@" || exit 0

@@ -1,8 +1,8 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154
-# Asking `orbctl` on the host that has OrbStack. pyinfra takes no output, and a missing command, for
-# "there is nothing", and shows all that a failed command printed: so everything is told on stdout,
-# with exit code 0. asking.py reads it.
+# Queries to `orbctl` on the OrbStack host. pyinfra treats missing output, and a missing command, as
+# "there is nothing", and shows all output of a failed command: so these functions report everything
+# on stdout, with exit code 0. asking.py parses it.
 
 have_orbctl() {
     command -v "$orbctl" >/dev/null && return
@@ -10,14 +10,14 @@ have_orbctl() {
     exit
 }
 
-# answer ARGUMENT...: what one call prints, and on a line of its own how it ended
+# answer ARGUMENT...: the output of one call, and its exit status on a line of its own
 answer() {
     exec 3>&1
     error=$("$orbctl" "$@" 2>&1 >&3 3>&- </dev/null)
     printf '\norbctl: exit %s: %s\n' "$?" "$(printf %s "$error" | tr '\n' '\t')"
 }
 
-# ask ARGUMENT...: the same, and once more after a failure that may pass and has printed nothing
+# ask ARGUMENT...: the same, repeated once after a possibly temporary failure without output
 ask() {
     told=$(answer "$@")
     case $told in
@@ -34,13 +34,13 @@ orbctl: exit '*)
 ask_all() {
     ask list --format json
     set -f
-    # One may go between the two calls: then its addresses are not known.
+    # One may disappear between the two calls: then its addresses are unknown.
     for machine in $("$orbctl" list -r -q </dev/null); do
         ask info "$machine" --format json
     done
 }
 
-# ask_when_settled NAME SECONDS: about a machine, once it is not being made, started or stopped
+# ask_when_settled NAME SECONDS: about a machine, once it is not being created, started or stopped
 ask_when_settled() {
     end=$(($(date +%s) + $2))
     while :; do
@@ -65,7 +65,7 @@ kind_of() {
     fi
 }
 
-# digest_of ID: the checksum of the cloud-init file that a machine was made with, or an empty line
+# digest_of ID: the checksum of the cloud-init file that created a machine, or an empty line
 digest_of() {
     digest=$(cloud_init_folder)/$1
     if [ -f "$digest" ]; then

@@ -1,9 +1,9 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2034,SC2154
-# What operations, and connecting, do with `orbctl` on the host that has OrbStack. All of it is
-# functions; Python sends those that a command needs, and then the call.
+# The calls of `orbctl` on the OrbStack host for operations, and for connecting. It contains only
+# functions; Python sends those that a command needs, followed by the call.
 
-# find_orbctl FOLDER...: OrbStack's `orbctl`, also where PATH is short
+# find_orbctl DIRECTORY...: OrbStack's `orbctl`, even if PATH is short
 find_orbctl() {
     for folder; do
         case $folder in
@@ -14,14 +14,14 @@ find_orbctl() {
     orbctl=${PYINFRA_ORBSTACK_ORBCTL:-orbctl}
 }
 
-# orb ARGUMENT...: call it, without the input of the command that we are
+# orb ARGUMENT...: call it, without this command's own input
 orb() {
     "$orbctl" "$@" </dev/null
 }
 
-# within SECONDS ARGUMENT...: call it, and end it when it takes longer. A caller redirects with `exec`
+# within SECONDS ARGUMENT...: call it, and kill it if it takes longer. A caller redirects with `exec`
 # in a subshell: for a redirection of this call the shell would keep the old stream open, also in the
-# one that watches, and whoever reads that stream would wait for it when all others were killed.
+# watching process, and a reader of that stream would wait for it after all others were killed.
 within() (
     seconds=$1
     shift
@@ -38,8 +38,8 @@ within() (
     exit "$status"
 )
 
-# look NAME: set `found` to the id of a machine, and `told` to all that `orbctl` tells of it.
-# 1: there is none. 2: it cannot be known, and `told` says why.
+# look NAME: set `found` to the id of a machine, and `told` to `orbctl`'s output about it.
+# 1: there is none. 2: it is unknown, and `told` says why.
 look() {
     again=yes
     while :; do
@@ -58,7 +58,7 @@ look() {
     return 2
 }
 
-# remove NAME ID: delete that machine and no other, by its name, which is all that `orbctl` can do
+# remove NAME ID: delete only that machine, by name, since `orbctl` requires it
 remove() {
     find_record
     look "$1"
@@ -77,19 +77,19 @@ remove() {
     orb delete --force "$1" && forget "$2"
 }
 
-# make_machine NAME ARGUMENT...: call `orbctl ARGUMENT...`, which makes a machine of that name, and
-# write it down; stdout gets what `orbctl` tells of it. Whoever calls this has just seen that there
-# is none of that name. Whatever interrupts it, the machine is in the record then, or removed, or
-# named: one is ours if the call has made it, or was making it when we ended the call.
+# make_machine NAME ARGUMENT...: call `orbctl ARGUMENT...`, which creates a machine of that name, and
+# record it; stdout gets `orbctl`'s output about it. The caller has just checked that no machine has
+# that name. After any interruption the machine is recorded, or removed, or named in a message: it
+# is ours if the call created it, or was creating it when we killed the call.
 make_machine() {
     name=$1
     shift
     find_record
     cut='' since=$(date +%s)
     trap 'cut=yes' HUP INT TERM
-    # Who has called may be gone; the shell itself tells of a call that was ended.
+    # The caller may be gone; the shell itself reports a killed call.
     trap '' PIPE
-    # One that cannot be written is told of when there is something to write.
+    # An unwritable record is reported when there is something to write.
     intend 2>/dev/null
     said=$("$orbctl" "$@" 2>&1 </dev/null)
     status=$?
@@ -109,13 +109,13 @@ make_machine() {
     return "$status"
 }
 
-# was_cut_off STATUS SAID: whether a signal has ended the call before it knew that the name is taken
+# was_cut_off STATUS SAID: whether a signal ended the call before it knew that the name is taken
 was_cut_off() {
     case $2 in *'already exists'*) return 1 ;; esac
     [ "$1" -gt 128 ]
 }
 
-# keep: write the machine down that was just made; what cannot be written down is removed
+# keep: record the machine that was just created; if that fails, remove it
 keep() {
     made=$(date +%s)
     if ! look "$name"; then
@@ -128,9 +128,9 @@ keep() {
     return 1
 }
 
-# give_up REASON: remove the machine that we have made, if there is one
+# give_up REASON: remove the machine that we created, if there is one
 give_up() {
-    # Nothing of it is to be halved.
+    # None of this must be interrupted.
     trap '' HUP INT TERM
     look "$name"
     case $? in
@@ -155,7 +155,7 @@ give_up() {
     echo "$1: machine $name was made, and deleting it failed: $why; $(advice "$name")" >&2
 }
 
-# failed SAID: see what a call has left that failed by itself, which proves nothing of whose it is
+# failed SAID: check what a failed call has left; its failure alone does not prove whose that is
 failed() {
     case $1 in
     *'already exists'*)
@@ -174,13 +174,13 @@ advice() {
     echo "this deletes it: orbctl delete --force $1"
 }
 
-# state_of NAME: its state as `orbctl` has it; nothing where it cannot be known
+# state_of NAME: its state as `orbctl` reports it; empty if unknown
 state_of() {
     (exec 2>/dev/null && within 30 info "$1" --format json) |
         sed -n 's/.*"state": *"\([^"]*\)".*/\1/p' | head -n 1
 }
 
-# settle_down NAME SECONDS: wait while a machine is being made, started or stopped
+# settle_down NAME SECONDS: wait while a machine is being created, started or stopped
 settle_down() {
     end=$(($(date +%s) + $2))
     while :; do
@@ -202,28 +202,27 @@ until_it_answers() {
     done
 }
 
-# finish_cloud_init NAME COMMAND: run in the machine what waits for cloud-init
+# finish_cloud_init NAME COMMAND: run the command that waits for cloud-init in the machine
 finish_cloud_init() {
     orb run -m "$1" -u root -w / sh -c "$2" && return
     printf '%s\n' "cloud-init failed in machine $1" >&2
     return 1
 }
 
-# check_user NAME USER: whether a machine that runs has that user
+# check_user NAME USER: whether a running machine has that user
 check_user() {
     said=$(orb run -m "$1" -u root -w / id -u "$2" 2>&1) && return
     printf '%s\n' "machine $1 has to have the user $2 first: $said" >&2
     return 1
 }
 
-# set_user NAME USER: change the default user, but only to one whom the machine has: to another
-# nobody gets in
+# set_user NAME USER: change the default user, but only to an existing one, as no other can log in
 set_user() {
     check_user "$1" "$2" && orb config set "machine.$1.username" "$2"
 }
 
-# set_user_when_stopped NAME USER SECONDS [stay]: start the machine, which has to run to be asked
-# for the user. If that comes to nothing, or it shall not stay so, it is stopped again.
+# set_user_when_stopped NAME USER SECONDS [stay]: start the machine, since checking the user requires
+# it. If that fails, or the machine is not to keep running, stop it again.
 set_user_when_stopped() {
     orb start "$1" && until_it_answers "$1" "$3" && set_user "$1" "$2"
     status=$?
@@ -231,7 +230,7 @@ set_user_when_stopped() {
     orb stop "$1" && return "$status"
 }
 
-# change_settings NAME KEY VALUE...: change settings of a machine, the first that fails ends it
+# change_settings NAME KEY VALUE...: change settings of a machine, up to the first that fails
 change_settings() {
     machine=$1
     shift
@@ -241,9 +240,9 @@ change_settings() {
     done
 }
 
-# restart_with NAME KEY VALUE...: change settings that count from the next start. Stopped first, so
-# that a run that is interrupted anywhere is completed by the next one; it runs again also if a value
-# is refused.
+# restart_with NAME KEY VALUE...: change settings that take effect at the next start. The machine
+# stops first, so that the next run completes an interrupted one; it runs again even if a value is
+# refused.
 restart_with() {
     orb stop "$1" || return
     change_settings "$@"
@@ -251,13 +250,13 @@ restart_with() {
     orb start "$1" && return "$status"
 }
 
-# make_from_user_data DIGEST NAME create ARGUMENT...: make_machine with the cloud-init file that
-# comes on stdin. No other user can read it, and it is gone when the machine is there.
+# make_from_user_data DIGEST NAME create ARGUMENT...: make_machine with the cloud-init file from
+# stdin. No other user can read the file, and it is deleted once the machine exists.
 make_from_user_data() {
     digest=$1 name=$2 folder=$(cloud_init_folder)
     shift 3
     (umask 077 && mkdir -p "$folder") || return
-    # A shell that was killed leaves its file; an hour later nobody can be using it any more.
+    # A killed shell leaves its file; after an hour nothing can be using it any more.
     find "$folder" -name 'new.*' -mmin +60 -exec rm -f {} +
     data=$(mktemp "$folder/new.XXXXXX") || return
     trap 'rm -f "$data"' EXIT
@@ -266,18 +265,18 @@ make_from_user_data() {
         echo "$digest" >"$folder/$found"
 }
 
-# Where it is written down what a machine's cloud-init file was.
+# Where the checksum of a machine's cloud-init file is recorded.
 cloud_init_folder() {
     printf %s "${XDG_STATE_HOME:-$HOME/.local/state}/pyinfra-orbstack/cloud-init"
 }
 
-# remove_all_of NAME ID: the machine, and what is written down of it
+# remove_all_of NAME ID: the machine, and everything recorded about it
 remove_all_of() {
     remove "$1" "$2" && rm -f "$(cloud_init_folder)/$2"
 }
 
-# export_to NAME PATH: write a machine to a file that is whole or not there, and is private from the
-# first byte on, also if OrbStack itself creates it
+# export_to NAME PATH: export a machine to a file that is complete or absent, and is private from the
+# first byte on, even if OrbStack itself creates it
 export_to() {
     case $2 in
     */*) private=${2%/*}/.${2##*/}.partial ;;

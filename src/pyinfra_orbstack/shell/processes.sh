@@ -1,9 +1,9 @@
 # shellcheck shell=sh disable=SC2086
-# Finds everything that descends from given processes: by parent, group or session, since the
-# children of `su` have a session of their own.
+# Finds all descendants of given processes: by parent, group or session, since the children of `su`
+# have a session of their own.
 
-# from [PID STARTED KIND]...: the processes from which to look. A pid is ours only while its start
-# time is the one we were told; a group that is gone may have left members.
+# from [PID STARTED KIND]...: the processes to start from. A pid is ours only while its start time
+# is the given one; a group that is gone may have left members.
 orb_from() {
   orb_me=" $$ $PPID " orb_all=' '
   while [ $# -gt 2 ]; do
@@ -23,7 +23,7 @@ orb_started() {
   orb_word=$1
 }
 
-# find: adds to $orb_all what descends from it, and lists in $orb_live what of it is alive.
+# find: adds the descendants to $orb_all, and lists those that are alive in $orb_live.
 orb_find() {
   orb_new=1
   while [ $orb_new = 1 ]; do

@@ -1,14 +1,14 @@
 # shellcheck shell=sh disable=SC2154
-# Tells when a command waits for what is typed on its terminal. Goes with processes.sh.
+# Reports when a command waits for input on its terminal. Used with processes.sh.
 #
-# An end of file that is typed before anybody reads it turns into a NUL byte when the mode of the
+# An end of file that is typed before a process reads it turns into a NUL byte if the mode of the
 # terminal changes meanwhile: `sudo` does so, and passes it on to a terminal of its own.
 
-# reading PID STARTED KIND: a line each time, until the process is gone.
+# reading PID STARTED KIND: prints a line each time, until the process is gone.
 orb_reading() {
   exec 2>/dev/null
   case $(uname -m) in
-    # Of read, readv and splice, with which the `cat` of Ubuntu 26.04 reads; then of what waits.
+    # read, readv and splice, with which the `cat` of Ubuntu 26.04 reads; then calls that wait.
     x86_64) orb_read=' 0 19 275 ' orb_poll=' 7 23 232 270 271 281 441 ' ;;
     aarch64 | riscv64) orb_read=' 63 65 76 ' orb_poll=' 22 72 73 441 ' ;;
     *) orb_read=' 3 145 ' orb_poll=' ' ;;
@@ -22,7 +22,7 @@ orb_reading() {
     for orb_one in $orb_live; do orb_look "$orb_one"; done
     [ "$orb_doubt" = "$orb_before" ] || orb_same=0
     orb_same=$((orb_same + 1)) orb_before=$orb_doubt
-    # What may wait for something else counts after so many scans.
+    # A process that may wait for something else counts only after this many scans.
     if [ -n "$orb_reads" ] || { [ -n "$orb_doubt" ] && [ $orb_same -ge "${orb_doubt% *}" ]; }; then
       orb_same=0
       echo reading
@@ -33,7 +33,7 @@ orb_reading() {
 }
 
 # look PID: whether it waits in `read` on a terminal; or waits in `poll` or the like, with a
-# terminal as its stdin; or lets nobody see what it does.
+# terminal as its stdin; or hides what it does.
 orb_look() {
   if IFS=' ' read -r orb_call orb_fd _ <"/proc/$1/syscall"; then
     case $orb_read in
@@ -43,7 +43,7 @@ orb_look() {
       *" $orb_call "*) [ ! -c "/proc/$1/fd/0" ] || orb_leaf "$1" 40 ;;
     esac
   elif IFS= read -r orb_call <"/proc/$1/wchan" && [ "$orb_call" != 0 ]; then
-    # Some systems show the call to debuggers alone.
+    # Some systems show the call only to debuggers.
     case $orb_call in wait_woken | n_tty_read) ;; *) return ;; esac
     [ ! -c "/proc/$1/fd/0" ] || orb_reads=yes
   elif [ "$orb_self" = 0 ]; then
@@ -51,8 +51,8 @@ orb_look() {
   fi
 }
 
-# hidden PID: a process that root, without all its rights, cannot look at. That of the user who
-# logged in is looked at by another call, of that user; what changes users is about to do more.
+# hidden PID: a process that root without all its rights cannot inspect. Another call, of the user
+# who logged in, inspects that user's; a process that changes users is about to do more.
 orb_hidden() {
   orb_ids "$1"
   [ "$orb_id" != "$orb_login" ] || return
@@ -61,7 +61,7 @@ orb_hidden() {
   case ${orb_stat##*) } in S*) orb_leaf "$1" 15 ;; esac
 }
 
-# leaf PID SCANS: doubts it, if it does not wait for a process of its own.
+# leaf PID SCANS: marks it as doubtful, unless it waits for a child process.
 orb_leaf() {
   case $orb_parents in *" $1 "*) ;; *) orb_doubt="$2 $1" ;; esac
 }

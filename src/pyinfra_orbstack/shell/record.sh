@@ -1,9 +1,9 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2034,SC2154
-# The record of machines, on the host that has OrbStack: record.py says what is in it, and holds the
-# same lock. All of it is functions; Python sends those that a command needs, and then the call.
+# The record of machines, on the OrbStack host: record.py describes its content, and takes the same
+# lock. It contains only functions; Python sends those that a command needs, followed by the call.
 
-# find_record: the record itself, behind symlinks; nothing where none is wanted
+# find_record: the record itself, behind symlinks; empty if none is set
 find_record() {
     record=${PYINFRA_ORBSTACK_RECORD:-} links=0
     while [ -L "$record" ] && [ "$links" -lt 40 ]; do
@@ -27,26 +27,26 @@ is_gone() (
     export LC_ALL
     case $pid in '' | 0 | *[!0-9]*) exit 1 ;; esac
     if said=$(kill -0 "$pid" 2>&1); then
-        # Where nobody waits for it, it stays in the list of processes.
+        # A zombie remains in the list of processes.
         case $(cat "/proc/$pid/stat" 2>/dev/null) in *') Z '*) exit 0 ;; *) exit 1 ;; esac
     fi
     case $said in *'o such process'*) exit 0 ;; *) exit 1 ;; esac
 )
 
-# hold PATH: take a lock, and wait for it where another one holds it
+# hold PATH: take a lock, and wait while another process holds it
 hold() (
     tries=0 misses=0
     until said=$(ln -sn "$token" "$1" 2>&1) && [ "$(readlink "$1")" = "$token" ]; do
         tries=$((tries + 1))
         if ! holder=$(readlink "$1"); then
-            # Given back this moment, or it cannot be made at all.
+            # It was released just now, or it cannot be created at all.
             misses=$((misses + 1))
             if [ "$misses" -gt 20 ]; then
                 printf '%s\n' "$said" >&2
                 exit 1
             fi
         elif is_gone "$holder" || [ -n "$(find "$1" -prune -mmin +1)" ]; then
-            # Under a lock of its own, so that nobody takes away what a third one has taken meanwhile.
+            # Under a lock of its own, so that no process removes a lock taken by a third meanwhile.
             own=$1.$(printf %s "$holder" | tr -dc 0-9.)
             hold "$own" || exit 1
             [ "$(readlink "$1")" != "$holder" ] || rm -f "$1"
@@ -61,12 +61,12 @@ hold() (
     done
 )
 
-# let_go PATH: give a lock back
+# let_go PATH: release a lock
 let_go() {
     [ "$(readlink "$1")" != "$token" ] || rm -f "$1"
 }
 
-# with_record COMMAND...: run it while the record's lock is held
+# with_record COMMAND...: run it while holding the record's lock
 with_record() {
     if [ -L "$record" ]; then
         echo "$record: Too many levels of symbolic links" >&2
@@ -75,7 +75,7 @@ with_record() {
     [ -d "$(dirname "$record")" ] || mkdir -p "$(dirname "$record")" || return 1
     # This very process, which may be a part of the shell that outlives it.
     token=$(exec sh -c 'echo "$PPID"').$(date +%s)
-    # Who is next waits for the lock alone, however often another one takes it.
+    # Only the next in line waits for the lock itself, however often others take it.
     hold "$record.next" || return 1
     hold "$record.lock" && held=yes || held=
     let_go "$record.next"
@@ -86,14 +86,14 @@ with_record() {
     return "$1"
 }
 
-# begin FILE: set `file`, and `new` to a copy of it that is as private
+# begin FILE: set `file`, and `new` to an equally private copy of it
 begin() {
     file=$1 new=$1.new.$token
     if [ -d "$file" ]; then
         echo "$file: Is a directory" >&2
         return 1
     fi
-    # Those of writers that were killed; one that was only asleep fails then, as it should.
+    # Files of killed writers; a writer that was only suspended fails then, as it should.
     rm -f "$file".new.*
     if [ -e "$file" ]; then
         cp -p "$file" "$new"
@@ -102,7 +102,7 @@ begin() {
     fi
 }
 
-# finish STATUS: make the copy the file, in one step, if it is whole and the lock is still ours
+# finish STATUS: replace the file with the copy, atomically, if it is complete and the lock is ours
 finish() {
     [ "$1" = 0 ] && [ "$(readlink "$record.lock")" = "$token" ] && mv -f "$new" "$file" && return
     echo "$file: No space left, or the lock is lost" >&2
@@ -116,17 +116,17 @@ append() {
     finish "$?"
 }
 
-# One that was cut short gets its end.
+# A truncated last line is completed.
 end_last_line() {
     [ -z "$(tail -c 1 "$new")" ] || echo >>"$new"
 }
 
-# rewrite FILE COMMAND...: make what a filter prints the whole of a file
+# rewrite FILE COMMAND...: replace a file's content with a filter's output
 rewrite() {
     begin "$1"
     began=$?
     shift
-    # Not every awk says that a disk is full.
+    # Not every awk reports that a disk is full.
     [ "$began" = 0 ] && filter "$@" >"$new" && filter "$@" | cmp -s - "$new"
     finish "$?"
 }
@@ -139,8 +139,8 @@ filter() {
     fi
 }
 
-# The lines of the record without those of the machine, and then what is to be said of it. awk gives
-# a last line that was cut short its end.
+# The lines of the record without those of the machine, followed by new ones for it. awk completes a
+# truncated last line.
 without_intents() {
     LC_ALL=C name=$name awk '!(NF > 4 && $2 ~ /^[?!]$/ && ($1 "") == (ENVIRON["name"] ""))'
 }
@@ -170,7 +170,7 @@ forget_both() {
     [ ! -e "$record.orbctl" ] || rewrite "$record.orbctl" without_place
 }
 
-# write_down COMMAND...: change the record, where one is wanted, or say why it cannot be
+# write_down COMMAND...: change the record, if one is set, or say why that is impossible
 write_down() {
     [ -n "$record" ] || return 0
     trouble=$(with_record "$@" 2>&1) && return
@@ -179,12 +179,12 @@ write_down() {
     return 1
 }
 
-# intend: say that a machine is being made
+# intend: record that a machine is being created
 intend() {
     write_down append "$record" "$name ? $since - $writer $place"
 }
 
-# was_made UNTIL: say that it has been made, and that its id is not known yet
+# was_made UNTIL: record that it has been created, and that its id is not known yet
 was_made() {
     until=$1
     write_down rewrite "$record" with_made

@@ -1,13 +1,12 @@
 # shellcheck shell=sh disable=SC2059,SC2086
-# The control shell: it runs commands in a target and tells the client about them.
+# The control shell: it runs commands in a target and reports them to the client.
 #
-# 6 and 7 are the streams to the client; 4 carries stdout inside one exchange. A command gets 0 to 2
-# alone, and this shell's own stdout and stderr are /dev/null, so that no message of it about jobs
-# reaches the client. What the client must not mistake for output begins with the exchange's token,
-# which stands in no argument list and in no environment. `read` is used for ASCII words only; it
-# takes no byte after the newline.
+# 6 and 7 are the streams to the client; 4 carries stdout inside one exchange. A command gets only 0
+# to 2, and this shell's own stdout and stderr are /dev/null, so that its job messages never reach
+# the client. Messages for the client begin with the exchange's token, which is in no argument list
+# and in no environment. `read` is used only for ASCII words; it takes no byte after the newline.
 
-# A session id of its own, by which the command's descendants are found later.
+# A session id of its own, which later identifies the command's descendants.
 orb_setsid=$(command -v setsid)
 
 # Streams: two pipes.
@@ -31,14 +30,14 @@ orb_open() {
   [ "$orb_in" = home ] || exit 1
 }
 
-# ready TOKEN START: nothing runs before the client has said START.
+# ready TOKEN START: nothing runs before the client has sent START.
 orb_ready() {
   printf '%s ready\n' "$1" >&6
   IFS= read -r orb_start
   [ "$orb_start" = "$2" ] || exit 1
 }
 
-# begin TOKEN: tells the process that becomes the command, which costs less than one in between.
+# begin TOKEN: reports the process that becomes the command, which is cheaper than an extra one.
 orb_begin() {
   IFS= read -r orb_self </proc/self/stat
   printf '%s begin %s\n' "$1" "$orb_self" >&6
@@ -51,8 +50,8 @@ orb_exec() {
   exec $orb_setsid sh -c "$2" 4>&- 6>&- 7>&-
 }
 
-# child TOKEN SOURCE TEXT: runs the command with a stdin that is empty, the rest of ours, or what a
-# format makes; and tells its status in both of its outputs, so that a copy that ends too early
+# child TOKEN SOURCE TEXT: runs the command with a stdin that is empty, the rest of ours, or the
+# output of a format; reports its status in both of its outputs, so that a copy that ends too early
 # lacks it.
 orb_child() {
   case $2 in
@@ -72,7 +71,7 @@ orb_input() {
 }
 
 # exchange TOKEN START SOURCE TEXT: over when the command has ended and both outputs are closed.
-# Each output is copied by a `cat`, whose own status is told by whoever waits for it.
+# A `cat` copies each output; the process that waits for it reports its status.
 orb_exchange() {
   orb_ready "$1" "$2"
   { { orb_child "$1" "$3" "$4" | cat >&7 4>&- 6>&-
@@ -82,15 +81,15 @@ orb_exchange() {
   printf '%s end\n' "$1" >&7
 }
 
-# drain: takes what the command has left unread, until the client closes it. Some clients drop output
-# when they cannot get rid of input; and a shell would take it for commands.
+# drain: reads the input that the command has left, until the client closes it. Some clients drop
+# output if their input is not read; and a shell would run the rest as commands.
 orb_drain() {
   exec cat >/dev/null
 }
 
-# typed TOKEN: reads from a terminal what to do; nothing is typed before this is ready. It comes as
-# octal numbers, so that no echo holds a token, and counted, since a terminal drops what it has no
-# room for.
+# typed TOKEN: reads its work from a terminal; nothing is typed before this is ready. The input is
+# octal numbers, so that no echo contains a token, and counted, since a terminal drops input for
+# which it has no room.
 orb_typed() {
   stty -echo 2>/dev/null
   exec 6>&1 7>/dev/null 2>&1
@@ -104,7 +103,7 @@ orb_typed() {
   eval "$(printf "$orb_octal")"
 }
 
-# terminal TOKEN START TEXT: one stream, no copies. What is typed may interrupt the command alone.
+# terminal TOKEN START TEXT: one stream, no copies. Typed input may interrupt only the command.
 orb_terminal() {
   orb_ready "$1" "$2"
   trap : INT QUIT

@@ -1,13 +1,13 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2034,SC2154 # what the others set and read
 # What uploads and downloads share. It runs in the target, in dash, bash or busybox, as the user
-# whom `_sudo` and the like name, and reaches the shell on stdin: no wrapper alters it there.
+# that `_sudo` and similar arguments select, and reaches the shell on stdin: no wrapper alters it.
 
 export LC_ALL=C
 unset CDPATH IFS
 
-# What a transfer tells about itself: a line on stderr that begins with its token. Prompts of su may
-# stand before it, without a newline.
+# A transfer's messages: a line on stderr that begins with its token. Prompts of su may precede it,
+# without a newline.
 say() {
     printf '\n%s %s\n' "$token" "$*" >&2
 }
@@ -26,14 +26,14 @@ reason_in() {
     esac
 }
 
-# reason_against NAME MESSAGE: why NAME cannot be reached, else what the message says. Some shells
+# reason_against NAME MESSAGE: why NAME cannot be reached, else the message's reason. Some shells
 # know fewer reasons than there are.
 reason_against() {
     reason_in "$(ls -L -d -- "$1" 2>&1 >/dev/null || :)"
     [ -n "$reason" ] || reason_in "$2"
 }
 
-# Set `digester` to a command that sums up its stdin. The client knows all three kinds.
+# Set `digester` to a command that computes a checksum of its stdin. The client knows all three.
 choose_digester() {
     for digester in sha256sum cksum 'wc -c'; do
         ! command -v "${digester%% *}" >/dev/null || break

@@ -3,12 +3,12 @@
 # The writing end of an upload.
 #
 # The content goes to `new` in a *room*, a private directory beside the target, and is renamed to
-# the target when that keeps all that the target is; else it is copied over it while `old` in the
-# room keeps what was there. The working directory is the room, so nobody can put another one in its
-# place, and `..` is the directory of the target, wherever its name leads meanwhile.
+# the target if that keeps the target's attributes; else it is copied over it while `old` in the
+# room keeps the old content. The working directory is the room, so it cannot be replaced by another
+# one, and `..` is the directory of the target, wherever its name leads meanwhile.
 
-# put TOKEN TARGET PLACE [SHA256 CRC LENGTH FORMAT]: write what `printf FORMAT` prints to TARGET, or
-# stdin, behind which the three sums come then. PLACE takes a room where TARGET's directory does not.
+# put TOKEN TARGET PLACE [SHA256 CRC LENGTH FORMAT]: write the output of `printf FORMAT` to TARGET,
+# or stdin, which then ends with the three sums. PLACE takes the room if TARGET's directory cannot.
 put() {
     token=$1 place=$3 unread=''
     [ $# -gt 3 ] || unread=1
@@ -29,7 +29,7 @@ put() {
     say ok
 }
 
-# recover TOKEN TARGET PLACE: undo what an upload to TARGET left that was killed.
+# recover TOKEN TARGET PLACE: undo what a killed upload to TARGET left.
 recover() {
     token=$1 place=$3 unread=''
     begin_writing
@@ -66,8 +66,8 @@ fail() {
     exit 1
 }
 
-# Some clients, such as podman's, end as if the connection were lost when content is left unread.
-# The client stops sending now; a source that stands still is not waited for.
+# Some clients, such as podman's, fail as if the connection were lost if content is left unread.
+# The client stops sending now; this does not wait for a source that stands still.
 read_the_rest() {
     exec 8<&0
     cat <&8 >/dev/null 2>&1 &
@@ -86,7 +86,7 @@ fail_with() {
 
 # The target --------------------------------------------------------------------------------------
 
-# Follow NAME to the file that is meant: change to its directory and set `base` and `kind`.
+# Follow NAME to the actual file: change to its directory and set `base` and `kind`.
 find_target() {
     name=$1 hops=0
     while :; do
@@ -116,7 +116,7 @@ find_target() {
     esac
 }
 
-# The kernel does not follow every link (fs.protected_symlinks), and neither do we: where a link
+# The kernel does not follow every link (fs.protected_symlinks), and neither do we: if a link
 # leads to nothing, the kernel's own reason must be that there is nothing.
 follow_link() {
     if [ ! -e "./$base" ]; then
@@ -139,7 +139,7 @@ refuse_odd() {
 
 # Rooms -------------------------------------------------------------------------------------------
 
-# Its name tells whose it is, so that one whose writer was killed can be known for what it is.
+# Its name identifies its writer, so that the room of a killed writer can be recognized.
 make_room() {
     start_of $$
     ours=.pyinfra-orbstack-$host-$$-$start-$token
@@ -152,7 +152,7 @@ make_room() {
     fail "no directory takes a temporary file: $reason"
 }
 
-# A directory that hands its group on hands it on through the room.
+# A directory that passes its group on passes it on through the room.
 enter_room() {
     why=$(mkdir -m 700 "$1/$ours" 2>&1) || {
         rmdir "$1/$ours" 2>/dev/null
@@ -163,8 +163,8 @@ enter_room() {
     [ ! -g .. ] || [ -g . ] || chmod g+s .
 }
 
-# Whether the working directory is the one that was made, and no other that somebody has put there.
-# Where even a file that is made now has another owner, as in a share, nobody can tell.
+# Whether the working directory is the one that was created, and not one that replaced it. If even
+# a newly created file has another owner, as in a share, that is unknown.
 # shellcheck disable=SC3067 # dash and busybox have -O
 is_ours() {
     [ -O . ] || (
@@ -177,7 +177,7 @@ leave_room() {
     [ -z "$room" ] || { cd -P .. && rm -rf "./$room"; }
 }
 
-# start_of PID: set `start` to when that process started, or to nothing if it is gone.
+# start_of PID: set `start` to the process's start time, or to nothing if it is gone.
 start_of() {
     start=''
     { IFS= read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
@@ -186,7 +186,7 @@ start_of() {
     case $1 in Z | X) ;; *) start=${20} ;; esac
 }
 
-# Whether the writer of a room is gone. Another machine's cannot be seen; a day is enough for it.
+# Whether the writer of a room is gone. Another machine's is not visible; a day is enough for it.
 is_left() {
     rest=${1##*/.pyinfra-orbstack-}
     rest=${rest%-*}
@@ -199,8 +199,8 @@ is_left() {
     fi
 }
 
-# sweep HOW DIRECTORY: remove the rooms that killed writers left there. One that holds the old
-# content of a target is removed for that target alone: HOW is to `keep` it, to put it `back` (3 is
+# sweep HOW DIRECTORY: remove the rooms that killed writers left there. One that contains the old
+# content of a target is removed only for that target: HOW is to `keep` it, to put it `back` (3 is
 # the target, locked), or to `drop` it.
 sweep() {
     for left in "$2"/.pyinfra-orbstack-*; do
@@ -225,7 +225,7 @@ sweep_places() {
 
 # Writing -----------------------------------------------------------------------------------------
 
-# Take the content and see that it is what was sent.
+# Read the content and check that it is complete and unchanged.
 receive() {
     if [ $# = 4 ]; then
         # shellcheck disable=SC2059 # it is a format, of octal numbers
@@ -250,7 +250,7 @@ receive() {
     [ "$($digester <new)" = "$wanted" ] || fail mismatch
 }
 
-# Make `new` what the target is, but for its content; where that cannot be, it must not be renamed.
+# Give `new` the target's attributes; if that is impossible, it must not be renamed.
 be_alike() {
     [ ! -r "../$base" ] || copy_attributes || return 1
     # shellcheck disable=SC2046 # words
@@ -268,7 +268,7 @@ be_alike() {
     fi
 }
 
-# GNU's cp takes access lists and extended attributes along. Without it, they must not be there.
+# GNU's cp copies access lists and extended attributes. Without it, they must not exist.
 copy_attributes() {
     why=$(cp --attributes-only --preserve=mode,ownership,xattr "../$base" new 2>&1) && return
     case $why in
@@ -282,7 +282,7 @@ copy_attributes() {
 rename_it() {
     reason='Is a directory'
     [ ! -d "../$base" ] || return 1
-    # Without -T, mv would go into a directory that takes the target's place now.
+    # Without -T, mv would move it into a directory that takes the target's place now.
     why=$(mv -f -T new "../$base" 2>&1) || case $why in
     *'nvalid option'* | *'nrecognized option'*) why=$(mv -f new "../$base" 2>&1) ;;
     esac
@@ -322,7 +322,7 @@ overwrite() {
     overwriting=''
 }
 
-# Two uploads that write over one file do so one after the other.
+# Two uploads that write over one file take turns.
 lock_target() {
     command -v flock >/dev/null || return 0
     tries=0
@@ -345,7 +345,7 @@ put_back() {
     fi
 }
 
-# restore_from ROOM: 3 is the target of its killed writer. What the target holds is that writer's
+# restore_from ROOM: 3 is the target of its killed writer. The target's content is that writer's
 # only while it is the beginning of what it wrote, or of what it put back.
 restore_from() {
     size=$(wc -c </proc/self/fd/3)

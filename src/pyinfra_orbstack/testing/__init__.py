@@ -1,6 +1,6 @@
-"""A pytest plugin: machines and containers as fixtures, deploys applied to them and checked.
+"""A pytest plugin: machines and containers as fixtures, with deploys applied to them and checked.
 
-pytest loads it wherever the package is installed, so what is heavy is imported when it is named.
+pytest loads it wherever the package is installed, so it imports heavy modules on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Containers of tests, and what makes them."""
+"""Containers for tests, and their factory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyinfra_orbstack.testing.targets import Target
 
 
 class Container(Target):
-    """A container that a test may do anything to."""
+    """A disposable container, which a test may change in any way."""
 
     kind = "container"
 
@@ -35,24 +35,24 @@ class Container(Target):
         self._holder = holder
 
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
-        """The command line on this computer that runs a command there."""
+        """The local command line that runs a command in the container."""
         return self._client.argv(docker.exec_args(self.id, words, user=user, tty=tty))
 
     def delete(self) -> None:
-        """Delete it."""
+        """Delete the container."""
         self._disconnect()
         _let_go(self._holder)
 
 
-#: What the first process of a container does: say so, and wait for the end of its input.
+#: The first process of a container: it reports that it is ready, then waits for end of input.
 _WAIT = "echo ready; read -r _"
 
 
 class ContainerFactory:
-    """Makes containers; see `orbstack_containers`.
+    """Creates containers; see `orbstack_containers`.
 
-    A container hangs on a pipe of this process, and the engine removes it when the pipe is closed:
-    so none is left behind, even if this process is killed.
+    This process holds a pipe open for each container, and the engine removes the container when
+    the pipe closes. None is left behind, even if this process is killed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -72,13 +72,13 @@ class ContainerFactory:
         groups: runs.Groups = (),
         data: Mapping[str, Any] | None = None,
     ) -> Container:
-        """Make a container, in which nothing runs but a shell that waits.
+        """Create a container that runs only a waiting shell.
 
         Args:
-            image: Image with a shell, as in ``docker run``; it is pulled where it is missing.
-            name: What its name begins with; a random end keeps it apart from all others.
-            groups: runs.Groups of the host, or their data by name.
-            data: Data of the host, which come before that of groups.
+            image: Image with a shell, as in ``docker run``; it is pulled if it is missing.
+            name: Prefix of its name; a random suffix makes the name unique.
+            groups: Groups of the host, by name or with their data.
+            data: Data of the host, which takes precedence over that of groups.
         """
         groups = runs.check_groups(groups)
         name = docker.check_name(f"{name}-{secrets.token_hex(4)}")
@@ -91,7 +91,7 @@ class ContainerFactory:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=self._client.environment(),
-                # Ctrl-C shall reach the tests alone, which close the pipe when they have ended.
+                # Ctrl-C must reach only the tests, which close the pipe when they have ended.
                 start_new_session=True,
             )
             assert holder.stdout is not None
@@ -107,12 +107,12 @@ class ContainerFactory:
         return made
 
     def delete_all(self) -> None:
-        """Delete those that are still there."""
+        """Delete the remaining containers."""
         for container in self._made:
             container.delete()
 
 
 def _let_go(holder: subprocess.Popen[bytes]) -> None:
-    """Close the pipe on which a container hangs, and wait until it is gone."""
+    """Close the pipe that keeps a container alive, and wait until it is gone."""
     with holder:
         pass

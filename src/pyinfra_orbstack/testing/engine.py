@@ -1,4 +1,4 @@
-"""What makes and deletes the machines of a test run."""
+"""Creates and deletes the machines of a test run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pyinfra_orbstack.testing import folders
 
 
 def unavailable(reason: str, what: str = "machines") -> NoReturn:
-    """Skip the test, or fail it where machines and containers must be had: under CI."""
+    """Skip the test, or fail it where machines and containers are required: under CI."""
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         pytest.fail(f"no {what}: {reason}", pytrace=False)
     pytest.skip(f"no {what}: {reason}")
 
 
 class Engine:
-    """Makes machines for one process of a run, and writes each one down at once."""
+    """Creates machines for one process of a run, and records each one immediately."""
 
     def __init__(self, config: pytest.Config, run: str) -> None:
         self.root = config.rootpath
@@ -38,7 +38,7 @@ class Engine:
         self._patch = pytest.MonkeyPatch()
         try:
             command = programs.choose_orbctl(config.getoption("orbstack"))
-            # The connector looks there, in this process and in those it starts.
+            # The connector reads it, in this process and in child processes.
             self._patch.setenv(orbctl.COMMAND_VARIABLE, command)
             self.client = orbctl.Orbctl(command)
             self.client.machines()
@@ -47,7 +47,7 @@ class Engine:
             unavailable(str(problem))
         reach = {orbctl.COMMAND_VARIABLE: command, **programs.settings(command)}
         settings = "".join(f"{name}={value}\n" for name, value in reach.items())
-        # Workers share what is made, unless each of them was given a simulator of its own.
+        # Workers share machines, unless each of them was given a simulator of its own.
         self.folder = folders.root() / f"{self.run}-{zlib.crc32(settings.encode()):08x}"
         folders.root().mkdir(parents=True, exist_ok=True)
         with folders.locked(folders.root()):
@@ -60,12 +60,12 @@ class Engine:
         self.record = orbctl.Record(self.folder / "machines")
 
     def close(self) -> None:
-        """Let go of the run."""
+        """Release the run."""
         self._alive.close()
         self._patch.undo()
 
     def make(self, name: str, image: str | None, user: str | None) -> orbctl.Machine:
-        """Make a machine that runs."""
+        """Create a running machine."""
         source = self._base(image or self.image, user)
         name = f"{name}-{secrets.token_hex(4)}"
         machine = self.create(name, orbctl.machine_args("clone", source, name))
@@ -74,7 +74,7 @@ class Engine:
         return machine
 
     def _base(self, image: str, user: str | None) -> str:
-        """Name of a stopped machine to be cloned, made by the first worker that needs it."""
+        """Name of a stopped machine to clone, created by the first worker that needs it."""
         key = json.dumps([image, user])
         known = self.folder / "bases"
         known.touch()
@@ -95,7 +95,7 @@ class Engine:
         return bases[key]
 
     def create(self, name: str, args: Sequence[str]) -> orbctl.Machine:
-        """Make a machine and write it down; what an interruption leaves half made is removed."""
+        """Create a machine and record it; remove a half-created one after an interruption."""
         made = making.Making(self.client, name, args, self.record)
         with interrupts.at_interrupt(made.give_up):
             try:
@@ -114,7 +114,7 @@ def _tell(line: str) -> None:
 
 
 def sweep(but: str = "") -> None:
-    """Delete what crashed runs left behind."""
+    """Delete the machines that crashed runs left behind."""
     for folder in folders.of_run():
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
             if folder.name.partition("-")[0] != but:
@@ -123,13 +123,13 @@ def sweep(but: str = "") -> None:
 
 
 def delete_all(folder: Path) -> None:
-    """Delete the machines of one run that are still there, and then its folder."""
+    """Delete the remaining machines of one run, and then its directory."""
     with pytest.MonkeyPatch.context() as patch:
         for line in folders.lines(folder / "settings"):
             patch.setenv(*line.split("=", 1))
         record = orbctl.Record(folder / "machines")
         try:
-            # Nobody else gives machines such names.
+            # Nothing else gives machines such names.
             record.delete_all(orbctl.Orbctl(), names_are_ours=True)
         except orbctl.OrbctlError as problem:
             names = ", ".join(record.machines())

@@ -1,7 +1,7 @@
-"""A folder for each run: the machines that it made, and how to reach the `orbctl` that has them.
+"""A directory for each run: its machines, and how to reach the `orbctl` that manages them.
 
-The processes of a run hold a shared lock on its folder, so one that can be locked is a crashed
-run's.
+The processes of a run hold a shared lock on its directory, so a directory that can be locked
+belongs to a crashed run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Machines of tests, and what makes them."""
+"""Machines for tests, and their factory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pyinfra_orbstack.testing import network, runs
 from pyinfra_orbstack.testing.engine import Engine
 from pyinfra_orbstack.testing.targets import Deployable, Target
 
-#: A host as an inventory file has it: a name, or a name with data.
+#: A host in the form of an inventory file: a name, or a name with data.
 Host = Union[str, "tuple[str, Mapping[str, Any]]"]
 
 
 class Machine(Target):
-    """A machine that a test may do anything to; its name is also its hostname."""
+    """A disposable machine, which a test may change in any way; its name is also its hostname."""
 
     kind = "machine"
 
@@ -30,7 +30,7 @@ class Machine(Target):
         self._machine = machine
 
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
-        """The command line on this computer that runs a command there."""
+        """The local command line that runs a command in the machine."""
         return self.engine.client.argv(orbctl.run_args(self.name, words, user=user))
 
     def environment(self) -> dict[str, str]:
@@ -38,14 +38,14 @@ class Machine(Target):
 
     @property
     def ip4(self) -> str:
-        """Its address in OrbStack's network, which this computer reaches."""
+        """Its address in OrbStack's network, which this host can reach."""
         address = self.engine.client.info(self.name).ip4
         assert address, f"{self.name} has no address: it does not run"
         return address
 
     @property
     def domain(self) -> str:
-        """Its name in OrbStack's network, which other machines and a Mac know."""
+        """Its domain name in OrbStack's network, which other machines and a Mac can resolve."""
         return self._machine.domain
 
     def http(
@@ -56,25 +56,25 @@ class Machine(Target):
         headers: Mapping[str, str] | None = None,
         timeout: float = 30,
     ) -> network.Response:
-        """GET a path from this computer, as soon as something answers at the port.
+        """GET a path from this host, as soon as something answers at the port.
 
         Args:
-            path: What is asked for.
-            port: Where.
-            headers: Of the request; ``Host`` is the machine's domain by default.
-            timeout: Seconds until something has to answer.
+            path: Path to request.
+            port: Port to connect to.
+            headers: Headers of the request; ``Host`` is the machine's domain by default.
+            timeout: Seconds to wait for an answer.
         """
         host = self.domain if port == 80 else f"{self.domain}:{port}"
         return network.get(self.ip4, port, path, {"Host": host, **(headers or {})}, timeout)
 
     def restart(self) -> None:
-        """Restart it and wait until it answers."""
+        """Restart the machine and wait until it answers."""
         self._disconnect()
         self.engine.client.restart(self.name)
         self.engine.wait(self.name)
 
     def delete(self) -> None:
-        """Delete it, unless machines are kept; the end of the run tries again if that fails."""
+        """Delete it, unless machines are kept; the end of the run retries a failed deletion."""
         self._disconnect()
         if self.engine.keep:
             return
@@ -88,7 +88,7 @@ class Machine(Target):
 class Inventory(Deployable):
     """Machines of a test as the hosts of one inventory; a deploy is applied to all of them.
 
-    ``inventory["web-1"]`` is one of them, by the name that the test has given it.
+    ``inventory["web-1"]`` is one of them, by the name that the test gave it.
     """
 
     def __init__(self, machines: Mapping[str, Machine]) -> None:
@@ -116,13 +116,13 @@ class Inventory(Deployable):
         return self._environment()
 
     def delete(self) -> None:
-        """Delete them."""
+        """Delete the machines."""
         for machine in self:
             machine.delete()
 
 
 class MachineFactory:
-    """Makes machines; see `orbstack_machines`."""
+    """Creates machines; see `orbstack_machines`."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -136,14 +136,14 @@ class MachineFactory:
         groups: runs.Groups = (),
         data: Mapping[str, Any] | None = None,
     ) -> Machine:
-        """Make a machine: a clone of one that the run makes once for each image and user.
+        """Create a machine: a clone of one that the run creates once for each image and user.
 
         Args:
-            name: What its name begins with; a random end keeps it apart from all others.
-            image: Image, by default what `--orbstack-image` or ``orbstack_image`` say.
-            user: Its default user, by default as `orbctl create` has it.
-            groups: runs.Groups of the host, or their data by name.
-            data: Data of the host, which come before that of groups.
+            name: Prefix of its name; a random suffix makes the name unique.
+            image: Image; by default the value of `--orbstack-image` or ``orbstack_image``.
+            user: Its default user; by default the one that `orbctl create` chooses.
+            groups: Groups of the host, by name or with their data.
+            data: Data of the host, which takes precedence over that of groups.
         """
         groups = runs.check_groups(groups)
         return Machine(self.engine, self.engine.make(name, image, user), groups, data or {})
@@ -156,14 +156,14 @@ class MachineFactory:
         image: str | None = None,
         user: str | None = None,
     ) -> Inventory:
-        """Make machines that are the hosts of one inventory.
+        """Create machines as the hosts of one inventory.
 
         Args:
-            groups: Hosts by group, as an inventory file has them: names, or names with data. A
+            groups: Hosts by group, in the form of an inventory file: names, or names with data. A
                 name that is in several groups is one machine.
-            every: Groups that all of them are in, or their data by name.
-            image: As for one machine.
-            user: Likewise.
+            every: Groups that contain all of them, by name or with their data.
+            image: Image, as for one machine.
+            user: Default user, as for one machine.
         """
         runs.check_groups(list(groups))
         every = runs.check_groups(every)

@@ -1,4 +1,4 @@
-"""What a test asks a machine over the network, from this computer."""
+"""Network requests from a test on this host to a machine."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-#: Seconds between two attempts to reach what does not answer yet.
+#: Seconds between two attempts to reach a server that does not answer yet.
 PAUSE = 0.2
 
 
 class Response(NamedTuple):
-    """What a server answered.
+    """A server's response.
 
     Attributes:
-        status: Such as 200.
-        headers: By name, in lower case.
+        status: HTTP status, such as 200.
+        headers: Headers by name, in lower case.
         text: The body.
     """
 
@@ -26,12 +26,12 @@ class Response(NamedTuple):
 
 
 def get(address: str, port: int, path: str, headers: Mapping[str, str], seconds: float) -> Response:
-    """GET a path, again and again until a server answers; a redirect is an answer.
+    """GET a path, retrying until a server answers; a redirect is an answer.
 
-    No proxy of this computer is asked: it would not know the machine.
+    It bypasses this host's proxies, which would not know the machine.
 
     Raises:
-        AssertionError: None did in time.
+        AssertionError: No server answered in time.
     """
     deadline = time.monotonic() + seconds
     path = path if path.startswith("/") else f"/{path}"

@@ -1,7 +1,7 @@
-"""What pytest loads: options, hooks and fixtures.
+"""The module that pytest loads: options, hooks and fixtures.
 
-It is loaded wherever the package is installed, so everything heavy is imported by the first
-fixture that needs it, here and nowhere else.
+pytest loads it wherever the package is installed, so the first fixture that needs a heavy module
+imports it.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ SIGNALS_KEY = pytest.StashKey[EndSignals]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Say which machines there shall be."""
+    """Add the options that select machines."""
     group = parser.getgroup("orbstack", "machines of OrbStack")
     group.addoption(
         "--orbstack",
         choices=("auto", "real", "simulator"),
         default="auto",
-        help="where machines come from: OrbStack where there is one, else its simulator (auto)",
+        help="source of the machines: OrbStack if available, else its simulator (auto)",
     )
     group.addoption(
         "--orbstack-init",
         choices=("image", "none"),
         help="whether the simulator's machines boot the init of their image; by default they do"
-        " where the host can, and none is faster",
+        " if the host supports it; none is faster",
     )
     group.addoption("--orbstack-image", metavar="IMAGE", help="image of the machines")
     group.addoption(
@@ -53,13 +53,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a name, which all workers of pytest-xdist share, and see that it can end."""
+    """Name the run for all pytest-xdist workers, and make sure that it can end cleanly."""
     signals = config.stash[SIGNALS_KEY] = EndSignals()
     signals.begin()
     config.pluginmanager.register(_CtrlC(signals))
     init = config.getoption("orbstack_init")
     if init:
-        patch = pytest.MonkeyPatch()  # of the environment, which all that is started here gets
+        patch = pytest.MonkeyPatch()  # of the environment, which child processes inherit
         patch.setenv("ORBCTL_SIMULATOR_INIT", init)
         config.add_cleanup(patch.undo)
     worker = getattr(config, "workerinput", {})
@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _CtrlC:
-    """Sees that nothing disturbs what is put in order after Ctrl-C."""
+    """Keeps clean-up undisturbed after Ctrl-C."""
 
     def __init__(self, signals: EndSignals) -> None:
         self._signals = signals
@@ -78,8 +78,8 @@ class _CtrlC:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Look for no tests in the machines of a simulator, whose files are a whole system's."""
-    # One that is named on the command line is not ignored itself, but what is in it can be.
+    """Do not collect tests from a simulator's machines, which contain whole systems."""
+    # One named on the command line is not ignored itself, but its contents can be.
     return True if any(map(_has_machines, (collection_path, collection_path.parent))) else None
 
 
@@ -93,20 +93,20 @@ def _has_machines(folder: Path) -> bool:
         return True
     except OSError:
         return False
-    # Each has its id for a name.
+    # Each is named after its id.
     return bool(machines) and all(len(name) == 26 and name.isupper() for name in machines)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of pytest-xdist the name of the run."""
+    """Pass the name of the run to a pytest-xdist worker."""
     node.workerinput["orbstack_run"] = node.config.stash[RUN_KEY]
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Name the machines that were kept."""
+    """List the machines that were kept."""
     if config.getoption("orbstack_keep"):
         for folder in folders.of_run(config.stash[RUN_KEY]):
             for line in folders.lines(folder / "machines"):
@@ -115,7 +115,7 @@ def pytest_terminal_summary(
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Delete whatever the run has made and not deleted, once all workers have ended."""
+    """Delete everything that the run created and did not delete, once all workers have ended."""
     signals = config.stash[SIGNALS_KEY]
     signals.over = True
     engine = config.stash.get(ENGINE_KEY, None)
@@ -135,7 +135,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def orbstack_machines(request: pytest.FixtureRequest) -> MachineFactory:
-    """Make machines: ``with orbstack_machines(groups=["web"]) as machine: ...``.
+    """Create machines: ``with orbstack_machines(groups=["web"]) as machine: ...``.
 
     Without ``with`` a machine lives until the run ends.
     """
@@ -157,7 +157,7 @@ def orbstack_machine(orbstack_machines: MachineFactory) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def orbstack_containers(request: pytest.FixtureRequest) -> Iterator[ContainerFactory]:
-    """Make containers: ``with orbstack_containers("debian:13") as container: ...``.
+    """Create containers: ``with orbstack_containers("debian:13") as container: ...``.
 
     Without ``with`` a container lives until the run ends.
     """

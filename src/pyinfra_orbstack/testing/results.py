@@ -1,7 +1,7 @@
-"""What a run of pyinfra did, operation by operation, however it was started.
+"""The results of a pyinfra run, operation by operation, however it was started.
 
-Only pyinfra's public state is read: callbacks for the times, and at the end what each operation
-says about itself. `record` is for deploys that run in a process of their own.
+This module reads only pyinfra's public state: callbacks for the times, and at the end the status
+that each operation reports. `record` is for deploys that run in a process of their own.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Step:
     """One operation on one host.
 
     Attributes:
-        name: As pyinfra shows it.
+        name: Its name, as pyinfra shows it.
         host: Name of the host.
-        changed: Whether it ran any command, and all went well.
+        changed: Whether it ran any command, and all of them succeeded.
         failed: Whether a command failed, and the run with it.
         seconds: How long it took.
-        output: What its commands printed.
-        ignored: Whether a command failed and ``_ignore_errors`` let the run go on.
+        output: The output of its commands.
+        ignored: Whether a command failed and ``_ignore_errors`` let the run continue.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         steps: The operations that ran, in order.
-        ok: Whether the run came to its end and nothing failed.
+        ok: Whether the run completed and nothing failed.
         seconds: How long it took, connecting included.
-        log: What pyinfra printed.
+        log: pyinfra's output.
     """
 
     steps: Sequence[Step]
@@ -69,12 +69,12 @@ class Result:
 
     @property
     def failed(self) -> list[str]:
-        """Names of the operations that failed; where there is one, the run is not ok."""
+        """Names of the operations that failed; if there is one, the run is not ok."""
         return [step.name for step in self.steps if step.failed]
 
     @property
     def ignored(self) -> list[str]:
-        """Names of the operations that failed and let the run go on: ``_ignore_errors``."""
+        """Names of the operations that failed but let the run continue: ``_ignore_errors``."""
         return [step.name for step in self.steps if step.ignored]
 
 
@@ -97,15 +97,15 @@ class Clock(BaseStateCallback):
     operation_host_success = operation_host_error = _stop  # type: ignore[assignment]
 
 
-#: How operations are called, by host and hash.
+#: Names of operations, by host and hash.
 Names = dict[tuple[str, str], set[str]]
 
 
 @contextlib.contextmanager
 def naming(state: State, host: Host, names: Names) -> Iterator[None]:
-    """Note how the operations are called that are added for a host meanwhile.
+    """Note the names of operations that are added for a host in the body.
 
-    Through its API, pyinfra takes the first operations of all hosts for one that has all their
+    Through its API, pyinfra merges the first operations of all hosts into one that has all their
     names, then the second ones, and so on.
     """
     others = {op_hash: set(meta.names) for op_hash, meta in state.op_meta.items()}
@@ -120,7 +120,7 @@ def naming(state: State, host: Host, names: Names) -> Iterator[None]:
 
 
 def steps(state: State, clock: Clock, names: Names | None = None) -> list[Step]:
-    """What the operations of a run did; those that were never reached are left out."""
+    """The results of a run's operations, without those that it never reached."""
     done = []
     names = names or {}
     for op_hash in state.get_op_order():
@@ -149,11 +149,11 @@ def steps(state: State, clock: Clock, names: Names | None = None) -> list[Step]:
 def record(path: str) -> None:
     """Write the steps of this run to a file when the process ends.
 
-    Called from a deploy file that is given to `pyinfra` before the one that matters.
+    Called from a deploy file that `pyinfra` runs before the actual one.
     """
     state = ctx_state.get()
     if any(isinstance(handler, Clock) for handler in state.callback_handlers):
-        return  # A deploy file is executed once for each host.
+        return  # pyinfra executes a deploy file once for each host.
     clock = Clock()
     state.add_callback_handler(clock)
     atexit.register(
@@ -162,5 +162,5 @@ def record(path: str) -> None:
 
 
 def read(path: Path) -> list[Step]:
-    """Read what `record` wrote; nothing, if the run ended before it could."""
+    """Read what `record` wrote; nothing if the run ended before that."""
     return [Step(**step) for step in json.loads(path.read_text())] if path.exists() else []

@@ -1,7 +1,7 @@
-"""Runs of pyinfra on the hosts of a test: of a deploy file elsewhere, of a function here.
+"""Runs of pyinfra on the hosts of a test: a deploy file in a child process, a function in this one.
 
-Both have the same data: the project's group data and configuration, as `pyinfra` reads them, and
-over them what the test gives.
+Both use the same data: the project's group data and configuration, as `pyinfra` reads them,
+overridden by the test's own.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pyinfra_orbstack import inventory, process, programs
 from pyinfra_orbstack.inventory_files import execute, group_data
 from pyinfra_orbstack.testing import results
 
-#: Names of groups, or their data by name.
+#: Group names, or group data by name.
 Groups = Union[Sequence[str], Mapping[str, Mapping[str, Any]]]
 
-#: What a run did: its operations, whether all went well, what pyinfra printed.
+#: The outcome of a run: its operations, whether all succeeded, pyinfra's output.
 Done = tuple[list[results.Step], bool, str]
 
 
@@ -41,8 +41,8 @@ def check_groups(groups: Groups) -> dict[str, dict[str, Any]]:
     """Return the data of groups by name.
 
     Raises:
-        TypeError: A name is no text, or the names are one text.
-        ValueError: A name that no file of group data could have, or that pyinfra keeps for itself.
+        TypeError: A name is not text, or a single text was given instead of a list of names.
+        ValueError: A name that no file of group data could have, or that pyinfra reserves.
     """
     if isinstance(groups, (str, bytes)):
         raise TypeError(f"groups are a list of names, or their data by name, not {groups!r}")
@@ -67,12 +67,12 @@ def check_groups(groups: Groups) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Member:
-    """What pyinfra is to know of a test's host.
+    """What pyinfra needs to know about a test's host.
 
     Attributes:
         host: Its name.
-        kind: A group that it is in, as are all others of the run.
-        groups: Other groups that it is in, with data of theirs.
+        kind: A group that contains it and all other hosts of the run.
+        groups: Its other groups, with their data.
         data: Its own data.
     """
 
@@ -87,7 +87,7 @@ class Run:
     """The inventory of a test.
 
     Attributes:
-        root: The project's folder, which has its group data.
+        root: The project's directory, which contains its group data.
         members: Its hosts.
     """
 
@@ -95,7 +95,7 @@ class Run:
     members: Sequence[Member]
 
     def _groups(self) -> dict[str, tuple[list[str], dict[str, Any]]]:
-        """Names of hosts, and data, by groups."""
+        """Names of hosts, and data, by group."""
         found: dict[str, tuple[list[str], dict[str, Any]]] = {}
         for member in self.members:
             for name, data in {member.kind: {}, **member.groups}.items():
@@ -107,15 +107,15 @@ class Run:
     # A deploy file, in a process of its own
 
     def file(self, path: Path, env: Mapping[str, str], timeout: float) -> Done:
-        """Have the `pyinfra` command apply a deploy file.
+        """Apply a deploy file with the `pyinfra` command.
 
         Raises:
-            TimeoutError: It took longer.
+            TimeoutError: It took too long.
         """
         with tempfile.TemporaryDirectory(prefix="pyinfra-orbstack-") as temporary:
             folder = Path(temporary)
             steps = folder / "steps.json"
-            # In the project's folder, where pyinfra finds its group_data.
+            # In the project's directory, where pyinfra finds its group_data.
             argv = programs.pyinfra_argv(
                 "-y", "--chdir", str(self.root), *self._files(folder, steps)
             )
@@ -124,15 +124,15 @@ class Run:
             try:
                 done = process.run([*argv, str(path)], timeout=timeout, env=env)
             finally:
-                # pyinfra writes it on a user's error too, and the log below says the same.
+                # pyinfra also writes it on a user's error, and the log below says the same.
                 if not debug_log_was_there:
                     debug_log.unlink(missing_ok=True)
             log = (done.stdout + done.stderr).decode("utf-8", "replace")
             return results.read(steps), done.returncode == 0, log
 
     def _files(self, folder: Path, steps: Path) -> list[str]:
-        """Write what pyinfra reads, and return the arguments that name it."""
-        # Named after a group that there is: pyinfra makes the name of an inventory another one.
+        """Write the files that pyinfra reads, and return the arguments that name them."""
+        # Named after an existing group: pyinfra adds a group with the name of an inventory.
         inventory = folder / f"{self.members[0].kind}.py"
         groups = self._groups()
         names: dict[str, Any] = {name: hosts for name, (hosts, _) in groups.items()}
@@ -141,7 +141,7 @@ class Run:
         options = []
         given = {name: data for name, (_, data) in groups.items() if data}
         for number, (name, data) in enumerate(given.items()):
-            # A folder for each, as a Mac's file system takes Web and web for one.
+            # A directory for each, because a Mac's file system does not tell Web from web.
             group_data = folder / str(number)
             group_data.mkdir()
             (group_data / f"{name}.py").write_text(_assignments(data), encoding="utf-8")
@@ -174,7 +174,7 @@ class Run:
             return done, not any(step.failed for step in done), lines()
 
     def connect(self) -> tuple[State, list[Host]]:
-        """Connections of pyinfra's to the hosts."""
+        """Connect pyinfra to the hosts."""
         config = Config()
         inventory = self._inventory(config)
         state = State(inventory, config, check_for_changes=False)
@@ -202,8 +202,8 @@ class Run:
         return [(member.host, dict(member.data)) for member in self.members]
 
     def _inventory(self, config: Config) -> Inventory:
-        """The hosts with their data, and the project's configuration read on the way."""
-        # A host may be younger than what this process has listed.
+        """The hosts with their data; also reads the project's configuration."""
+        # A host may be newer than this process's list.
         inventory.list_machines.cache.clear()
         inventory.list_containers.cache.clear()
         own = self._groups()
@@ -220,7 +220,7 @@ class Run:
         for name, (_, values) in own.items():
             data.setdefault(name, {}).update(values)
         everything = data.pop("all", {})
-        # A group without hosts may be one that the connector puts them into.
+        # A group without hosts may be one that the connector fills.
         groups = {
             name: (own[name][0] if name in own else [], data[name])
             for name in [*own, *data]
@@ -233,7 +233,7 @@ class Run:
 
 
 def _assignments(values: Mapping[str, Any]) -> str:
-    """Python text that gives these names these values, whatever the names are."""
+    """Python text that assigns these values to these names, whatever the names are."""
     values = dict(values)
     try:
         faithful = ast.literal_eval(repr(values)) == values
@@ -259,7 +259,7 @@ def _importable(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _set(context: Any, value: object) -> Iterator[None]:
-    """Make something pyinfra's current one; its own way forgets to undo that on errors."""
+    """Set one of pyinfra's context objects; pyinfra's own way does not undo it after errors."""
     before = context.get()
     context.set(value)
     try:
@@ -280,7 +280,7 @@ def current(state: State, host: Host) -> Iterator[None]:
 
 
 def disconnect(state: State, hosts: Sequence[Host]) -> None:
-    """Close connections, as far as they are open."""
+    """Close the connections that are open."""
     for host in hosts:
         with current(state, host):
             host.disconnect()

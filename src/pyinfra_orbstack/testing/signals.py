@@ -1,4 +1,4 @@
-"""What ends a process as Ctrl-C does: a CI at its limit, a terminal that is closed."""
+"""Signals that end a process like Ctrl-C: a CI time limit, a closed terminal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class EndSignals:
-    """Makes these signals count as Ctrl-C, for as long as nothing else handles them.
+    """Makes these signals act as Ctrl-C, as long as nothing else handles them.
 
     Attributes:
-        over: Whether the end has begun; what is put in order then is not to be disturbed.
+        over: Whether the end has begun; clean-up must not be disturbed from then on.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class EndSignals:
         self._taken: list[int] = []
 
     def begin(self) -> None:
-        """Take those whose default handler stands; Python allows it in the main thread alone."""
+        """Take over signals with the default handler; Python allows it only in the main thread."""
         for number in SIGNALS:
             with contextlib.suppress(ValueError):
                 if signal.getsignal(number) is signal.SIG_DFL:
@@ -29,7 +29,7 @@ class EndSignals:
                     self._taken.append(number)
 
     def end(self) -> None:
-        """Give them back."""
+        """Restore the default handlers."""
         for number in self._taken:
             signal.signal(number, signal.SIG_DFL)
         self._taken.clear()
@@ -39,6 +39,6 @@ class EndSignals:
             return
         self.over = True
         interrupt = signal.getsignal(signal.SIGINT)
-        if callable(interrupt):  # the connector's own, maybe
+        if callable(interrupt):  # possibly the connector's own
             interrupt(signal.SIGINT, frame)
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Where tests apply deploys: what machines and containers have in common.
+"""Targets for deploys: what machines and containers in tests share.
 
 The process is never monkey-patched: deploy files run in a process of their own, functions and
 operations through pyinfra's API.
@@ -32,7 +32,7 @@ Self = TypeVar("Self", bound="Deployable")
 
 
 class Ran(NamedTuple):
-    """What a command left behind."""
+    """The result of a command."""
 
     status: int
     stdout: str
@@ -40,10 +40,10 @@ class Ran(NamedTuple):
 
 
 class Deployable(abc.ABC):
-    """What deploys are applied to: one host, or all of an inventory.
+    """Something that deploys are applied to: one host, or all hosts of an inventory.
 
     Attributes:
-        name: Its name, or theirs.
+        name: Its name, or their names.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Deployable(abc.ABC):
 
     @abc.abstractmethod
     def delete(self) -> None:
-        """Delete it."""
+        """Delete the target."""
 
     def environment(self) -> dict[str, str]:
         """The environment of that command line, and of a `pyinfra` in a process of its own."""
@@ -79,13 +79,13 @@ class Deployable(abc.ABC):
     def apply(
         self, deploy: Deploy, *args: Any, check: bool = True, timeout: float = 600, **kwargs: Any
     ) -> Result:
-        """Apply a deploy and return what it did.
+        """Apply a deploy and return its result.
 
         Args:
-            deploy: A deploy file, seen from the folder of the project's pytest configuration, or a
-                deploy function or operation, which gets the other arguments.
+            deploy: A deploy file, relative to the directory of the project's pytest configuration,
+                or a deploy function or operation, which receives the other arguments.
             check: Raise `AssertionError`, with pyinfra's log, if something fails.
-            timeout: Seconds that a deploy file may take.
+            timeout: Time limit for a deploy file, in seconds.
         """
         began = time.monotonic()
         if callable(deploy):
@@ -118,9 +118,9 @@ class Deployable(abc.ABC):
         """Apply a deploy twice and assert that the second run changes nothing.
 
         Args:
-            deploy: As for `apply`, with other arguments likewise.
-            but: Names of operations that the deploy runs every time; ``Deploy | Name`` is called
-                ``Name``, too.
+            deploy: As for `apply`, as are the other arguments.
+            but: Names of operations that the deploy runs every time; ``Name`` also matches
+                ``Deploy | Name``.
 
         Raises:
             ValueError: The deploy has no operation with one of these names.
@@ -140,20 +140,20 @@ class Deployable(abc.ABC):
 
 
 def _names(step: Step) -> set[str]:
-    """What an operation is called, with and without the deploys that it is part of."""
+    """The names of an operation, with and without the deploys that contain it."""
     return {step.name, step.name.rpartition(" | ")[2]}
 
 
 class Target(Deployable):
-    """Where deploys are applied: what machines and containers have in common.
+    """A single host for deploys: what machines and containers share.
 
     Attributes:
         name: Its name.
         id: Its id.
-        host: Its name as a host of pyinfra.
+        host: Its pyinfra host name.
     """
 
-    #: A group that it is in.
+    #: The group that contains it.
     kind: str
 
     def __init__(
@@ -175,12 +175,12 @@ class Target(Deployable):
 
     @abc.abstractmethod
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
-        """The command line on this computer that runs a command there."""
+        """The local command line that runs a command in the target."""
 
-    # Looking into it
+    # Inspecting
 
     def fact(self, fact: type[FactBase[Any]], *args: Any, **kwargs: Any) -> Any:
-        """Return one of pyinfra's facts; global arguments such as ``_sudo=True`` are understood."""
+        """Return one of pyinfra's facts; global arguments such as ``_sudo=True`` work."""
         with runs.log() as log:
             if self._connection is None:
                 self._connection = self._run.connect()
@@ -203,17 +203,17 @@ class Target(Deployable):
         check: bool = True,
         timeout: float = 120,
     ) -> Ran:
-        """Run a command there, past pyinfra.
+        """Run a command in the target, without pyinfra.
 
         Args:
             command: Text for the shell, or a list of words.
-            user: Who runs it: by default a machine's user, who may use sudo, or an image's.
-            stdin: What it reads.
+            user: Who runs it; by default a machine's user, who may use sudo, or an image's.
+            stdin: Its input.
             check: Raise `AssertionError` if its exit status is not 0.
-            timeout: Seconds that it may take.
+            timeout: Time limit in seconds.
 
         Raises:
-            TimeoutError: It took longer; it is ended, with everything that it had started.
+            TimeoutError: It took too long; it and everything that it started are killed.
         """
         text = command if isinstance(command, str) else shlex.join(command)
         printed = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
