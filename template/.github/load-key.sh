@@ -6,7 +6,7 @@ if [ -z "${SSH_KEY:-}" ]; then
   exit 1
 fi
 if ! grep -qs '^[^#]' known_hosts; then
-  echo '::error::known_hosts contains no host keys: add those of your servers'
+  echo '::error::known_hosts contains no host keys: record those of your servers with make trust, and commit it'
   exit 1
 fi
 eval "$(ssh-agent -s)" >/dev/null

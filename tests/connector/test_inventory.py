@@ -77,6 +77,7 @@ for other in inventory:
 """
 
 
+@pytest.mark.long
 def test_where_a_machine_is_reached(
     pair: tuple[str, str], machines: Any, client: Orbctl, pyinfra: Run, tmp_path: Path
 ) -> None:

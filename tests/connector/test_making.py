@@ -143,6 +143,7 @@ def test_a_machine_that_another_made_meanwhile_stays(
     assert f"{name} ({machine.id}) may be what a run has made that was killed" in again.stderr
 
 
+@pytest.mark.long
 def test_one_who_was_faster_is_waited_for_and_used(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record
 ) -> None:
@@ -153,6 +154,7 @@ def test_one_who_was_faster_is_waited_for_and_used(
     assert record.path.read_text() == "", "the other one writes it down, if it wants to"
 
 
+@pytest.mark.long
 def test_a_create_that_leaves_nothing_leaves_no_intent(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record
 ) -> None:
@@ -360,6 +362,7 @@ def test_interrupted_before_it_answers(
     until(lambda: record.machines() == {})
 
 
+@pytest.mark.long
 def test_several_hosts_interrupted_at_once(
     wrap: Wrap,
     start: Callable[[], Running],

@@ -269,7 +269,7 @@ def test_each_old_operation_names_its_successor_once(
 ) -> None:
     """As the page has it: an operation, a fact or what else there is."""
     new = next(new for old, new in _rows() if _call(old)[0] == name)
-    successor = re.match(r"(?:none: it is )?`([^`(]+)", new)
+    successor = re.match(r"(?:none; the command is )?`([^`(]+)", new)
     assert successor
     # The call itself is looked at: what it runs is `orbctl`'s answer, and others test that.
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/bin/false")

@@ -169,6 +169,7 @@ def test_image_that_leads_out(own: Program, rootfs: Path, tmp_path: Path, outsid
     assert own("image", "list").text == ""
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("root_only")
 def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> None:
     """An image's package manager may leave processes and print forever; nothing waits for them."""
@@ -189,6 +190,7 @@ def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> N
     assert len(processes_of(tmp_path / "cache")) == 1  # the machine's, which hides the cache
 
 
+@pytest.mark.long
 def test_archive_that_says_it_is_huge(own: Program, tmp_path: Path) -> None:
     """A header that claims more data than exists does not use up the host's memory."""
     header = tarfile.TarInfo("x")

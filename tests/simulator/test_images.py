@@ -611,6 +611,7 @@ def test_not_offered_is_remembered(users: list[Program], server: Server, with_ho
     assert users[0]("create", "--strict-images", "alpine:3.22", "one").code == 0
 
 
+@pytest.mark.long
 def test_silent_network(users: list[Program], with_host: None) -> None:
     """A server that accepts no connection costs seconds, once."""
     with socket.socket() as silent, socket.socket() as filler, socket.socket() as more:
@@ -664,6 +665,7 @@ def with_cloud_init(rootfs: Path, place: Path) -> Path:
     return place
 
 
+@pytest.mark.long
 def test_cloud_variant(users: list[Program], mirror: Mirror, rootfs: Path, tmp_path: Path) -> None:
     """It is an image in addition to the default one, and pulled under its own name."""
     root = with_cloud_init(rootfs, tmp_path / "cloud")
@@ -680,6 +682,7 @@ def test_cloud_variant(users: list[Program], mirror: Mirror, rootfs: Path, tmp_p
     assert b"unknown variant" in users[0]("create", "--variant", "x", "alpine:3.22", "x").err
 
 
+@pytest.mark.long
 def test_cloud_init_in_a_layer(
     users: list[Program], mirror: Mirror, rootfs: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,8 @@ DEPLOY = """from io import StringIO
 
 from pyinfra.operations import files
 
+pytestmark = pytest.mark.template
+
 files.put(name="A file", src=StringIO("as it should be\\n"), dest="/etc/from-ci")
 """
 
@@ -87,7 +89,6 @@ def here(project: Project) -> str:
     return git(project.path, "rev-parse", "HEAD").strip()
 
 
-@pytest.mark.template
 @pytest.mark.timeout(600)
 def test_the_commands_reach_a_server(project: Project, server: Server, tmp_path: Path) -> None:
     runner = Runner(project, tmp_path / "runner")
@@ -132,7 +133,6 @@ def test_the_commands_reach_a_server(project: Project, server: Server, tmp_path:
     assert not any(server.key.splitlines()[1].encode() in path.read_bytes() for path in left)
 
 
-@pytest.mark.template
 @pytest.mark.timeout(600)
 def test_what_would_be_unsafe_fails_before_anything_is_changed(
     project: Project, server: Server, tmp_path: Path

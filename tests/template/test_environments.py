@@ -14,6 +14,8 @@ from pyinfra_orbstack import inventory_files
 from tests.template.conftest import ROOT, Render
 from tests.template.project import Project
 
+pytestmark = pytest.mark.template
+
 PAGE = (ROOT / "template" / "docs" / "environments.md").read_text(encoding="utf-8")
 STAGING, DATA, HOSTS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 #: What the page puts into files, by name.
@@ -68,7 +70,6 @@ def test_any_number_of_inventories_has_the_same_groups(render: Render) -> None:
         assert not inventories_pass(project)
 
 
-@pytest.mark.template
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("index")
 def test_staging_as_the_page_has_it_passes_the_linter(render: Render) -> None:

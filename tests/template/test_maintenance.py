@@ -22,6 +22,8 @@ from tests.template.conftest import ROOT, Render
 from tests.template.project import Project, git, run, tool
 from tests.template.runner import Runner
 
+pytestmark = pytest.mark.template
+
 WORKFLOWS = ROOT / "template/.github/workflows"
 
 

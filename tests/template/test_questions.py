@@ -244,6 +244,7 @@ def asked_in_a_terminal(argv: list[str], typed: bytes, last: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode(errors="replace"))
 
 
+@pytest.mark.template
 def test_a_bad_answers_file_ends_in_one_clear_line(template: Path, tmp_path: Path) -> None:
     answers, target = tmp_path / "answers.yml", tmp_path / "project"
     answers.write_text("project_name: my Project\n")

@@ -49,6 +49,7 @@ def test_default_project_passes_its_own_tests(render: Render, image: str) -> Non
     project.check_tests()
 
 
+@pytest.mark.template
 def test_hosts_can_be_written_in_every_way_that_pyinfra_reads(render: Render) -> None:
     project = render(docker=True)
     project.write(
@@ -250,6 +251,7 @@ def deploy_that_never_settles(project: Project) -> None:
         file.write("from pyinfra.operations import server\nserver.shell(commands='date')\n")
 
 
+@pytest.mark.template
 @pytest.mark.usefixtures("client")
 @pytest.mark.parametrize(
     "fault",

@@ -83,6 +83,7 @@ def test_what_has_changed_since_is_named(folder: Path, names: list[str], client:
     assert said == f"{SECRET}\nother\n".encode()
 
 
+@pytest.mark.long
 def test_a_machine_that_is_not_up_is_a_difference(
     folder: Path, names: list[str], machines: Machines, client: Orbctl
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_machine_that_is_not_up_is_a_difference(
     assert new not in [machine.name for machine in client.machines()]
 
 
+@pytest.mark.long
 def test_an_error_is_no_drift(folder: Path, names: list[str], machines: Machines) -> None:
     # A host that cannot be reached; what differs elsewhere is named all the same.
     missing = machines.new_name()

@@ -66,6 +66,7 @@ def command(*words: str, **environment: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.long
 def test_a_server_is_reached_only_with_its_key(folder: Path, port: int, sshd: Sshd) -> None:
     inventory(("127.0.0.1", {"ssh_port": port}))
     status, _, said = command("deploy", YES="1")
@@ -93,6 +94,7 @@ def test_a_server_is_reached_only_with_its_key(folder: Path, port: int, sshd: Ss
     assert Path("known_hosts").read_bytes() == before
 
 
+@pytest.mark.long
 def test_another_key_is_refused(folder: Path, port: int, sshd: Sshd) -> None:
     inventory(("127.0.0.1", {"ssh_port": port}))
     assert command("trust", YES="1")[0] == 0

@@ -103,6 +103,7 @@ def test_a_limit_that_means_nothing_is_one_line(
     assert reached(client, names) == []
 
 
+@pytest.mark.long
 def test_a_plan_and_drift_are_limited(
     folder: Path, names: list[str], client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_only_those_that_are_meant_have_to_be_asked_about(
     assert reached(client, names) == [0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_rolling_deploy_takes_some_at_a_time(
     folder: Path, names: list[str], client: Orbctl, size: int, capfd: pytest.CaptureFixture[str]
@@ -156,6 +158,7 @@ def test_a_rolling_deploy_stops_at_the_first_failure(
     assert last == f"stopped; not deployed to: @orbstack/{names[2]}"
 
 
+@pytest.mark.long
 def test_a_limited_deploy_rolls(folder: Path, names: list[str], client: Orbctl) -> None:
     assert cli.main(["deploy", "--limit=web", "--serial=1", "local"]) == 0
     assert reached(client, names) == [1, 2]
@@ -171,6 +174,7 @@ def test_a_number_that_is_none_is_one_line(
     )
 
 
+@pytest.mark.long
 def test_arguments_reach_pyinfra_as_they_are(
     folder: Path, names: list[str], client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
