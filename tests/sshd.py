@@ -24,7 +24,7 @@ for kind in $2; do
 done
 port=$1 && shift 3
 /usr/sbin/sshd -p "$port" -o ListenAddress=127.0.0.1 -o PermitRootLogin=yes \
-    -o PidFile="/run/sshd/$port.pid" -f /dev/null "$@"
+    -o PidFile="/run/sshd/$port.pid" -o 'Subsystem=sftp internal-sftp' -f /dev/null "$@"
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyinfra_orbstack.orbctl import Orbctl
+from pyinfra_orbstack.orbctl import Orbctl, Record
 from pyinfra_orbstack.testing import unavailable
 from tests.template.project import Project, git
 
@@ -112,9 +112,12 @@ def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def machines_possible(client: Orbctl) -> Orbctl:
-    """`orbctl` for the projects, the same as for our own tests."""
-    return client
+def destroy(client: Orbctl) -> Iterator[Callable[[Project], None]]:
+    """Delete at the end what projects made, however the test went."""
+    projects: list[Project] = []
+    yield projects.append
+    for project in projects:
+        Record(project.path / ".orbstack" / "machines").delete_all(client)
 
 
 # Machines that boot ------------------------------------------------------------------------------

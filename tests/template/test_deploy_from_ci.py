@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
-from pyinfra_orbstack.orbctl import Orbctl
 from tests.conformance.conftest import Guest
+from tests.sshd import Sshd, free_port
 from tests.template.conftest import Render
 from tests.template.project import Project, git, run, tool
 from tests.template.runner import Runner
 from tests.template.test_publish import Gh
 
+pytestmark = pytest.mark.template
+
 DEPLOY = """from io import StringIO
 
 from pyinfra.operations import files
-
-pytestmark = pytest.mark.template
 
 files.put(name="A file", src=StringIO("as it should be\\n"), dest="/etc/from-ci")
 """
@@ -41,31 +39,17 @@ class Server(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server(machines: Any, client: Orbctl, simulated: bool) -> Iterator[Server]:
-    """In a machine without init, which has this host's network."""
-    if not simulated:
-        pytest.skip("needs a machine that shares this host's network")
-    name = machines.create()
-    guest = Guest(client, name)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    guest.sh(
-        "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update >/dev/null; "
-        "apt-get -qq install -y --no-install-recommends openssh-server openssh-client >/dev/null; "
-        "mkdir -p /run/sshd /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id; "
-        "cp /root/.ssh/id.pub /root/.ssh/authorized_keys; chmod 700 /root/.ssh; "
-        f"/usr/sbin/sshd -p {port} -o ListenAddress=127.0.0.1 -o PermitRootLogin=yes"
-    )
-    key = guest.sh("cat /root/.ssh/id").decode()
+def server(sshd: Sshd) -> Server:
+    port = free_port()
+    sshd.start(port, kinds="ed25519")
+    key = sshd.guest.sh("cat /root/.ssh/id").decode()
     scanned = subprocess.run(
         ["ssh-keyscan", "-t", "ed25519", "-p", str(port), "127.0.0.1"],
         capture_output=True,
         text=True,
         check=True,
     )
-    yield Server(guest, port, key, scanned.stdout)
-    client.stop(name)
+    return Server(sshd.guest, port, key, scanned.stdout)
 
 
 @pytest.fixture

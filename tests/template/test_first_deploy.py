@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pyinfra_orbstack.orbctl import Orbctl, Record
+from pyinfra_orbstack.orbctl import Orbctl
 from tests.conftest import Machines
 from tests.template.conftest import Render
 from tests.template.project import Project, run
@@ -51,14 +51,6 @@ class Server:
 @pytest.fixture
 def server(machines: Machines, prepared: str, tmp_path: Path) -> Server:
     return Server(machines.client, machines.create(prepared), tmp_path / "home")
-
-
-@pytest.fixture
-def destroy(client: Orbctl) -> Iterator[Callable[[Project], None]]:
-    projects: list[Project] = []
-    yield projects.append
-    for project in projects:
-        Record(project.path / ".orbstack" / "machines").delete_all(client)
 
 
 def change(project: Project, block: str) -> None:

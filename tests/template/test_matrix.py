@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyinfra_orbstack.orbctl import Orbctl, Record, create_args
+from pyinfra_orbstack.orbctl import Orbctl, create_args
 from tests.containers import Containers
 from tests.template.conftest import Render
 from tests.template.project import NO_MACHINES, Project, git, run, tool
@@ -44,15 +44,6 @@ COMBINATIONS: list[dict[str, Any]] = [
         "deploy_from_ci": True,
     },
 ]
-
-
-@pytest.fixture
-def destroy(client: Orbctl) -> Iterator[Callable[[Project], None]]:
-    """Delete at the end what projects made, however the test went."""
-    projects: list[Project] = []
-    yield projects.append
-    for project in projects:
-        Record(project.path / ".orbstack" / "machines").delete_all(client)
 
 
 @pytest.fixture

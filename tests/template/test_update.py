@@ -424,6 +424,26 @@ def without(repository: Path, question: str) -> None:
 CONTAINERS = ["compose.yaml", "deploy_containers.py", "tests/test_containers.py"]
 
 
+def before_question(
+    render: Render,
+    repository: Path,
+    question: str,
+    edits: Callable[[Project], dict[str, str]],
+    **answers: Any,
+) -> tuple[Project, dict[str, str]]:
+    """A project of a release without a question, its edits, and a newer release with it."""
+    git(repository, "tag", "-d", OLD)
+    without(repository, question)
+    release(repository, OLD)
+    project = made_from(render, repository, **answers)
+    assert question not in project.answers
+    kept = edits(project)
+    project.commit()
+    git(repository, "revert", "--no-edit", "HEAD")
+    git(repository, "tag", NEW)
+    return project, kept
+
+
 @pytest.mark.template
 @pytest.mark.parametrize("edits", [nothing, edit])
 def test_update_that_brings_the_question_about_containers(
@@ -434,15 +454,7 @@ def test_update_that_brings_the_question_about_containers(
     edits: Callable[[Project], dict[str, str]],
 ) -> None:
     assert client
-    git(repository, "tag", "-d", OLD)
-    without(repository, "docker")
-    release(repository, OLD)
-    project = made_from(render, repository)
-    assert "docker" not in project.answers
-    kept = edits(project)
-    project.commit()
-    git(repository, "revert", "--no-edit", "HEAD")
-    git(repository, "tag", NEW)
+    project, kept = before_question(render, repository, "docker", edits)
 
     # No is the default, and changes nothing.
     project.update(repository)
@@ -472,15 +484,7 @@ def test_update_that_brings_the_question_about_containers(
 def test_update_that_brings_the_question_about_deploys(
     render: Render, repository: Path, edits: Callable[[Project], dict[str, str]]
 ) -> None:
-    git(repository, "tag", "-d", OLD)
-    without(repository, "deploy_from_ci")
-    release(repository, OLD)
-    project = made_from(render, repository, github_user="zoe")
-    assert "deploy_from_ci" not in project.answers
-    kept = edits(project)
-    project.commit()
-    git(repository, "revert", "--no-edit", "HEAD")
-    git(repository, "tag", NEW)
+    project, kept = before_question(render, repository, "deploy_from_ci", edits, github_user="zoe")
 
     # No is the default, and changes nothing.
     project.update(repository)
