@@ -266,6 +266,8 @@ except OSError: print("nothing")
     path = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
     db.python("open(sys.argv[1], 'w').write('1')", path)
     call = db.started(listen)
+    # Nothing can be sent from an address while the kernel looks for duplicates of it.
+    eventually(lambda: "tentative" not in web.ip("addr"), lambda: web.ip("addr"))
     local = re.search(r"fe80::([0-9a-f:]+)/64", web.ip("addr"))
     assert local
     web.python(advertise, local[1])
