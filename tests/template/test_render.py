@@ -14,7 +14,7 @@ import pytest
 from yaml import safe_load
 
 from tests.template.conftest import ROOT, Render
-from tests.template.project import Project, run, tool
+from tests.template.project import NO_MACHINES, Project, run, tool
 
 ODD = 'It\'s "5 \\ 7" {{ project_name }} {% raw %} ünïcode ☃ # no: comment'
 FILLED = {
@@ -88,11 +88,12 @@ def test_project_with_containers_passes_its_own_tests(render: Render, small_imag
 
 
 @pytest.mark.template
-@pytest.mark.usefixtures("prepared")
+@pytest.mark.usefixtures("client")
 def test_library_comes_from_a_checkout(render: Render) -> None:
     project = render()
     run(project.path, tool("uv"), "add", "--quiet", "--group", "test", "--editable", str(ROOT))
-    project.make("test", CI="true")
+    # Other tests run it with machines; here it matters where the plugin comes from.
+    project.make("test", CI="", **NO_MACHINES)
     code = "import pyinfra_orbstack as it; print(it.__file__)"
     said = run(project.path, tool("uv"), "run", "--quiet", "python", "-c", code)
     assert said == f"{ROOT}/src/pyinfra_orbstack/__init__.py\n"
