@@ -107,6 +107,7 @@ def test_where_a_machine_is_reached(
     assert not client.info(off).running
 
 
+@pytest.mark.long
 def test_nobody_asks_for_addresses_that_nobody_wants(
     pair: tuple[str, str], simulated: bool, pyinfra: Run, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_nobody_asks_for_addresses_that_nobody_wants(
     assert sorted(called(log)) == ["info", "list", "run"]
 
 
+@pytest.mark.long
 def test_what_cannot_be_asked_is_one_line(
     pair: tuple[str, str], pyinfra: Run, tmp_path: Path
 ) -> None:
@@ -152,6 +154,7 @@ def called(log: Path) -> list[str]:
     return [json.loads(line)["argv"][1] for line in log.read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_machine_that_was_just_listed_is_not_asked_for_again(
     pair: tuple[str, str], pyinfra: Run, simulated: bool, tmp_path: Path
 ) -> None:
@@ -244,6 +247,7 @@ def test_limit_takes_patterns(pair: tuple[str, str], pyinfra: Run, tmp_path: Pat
     assert "[@local]" not in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.smoke
 def test_a_machine_declared_in_the_inventory_is_made(
     machines: Any, client: Orbctl, pyinfra: Run, tmp_path: Path

@@ -105,6 +105,7 @@ def test_cloud_init_is_waited_for(
         machines.own(name)
 
 
+@pytest.mark.long
 def test_server_reboot(
     machines: Any,
     client: Orbctl,

@@ -423,6 +423,7 @@ PARAMETERS: dict[str, Callable[[str, str, Any], tuple[Callable[..., Any], dict[s
 OPTIONAL = {"arch", "user", "user-existing", "memory", "image", "cloud_init", "default_machine"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", PARAMETERS)
 def test_N_hostile_words_are_literal_or_refused(
     what: str,

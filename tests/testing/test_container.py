@@ -30,6 +30,7 @@ def container(
     assert container.id not in {one.id for one in containers.client.containers()}
 
 
+@pytest.mark.long
 def test_a_deploy_file_is_applied(container: Container, tmp_path: Path) -> None:
     deploy = tmp_path / "deploy.py"
     deploy.write_text(
@@ -48,6 +49,7 @@ def test_a_deploy_file_is_applied(container: Container, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_operations_facts_and_commands(container: Container) -> None:
     made = container.apply(files.directory, path="/srv/made", mode="700")
     assert made.changed
@@ -147,6 +149,7 @@ def test_no_containers_is_a_skip_and_under_ci_a_failure(
     result.stdout.fnmatch_lines(["*no containers: Cannot connect to the Docker daemon."])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("containers")
 def test_an_image_that_cannot_be_run_is_a_reason_to_skip(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch

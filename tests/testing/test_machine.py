@@ -227,6 +227,7 @@ def site(path: str) -> None:
     files.directory(name="Make it", path=path)
 
 
+@pytest.mark.long
 def test_steps_that_run_every_time(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.operations import server\n"

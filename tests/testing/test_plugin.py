@@ -76,6 +76,7 @@ def test_names_cannot_collide(pytester: pytest.Pytester) -> None:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("named", [True, False])
 def test_no_tests_are_looked_for_in_machines(
     pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, named: bool
@@ -107,6 +108,7 @@ def test_machines_that_were_not_deleted_go_at_the_end(pytester: pytest.Pytester)
     pytester.runpytest_subprocess().assert_outcomes(passed=2, failed=1)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("args", [["-x"], ["-k", "test_two"]])
 def test_a_run_that_stops_early_leaves_nothing(pytester: pytest.Pytester, args: list[str]) -> None:
@@ -256,6 +258,7 @@ def test_a_run_that_is_ended_leaves_nothing(
     assert run.wait(120) == pytest.ExitCode.INTERRUPTED
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("seconds", [0.5, 1, 2])
 def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
@@ -269,6 +272,7 @@ def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
     assert run.wait(120) in (pytest.ExitCode.INTERRUPTED, -TERM)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(("first", "then", "seconds"), [(INT, TERM, 0.1), (TERM, HUP, 0.5)])
 def test_what_is_put_in_order_is_not_disturbed(

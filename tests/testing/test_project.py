@@ -215,6 +215,7 @@ def test_a_folder_without_inventories_is_one_line(
 # What a plan promises --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("data", "group_data", "said"),
     [
@@ -305,6 +306,7 @@ def test_a_plan_of_patterns_names_those_that_are_stopped(
     assert not client.info(stopped).running
 
 
+@pytest.mark.long
 def test_a_plan_shows_no_content_of_files(
     folder: Path, machines: Machines, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -431,6 +433,7 @@ def test_one_that_cannot_be_deleted_keeps_no_other_alive(
         record.delete_all(client)
 
 
+@pytest.mark.long
 def test_containers_have_a_deploy_of_their_own(
     folder: Path,
     containers: Containers,
