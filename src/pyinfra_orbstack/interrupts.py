@@ -127,6 +127,8 @@ def handle(number: int, frame: FrameType | None) -> None:
             _previous(number, frame)
     else:
         signal.signal(number, signal.SIG_DFL)
+        # The process exits by this signal, whatever comes during the wait.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         wait_for_detached(LAST_WAIT)
         os.kill(os.getpid(), number)
 
