@@ -36,24 +36,39 @@ def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         CommandError: The file cannot be executed.
     """
-    names: dict[str, None] = {}
+    names = (_name(host) for hosts, _ in _groups(Path(path)).values() for host in hosts)
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
+def _groups(path: Path) -> dict[str, tuple[Sequence[Any], Any]]:
+    """Hosts and data by group, as the file assigns them.
+
+    Raises:
+        CommandError: The file cannot be executed, or a host has no name.
+    """
     if os.getcwd() not in sys.path:  # as in pyinfra, for the file's imports
         sys.path.append(os.getcwd())
     try:
-        values = execute(Path(path))
+        values = execute(path)
     except Exception as broken:
-        raise CommandError(_where(os.fspath(path), broken)) from None
+        raise CommandError(_where(str(path), broken)) from None
+    found: dict[str, tuple[Sequence[Any], Any]] = {}
     for key, group in values.items():
         if key.startswith("_") or not isinstance(group, (list, tuple)):
             continue
         hosts = group[0] if isinstance(group, tuple) and group else group
-        for host in hosts if isinstance(hosts, (list, tuple)) else ():
-            name = host[0] if isinstance(host, tuple) and host else host
+        data = group[1] if isinstance(group, tuple) and len(group) > 1 else {}
+        if not isinstance(hosts, (list, tuple)):
+            continue
+        for name in map(_name, hosts):
             if isinstance(name, list):
                 raise CommandError(f"{path}: {key} holds {name!r}: a host is a name, or a tuple")
-            if isinstance(name, str):
-                names[name] = None
-    return list(names)
+        found[key] = (hosts, data)
+    return found
+
+
+def _name(host: Any) -> Any:
+    return host[0] if isinstance(host, tuple) and host else host
 
 
 def _where(path: str, broken: Exception) -> str:
@@ -142,7 +157,11 @@ def read(path: Path, wanted: Callable[[str], bool] = lambda host: True) -> Inven
     from pyinfra.api.inventory import Inventory
     from pyinfra.context import ctx_inventory
 
-    groups = _groups(path, wanted)
+    groups = {
+        key: ([host for host in hosts if wanted(str(_name(host)))], dict(data))
+        for key, (hosts, data) in _groups(path).items()
+        if isinstance(data, dict)
+    }
     everyone, data = groups.pop("all", ([], {}))
     names = (host for hosts, _ in groups.values() for host in hosts)
     everyone = everyone or list(dict.fromkeys(_name(host) for host in names))
@@ -160,25 +179,6 @@ def read(path: Path, wanted: Callable[[str], bool] = lambda host: True) -> Inven
         return Inventory((everyone, data), **groups)
     except PyinfraError as broken:
         raise CommandError(f"{path}: {' '.join(str(broken).split())}") from None
-
-
-def _name(host: Any) -> Any:
-    return host[0] if isinstance(host, tuple) and host else host
-
-
-def _groups(
-    path: Path, wanted: Callable[[str], bool]
-) -> dict[str, tuple[list[Any], dict[str, Any]]]:
-    """Hosts and data by group, for the selected hosts."""
-    inventory_hosts(path)  # finds mistakes
-    found = {}
-    for key, group in execute(path).items():
-        if key.startswith("_") or not isinstance(group, (list, tuple)):
-            continue
-        hosts, data = (*group, {})[:2] if isinstance(group, tuple) else (group, {})
-        if isinstance(hosts, (list, tuple)) and isinstance(data, dict):
-            found[key] = ([host for host in hosts if wanted(str(_name(host)))], dict(data))
-    return found
 
 
 def limited(inventory: Inventory, path: Path, limit: str) -> list[str]:
@@ -213,7 +213,6 @@ def _exactly(host: str) -> str:
 
     A connector's own name, and a pattern, remain unchanged: they stand for what is found later.
     """
-    named = parse(host)
-    if (host.startswith("@") and "/" not in host) or (named is not None and named.is_pattern):
+    if (host.startswith("@") and "/" not in host) or is_pattern(host):
         return host
     return f"[{host[0]}]{glob.escape(host[1:])}" if host[:1].isalnum() else glob.escape(host)

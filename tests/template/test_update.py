@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -444,6 +444,30 @@ def before_question(
     return project, kept
 
 
+def answer_later(
+    project: Project,
+    repository: Path,
+    question: str,
+    files: Iterable[str],
+    words: str,
+    kept: dict[str, str],
+) -> None:
+    """No is the default, and changes nothing; a later yes brings files, and words in the README."""
+    project.update(repository)
+    assert git(project.path, "diff", "--name-only").split() == [".copier-answers.yml"]
+    assert project.answers[question] is False
+    assert not any(map(project.has, files))
+    project.commit()
+
+    project.update(repository, **{question: True})
+    assert all(map(project.has, files))
+    assert words in project.text("README.md")
+    for name, edited in kept.items():
+        assert edited in project.text(name), name
+    project.check_files()
+    project.commit()
+
+
 @pytest.mark.template
 @pytest.mark.parametrize("edits", [nothing, edit])
 def test_update_that_brings_the_question_about_containers(
@@ -456,20 +480,7 @@ def test_update_that_brings_the_question_about_containers(
     assert client
     project, kept = before_question(render, repository, "docker", edits)
 
-    # No is the default, and changes nothing.
-    project.update(repository)
-    assert git(project.path, "diff", "--name-only").split() == [".copier-answers.yml"]
-    assert project.answers["docker"] is False
-    assert not any(map(project.has, CONTAINERS))
-    project.commit()
-
-    project.update(repository, docker=True)
-    assert all(map(project.has, CONTAINERS))
-    assert "INVENTORY=containers" in project.text("README.md")
-    for name, words in kept.items():
-        assert words in project.text(name), name
-    project.check_files()
-    project.commit()
+    answer_later(project, repository, "docker", CONTAINERS, "INVENTORY=containers", kept)
     project.use_image(small_image)
     project.check_tests("tests/test_containers.py", "tests/test_inventories.py")
 
@@ -486,21 +497,9 @@ def test_update_that_brings_the_question_about_deploys(
 ) -> None:
     project, kept = before_question(render, repository, "deploy_from_ci", edits, github_user="zoe")
 
-    # No is the default, and changes nothing.
-    project.update(repository)
-    assert git(project.path, "diff", "--name-only").split() == [".copier-answers.yml"]
-    project.commit()
     brought = [".github/workflows/deploy.yml", ".github/load-key.sh", ".github/CODEOWNERS"]
-    brought.append("docs/deploying.md")
-    assert not any(map(project.has, brought))
-
-    project.update(repository, deploy_from_ci=True)
-    assert all(map(project.has, brought))
-    assert "docs/deploying.md" in project.text("README.md")
-    for name, words in kept.items():
-        assert words in project.text(name), name
-    project.check_files()
-    project.commit()
+    page = "docs/deploying.md"
+    answer_later(project, repository, "deploy_from_ci", [*brought, page], page, kept)
 
     project.update(repository, deploy_from_ci=False)
     project.commit()

@@ -59,6 +59,21 @@ def test_hosts_of_an_inventory_are_read_as_pyinfra_does(tmp_path: Path) -> None:
     assert inventory_files.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
 
 
+def test_groups_of_an_inventory_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "inventory.py"
+    text = "open('read', 'a').write('x')\nweb = (['a'], {'port': 80})\ndb = (['b'],)\nqueue = ()\n"
+    path.write_text(text)
+    groups = inventory_files.read(path).groups
+    assert {name: [host.name for host in groups.get(name, [])] for name in ("web", "db")} == {
+        "web": ["a"],
+        "db": ["b"],
+    }
+    assert (tmp_path / "read").read_text() == "x"
+
+
 def test_a_host_that_is_a_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "inventory.py").write_text('web = [["@orbstack/a"]]\n')
     with pytest.raises(inventory_files.CommandError, match="a host is a name, or a tuple"):
