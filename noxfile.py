@@ -202,21 +202,21 @@ def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
     """
     name = pair_name(python, pyinfra)
     venv = CACHE / "compat" / f"python-{python}-pyinfra-{pyinfra or 'newest'}"
+    interpreter = venv / "bin" / "python"
     stamp = venv / "installed"
     try:
         if not stamp.exists() or stamp.read_text() != digest():
             uv("venv", "--quiet", "--clear", "--python", python, venv)
             install(venv, ["smoke"], f"pyinfra=={pyinfra}" if pyinfra else "pyinfra")
             stamp.write_text(digest())
-        python_of = venv / "bin" / "python"
-        uv("pip", "install", "--quiet", "--python", python_of, "--no-deps", "--reinstall", wheel)
+        uv("pip", "install", "--quiet", "--python", interpreter, "--no-deps", "--reinstall", wheel)
     except Stop as stop:
         return name, str(stop), ""
     folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
     # A container's commands use the same code as a machine's, but need an engine; pyinfra wraps a
     # command in the same way on each transport.
     chosen = "not container and not (every_wrapper and spawn)"
-    words = [venv / "bin" / "python", "-m", "pytest", "-m", "smoke", "-k", chosen]
+    words = [interpreter, "-m", "pytest", "-m", "smoke", "-k", chosen]
     with ending.child(
         [str(word) for word in [*words, "-p", "no:cacheprovider", *folders]],
         cwd=ROOT,

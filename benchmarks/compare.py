@@ -5,8 +5,8 @@ in a container beside pyinfra's `@docker`.
 
 Everything runs on the same machines of one simulator, alternately, so that other load on the host
 affects all of them equally. Every deploy's result is checked before its time counts. Requires root,
-or sudo without a password; leaves nothing behind but the file with the numbers. Containers are
-skipped if there is no engine.
+or sudo without a password; leaves nothing behind but the file with the numbers. Without a
+container engine, containers are skipped.
 """
 
 from __future__ import annotations

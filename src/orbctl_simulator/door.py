@@ -95,7 +95,7 @@ class Door:
         return [point for point in points if point != "/"]
 
     def enter(self, *kept: int, bare: bool = False, all_rights: bool = False) -> None:
-        """Enter; there is no way back. Only the open files 0, 1, 2 and `kept` stay open.
+        """Enter, with no way back. Keeps only the open files 0, 1, 2 and `kept`.
 
         Import what is used inside before: the host's Python cannot be reached from there. With
         `bare`, only the machine's own files are visible, without ``/proc`` and without mounts, so

@@ -13,7 +13,7 @@ _PAUSE = 0.1
 class Progress:
     """Shown until this context is left, which leaves a terminal as it was.
 
-    Without a `detail`, nothing is printed if there is no terminal.
+    Without a `detail`, prints only to a terminal.
     """
 
     def __init__(self, title: str, detail: str | None = None) -> None:

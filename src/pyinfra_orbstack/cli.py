@@ -83,8 +83,8 @@ def deploy(args: argparse.Namespace) -> int:
     unasked = args.yes or all(map(is_machine, chosen.hosts))
     if not (unasked or sys.stdin.isatty()):
         raise CommandError(
-            f"{chosen.inventory} holds more than machines of this computer, and there is nobody "
-            "to ask: confirm with YES=1"
+            f"{chosen.inventory} targets more than local machines, and stdin is not a terminal: "
+            "confirm with YES=1"
         )
     words = [*(["-y"] if unasked else []), *chosen.words, *words]
     if not size:
@@ -234,7 +234,7 @@ def pyinfra_words(text: str) -> list[str]:
 
 
 def local_states(hosts: Sequence[str]) -> dict[str, str]:
-    """States of hosts, with patterns resolved; "missing" if there is no such machine or container.
+    """States of hosts, with patterns resolved; "missing" if it does not exist.
 
     Hosts elsewhere count as "running", and so does a name that means nothing here: pyinfra will
     report it.

@@ -164,7 +164,7 @@ def test_commands_for_containers(render: Render, containers: Containers, small_i
         project.make("plan", **to)
     name = containers.run(small_image, "--user", "65534", name="web-1")
     assert "Settings | Write the settings" in project.make("plan", **to)
-    with pytest.raises(AssertionError, match="nobody to ask: confirm with YES=1"):
+    with pytest.raises(AssertionError, match="stdin is not a terminal: confirm with YES=1"):
         project.make("deploy", **to)
     for left in ("2", "-"):
         said = project.make("deploy", YES="1", **to)
@@ -192,7 +192,7 @@ def test_servers_are_never_touched_unasked(render: Render) -> None:
     with pytest.raises(AssertionError, match="INVENTORY can be: local, production"):
         project.make("plan", INVENTORY="--help")
     project.write("inventories/production.py", "web: list", "queue = ['127.0.0.1']\nweb: list")
-    with pytest.raises(AssertionError, match="nobody to ask: confirm with YES=1"):
+    with pytest.raises(AssertionError, match="stdin is not a terminal: confirm with YES=1"):
         project.make("deploy", INVENTORY="production")
     assert not project.has("hacked")
 

@@ -129,7 +129,7 @@ def test_only_those_that_are_meant_have_to_be_asked_about(
     folder: Path, names: list[str], client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["deploy", "--limit=*.example", "mixed"]) == 1
-    assert "nobody to ask: confirm with YES=1" in capfd.readouterr().err
+    assert "stdin is not a terminal: confirm with YES=1" in capfd.readouterr().err
     assert cli.main(["deploy", "--limit=@orbstack", "mixed"]) == 0
     assert reached(client, names) == [0]
 

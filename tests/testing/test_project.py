@@ -134,7 +134,7 @@ def test_each_verb_explains_itself(words: list[str]) -> None:
         (["drift", "nowhere"], "there is no inventory 'nowhere'"),
         (["drift", "empty"], "inventories/empty.py has no hosts yet"),
         (["deploy", "empty"], "inventories/empty.py has no hosts yet"),
-        (["deploy", "servers"], "nobody to ask: confirm with YES=1"),
+        (["deploy", "servers"], "stdin is not a terminal: confirm with YES=1"),
         (["shell", "--", "-x"], "there is no machine '-x'"),
         (["shell", "--", ""], "there is no machine ''"),
         (["destroy", "nowhere"], "there is no inventory 'nowhere'"),
@@ -466,7 +466,7 @@ def test_containers_have_a_deploy_of_their_own(
     assert cli.main(["plan", "app"]) == 0
     assert "Own" in capfd.readouterr().err
     assert cli.main(["deploy", "app"]) == 1
-    assert "nobody to ask: confirm with YES=1" in capfd.readouterr().err
+    assert "stdin is not a terminal: confirm with YES=1" in capfd.readouterr().err
     containers.call("exec", name, "test", "!", "-e", "/srv/own")
 
     monkeypatch.setenv("YES", "1")

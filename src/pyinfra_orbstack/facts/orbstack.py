@@ -152,7 +152,7 @@ class OrbStackMachines(_OrbctlFact[dict[str, MachineData]]):
 
 class OrbStackMachine(_OrbctlFact[Union[MachineData, dict[str, Any]]]):
     """
-    Returns one machine as ``OrbStackMachines`` does, or ``{}`` if there is no such machine.
+    Returns one machine as ``OrbStackMachines`` does, or ``{}`` if it does not exist.
 
     + machine: name of the machine
 
