@@ -32,7 +32,7 @@ test: ## run the test suite, but for what is slow (under six minutes)
 thorough: ## test all combinations of shells, users and transports, and races (about eight minutes)
 boot: ## test machines that boot, and their network (about seven minutes)
 hosts: ## test how runs end, and what differs between hosts (about seven minutes)
-template: ## test every combination of the template's answers (about ten minutes)
+template: ## test every combination of the template's answers (about twelve minutes)
 compat: ## test each supported Python with its pyinfra (about ten minutes)
 bench: ## compare deploys with other connectors, for docs/performance.md (about an hour)
 conformance: ## run the connector's suite and write docs/conformance.md

@@ -239,11 +239,11 @@ class Project:
         assert contents
         return contents
 
-    def all_checks(self, env: dict[str, str]) -> None:
-        """Everything that a user, and GitHub, would run, and the tests with this environment."""
+    def all_checks(self) -> None:
+        """Everything that a user, and GitHub, would run."""
         self.check_files()
         self.make("lint")
-        self.make("test", **env)
+        self.make("test", CI="true")
         if self.answers["publish_to_pypi"]:
             self.make("release-check")
         else:

@@ -21,9 +21,8 @@ pytestmark = [pytest.mark.template, pytest.mark.timeout(600), pytest.mark.usefix
 FILLED = {"user_name": 'Zoë "Z" O\'Neil', "user_email": "zoe@example.org", "github_user": "zoe-dev"}
 LONG = "a-project-whose-name-has-forty-characters"[:40]
 #: Every combination of yes and no, with and without identity; every other choice at least once.
-#: What is done to machines follows from names alone: the longest one and the shortest one have
-#: machines that boot, of a prepared image. tests/template/test_render.py takes both images as they
-#: are, without any package of the sample.
+#: All run their tests on machines of a prepared image; tests/template/test_render.py takes both
+#: images as they are, without any package of the sample.
 COMBINATIONS: list[dict[str, Any]] = [
     {"publish_to_pypi": True, "codecov": False, "license": "MIT"},
     {
@@ -68,13 +67,11 @@ def test_every_combination_passes_everything(
     project = render(**answers)
     if answers.get("docker"):
         project.use_image(request.getfixturevalue("small_image"))
-    machines = project.answers["project_name"] in (LONG, "x")
-    if machines:
-        request.getfixturevalue("prepared")  # from here on, machines are others
+    request.getfixturevalue("prepared")  # from here on, machines are others
     project.make("lock")
     project.commit()
     monkeypatch.setenv("UV_LOCKED", "1")
-    project.all_checks({"CI": "true"} if machines else {"CI": "", **NO_MACHINES})
+    project.all_checks()
     assert git(project.path, "status", "--porcelain") == ""
 
 
