@@ -275,7 +275,8 @@ def test_a_plan_names_what_cannot_work(
     (line,) = [line for line in printed.err.splitlines() if line.startswith(f"{name}: ")]
     assert said.replace("NAME", name) in line
     assert "would be" not in printed.out
-    assert f"[@orbstack/{there}] Connected" in printed.err or group_data
+    # pyinfra pads the shorter name.
+    assert f"[@orbstack/{there}] Connected" in " ".join(printed.err.split()) or group_data
     assert status == 1
 
 
