@@ -1,5 +1,6 @@
-"""`make release-check`: everything that a release needs, item by item; ITEM=NAME checks only one,
-ITEM=-NAME all but one.
+"""`make release-check`: everything that a release needs, item by item.
+
+ITEM=NAME,NAME checks only some of it, ITEM=-NAME,NAME all but some.
 
 The first item that fails ends the check, so that the last output says what to do.
 """
@@ -360,13 +361,13 @@ def check(checkout: Checkout, items: list[str]) -> str:
 
 
 def main() -> int:
-    """Check everything, or only the item in the environment, or all but that one."""
+    """Check everything, or only the item in the environment, or all but the ones there."""
     item = os.environ.get("ITEM", "")
-    named = item.lstrip("-")
-    if named and named not in ITEMS:
-        print(f"ITEM={item!r} is none of {', '.join(ITEMS)}", file=sys.stderr)
+    named = item.lstrip("-").split(",") if item else []
+    if unknown := sorted(set(named) - set(ITEMS)):
+        print(f"ITEM={item!r}: {unknown[0]!r} is none of {', '.join(ITEMS)}", file=sys.stderr)
         return 2
-    items = [name for name in ITEMS if not named or (name == named) != item.startswith("-")]
+    items = [name for name in ITEMS if not item or (name in named) != item.startswith("-")]
     releasing = "--releasing" in sys.argv[1:]
     return 1 if check(Checkout(ROOT, releasing), items) else 0
 

@@ -425,11 +425,13 @@ def run(copy: Copy, program: str, **env: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_item_by_name(copy: Copy) -> None:
+def test_items_by_name(copy: Copy) -> None:
     done = run(copy, "release_check.py", ITEM="changelog")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 1
-    done = run(copy, "release_check.py", ITEM="nothing")
+    done = run(copy, "release_check.py", ITEM="changelog,badges")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["changelog", "badges"]
+    done = run(copy, "release_check.py", ITEM="changelog,nothing")
     assert done.returncode == 2
     assert "is none of lint" in done.stderr
 
