@@ -46,22 +46,10 @@ FAULTS = {
         "test_deploy.py::test_what",
     ),
 }
-#: A whole run takes long: of the others, the file that has the test is run.
-WHOLE = ("not enabled",)
-
-
-@pytest.mark.usefixtures("index", "prepared")
-@pytest.mark.parametrize("fault", WHOLE)
-def test_make_test_fails(render: Render, fault: str) -> None:
-    name, old, new, test = FAULTS[fault]
-    project = render()
-    project.write(name, old, new)
-    with pytest.raises(AssertionError, match=f"FAILED tests/{test}"):
-        project.make("test", CI="true")
 
 
 @pytest.mark.usefixtures("prepared")
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in WHOLE])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_its_tests_notice(render: Render, fault: str) -> None:
     name, old, new, test = FAULTS[fault]
     project = render()

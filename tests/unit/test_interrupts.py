@@ -70,10 +70,9 @@ def test_callbacks_come_first_and_what_they_start_comes_to_its_end(
     # Python handles signals that came together by their numbers, not in their order.
     program.wait_for("called")
     program.kill(number, signal.SIGINT, pause=0.02)
-    status, said, _ = program.end()
+    status = program.end()[0]
     assert status == (-signal.SIGTERM if number == signal.SIGTERM else status)
     assert status != 0
-    assert "called" in said
     deadline = time.monotonic() + 20
     while not (tmp_path / "done").exists():
         assert time.monotonic() < deadline
