@@ -130,7 +130,7 @@ def thorough(session: nox.Session) -> None:
 @target("test")
 def boot(session: nox.Session) -> None:
     """Run the tests of machines that boot."""
-    pytest("tests/simulator", "tests/contract", "-m", "boot", "-n", "auto", "--dist", "loadfile")
+    pytest("tests/simulator", "tests/contract", "-m", "boot", "-n", WORKERS, "--dist", "loadfile")
     # Tests that an init, its services and a network could affect.
     files = [f"tests/conformance/test_{name}.py" for name in ("faults", "privilege_environment")]
     chosen = ("-m", "smoke", "-k", "not container", "--orbstack-image", "debian:bookworm")
@@ -148,7 +148,7 @@ def unit(session: nox.Session) -> None:
 @target("test", "coverage")
 def hosts(session: nox.Session) -> None:
     """Run the tests of how runs end, and some others as they would run on other hosts."""
-    pytest("tests/hosts", "-m", "hosts", "-n", "auto")
+    pytest("tests/hosts", "-m", "hosts", "-n", WORKERS)
 
 
 @target("test", "template", for_copier=True)
