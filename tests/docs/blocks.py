@@ -88,5 +88,6 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "Several hosts (2)": "not run: it is part of the deploy that the block above tests",
         "Containers": "not run: it needs a container engine; tests/testing does the same",
         "A prepared image": "run by: tests/template/conftest.py, in prepare and prepared",
+        "In CI": "not run: it needs GitLab; tests/template runs its commands",
     },
 }
