@@ -41,7 +41,7 @@ def test_examples_in_docstrings() -> None:
     assert doctest.testmod(report).failed == 0
 
 
-def test_a_busy_round_changes_no_ratio() -> None:
+def test_a_busy_round_does_not_change_ratios() -> None:
     assert report.ratio([3, 3, 300], [1, 1, 100]) == 3
     assert report.ratio([3, 3, 300], [1, 1, 1]) == 3
 
@@ -65,7 +65,7 @@ def test_tables() -> None:
     ]
 
 
-def test_goals_name_the_cases_that_lose() -> None:
+def test_goals_list_the_cases_that_miss_them() -> None:
     assert list(report.goals(DATA)) == [
         ("whole deploys beside `@local`", "not slower", ["shell 2.0x"], ["put 0.5x"]),
         ("whole deploys beside `@ssh`", "at least 3x as fast", ["shell 3.0x"], ["put 2.0x"]),
@@ -75,7 +75,7 @@ def test_goals_name_the_cases_that_lose() -> None:
     ]
 
 
-def test_markers_must_be_there() -> None:
+def test_markers_are_required() -> None:
     with pytest.raises(SystemExit, match="numbers: begin"):
         report.between("no markers", "new")
 

@@ -34,5 +34,5 @@ def test_every_id_has_a_test_or_a_reason() -> None:
         ("test_HTTP2_X99", []),
     ],
 )
-def test_ids_are_read_from_names(name: str, found: list[str]) -> None:
+def test_ids_are_parsed_from_names(name: str, found: list[str]) -> None:
     assert ids(name) == found

@@ -121,7 +121,7 @@ def test_C5_open_files_are_stable(one: Remote) -> None:
     assert open_files() - before <= 5
 
 
-def test_C7_a_slow_host_stalls_nobody(
+def test_C7_a_slow_host_blocks_no_other_host(
     machine: str, base: str, machines: Any, connect: Callable[..., Remote]
 ) -> None:
     slow, quick = connect(machines.clone(base)), connect(machine)
@@ -319,7 +319,7 @@ def _fresh_listing() -> None:
         pytest.param("k8s", id="N11_k8s"),
     ],
 )
-def test_names_that_are_refused(proxy: Proxy, connect: Callable[..., Remote], name: str) -> None:
+def test_rejected_names(proxy: Proxy, connect: Callable[..., Remote], name: str) -> None:
     with pytest.raises(ConnectError, match="machine name"):
         connect(name, orbstack_image="ubuntu")
     for verb in ("info", "create", "run", "start", "delete"):
@@ -334,7 +334,7 @@ def test_names_that_are_refused(proxy: Proxy, connect: Callable[..., Remote], na
         pytest.param("größe", id="N8_unicode"),
     ],
 )
-def test_names_that_are_taken_literally(connect: Callable[..., Remote], name: str) -> None:
+def test_literal_names(connect: Callable[..., Remote], name: str) -> None:
     with pytest.raises(ConnectError) as unknown:
         connect(name)
     assert f"there is no machine {name!r}" in str(unknown.value)
@@ -357,7 +357,7 @@ def test_N9_no_double_dash() -> None:
     assert not any("--" in line for line in lines)
 
 
-def test_N12_an_empty_name_reaches_nothing(client: Orbctl, proxy: Proxy) -> None:
+def test_N12_an_empty_name_reaches_no_machine(client: Orbctl, proxy: Proxy) -> None:
     direct = Orbctl(str(proxy.path))
     for call in (direct.stop, direct.start, direct.restart, direct.info):
         with pytest.raises(orbctl.BadValue, match="empty"):

@@ -85,7 +85,7 @@ def test_a_named_container_is_started(
     assert hosts == [f"@orbstack/docker/{bare}"]
 
 
-def test_a_container_that_cannot_be_entered_says_why(
+def test_an_unusable_container_error_gives_the_reason(
     bare: str, containers: Containers, images: dict[str, str], connect: Connect
 ) -> None:
     containers.call("pause", bare)

@@ -96,7 +96,7 @@ def test_D1_the_client_crashes(
 
 
 @pytest.mark.parametrize("transport", PLACES)
-def test_D1_a_spinner_is_no_failure(
+def test_D1_a_spinner_is_not_a_failure(
     proxy: Proxy, machine: str, connect: Callable[..., Remote], transport: str
 ) -> None:
     proxy.tell("any spinner")

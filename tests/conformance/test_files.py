@@ -209,7 +209,7 @@ def test_F9_with_passwords(
 
 
 @pytest.mark.smoke
-def test_F10_target_in_a_folder_of_roots(remote: Remote, guest: Guest) -> None:
+def test_F10_target_in_a_directory_of_root(remote: Remote, guest: Guest) -> None:
     with pytest.raises(OSError, match="cannot write /root/file"):
         remote.put(io.BytesIO(b"x"), "/root/file")
     round_trip(remote, "/root/file", b"x", _sudo=True)
@@ -297,7 +297,7 @@ def test_F15_odd_sources(remote: Remote, folder: str, guest: Guest, tmp_path: Pa
 
 
 @pytest.mark.smoke
-def test_F15_files_that_are_made_when_they_are_read(remote: Remote) -> None:
+def test_F15_files_generated_while_read(remote: Remote) -> None:
     for source in ("/proc/uptime", "/proc/meminfo", "/proc/self/status", "/proc/version"):
         arrived = io.BytesIO()
         remote.get(source, arrived)
@@ -307,7 +307,7 @@ def test_F15_files_that_are_made_when_they_are_read(remote: Remote) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 300_000])
-def test_F15_a_file_that_grows_arrives_as_it_was(
+def test_F15_a_growing_file_arrives_as_of_one_moment(
     remote: Remote, folder: str, guest: Guest, size: int
 ) -> None:
     """What arrives is what it held at one moment, and it ends."""
@@ -325,9 +325,7 @@ def test_F15_a_file_that_grows_arrives_as_it_was(
         guest.sh('rm "$1"', path)
 
 
-def test_F15_a_file_that_is_rewritten_arrives_as_it_was_sent(
-    remote: Remote, folder: str, guest: Guest
-) -> None:
+def test_F15_a_rewritten_file_arrives_as_sent(remote: Remote, folder: str, guest: Guest) -> None:
     """The checksum is of what was sent: a file that changes all the time is no failure."""
     path = f"{folder}/changing"
     remote.run(f"head -c 200000 /dev/urandom >{path}")
@@ -521,7 +519,7 @@ def test_F25_a_wrong_checksum(
     assert guest.leftovers() == []
 
 
-def test_F25_what_cannot_be_read_twice_is_not_sent_twice(
+def test_F25_a_stream_is_not_sent_twice(
     remote: Remote, folder: str, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer.Digest, "words", lambda self: ("0" * 64, "0", "100000"))

@@ -131,7 +131,7 @@ def test_F5_with_these_tools(
 
 
 @pytest.mark.parametrize("name", ["tee", "head"])
-def test_F5_a_tool_that_is_missing_is_the_reason(
+def test_F5_the_error_names_the_missing_tool(
     one: Remote, guest: Guest, folder: str, tools: Callable[[str], dict[str, Any]], name: str
 ) -> None:
     tools("busybox")

@@ -153,7 +153,7 @@ def fail(way: str, place: Place, put: Callable[..., Any], middle: Callable[[], N
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("who", WRITERS)
-def test_F13_what_dies_while_it_arrives_changes_nothing(
+def test_F13_an_upload_killed_in_transit_changes_nothing(
     remote: Remote, place: Place, who: str, way: str
 ) -> None:
     for path in (place.make("old", 'chmod 666 "$1"'), f"{place.folder}/new"):
@@ -180,7 +180,7 @@ def test_F13_what_dies_while_it_arrives_changes_nothing(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["two names", "closed directory", "relative"])
-def test_F13_what_dies_while_it_is_written_over_is_put_back(
+def test_F13_an_overwrite_that_is_killed_is_undone(
     one: Remote, shared_machine: str, client: Orbctl, way: str, kind: str, place: Place
 ) -> None:
     """Where a file cannot be replaced, the old content is put back by whoever wrote."""
@@ -301,7 +301,7 @@ def descendants(pid: int) -> list[int]:
     return tree
 
 
-def test_F13_what_killed_uploads_left_goes_with_a_later_one(remote: Remote, place: Place) -> None:
+def test_F13_a_later_upload_removes_leftovers_of_killed_ones(remote: Remote, place: Place) -> None:
     """But not what a living one writes, what another user's did, or what another target was."""
     guest, folder = place.guest, place.folder
     host = guest.sh("cat /proc/sys/kernel/hostname").decode().strip()
@@ -349,7 +349,7 @@ def test_F13_what_killed_uploads_left_goes_with_a_later_one(remote: Remote, plac
         pytest.param(b"", False, b"", id="not begun"),
     ],
 )
-def test_F13_only_a_writers_own_beginning_is_put_back(
+def test_F13_only_the_writers_own_partial_write_is_undone(
     remote: Remote, place: Place, target: bytes, begun: bool, after: bytes
 ) -> None:
     """What somebody else has written since then stays, and so does what was never begun."""
@@ -380,9 +380,7 @@ chown -h alice "$room" "$room/new"; chmod 777 "$room"
 """
 
 
-def test_F8_a_directory_that_somebody_has_exchanged_is_not_written_to(
-    one: Remote, place: Place
-) -> None:
+def test_F8_a_replaced_directory_is_not_written_to(one: Remote, place: Place) -> None:
     """Whoever owns the target's directory can rename what is in it, at any moment."""
     canary = place.make("canary", 'chmod 600 "$1"')
     place.guest.sh('rm "$1/cat"; cat >"$1/mkdir"; chmod 755 "$1/mkdir"', "/var/tmp/slow",
@@ -608,7 +606,7 @@ def test_F9_attributes_and_flags_stay(one: Remote, place: Place) -> None:
         assert place.guest.sh('lsattr "$1" | cut -d" " -f1 | grep -c A', path) == b"1\n"
 
 
-def test_F9_a_directory_that_hands_its_group_on(remote: Remote, place: Place) -> None:
+def test_F9_a_setgid_directory(remote: Remote, place: Place) -> None:
     place.guest.sh('chgrp users "$1"; chmod 2777 "$1"', place.folder)
     for size in (10, 100_000):
         remote.put(io.BytesIO(b"x" * size), f"{place.folder}/new{size}")
@@ -689,7 +687,7 @@ def test_F11_D20_full_and_read_only_file_systems(mounted: tuple[Remote, Guest, P
     assert guest.leftovers() == []
 
 
-def test_F11_a_mounted_file_is_written_over(mounted: tuple[Remote, Guest, Path]) -> None:
+def test_F11_a_mounted_file_is_overwritten(mounted: tuple[Remote, Guest, Path]) -> None:
     remote, guest, folder = mounted
     for data in (b"short", NEW):
         remote.put(io.BytesIO(data), "/etc/bound")

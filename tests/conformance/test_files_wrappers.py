@@ -144,7 +144,7 @@ def sorted_by_number(listing: bytes) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("user", ["likezsh", "likefish", "likebusybox"])
-def test_F9_what_a_login_shell_prints_is_no_content(
+def test_F9_login_shell_output_is_not_content(
     machine: str, connect: Callable[..., Remote], guest: Guest, user: str, transport: str
 ) -> None:
     """Profiles that greet, and say goodbye."""
@@ -172,7 +172,7 @@ def test_F9_what_a_login_shell_prints_is_no_content(
         guest.sh('cd "$1"; shift; rm -f greeted "$@"', home, *profile.split())
 
 
-def test_F16_what_a_wrapper_refuses_is_the_reason(
+def test_F16_the_error_quotes_the_wrapper(
     machine: str, connect: Callable[..., Remote], transport: str
 ) -> None:
     """One line, with what sudo or su said, and without the prompt of either."""

@@ -64,7 +64,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.smoke
-def test_P3_the_password_is_asked_for_once(bob: Remote, asked: list[str]) -> None:
+def test_P3_there_is_one_password_prompt(bob: Remote, asked: list[str]) -> None:
     """When sudo wants one; then both the failed command and later ones work."""
     assert bob.out("id -un", _sudo=True) == "root"
     assert bob.out("id -un", _sudo=True) == "root"
@@ -74,7 +74,7 @@ def test_P3_the_password_is_asked_for_once(bob: Remote, asked: list[str]) -> Non
 @pytest.mark.parametrize(
     "stdin", [["a", "b"], b"x" * 100_000, "generator"], ids=["few", "many", "once"]
 )
-def test_P3_stdin_arrives_whole_after_the_password(
+def test_P3_stdin_arrives_complete_after_the_password(
     bob: Remote, asked: list[str], stdin: Any
 ) -> None:
     size = 4 if isinstance(stdin, list) else 100_000
@@ -87,7 +87,7 @@ def test_P3_stdin_arrives_whole_after_the_password(
 @pytest.mark.parametrize("how", [{}, {"_get_pty": True}], ids=["pipes", "terminal"])
 @pytest.mark.parametrize("line", sudo.REQUIRED)
 @pytest.mark.parametrize("privilege", [{}, {"_sudo": True}], ids=["plain", "sudo"])
-def test_P3_a_command_that_says_what_sudo_says_runs_once(
+def test_P3_a_command_that_prints_sudos_messages_runs_once(
     machine: str,
     transport: str,
     connect: Callable[..., Remote],
@@ -107,7 +107,7 @@ def test_P3_a_command_that_says_what_sudo_says_runs_once(
 
 
 @pytest.mark.smoke
-def test_P3_without_a_terminal_nobody_is_asked(
+def test_P3_without_a_terminal_there_is_no_prompt(
     machine: str, transport: str, tmp_path: Path, guest: Guest
 ) -> None:
     """The other host goes on, and one line says what to do."""
@@ -430,7 +430,7 @@ WHOSE = {
 @pytest.mark.parametrize("transport", PLACES)
 @pytest.mark.parametrize("own_terminal", [True, False])
 @pytest.mark.parametrize("whose", WHOSE)
-def test_Y2_what_is_typed_arrives_and_ends(
+def test_Y2_typed_input_arrives_and_ends(
     machine: str,
     transport: str,
     connect: Callable[..., Remote],
@@ -479,7 +479,7 @@ sysread(R, $b, $n); syswrite(STDOUT, $b) }' $n"""
 
 
 @pytest.mark.parametrize("transport", PLACES)
-def test_Y2_what_is_typed_is_spliced(remote: Remote) -> None:
+def test_Y2_typed_input_is_spliced(remote: Remote) -> None:
     ran = remote.run(f"sleep 1; {SPLICE}", _stdin="typed", _get_pty=True, _timeout=25)
     assert [line.strip() for line in ran.out][-1] == "typed"
 

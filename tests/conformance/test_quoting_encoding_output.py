@@ -178,7 +178,7 @@ def test_O10_stdout_closed_by_the_command(remote: Remote) -> None:
     assert remote.run("echo a; exec >&-; sleep 0.1; echo b >&2") == (True, ["a"], ["b"])
 
 
-def test_O12_lines_are_shown_as_they_come(machine: str) -> None:
+def test_O12_lines_are_shown_immediately(machine: str) -> None:
     text = "echo first; sleep 2; echo second; echo err >&2"
     seen = {}
     with pyinfra(machine, text, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
@@ -196,7 +196,7 @@ def pyinfra(machine: str, text: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([command, "-y", f"@orbstack/{machine}", "exec", "--", text], **options)
 
 
-def test_O14_a_consumer_that_goes_away(machine: str) -> None:
+def test_O14_a_consumer_that_exits(machine: str) -> None:
     """pyinfra piped into a program that ends early ends too, without hanging."""
     out = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with pyinfra(machine, "seq 1 100000", **out) as running:

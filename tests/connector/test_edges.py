@@ -72,7 +72,7 @@ def test_closed_files(remote: Remote) -> None:
             use()
 
 
-def test_a_timeout_may_be_text(remote: Remote) -> None:
+def test_a_timeout_may_be_a_string(remote: Remote) -> None:
     assert remote.out("echo hi", _timeout="5") == "hi"
     for bad in ("soon", [1], float("nan")):
         with pytest.raises(OSError, match="_timeout is a number of seconds, not"):
@@ -170,7 +170,7 @@ def test_upload_with_nowhere_to_go(remote: Remote) -> None:
     assert remote.out("cat /srv/x") == "x"
 
 
-def test_upload_that_is_given_up_while_it_is_written(remote: Remote) -> None:
+def test_upload_aborted_during_the_write(remote: Remote) -> None:
     """Its source stands still."""
 
     class Still(io.RawIOBase):
@@ -186,7 +186,7 @@ def test_upload_that_is_given_up_while_it_is_written(remote: Remote) -> None:
 
 
 @pytest.mark.skipif("_su_password" not in all_argument_meta, reason="pyinfra before 3.7")
-def test_upload_for_a_user_that_is_not_there(remote: Remote) -> None:
+def test_upload_for_a_missing_user(remote: Remote) -> None:
     with pytest.raises(OSError, match="nobody2"):
         remote.put(io.BytesIO(b"x"), "/tmp/x", _su_user="nobody2", _su_password="secret")
     # pyinfra's own file for the password stays until it disconnects.

@@ -124,7 +124,7 @@ HANGS_WHEN_MADE = '[ "$1" = create ] && { "$real" "$@"; : >$here/made; hang; }'
 
 @pytest.mark.long
 @pytest.mark.parametrize("said", ["[-32098] create 'x': setup: machine crashed", ""])
-def test_a_machine_that_another_made_meanwhile_stays(
+def test_a_machine_that_another_process_created_stays(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record, said: str
 ) -> None:
     """It is young, it bears the name, and our `create` has failed: that proves nothing."""
@@ -144,7 +144,7 @@ def test_a_machine_that_another_made_meanwhile_stays(
 
 
 @pytest.mark.long
-def test_one_who_was_faster_is_waited_for_and_used(
+def test_a_faster_creators_machine_is_waited_for_and_used(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record
 ) -> None:
     wrap('[ "$1" = create ] && "$real" "$@"')
@@ -155,7 +155,7 @@ def test_one_who_was_faster_is_waited_for_and_used(
 
 
 @pytest.mark.long
-def test_a_create_that_leaves_nothing_leaves_no_intent(
+def test_a_failed_create_removes_its_intent(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record
 ) -> None:
     wrap('[ "$1" = create ] && { echo "[-32098] create \'x\': no space" >&2; exit 1; }')
@@ -170,7 +170,7 @@ def test_a_create_that_leaves_nothing_leaves_no_intent(
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["fails", "fails for ever", "tells nonsense"])
-def test_an_info_that_fails_after_it_was_made(
+def test_info_fails_after_creation(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record, how: str
 ) -> None:
     broken = {"tells nonsense": "echo '<html>'; exit"}.get(how, "echo boom >&2; exit 1")
@@ -195,7 +195,7 @@ def test_an_info_that_fails_after_it_was_made(
 
 
 @pytest.mark.parametrize("trouble", ["directory", "below a file"])
-def test_a_record_that_cannot_be_written(
+def test_an_unwritable_record(
     pyinfra: Run,
     client: Orbctl,
     name: str,
@@ -243,7 +243,7 @@ def test_a_full_disk(wrap: Wrap, client: Orbctl, name: str, record: Record, tmp_
 @pytest.mark.long
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("written_down", [True, False])
-def test_ctrl_c_while_it_is_made(
+def test_ctrl_c_during_creation(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -271,7 +271,7 @@ def test_ctrl_c_while_it_is_made(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_run_that_is_ended_while_it_is_made(
+def test_a_run_terminated_during_creation(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -306,7 +306,7 @@ def test_a_run_that_is_ended_while_it_is_made(
         until(lambda: record.path.read_text() == "")
 
 
-def test_all_of_it_killed_while_it_is_made(
+def test_every_process_killed_during_creation(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -340,7 +340,7 @@ def test_all_of_it_killed_while_it_is_made(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_before_it_answers(
+def test_interrupted_before_the_machine_answers(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -384,7 +384,7 @@ def test_several_hosts_interrupted_at_once(
     assert "Traceback" not in run.said()
 
 
-def test_a_deletion_that_is_refused_is_told_and_the_machine_written_down(
+def test_a_refused_deletion_is_reported_and_the_machine_recorded(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -431,7 +431,7 @@ def test_a_busy_machine_is_waited_for(
     assert f"] {name}" in done.stderr
 
 
-def test_one_that_stays_busy_is_one_line(
+def test_a_machine_that_stays_busy_is_a_one_line_error(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, machines: Any
 ) -> None:
     machines.client.create(["create", "ubuntu", name])
@@ -448,7 +448,7 @@ def test_one_that_stays_busy_is_one_line(
     assert f"machine '{name}' is still creating" in line
 
 
-def test_one_that_goes_while_it_is_waited_for_is_made(
+def test_a_machine_deleted_while_waiting_is_created(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str
 ) -> None:
     wrap(
@@ -460,7 +460,7 @@ def test_one_that_goes_while_it_is_waited_for_is_made(
     assert f"created machine {name}" in done.stderr
 
 
-def test_what_create_says_is_told_of_the_host(wrap: Wrap, pyinfra: Run, name: str) -> None:
+def test_output_of_create_is_logged_with_the_host(wrap: Wrap, pyinfra: Run, name: str) -> None:
     """Without what makes sense on a terminal alone."""
     frames = "\\033[?25l\\342\\240\\213 Creating\\r\\342\\240\\231 Creating\\r\\033[K"
     note = "\\033[33mubuntu is not available: using debian\\033[0m\\n"
@@ -473,7 +473,7 @@ def test_what_create_says_is_told_of_the_host(wrap: Wrap, pyinfra: Run, name: st
     assert "Creating" not in done.stderr
 
 
-def test_another_image_or_architecture_than_asked_for_is_told(
+def test_another_image_or_architecture_than_requested_is_logged(
     wrap: Wrap, pyinfra: Run, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "inventory.py").write_text(
@@ -491,7 +491,7 @@ def test_another_image_or_architecture_than_asked_for_is_told(
 @pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
-def test_ended_at_any_moment(
+def test_terminated_at_any_moment(
     start: Callable[[], Running], client: Orbctl, name: str, record: Record
 ) -> None:
     """By `kill -9`, SIGTERM or two Ctrl-C: what is there is written down, and nothing else is."""

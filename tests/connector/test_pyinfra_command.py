@@ -80,14 +80,14 @@ def test_a_machine(orbstack_machines):
 """
 
 
-def test_plugin_serves_a_project_of_ones_own(client: Orbctl, tmp_path: Path) -> None:
+def test_plugin_works_in_a_separate_project(client: Orbctl, tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text(OWN_TEST)
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py"]
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_failure_of_local_stays_one_in_a_program_of_ones_own() -> None:
+def test_failure_of_local_is_reported_in_an_api_program() -> None:
     """There gevent has patched nothing, and pyinfra before 3.8 would use another Popen than we."""
     done = subprocess.run([sys.executable, "-c", API], capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
@@ -135,7 +135,7 @@ def test_fact(pyinfra: Run, pair: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_deploy_changes_nothing_the_second_time(
+def test_a_second_deploy_changes_nothing(
     pyinfra: Run, machines: Machines, tmp_path: Path, transport: str
 ) -> None:
     name = machines.create()

@@ -199,7 +199,7 @@ def test_a_machine_beside_an_ssh_host(
         assert f"[{host}] No changes" in " ".join(second.stderr.split())
 
 
-def test_processes_that_are_given_up_are_gone() -> None:
+def test_abandoned_processes_are_killed() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         process.run(["sh", "-c", "sleep 4242 & sleep 4242"], timeout=0.3)

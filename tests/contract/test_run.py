@@ -49,13 +49,13 @@ WORDS = [
 ]
 
 
-def test_words_survive(orb: Program, machine: str) -> None:
+def test_arguments_arrive_unchanged(orb: Program, machine: str) -> None:
     """Quoting: every word arrives unchanged, and none is joined or split."""
     answer = orb("run", "-m", machine, "printf", r"%s\0", *WORDS)
     assert answer.text.split("\0")[:-1] == WORDS
 
 
-def test_words_need_not_be_text(orb: Program, machine: str) -> None:
+def test_arguments_may_be_any_bytes(orb: Program, machine: str) -> None:
     """Quoting: a word may contain any byte except NUL."""
     word = bytes(range(1, 256))
     assert orb("run", "-m", machine, "printf", "%s", word).out == word

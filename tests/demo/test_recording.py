@@ -24,7 +24,7 @@ def test_examples_in_docstrings() -> None:
     assert (runner.tries, runner.failures) == (2, 0)
 
 
-def test_lines_appear_one_after_the_other_and_long_ones_are_cut() -> None:
+def test_lines_appear_in_order_and_long_ones_are_truncated() -> None:
     lines = [(0.0, "$ make demo"), (0.5, "  <two>"), (9.0, ""), (9.1, "x" * 200)]
     svg = PROGRAM["draw"](lines)
     assert texts(svg) == ["$\xa0make\xa0demo", "<two>", "x" * 99 + "…"]
@@ -38,7 +38,7 @@ def test_lines_appear_one_after_the_other_and_long_ones_are_cut() -> None:
         assert step in svg
 
 
-def test_what_readme_shows_is_a_picture_of_the_whole_demo() -> None:
+def test_the_readme_picture_shows_the_whole_demo() -> None:
     shown = texts((ROOT / "docs" / "demo.svg").read_text(encoding="utf-8"))
     assert shown[0] == "$\xa0make\xa0demo"
     assert shown[-1] == "make\xa0clean"

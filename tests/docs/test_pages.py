@@ -209,6 +209,6 @@ TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("error", re.findall(r"^### `(.*)`$", TROUBLE, re.MULTILINE))
-def test_error_is_one_of_ours(error: str) -> None:
+def test_documented_errors_exist_in_the_source(error: str) -> None:
     pattern = re.compile(".*".join(re.escape(part) for part in error.split("...")), re.DOTALL)
     assert any(pattern.search(text) for text in texts()), error

@@ -138,7 +138,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="needs root on Linux")
 @pytest.mark.parametrize("name", HOSTS)
-def test_some_of_all_tests_pass(name: str, tmp_path: Path) -> None:
+def test_a_sample_of_all_tests_passes(name: str, tmp_path: Path) -> None:
     host = HOSTS[name]
     with sticky(host.sticky):
         # Without machines the tests would be skipped, and that proves nothing here.
@@ -149,14 +149,14 @@ def test_some_of_all_tests_pass(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="needs root on Linux")
 @pytest.mark.parametrize("value", [0, 2])
-def test_files_of_others_can_be_written(value: int, tmp_path: Path) -> None:
+def test_files_of_other_users_can_be_written(value: int, tmp_path: Path) -> None:
     with sticky(value):
         done = run(Host(), tmp_path, "env", "CI=true", *PYTEST, *OTHERS_FILES)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
 @pytest.mark.skipif(not LINUX or not shutil.which("unshare"), reason="needs unshare")
-def test_a_user_without_an_entry_is_told_what_is_missing(tmp_path: Path) -> None:
+def test_a_user_without_an_account_gets_an_error(tmp_path: Path) -> None:
     probe = subprocess.run([*NOBODY.through, "true"], capture_output=True, text=True)
     if probe.returncode:
         pytest.skip(f"no user namespaces here: {probe.stderr.strip()}")

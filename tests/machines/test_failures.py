@@ -100,7 +100,7 @@ def test_other_facts(fact: type[Any], arguments: dict[str, Any], kind: type, bas
 
 
 @pytest.mark.parametrize("banner", ["stdout", "stderr", "stdout:after", "stderr:after"])
-def test_update_banner_is_no_answer(
+def test_the_update_banner_is_not_an_answer(
     banner: str, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = [(fact, args, ask(fact, **args)[0]) for fact, args, _ in FACTS if "machine" not in args]
@@ -114,7 +114,7 @@ def test_logs(base: str) -> None:
     assert any(base in line for line in lines)
 
 
-def test_no_machine_of_that_name_is_not_a_failure(machines: Machines) -> None:
+def test_deleting_a_missing_machine_is_not_a_failure(machines: Machines) -> None:
     assert ask(facts.OrbStackMachine, machine=machines.new_name())[::2] == ({}, "")
 
 
@@ -130,7 +130,7 @@ def test_status_does_not_start_orbstack(
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("fault", WRONG_LISTS)
-def test_D3_wrong_list_is_never_an_empty_one(
+def test_D3_a_malformed_list_is_never_an_empty_one(
     fault: str, faults: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     faults(match="list", list=fault)
@@ -215,7 +215,7 @@ def test_orbctl_is_found_on_a_short_path(
     assert ask(facts.OrbStackVersion)[0] == "2.2.3"
 
 
-def test_log_that_looks_like_an_answer_is_a_log(
+def test_a_log_line_that_looks_like_an_error_is_a_log_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program = tmp_path / "orbctl"
@@ -310,7 +310,7 @@ def test_one_host_fails_alone(dry: bool, machines: Machines, apply: Applier) -> 
 
 
 @pytest.mark.usefixtures("root_only")  # for @chroot
-def test_difference_fails_one_host_alone(base: str, apply: Applier) -> None:
+def test_a_difference_fails_only_its_host(base: str, apply: Applier) -> None:
     done = apply.all(
         lambda: orbstack.machine(machine=base, image="debian"), hosts=["@local", "@chroot//"]
     )
@@ -318,7 +318,7 @@ def test_difference_fails_one_host_alone(base: str, apply: Applier) -> None:
     assert done.failed_hosts == {"@local", "@chroot//"}
 
 
-def test_machine_is_no_place_for_operations_on_orbstack(base: str, apply: Applier) -> None:
+def test_operations_on_orbstack_are_rejected_inside_a_machine(base: str, apply: Applier) -> None:
     for operation, args in (
         (orbstack.machine, {"machine": base, "present": False}),
         (orbstack.config, {"key": "cpu", "value": 1}),
@@ -468,7 +468,7 @@ def test_N_hostile_words_are_literal_or_refused(
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("flag", ["-y", "--dry"])
-def test_mistake_gives_one_line_and_no_traceback(flag: str) -> None:
+def test_a_mistake_is_a_one_line_error_without_traceback(flag: str) -> None:
     words = ["pyinfra_orbstack.operations.orbstack.machine", "machine=a b", "image=ubuntu"]
     done = subprocess.run(
         programs.pyinfra_argv(flag, "@local", *words),

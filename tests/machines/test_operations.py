@@ -511,7 +511,7 @@ def test_first_run_changed(story: Story) -> None:
 
 
 @pytest.mark.smoke
-def test_second_run_no_change(story: Story) -> None:
+def test_second_run(story: Story) -> None:
     assert story.second.error == ""
     # To restart is to do something each time, and pyinfra is told so.
     assert story.case.operation.is_idempotent is story.case.idempotent
@@ -589,7 +589,7 @@ def test_killed_pyinfra_is_completed_by_the_next(
     assert not apply(orbstack.machine, machine=name, image="ubuntu").changed
 
 
-def test_what_earlier_operations_make_is_missing_in_a_dry_run_only(
+def test_only_a_dry_run_misses_machines_of_earlier_operations(
     world: World, apply: Applier, tmp_path: Path
 ) -> None:
     first, second, third, last = (world.machines.new_name() for _ in range(4))

@@ -407,7 +407,7 @@ def test_result_counts_for_the_same_content_only(copy: Copy, scripts: Any) -> No
     assert scripts.measure.recorded(copy.root) is None
 
 
-def test_check_ends_with_the_first_that_fails(copy: Copy, capsys: Any) -> None:
+def test_check_stops_at_the_first_failure(copy: Copy, capsys: Any) -> None:
     copy.add("CHANGELOG.md", "# Changelog\n")
     release_check = copy.scripts.release_check
     checkout = copy.scripts.Checkout(copy.root)

@@ -84,7 +84,7 @@ def test_import_that_leads_out(
 
 
 @pytest.mark.usefixtures("root_only")
-def test_import_of_what_a_layer_may_not_be(own: Program, tmp_path: Path) -> None:
+def test_import_of_an_invalid_layer(own: Program, tmp_path: Path) -> None:
     """No device, no attribute that points into the base, and the host's files stay hidden."""
     private = [name for name in ("/root", "/home") if os.listdir(name)]
     redirect = {"SCHILY.xattr.trusted.overlay.redirect": private[0] if private else "/root"}
@@ -109,7 +109,7 @@ def test_import_of_what_a_layer_may_not_be(own: Program, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("root_only")
-def test_export_and_import_keep_what_there_is(own: Program, tmp_path: Path) -> None:
+def test_export_and_import_keep_attributes(own: Program, tmp_path: Path) -> None:
     """Hard links, holes, pipes, modes, attributes, deletions and odd names."""
     assert own("create", "debian", "one").code == 0
     script = (

@@ -96,7 +96,7 @@ def blocks() -> list[tuple[str, str]]:
 @pytest.mark.template
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("client", "index")
-def test_a_repository_that_follows_the_page(
+def test_a_repository_can_follow_the_page(
     shop: Project, tools: dict[str, str], repository: Path
 ) -> None:
     *steps, (_, update) = blocks()

@@ -113,7 +113,7 @@ def environment(project: Project, workflow: str) -> dict[str, str]:
 @pytest.mark.template
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize("workflow", ["ci", "coverage"])
-def test_the_lock_is_in_the_first_commit_and_ci_keeps_to_it(
+def test_the_lock_file_is_committed_and_ci_uses_it(
     template: Path, tmp_path: Path, workflow: str
 ) -> None:
     project = started(template, tmp_path / "here")

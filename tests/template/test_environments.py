@@ -72,7 +72,7 @@ def test_any_number_of_inventories_has_the_same_groups(render: Render) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("index")
-def test_staging_as_the_page_has_it_passes_the_linter(render: Render) -> None:
+def test_staging_from_the_page_passes_the_linter(render: Render) -> None:
     project = render()
     assert inventories_pass(with_staging(project))
     project.make("lint")
@@ -116,7 +116,7 @@ GIVEN: list[tuple[str, dict[str, str], list[str]]] = [
 ]
 
 
-def test_make_hands_on_what_it_is_given(render: Render, tmp_path: Path) -> None:
+def test_make_passes_its_variables_on(render: Render, tmp_path: Path) -> None:
     project = render()
     (tmp_path / "bin").mkdir()
     uv = tmp_path / "bin" / "uv"

@@ -78,7 +78,7 @@ def do(project: Project, language: str, block: str, env: dict[str, str]) -> str:
     return ""
 
 
-def test_the_page_does_what_it_tells(
+def test_the_page_can_be_followed(
     render: Render,
     client: Orbctl,
     prepared: str,

@@ -37,7 +37,7 @@ def instead(runner: Runner, name: str, script: str) -> None:
 # A new version of the template ------------------------------------------------------------------
 
 
-def test_one_issue_while_the_template_has_a_new_version(
+def test_one_issue_is_open_while_the_template_is_outdated(
     render: Render, template: Path, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"
@@ -135,7 +135,7 @@ def test_a_known_vulnerability_fails(
         runner.job("maintenance", "packages")
 
 
-def test_a_workflow_with_a_hole_fails(render: Render, tmp_path: Path) -> None:
+def test_an_insecure_workflow_fails(render: Render, tmp_path: Path) -> None:
     project = render()
     runner = Runner(project, tmp_path / "runner")
     zizmor = shlex.quote(tool("zizmor"))
@@ -147,7 +147,7 @@ def test_a_workflow_with_a_hole_fails(render: Render, tmp_path: Path) -> None:
         runner.job("maintenance", "workflows", github_token="token")
 
 
-def test_each_schedule_starts_what_it_is_for(render: Render) -> None:
+def test_each_schedule_starts_its_own_job(render: Render) -> None:
     workflow = yaml.safe_load(render().text(".github/workflows/maintenance.yml"))
     week, month = (one["cron"] for one in workflow[True]["schedule"])
     left_out = {
@@ -160,7 +160,7 @@ def test_each_schedule_starts_what_it_is_for(render: Render) -> None:
 # Pinned actions ---------------------------------------------------------------------------------
 
 
-def test_dependabot_sees_every_action_somewhere() -> None:
+def test_dependabot_covers_every_action() -> None:
     """It looks into files that end in .yml only: what is pinned elsewhere has to follow."""
 
     def used(paths: list[Path]) -> set[str]:
@@ -204,7 +204,7 @@ def scanned(render: Render, index: None) -> Project:
 
 
 @pytest.mark.template
-def test_what_must_not_be_committed_is_found(scanned: Project) -> None:
+def test_secrets_and_conflicts_are_found(scanned: Project) -> None:
     for kind, line in PLANTED.items():
         for name in ("group_data/planted.py", "it's a note.md"):
             path = scanned.path / name
@@ -226,7 +226,7 @@ def test_what_must_not_be_committed_is_found(scanned: Project) -> None:
 
 
 @pytest.mark.template
-def test_the_hook_finds_it_before_a_commit(scanned: Project) -> None:
+def test_the_hook_finds_secrets_before_a_commit(scanned: Project) -> None:
     install = [tool("uv"), "tool", "run", "--quiet", "pre-commit", "install"]
     run(scanned.path, *install)
     (scanned.path / "planted.md").write_text(PLANTED["GitHub"])

@@ -76,7 +76,7 @@ def test_every_combination_passes_everything(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_lowest_versions_of_what_it_asks_for_will_do(render: Render) -> None:
+def test_the_lowest_required_versions_work(render: Render) -> None:
     project = render()
     said = project.make("test", UV_RESOLUTION="lowest-direct")
     assert "passed" in said
@@ -85,7 +85,7 @@ def test_lowest_versions_of_what_it_asks_for_will_do(render: Render) -> None:
 
 
 @pytest.mark.usefixtures("prepared")
-def test_nothing_but_the_index_is_needed(render: Render) -> None:
+def test_only_the_index_is_needed(render: Render) -> None:
     project = render()
     run(project.path, tool("uv"), "sync", "--quiet")
     nowhere = "http://127.0.0.1:9"
@@ -95,7 +95,7 @@ def test_nothing_but_the_index_is_needed(render: Render) -> None:
 
 
 @pytest.mark.usefixtures("client")
-def test_without_uv_it_gets_one_of_its_own(render: Render, tmp_path: Path) -> None:
+def test_without_uv_the_project_installs_it(render: Render, tmp_path: Path) -> None:
     project = render()
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -180,7 +180,7 @@ def test_commands_for_containers(render: Render, containers: Containers, small_i
 
 
 @pytest.mark.usefixtures("client")
-def test_servers_are_never_touched_unasked(render: Render) -> None:
+def test_servers_are_never_changed_without_confirmation(render: Render) -> None:
     project = render()
     with pytest.raises(AssertionError, match=r"production.py has no hosts yet"):
         project.make("deploy", INVENTORY="production")
@@ -216,7 +216,7 @@ def test_release(render: Render) -> None:
     assert not project.has("hacked")
 
 
-def test_archives_hold_the_package_alone(render: Render) -> None:
+def test_archives_contain_only_the_package(render: Render) -> None:
     project = render(**FILLED)
     planted = "host-1.internal.example"
     secret = "correct-horse-battery-staple"
@@ -325,7 +325,7 @@ def test_faults_in_a_project_are_caught(
         spoil("inventories/local.py", "\ndb = ", "\nqueue = "),
     ],
 )
-def test_a_group_that_one_inventory_lacks_is_caught(
+def test_a_group_missing_from_one_inventory_is_found(
     render: Render, fault: Callable[[Project], None]
 ) -> None:
     """Whether or not there are machines: here there are none, which is quicker."""

@@ -59,7 +59,7 @@ def flaws(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_files_use_nothing_that_a_mac_lacks(path: Path) -> None:
+def test_files_use_only_tools_that_a_mac_has(path: Path) -> None:
     assert list(flaws(path.read_text())) == []
 
 
@@ -83,7 +83,7 @@ def test_files_use_nothing_that_a_mac_lacks(path: Path) -> None:
         "\trm --force file",
     ],
 )
-def test_each_would_be_found(line: str) -> None:
+def test_each_fault_is_found(line: str) -> None:
     assert len(list(flaws(line))) == 1
 
 
@@ -93,7 +93,7 @@ def test_help_is_the_first_target(path: Path) -> None:
     assert targets[0] == "help"
 
 
-def test_makefile_and_noxfile_know_the_same_targets() -> None:
+def test_makefile_and_noxfile_have_the_same_targets() -> None:
     text = (ROOT / "Makefile").read_text()
     listed = set(re.findall(r"^([a-z][a-z-]*):.*##", text, re.MULTILINE)) - {"help"}
     sessions = re.findall(
@@ -122,7 +122,7 @@ def make(folder: Path, *words: str, path: Path, **variables: str) -> str:
     ).stdout
 
 
-def test_make_knows_whether_a_python_was_named(tmp_path: Path) -> None:
+def test_make_detects_an_explicit_python(tmp_path: Path) -> None:
     program(tmp_path / "python3", "exit 0")
     folder = tmp_path / "checkout"
     programs = folder / ".cache" / "nox" / "bin"
@@ -200,7 +200,7 @@ VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0")).map(str.
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(value=VALUES | st.sampled_from(ODD))
-def test_every_value_arrives_as_it_is(makefile: Makefile, value: str) -> None:
+def test_every_value_arrives_unchanged(makefile: Makefile, value: str) -> None:
     for words, variables in ([f"VERSION={value}"], {}), ([], {"VERSION": value}):
         make(makefile.folder, "release", *words, path=makefile.path, **variables)
         assert (makefile.folder / "value").read_bytes() == value.encode()
@@ -208,7 +208,7 @@ def test_every_value_arrives_as_it_is(makefile: Makefile, value: str) -> None:
 
 
 @pytest.mark.parametrize("exactly", ["", "1"], ids=["any", "exactly"])
-def test_python_that_is_named_is_taken(exactly: str, tmp_path: Path) -> None:
+def test_an_explicit_python_is_used(exactly: str, tmp_path: Path) -> None:
     """Else the oldest gives way to one that copier runs on."""
     begin = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import environments; "
 

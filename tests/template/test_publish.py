@@ -39,7 +39,7 @@ def jobs(path: Path) -> dict[str, Any]:
         ("refs/pull/1/merge", False),
     ],
 )
-def test_nothing_but_a_tag_is_published(path: Path, ref: str, good: bool, tmp_path: Path) -> None:
+def test_only_tags_are_published(path: Path, ref: str, good: bool, tmp_path: Path) -> None:
     first = jobs(path)["build"]["steps"][0]
     words = ("bash", "-e", "-c", first["run"])
     if good:
@@ -50,7 +50,7 @@ def test_nothing_but_a_tag_is_published(path: Path, ref: str, good: bool, tmp_pa
 
 
 @BOTH
-def test_every_job_waits_for_that(path: Path) -> None:
+def test_every_job_waits_for_the_tag_check(path: Path) -> None:
     needs = {name: job.get("needs", []) for name, job in jobs(path).items()}
     needs = {name: [of] if isinstance(of, str) else of for name, of in needs.items()}
     assert [name for name, of in needs.items() if not of] == ["build"]
@@ -81,7 +81,7 @@ with open({str(self._asked)!r}, "a") as file:
         return [tuple(json.loads(line)) for line in self._asked.read_text().splitlines()]
 
 
-def test_the_settings_that_the_page_tells(render: Render, tmp_path: Path) -> None:
+def test_the_settings_on_the_page_are_valid(render: Render, tmp_path: Path) -> None:
     project = render()
     page = project.text("docs/releasing.md")
     gh = Gh(tmp_path / "bin", "if words[:2] == ['api', 'user']: print(4711)")
@@ -179,7 +179,7 @@ def test_the_release_has_the_section(
     assert ("--prerelease" in words) is ("rc" in version)
 
 
-def test_a_release_that_is_there_stays(render: Render, tmp_path: Path) -> None:
+def test_an_existing_release_stays(render: Render, tmp_path: Path) -> None:
     project = render()
     gh = Gh(tmp_path / "bin")
     release_on_github(project, gh, "v1.2.3")
@@ -195,7 +195,7 @@ def test_no_release_without_a_section(render: Render, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["ours", "rendered"])
-def test_a_change_passes_when_every_job_has(place: str, render: Render) -> None:
+def test_a_change_passes_when_every_job_passes(place: str, render: Render) -> None:
     """Protected branches ask for one job, which needs all others."""
     folder = ROOT if place == "ours" else render().path
     found = jobs(folder / ".github/workflows/ci.yml")

@@ -50,7 +50,7 @@ def test_default_project_passes_its_own_tests(render: Render, image: str) -> Non
 
 
 @pytest.mark.template
-def test_hosts_can_be_written_in_every_way_that_pyinfra_reads(render: Render) -> None:
+def test_hosts_can_be_written_in_every_form_that_pyinfra_reads(render: Render) -> None:
     project = render(docker=True)
     project.write(
         "inventories/local.py",
@@ -99,7 +99,7 @@ def test_library_comes_from_a_checkout(render: Render) -> None:
     assert said == f"{ROOT}/src/pyinfra_orbstack/__init__.py\n"
 
 
-def test_free_text_stays_what_it_is(render: Render) -> None:
+def test_free_text_is_kept_unchanged(render: Render) -> None:
     project = render(description=ODD, user_name=ODD.replace(",", ""))
     project.check_files(odd=True)
     assert project.toml["project"]["description"] == ODD
@@ -109,7 +109,7 @@ def test_free_text_stays_what_it_is(render: Render) -> None:
     assert f"Copyright (c) {ODD}" in project.text("LICENSE")
 
 
-def test_empty_identity_leaves_no_gaps(render: Render) -> None:
+def test_an_empty_identity_leaves_no_gaps(render: Render) -> None:
     project = render()
     meta = project.toml["project"]
     assert "authors" not in meta
@@ -136,7 +136,7 @@ def test_filled_identity_is_used(render: Render) -> None:
         assert badge in readme
 
 
-def test_what_is_not_wanted_is_not_there(render: Render) -> None:
+def test_declined_features_are_not_rendered(render: Render) -> None:
     project = render(publish_to_pypi=False)
     assert not project.has(".github/workflows/publish.yml")
     assert not project.has(".github/workflows/coverage.yml")
@@ -159,7 +159,7 @@ def test_what_is_not_wanted_is_not_there(render: Render) -> None:
             assert "docker" not in str(path) + path.read_text().lower(), path
 
 
-def test_what_is_published_has_all_of_it(render: Render) -> None:
+def test_a_published_project_has_all_its_files(render: Render) -> None:
     project = render()
     for name in ("SECURITY.md", ".github/ISSUE_TEMPLATE", ".github/PULL_REQUEST_TEMPLATE.md"):
         assert project.has(name), name
@@ -173,11 +173,11 @@ def test_what_is_published_has_all_of_it(render: Render) -> None:
     assert "MIT License" in project.text("LICENSE")
 
 
-def test_a_license_that_was_chosen_stays(render: Render) -> None:
+def test_a_chosen_license_stays(render: Render) -> None:
     assert render(publish_to_pypi=False, license="Apache-2.0").answers["license"] == "Apache-2.0"
 
 
-def test_agents_are_told_in_thirty_lines(render: Render) -> None:
+def test_instructions_for_agents_are_short(render: Render) -> None:
     project = render()
     text = project.text("AGENTS.md")
     assert len(text.splitlines()) <= 30
@@ -211,7 +211,7 @@ def test_two_projects_have_different_machines(render: Render) -> None:
 
 
 @pytest.mark.parametrize("target", ["some where/it's", "."])
-def test_message_says_where_to_go(template: Path, tmp_path: Path, target: str) -> None:
+def test_the_message_shows_the_directory(template: Path, tmp_path: Path, target: str) -> None:
     here = tmp_path / "here"
     here.mkdir()
     argv = [sys.executable, "-m", "copier", "copy", "--defaults", "-r", "HEAD", str(template)]
@@ -224,7 +224,7 @@ def test_message_says_where_to_go(template: Path, tmp_path: Path, target: str) -
 
 
 @pytest.mark.usefixtures("client")
-def test_makefile_without_uv_or_python_says_so(render: Render, tmp_path: Path) -> None:
+def test_makefile_without_uv_or_python_prints_an_error(render: Render, tmp_path: Path) -> None:
     project = render()
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -261,7 +261,7 @@ def deploy_that_never_settles(project: Project) -> None:
         lambda project: project.write("group_data/containers.py", "_sudo = False", "_sudo = True"),
     ],
 )
-def test_its_tests_notice_a_broken_deploy_of_containers(
+def test_the_projects_tests_find_a_broken_deploy_of_containers(
     render: Render, small_image: str, fault: Callable[[Project], None]
 ) -> None:
     project = render(docker=True)
@@ -274,7 +274,7 @@ def test_its_tests_notice_a_broken_deploy_of_containers(
 @pytest.mark.template
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("fault", [broken_deploy, deploy_that_never_settles])
-def test_its_tests_notice_a_broken_deploy(render: Render, fault: object) -> None:
+def test_the_projects_tests_find_a_broken_deploy(render: Render, fault: object) -> None:
     assert callable(fault)
     project = render()
     fault(project)

@@ -93,7 +93,9 @@ def traces(text: str) -> list[str]:
     return [line for line in text.splitlines() if any(trace in line for trace in TRACES)]
 
 
-def test_it_comes_from_the_environment(project: Project, names: list[str], client: Orbctl) -> None:
+def test_the_secret_comes_from_the_environment(
+    project: Project, names: list[str], client: Orbctl
+) -> None:
     first = (
         "from pyinfra.operations import server\nserver.shell(name='1', commands='touch first')\n"
     )
@@ -133,7 +135,9 @@ def test_it_comes_from_the_environment(project: Project, names: list[str], clien
         assert read(client, names[0]) == "not-secret-APP_TOKEN"
 
 
-def test_a_large_one_arrives_whole(project: Project, names: list[str], client: Orbctl) -> None:
+def test_a_large_secret_arrives_complete(
+    project: Project, names: list[str], client: Orbctl
+) -> None:
     """More than a pipe holds, and no character that is one byte."""
     text = f"{IMPORTS}big = HiddenValue('ä\\n' * 200_000 + 'end')\n"
     deploys(project, f"{text}secret_file(name='Big', content=big, dest='/etc/big')\n")
@@ -141,7 +145,7 @@ def test_a_large_one_arrives_whole(project: Project, names: list[str], client: O
     assert read(client, names[0], "/etc/big") == "ä\n" * 200_000 + "end"
 
 
-def test_it_arrives_over_ssh_unseen(project: Project, sshd: Sshd) -> None:
+def test_the_secret_arrives_over_ssh_unseen(project: Project, sshd: Sshd) -> None:
     port = free_port()
     sshd.start(port)
     sshd.put_key(project.path / "key")
@@ -183,7 +187,7 @@ BREAK = "server.shell(name='Break', commands=[test])\n"
 
 
 @pytest.mark.parametrize("transport", ["session", "spawn"])
-def test_nothing_that_is_printed_shows_it(
+def test_no_output_shows_the_secret(
     project: Project, names: list[str], client: Orbctl, transport: str
 ) -> None:
     well = f"{IMPORTS}token = secret('APP_TOKEN')\n{DEPLOY.partition(chr(10))[2]}"
@@ -226,7 +230,7 @@ def test_nothing_that_is_printed_shows_it(
     ],
     ids=["put", "arguments", "line", "command", "stdin", "output"],
 )
-def test_what_cannot_be_hidden_would_be_found(project: Project, text: str, words: str) -> None:
+def test_leaks_of_a_secret_are_found(project: Project, text: str, words: str) -> None:
     """The page tells of each; and a secret that is shown does not escape these tests."""
     deploys(project, f"{IMPORTS}token = secret('APP_TOKEN')\n{text}")
     verbs = ("plan", "deploy") if words in ("--diff", "") else ("deploy",)
@@ -236,7 +240,7 @@ def test_what_cannot_be_hidden_would_be_found(project: Project, text: str, words
 
 
 @pytest.mark.parametrize("as_file", [True, False], ids=["file", "function"])
-def test_the_plugin_tells_no_secret(
+def test_the_plugin_prints_no_secret(
     project: Project,
     as_file: bool,
     orbstack_machines: MachineFactory,
@@ -273,7 +277,7 @@ def test_the_plugin_tells_no_secret(
     assert [traces(text) for text in told] == [[]] * len(told)
 
 
-def test_data_is_shown_by_pyinfra_itself(project: Project) -> None:
+def test_pyinfra_shows_the_data_itself(project: Project) -> None:
     """Which is why no secret belongs into it."""
     (project.path / "group_data" / "web.py").write_text("port = 8080\n")
     words = ["inventories/production.py", "debug-inventory"]
@@ -282,7 +286,7 @@ def test_data_is_shown_by_pyinfra_itself(project: Project) -> None:
 
 
 @pytest.mark.usefixtures("prepared")
-def test_its_own_tests_need_no_secret(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_projects_tests_need_no_secret(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the page tells, done in a project, leaves `make test` and CI green."""
     monkeypatch.delenv("APP_TOKEN", raising=False)
     project = render()
@@ -323,14 +327,14 @@ def bash(script: str, stdin: str = "") -> str:
 
 
 @pytest.mark.usefixtures("shop")
-def test_it_can_be_typed(names: list[str], client: Orbctl) -> None:
+def test_the_secret_can_be_typed(names: list[str], client: Orbctl) -> None:
     typed = "it's $correct-horse \\n"
     assert traces(bash(SHELL[0], f"{typed}\n")) == []
     assert read(client, names[0]) == typed
 
 
 @pytest.mark.usefixtures("shop")
-def test_it_can_come_from_pass(names: list[str], client: Orbctl) -> None:
+def test_the_secret_can_come_from_pass(names: list[str], client: Orbctl) -> None:
     if not shutil.which("pass"):
         pytest.skip("pass is not installed")
     key = "%no-protection\nKey-Type: eddsa\nKey-Curve: ed25519\nName-Real: shop\n"
@@ -344,7 +348,7 @@ def test_it_can_come_from_pass(names: list[str], client: Orbctl) -> None:
     assert read(client, names[0]) == ONE_LINE
 
 
-def test_it_can_come_from_sops(shop: Project, names: list[str], client: Orbctl) -> None:
+def test_the_secret_can_come_from_sops(shop: Project, names: list[str], client: Orbctl) -> None:
     if not (shutil.which("sops") and shutil.which("age-keygen")):
         pytest.skip("sops and age are not installed")
     folder = Path.home() / ".config" / "sops" / "age"
@@ -358,7 +362,7 @@ def test_it_can_come_from_sops(shop: Project, names: list[str], client: Orbctl) 
     assert read(client, names[0]) == ONE_LINE
 
 
-def test_it_can_come_from_a_file(shop: Project, names: list[str], client: Orbctl) -> None:
+def test_the_secret_can_come_from_a_file(shop: Project, names: list[str], client: Orbctl) -> None:
     Path(".env").write_text(f"APP_TOKEN='{ONE_LINE}'\n")
     assert traces(bash(SHELL[4])) == []
     assert read(client, names[0]) == ONE_LINE
@@ -366,6 +370,6 @@ def test_it_can_come_from_a_file(shop: Project, names: list[str], client: Orbctl
     assert git(shop.path, "status", "--porcelain", "--", ".env") == ""
 
 
-def test_githubs_workflow_gives_it() -> None:
+def test_the_github_workflow_passes_the_secret() -> None:
     (step,) = yaml.safe_load(re.sub(r"{% (end)?raw %}", "", YAML))
     assert step["env"] == {"APP_TOKEN": "${{ secrets.APP_TOKEN }}"}

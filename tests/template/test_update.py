@@ -114,7 +114,7 @@ def test_plain_update(render: Render, repository: Path) -> None:
     check_evolved(project)
 
 
-def test_update_keeps_what_the_user_did(render: Render, repository: Path) -> None:
+def test_update_keeps_the_users_changes(render: Render, repository: Path) -> None:
     project = made_from(render, repository)
     kept = edit(project)
     (project.path / "uv.lock").write_text("# The project's own.\n")
@@ -131,7 +131,7 @@ def test_update_keeps_what_the_user_did(render: Render, repository: Path) -> Non
     assert not project.has("SECURITY.md")
 
 
-def test_a_conflict_would_be_noticed(render: Render, repository: Path) -> None:
+def test_a_conflict_is_detected(render: Render, repository: Path) -> None:
     project = made_from(render, repository)
     project.write("README.md", "## More\n", "## Less\n")
     project.commit()
@@ -191,7 +191,7 @@ def test_make_update(
 
 
 @pytest.mark.template
-def test_nothing_that_was_deleted_comes_back(
+def test_deleted_files_stay_deleted(
     render: Render, repository: Path, tools: dict[str, str]
 ) -> None:
     project = made_from(render, repository, docker=True)
@@ -224,7 +224,7 @@ def test_make_update_names_conflicts(
 
 
 @pytest.mark.template
-def test_what_the_readme_tells_can_be_updated(
+def test_a_project_rendered_as_in_the_readme_can_be_updated(
     template: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:
     checkout = tmp_path / "pyinfra-orbstack"
@@ -253,7 +253,7 @@ def test_what_the_readme_tells_can_be_updated(
         ("~/template", True),
     ],
 )
-def test_a_relative_source_is_refused_before_copier_is_asked(
+def test_a_relative_source_is_rejected_before_copier_runs(
     render: Render, repository: Path, tmp_path: Path, written: str, good: bool
 ) -> None:
     project = made_from(render, repository)
@@ -288,7 +288,7 @@ def test_answers_in_another_file(
 
 
 @pytest.mark.template
-def test_the_page_does_what_it_tells(
+def test_the_page_can_be_followed(
     render: Render, repository: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:
     """Every block of a shell; the second one switches an answer, the last one moves a workflow."""
@@ -352,7 +352,7 @@ def nothing(project: Project) -> dict[str, str]:
         ({"github_user": "zoe", "deploy_from_ci": True}, {"deploy_from_ci": False}),
     ],
 )
-def test_update_that_switches_answers(
+def test_update_can_change_answers(
     render: Render,
     repository: Path,
     request: pytest.FixtureRequest,
@@ -470,7 +470,7 @@ def answer_later(
 
 @pytest.mark.template
 @pytest.mark.parametrize("edits", [nothing, edit])
-def test_update_that_brings_the_question_about_containers(
+def test_update_adds_the_question_about_containers(
     render: Render,
     repository: Path,
     client: Orbctl,
@@ -492,7 +492,7 @@ def test_update_that_brings_the_question_about_containers(
 
 
 @pytest.mark.parametrize("edits", [nothing, edit])
-def test_update_that_brings_the_question_about_deploys(
+def test_update_adds_the_question_about_deploys(
     render: Render, repository: Path, edits: Callable[[Project], dict[str, str]]
 ) -> None:
     project, kept = before_question(render, repository, "deploy_from_ci", edits, github_user="zoe")

@@ -136,7 +136,7 @@ def test_a_killed_run_leaves_no_container(
 
 
 @pytest.mark.parametrize("ci", [False, True])
-def test_no_containers_is_a_skip_and_under_ci_a_failure(
+def test_missing_containers_skip_tests_and_fail_in_ci(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: bool
 ) -> None:
     command = suite.path / "docker"
@@ -151,7 +151,7 @@ def test_no_containers_is_a_skip_and_under_ci_a_failure(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("containers")
-def test_an_image_that_cannot_be_run_is_a_reason_to_skip(
+def test_an_image_that_cannot_run_skips_the_test(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGE", "localhost/no-such-image:1")

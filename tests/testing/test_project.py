@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Path:
     return tmp_path
 
 
-def test_hosts_of_an_inventory_are_read_as_pyinfra_does(tmp_path: Path) -> None:
+def test_hosts_of_an_inventory_are_read_as_in_pyinfra(tmp_path: Path) -> None:
     path = tmp_path / "inventory.py"
     path.write_text(LOCAL)
     assert inventory_files.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
@@ -74,13 +74,13 @@ def test_groups_of_an_inventory_are_read_once(
     assert (tmp_path / "read").read_text() == "x"
 
 
-def test_a_host_that_is_a_list_is_refused(tmp_path: Path) -> None:
+def test_a_host_given_as_a_list_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "inventory.py").write_text('web = [["@orbstack/a"]]\n')
     with pytest.raises(inventory_files.CommandError, match="a host is a name, or a tuple"):
         inventory_files.inventory_hosts(tmp_path / "inventory.py")
 
 
-def test_ctrl_d_is_no_answer(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+def test_ctrl_d_means_no(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
     made = [SimpleNamespace(name=name, id="A1")]
     monkeypatch.setattr(orbctl.Record, "machines", lambda self: {name: "A1"})
     monkeypatch.setattr(orbctl.Record, "existing", lambda self, client: made)
@@ -143,7 +143,7 @@ def test_each_verb_explains_itself(words: list[str]) -> None:
         (["destroy", "patterns"], "inventories/patterns.py names no machine of this computer"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_are_one_line_errors(
     argv: list[str], reason: str, capsys: pytest.CaptureFixture[str], client: Orbctl
 ) -> None:
     assert client
@@ -202,7 +202,7 @@ def test_life_of_a_project(
     ],
 )
 @pytest.mark.parametrize("verb", ["plan", "drift", "deploy", "trust", "destroy"])
-def test_an_inventory_that_cannot_be_read_is_one_line(
+def test_an_unreadable_inventory_is_a_one_line_error(
     folder: Path,
     verb: str,
     text: str,
@@ -219,7 +219,7 @@ def test_an_inventory_that_cannot_be_read_is_one_line(
     assert more == []
 
 
-def test_a_folder_without_inventories_is_one_line(
+def test_a_directory_without_inventories_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -253,7 +253,7 @@ def test_a_folder_without_inventories_is_one_line(
         ),
     ],
 )
-def test_a_plan_names_what_cannot_work(
+def test_a_plan_reports_what_cannot_work(
     folder: Path,
     name: str,
     machines: Machines,
@@ -294,7 +294,7 @@ def test_a_plan_resolves_data_as_pyinfra_does(
     )
 
 
-def test_a_plan_that_pyinfra_cannot_begin_says_what_pyinfra_said(
+def test_a_plan_that_pyinfra_cannot_start_shows_its_error(
     folder: Path, name: str, client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert client
@@ -306,7 +306,7 @@ def test_a_plan_that_pyinfra_cannot_begin_says_what_pyinfra_said(
     assert "would be" not in printed.out
 
 
-def test_a_plan_of_patterns_names_those_that_are_stopped(
+def test_a_plan_of_patterns_lists_stopped_machines(
     folder: Path, machines: Machines, client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
     running, stopped = machines.create(), machines.create()
@@ -348,7 +348,7 @@ def test_a_plan_shows_no_content_of_files(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_what_ends_a_verb_ends_pyinfra(folder: Path, machines: Machines, number: int) -> None:
+def test_signals_to_a_command_reach_pyinfra(folder: Path, machines: Machines, number: int) -> None:
     """It is told, so that it can put things in order, and waited for."""
     name = machines.create()
     (folder / "inventories" / "some.py").write_text(f"web = ['@orbstack/{name}']\n")
@@ -367,14 +367,14 @@ def test_what_ends_a_verb_ends_pyinfra(folder: Path, machines: Machines, number:
     assert (folder / "ended").read_text() == str(int(number))
 
 
-def test_a_program_that_is_killed_has_the_status_that_shells_give_it() -> None:
+def test_a_killed_program_has_the_shells_exit_status() -> None:
     assert cli.call(["sh", "-c", "kill -9 $$"], dict(os.environ)) == 128 + 9
 
 
 # Which machines are destroyed ------------------------------------------------------------------
 
 
-def test_destroy_is_for_one_inventory(
+def test_destroy_applies_to_one_inventory(
     folder: Path,
     name: str,
     client: Orbctl,
@@ -414,7 +414,7 @@ def test_destroy_is_for_one_inventory(
         record.delete_all(client)
 
 
-def test_one_that_cannot_be_deleted_keeps_no_other_alive(
+def test_one_failed_deletion_does_not_stop_the_others(
     folder: Path,
     name: str,
     machines: Machines,
@@ -449,7 +449,7 @@ def test_one_that_cannot_be_deleted_keeps_no_other_alive(
 
 
 @pytest.mark.long
-def test_containers_have_a_deploy_of_their_own(
+def test_containers_have_their_own_deploy(
     folder: Path,
     containers: Containers,
     small_image: str,

@@ -53,7 +53,7 @@ def test_a_machine_that_cannot_be_deleted_is_named(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_is_half_made_is_removed(
+def test_a_partly_created_machine_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """Interrupted while it is cloned, when there is a machine already."""
@@ -83,7 +83,7 @@ def test_what_is_half_made_is_removed(
     assert engine.record.intents() == []
 
 
-def test_what_cannot_be_written_down_is_removed(
+def test_a_machine_that_cannot_be_recorded_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, name = machine.engine, f"lost-{secrets.token_hex(4)}"
@@ -100,7 +100,7 @@ def test_a_machine_that_does_not_answer_is_waited_for(machine: Machine) -> None:
         machine.engine.wait("no-such-machine", seconds=0.6)
 
 
-def test_records_that_cannot_be_worked_off_stay(
+def test_records_that_cannot_be_processed_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -116,7 +116,7 @@ def test_records_that_cannot_be_worked_off_stay(
 # Verbs of a project ----------------------------------------------------------------------------
 
 
-def test_a_shell_begins_at_home(machine: Machine) -> None:
+def test_a_shell_starts_in_the_home_directory(machine: Machine) -> None:
     words = [str(Path(sys.executable).with_name("pyinfra-orbstack")), "shell", machine.name]
     done = subprocess.run(words, input="pwd; exit 3\n", capture_output=True, text=True, timeout=100)
     assert done.returncode == 3, done.stderr
@@ -176,7 +176,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nowhere", "client")
-def test_the_simulator_is_named_where_it_is_used(
+def test_the_simulator_is_named_when_it_is_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
@@ -188,7 +188,7 @@ def test_the_simulator_is_named_where_it_is_used(
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_no_orbctl_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orbctl_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OrbctlMissing, match="install OrbStack"):
         programs.choose_orbctl()

@@ -99,7 +99,7 @@ def left(record: Record) -> list[str]:
     ["", "web", "web ID more", "-x ID", "a/b ID", "docker ID", "web -x", "web I/D", "web ?"]
     + ["web ? 1", "web ? 1 - 4", "web ? x - 4 place", "web\x00 ID", "\x1b[31mweb ID", "web ID;id"],
 )
-def test_lines_that_are_cut_short_or_hostile_name_nothing(record: Record, line: str) -> None:
+def test_truncated_or_hostile_lines_name_no_machine(record: Record, line: str) -> None:
     record.path.parent.mkdir()
     record.path.write_text(f"first ID1\n{line}\nlast ID2\n{line}")
     assert record.machines() == {"first": "ID1", "last": "ID2"}
@@ -124,7 +124,7 @@ def test_any_bytes_survive(tmp_path_factory: pytest.TempPathFactory, data: bytes
     assert kept == b"".join(line + b"\n" for line in data.split(b"\n") if line)
 
 
-def test_who_may_read_it_stays_so_and_a_symlink_stays_one(record: Record, tmp_path: Path) -> None:
+def test_permissions_and_symlinks_are_kept(record: Record, tmp_path: Path) -> None:
     real = tmp_path / "real"
     real.write_text("m1 ID1\n")
     real.chmod(0o640)
@@ -153,7 +153,7 @@ def test_shells_follow_a_symlink_and_keep_the_mode(
     assert sorted(one.name for one in tmp_path.glob("real*")) == ["real file", "real file.orbctl"]
 
 
-def test_an_intent_becomes_a_line_and_nothing_else_stays(record: Record, shell: Shell) -> None:
+def test_an_intent_is_replaced_by_one_line(record: Record, shell: Shell) -> None:
     """Both write the same lines: what one intends, the other reads."""
     assert shell("name=web since=1700000000; intend").wait(20) == 0
     (intent,) = record.intents()
@@ -187,7 +187,7 @@ def test_names_that_look_like_numbers_or_patterns(record: Record, shell: Shell) 
 
 
 @pytest.mark.parametrize("trouble", ["directory", "below a file", "loop", "dangling"])
-def test_a_record_that_cannot_be_written_is_one_line(
+def test_an_unwritable_record_is_a_one_line_error(
     record: Record, shell: Shell, tmp_path: Path, trouble: str
 ) -> None:
     record.path.parent.mkdir()
@@ -226,7 +226,7 @@ def _limited(size: int) -> Callable[[], None]:
     return limit
 
 
-def test_a_full_disk_leaves_it_as_it_was(record: Record) -> None:
+def test_a_full_disk_leaves_the_file_unchanged(record: Record) -> None:
     for number in range(1000):
         record.path.parent.mkdir(exist_ok=True)
         with record.path.open("a") as file:
@@ -304,7 +304,7 @@ def test_ten_writers_of_both_kinds_lose_nothing(record: Record, shell: Shell) ->
     assert left(record) == []
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_away(record: Record, shell: Shell) -> None:
+def test_a_killed_process_loses_its_lock(record: Record, shell: Shell) -> None:
     record.path.parent.mkdir()
     holding = shell('token=$$.1; hold "$record.lock"; hold "$record.next"; echo; sleep 60')
     assert holding.stdout is not None
@@ -320,9 +320,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_away(record: Record, she
     assert left(record) == []
 
 
-def test_a_lock_of_python_is_seen_by_the_shell_and_the_other_way(
-    record: Record, shell: Shell
-) -> None:
+def test_python_and_shell_respect_each_others_locks(record: Record, shell: Shell) -> None:
     code = (
         "import sys, time\nfrom pyinfra_orbstack.orbctl import Record\n"
         "with Record(sys.argv[1]).held(): print(flush=True); time.sleep(60)\n"
@@ -341,7 +339,7 @@ def test_a_lock_of_python_is_seen_by_the_shell_and_the_other_way(
     assert left(record) == []
 
 
-def test_a_lock_that_nobody_can_be_holding_any_more(
+def test_a_stale_lock_is_removed(
     record: Record, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process number may be another's by now: it is a minute old."""
@@ -361,7 +359,7 @@ def test_a_lock_that_nobody_can_be_holding_any_more(
     assert left(record) == []
 
 
-def test_waiting_for_the_lock_ends_and_stops_no_other_host(
+def test_waiting_for_the_lock_ends_and_blocks_no_other_host(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gevent
@@ -386,7 +384,7 @@ def test_waiting_for_the_lock_ends_and_stops_no_other_host(
 @pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
-def test_writers_that_are_killed_anywhere_leave_it_whole(record: Record, shell: Shell) -> None:
+def test_killed_writers_leave_the_record_complete(record: Record, shell: Shell) -> None:
     record.path.parent.mkdir()
     keep = [f"keep{number} KEEP{number}" for number in range(50)]
     record.path.write_text("\n".join(keep) + "\n")
@@ -412,7 +410,7 @@ def test_writers_that_are_killed_anywhere_leave_it_whole(record: Record, shell: 
 # Deleting what stands in it
 
 
-def test_each_is_tried_and_each_failure_named(record: Record, orbctl: Path) -> None:
+def test_every_deletion_is_tried_and_every_failure_reported(record: Record, orbctl: Path) -> None:
     names = ["a", "keep-1", "b", "keep-2", "c"]
     orbctl.write_text("".join(f"{name} ID{number}\n" for number, name in enumerate(names)))
     for number, name in enumerate(names):
@@ -427,7 +425,9 @@ def test_each_is_tried_and_each_failure_named(record: Record, orbctl: Path) -> N
     assert orbctl.read_text().split() == ["keep-1", "ID1", "keep-2", "ID3"]
 
 
-def test_what_is_gone_is_forgotten_where_it_was_made(record: Record, orbctl: Path) -> None:
+def test_deleted_machines_are_forgotten_by_the_orbctl_that_created_them(
+    record: Record, orbctl: Path
+) -> None:
     record.add(machine(1))
     assert record.delete_all(Orbctl()) == []
     assert record.machines() == {}
@@ -435,7 +435,7 @@ def test_what_is_gone_is_forgotten_where_it_was_made(record: Record, orbctl: Pat
 
 
 @pytest.mark.parametrize("elsewhere", ["simulator", "program", "home", "unknown"])
-def test_what_another_orbctl_may_have_is_not_forgotten(
+def test_machines_of_another_orbctl_are_not_forgotten(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str
 ) -> None:
     record.add(machine(1))
@@ -454,7 +454,7 @@ def test_what_another_orbctl_may_have_is_not_forgotten(
     assert record.machines() == {"m1": "ID1"}
 
 
-def test_one_that_is_renamed_meanwhile_is_deleted_all_the_same(
+def test_a_machine_renamed_meanwhile_is_deleted(
     record: Record, orbctl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orbctl.write_text("old ID1\n")
@@ -492,7 +492,7 @@ def intend(record: Record) -> Iterator[Callable[..., None]]:
     return write  # type: ignore[return-value]
 
 
-def test_what_is_proven_is_written_down_and_deleted(
+def test_a_proven_machine_is_recorded_and_deleted(
     record: Record, orbctl: Path, intend: Callable[..., None]
 ) -> None:
     orbctl.write_text(f"web {ULID}\n")
@@ -504,7 +504,7 @@ def test_what_is_proven_is_written_down_and_deleted(
 
 
 @pytest.mark.parametrize("until", [None, MADE - 1])
-def test_what_only_may_be_ours_is_named_and_stays(
+def test_an_unproven_machine_is_reported_and_stays(
     record: Record, orbctl: Path, intend: Callable[..., None], until: int | None
 ) -> None:
     orbctl.write_text(f"web {ULID}\n")
@@ -519,7 +519,7 @@ def test_what_only_may_be_ours_is_named_and_stays(
 
 
 @pytest.mark.parametrize("what", ["older", "another's", "absent"])
-def test_an_intent_of_which_nothing_came_goes(
+def test_an_intent_without_a_machine_is_removed(
     record: Record, orbctl: Path, intend: Callable[..., None], what: str
 ) -> None:
     since = MADE + 10 if what == "older" else MADE - 2
@@ -532,7 +532,7 @@ def test_an_intent_of_which_nothing_came_goes(
     assert record.intents() == []
 
 
-def test_one_that_is_only_about_to_begin_is_waited_for(
+def test_a_machine_about_to_be_created_is_waited_for(
     record: Record,
     orbctl: Path,
     intend: Callable[..., None],
@@ -550,7 +550,7 @@ def test_one_that_is_only_about_to_begin_is_waited_for(
     assert "orbctl delete --force web" in said
 
 
-def test_one_that_is_being_made_is_left_alone(
+def test_a_machine_being_created_is_left_alone(
     record: Record, orbctl: Path, intend: Callable[..., None]
 ) -> None:
     orbctl.write_text(f"web {ULID}\n")
@@ -560,7 +560,7 @@ def test_one_that_is_being_made_is_left_alone(
     assert orbctl.read_text() == f"web {ULID}\n"
 
 
-def test_an_intent_of_another_orbctl_is_named(
+def test_an_intent_of_another_orbctl_is_reported(
     record: Record,
     orbctl: Path,
     intend: Callable[..., None],

@@ -119,7 +119,7 @@ def hit(
 TEXT = "echo begun; sleep 0.5; echo late; echo late >&2; exit 3"
 
 
-def test_whoever_is_killed(start: Callable[..., Ran]) -> None:
+def test_any_process_in_the_chain_killed(start: Callable[..., Ran]) -> None:
     runs = hit(start, TEXT, lambda pid: os.kill(pid, signal.SIGKILL))
     statuses = [ran.status() for ran in runs]
     # The command's own process says so itself; without the others nothing is known, or all.
@@ -131,7 +131,7 @@ def test_whoever_is_killed(start: Callable[..., Ran]) -> None:
             assert b"".join(ran.out.values()).split() == [b"begun", b"late", b"late"]
 
 
-def test_whoever_is_stopped_is_waited_for(start: Callable[..., Ran]) -> None:
+def test_a_stopped_process_is_waited_for(start: Callable[..., Ran]) -> None:
     def pause(pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
         gevent.spawn_later(1, os.kill, pid, signal.SIGCONT)
@@ -141,7 +141,7 @@ def test_whoever_is_stopped_is_waited_for(start: Callable[..., Ran]) -> None:
         assert b"".join(ran.out.values()).split() == [b"begun", b"late", b"late"]
 
 
-def test_whoever_stays_stopped_is_ended_by_the_timeout(start: Callable[..., Ran]) -> None:
+def test_a_process_that_stays_stopped_is_killed_by_the_timeout(start: Callable[..., Ran]) -> None:
     mark = f"66{os.getpid()}"
     text = f"echo begun; sleep {mark}"
     for ran in hit(start, text, lambda pid: os.kill(pid, signal.SIGSTOP), seconds=3):
@@ -161,7 +161,7 @@ def copiers(ran: Ran) -> list[int]:
     return found
 
 
-def test_copiers_that_are_killed_when_only_what_stays_behind_prints(
+def test_copiers_killed_while_only_background_processes_print(
     start: Callable[..., Ran],
 ) -> None:
     text = "(sleep 0.7; echo later; echo later >&2) & echo begun"

@@ -25,14 +25,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("way", ["session", "spawn"])
-def test_client_that_is_not_there(way: str) -> None:
+def test_client_is_missing(way: str) -> None:
     with pytest.raises(NotStarted, match="cannot run /no/such/client: No such file"):
         Runner(["/no/such/client"], way)("true")
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("way", ["session", "spawn"])
-def test_shell_that_says_nothing(way: str) -> None:
+def test_silent_shell(way: str) -> None:
     with pytest.raises(NotStarted, match="did not answer"):
         Runner(["sh", "-c", "exec sleep 60"], way)("true")
 
@@ -55,13 +55,13 @@ def test_shell_that_stops_answering() -> None:
     runner.session.close()
 
 
-def test_shell_that_talks_too_much() -> None:
+def test_shell_that_prints_too_much() -> None:
     flood = f"head -c {session.MOST_STRAY + 1} /dev/zero | tr '\\0' x; exec sh \"$@\""
     with pytest.raises(NotStarted, match="bytes came where an answer was expected"):
         Runner(["sh", "-c", flood, "sh"], "session")("true")
 
 
-def test_command_that_cannot_be_ended() -> None:
+def test_command_that_cannot_be_killed() -> None:
     """The call that should end it is another one, and may fail."""
 
     class Locked(Here):
