@@ -70,7 +70,7 @@ web = [""",
         "tests/test_inventories.py",
         "tests/test_containers.py",
         "-k",
-        "named or groups or those",
+        "named or groups or only",
     ]
     project.check_tests(*named)
     project.write("inventories/local.py", "@orbstack/myproj-q-1", "@orbstack/q-1")
