@@ -1,4 +1,4 @@
-"""A program between the connector and `orbctl`, or docker, that misbehaves as its fault file says.
+"""An executable between the connector and `orbctl` or docker; its fault file says how to misbehave.
 
 `proxy.py FOLDER REAL... -- ARGUMENTS...`: the file FOLDER/fault holds words, the subcommand that is
 hit and then what happens:
@@ -23,7 +23,7 @@ from pathlib import Path
 
 
 def relay(argv: list[str], limits: dict[int, int], code: int) -> int:
-    """Run the real client, passing at most so many bytes on each stream."""
+    """Run the real client, passing on at most this many bytes of each stream."""
     pipes = subprocess.PIPE
     real = subprocess.Popen(argv, stdin=pipes, stdout=pipes, stderr=pipes)
     assert real.stdin

@@ -1,4 +1,4 @@
-"""Every behaviour of the catalogue has a test, or a reason why it has none."""
+"""Every behavior in the catalogue has a test, or a reason why it has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only containers have: bare images, an engine, and hosts of every kind in one inventory."""
+"""Features of containers: bare images, an engine, and all kinds of hosts in one inventory."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_D4_D5_a_container_that_stops(
         running.get(timeout=20)
     with pytest.raises(OSError, match=r"not running|container state improper"):
         remote.run("echo 1 >>/root/count")
-    # As after a restart of the engine: it runs again, by whomever.
+    # As after a restart of the engine: something has started it again.
     containers.client.start(bare)
     assert remote.out("cat /root/count") == "1"
 
@@ -160,7 +160,7 @@ def test_hosts_are_what_the_engine_has(bare: str, containers: Containers) -> Non
 
 # docs/containers.md ---------------------------------------------------------------------------
 
-#: What makes a machine an SSH host, on an address of this computer alone.
+#: Makes a machine an SSH host, only on loopback.
 SSHD = r"""
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -190,7 +190,7 @@ def test_one_deploy_over_a_machine_a_container_and_an_ssh_host(
     shared_container: str,
     tmp_path: Path,
 ) -> None:
-    """The page's inventory and deploy, as they stand but for the names."""
+    """The page's inventory and deploy, unchanged except for the names."""
     import paramiko
 
     key = paramiko.RSAKey.generate(2048)

@@ -72,7 +72,7 @@ def test_X10_an_end_of_stream_is_an_error(
     remote = connect(machine, orbstack_transport=transport)
     remote.drop_session()
     for stream in ("cut-out", "cut-err"):
-        # In the hello or in the output the stream ends, and the client says 0.
+        # The stream ends in the handshake or in the output, and the client exits with 0.
         for length in (150, 400, 700, 1050):
             proxy.tell(f"{proxy.run} {stream} {length} 0")
             with pytest.raises(OSError, match=r"."):
@@ -82,10 +82,10 @@ def test_X10_an_end_of_stream_is_an_error(
 
 
 def test_X11_a_missing_end_mark_is_an_error(remote: Remote, guest: Guest) -> None:
-    """The control shell dies after the command's output and before its verdict."""
+    """The control shell is killed after the command's output and before its exit status."""
     ancestors = (
         "p=$$; all=; while set -- $(cat /proc/$p/stat) && [ $4 -gt 1 ]; do "
-        # The outermost first: it must not see the others go.
+        # The outermost first, so that it does not see the others exit.
         'p=$4 all="$4 $all"; done; kill -9 $all'
     )
     with pytest.raises(session.OutcomeUnknown, match="unknown"):
@@ -100,12 +100,12 @@ echo THE-END; exit 3"""
 
 @pytest.mark.parametrize("how", [{}, {"_get_pty": True}, {"_stdin": b"x" * 70_000}], ids=str)
 def test_X11_a_command_that_prints_all_command_lines(remote: Remote, how: dict[str, Any]) -> None:
-    """What the control shell says stands in none, and in no environment."""
+    """The control shell's markers are in no argument list and no environment."""
     ran = remote.exits(SPY, 3, _timeout=30, **how)
     assert ran.out[-1].strip() == "THE-END"
 
 
-# It stops what reads one of its outputs, prints, and kills that.
+# Stops the reader of one of its outputs, prints, and kills the reader.
 CUT = """me=$(readlink /proc/$$/fd/{0}); readers=
 for p in /proc/[0-9]*; do
 [ "$(readlink $p/fd/0 2>&-)" = "$me" ] && [ "$(cat $p/comm)" = cat ] &&
@@ -125,7 +125,7 @@ def test_T1_timeout_fires_within_a_second(remote: Remote) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="did not end within 1 s"):
         remote.run("sleep 60", _timeout=1)
-    assert 1 <= time.monotonic() - began < 2 + 1  # a second, and the call that ends it
+    assert 1 <= time.monotonic() - began < 2 + 1  # a second, and the call that kills it
 
 
 @pytest.mark.smoke
@@ -151,7 +151,7 @@ def test_T2_everything_the_command_started_is_killed(
 
 
 def test_T3_a_daemonized_process_keeps_running(remote: Remote, guest: Guest) -> None:
-    """Documented: whoever leaves parent, group and session behind is not found."""
+    """Documented: a process that has left the parent, group and session is not found."""
     mark = f"8{time.monotonic_ns() % 10**8}"
     daemon = f"setsid sh -c 'setsid sleep {mark} >/dev/null 2>&1 </dev/null & exit'"
     with pytest.raises(TimeoutError):
@@ -212,7 +212,7 @@ def test_T7_ctrl_c_cancels_the_command(
 def test_T7_any_second_signal(
     machine: str, guest: Guest, signals: list[int], pause: float, transport: str
 ) -> None:
-    """The call that ends a command is started at once, and goes on without pyinfra."""
+    """The call that kills a command is started at once, and continues without pyinfra."""
     mark = f"4{time.monotonic_ns() % 10**8}"
     text = f"trap '' HUP INT TERM; sleep {mark}; sleep {mark}"
     running = subprocess.Popen(
