@@ -81,7 +81,7 @@ for other in inventory:
 def test_how_a_machine_is_reached(
     pair: tuple[str, str], machines: Any, client: Orbctl, pyinfra: Run, tmp_path: Path
 ) -> None:
-    """Also one that connecting has made or started, and one that is left out of the run."""
+    """Including machines that connecting created or started, or that the run excludes."""
     made, started, left = machines.new_name(), machines.create(), machines.create()
     client.stop(started)
     off = machines.create()
@@ -120,7 +120,7 @@ def test_addresses_are_not_queried_unless_used(
     )
     done = pyinfra(f"@orbstack/{pair[0]}", "deploy.py", ORBCTL_SIMULATOR_LOG=str(log))
     assert done.returncode == 0, done.stderr
-    # A call is written down when it ends.
+    # A call is logged when it exits.
     assert sorted(called(log)) == ["info", "list", "run"]
 
 
@@ -165,7 +165,7 @@ def test_a_machine_just_listed_is_not_queried_again(
     assert pyinfra(*names, ORBCTL_SIMULATOR_LOG=str(log)).returncode == 0
     assert called(log) == ["list", "run"]
     log.unlink()
-    # What may not be started has to be known to run.
+    # A machine that may not be started must be known to run.
     forbidden = ["--data", "orbstack_start=False"]
     assert pyinfra(*forbidden, *names, ORBCTL_SIMULATOR_LOG=str(log)).returncode == 0
     assert called(log) == ["list", "info", "run"]
@@ -394,7 +394,7 @@ def test_orbctl_is_found_in_this_order(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.smoke
 def test_the_entry_point_and_the_package_import_little() -> None:
-    """pyinfra 3.2 loads connectors while its API is half imported; every run pays for ours."""
+    """pyinfra 3.2 loads connectors while its API is partly imported, in every run."""
     import subprocess
 
     code = (
@@ -405,7 +405,7 @@ def test_the_entry_point_and_the_package_import_little() -> None:
         "import pyinfra_orbstack; print(bad, pyinfra_orbstack.__version__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # pyinfra's own API imports facts; nothing of ours may add to them.
+    # pyinfra's own API imports facts; our package must not import more.
     assert "pyinfra_orbstack." not in done.stdout.split("]")[0]
     assert "pyinfra_cli" not in done.stdout
     assert done.stdout.split()[-1].count(".") == 2

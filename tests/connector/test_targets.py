@@ -1,4 +1,4 @@
-"""Who the target is: a host's name says so, and nothing in its data."""
+"""Which target a host is: only its name decides, not its data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pyinfra_orbstack.targets import CONTAINERS, MACHINES, HostName, parse
 
 from .conftest import Run
 
-#: What the connector itself says of hosts, under names that a project may well use.
+#: Data that the connector sets, under names that a project may also use.
 OUTPUT = ("container_name", "container_id", "vm_name", "vm_id", "orbstack_vm")
 
 
 def told(stderr: str) -> list[str]:
-    """What commands printed, by host."""
+    """The output of commands, by host."""
     return [
         line.strip() for line in stderr.splitlines() if "] " in line and "Connected" not in line
     ]
@@ -69,7 +69,7 @@ def test_any_name_is_taken_literally(name: str) -> None:
 def test_a_hosts_data_never_redirects_it(
     pair: tuple[str, str], pyinfra: Run, tmp_path: Path, client: Orbctl, key: str
 ) -> None:
-    """In group data, on the command line, and in the inventory; also when it names a machine."""
+    """In group data, on the command line and in the inventory; also if it names a machine."""
     name, other = pair
     inventory_file = tmp_path / "inventory.py"
     group_data = tmp_path / "group_data"
@@ -88,7 +88,7 @@ def test_a_hosts_data_never_redirects_it(
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A docker command with two containers; what it is asked for is written down."""
+    """A docker command with two containers, which logs its calls."""
     records = [
         {"Id": digit * 64, "Name": f"/{name}", "State": {"Status": "running"}, "Config": {}}
         for digit, name in (("a", "web"), ("b", "other"))
@@ -178,14 +178,14 @@ def test_no_distro_group_collides_with_a_state_group(word: str) -> None:
     assert groups == ["@orbstack", "orbstack", "orbstack_stopped"]
 
 
-# One host's trouble
+# Failures of one host
 
 
 @pytest.mark.parametrize("trouble", ["no match", "fails", "nonsense", "denied", "homeless"])
 def test_a_failing_pattern_fails_only_its_host(
     pyinfra: Run, tmp_path: Path, client: Orbctl, trouble: str
 ) -> None:
-    """Where ``--limit`` leaves it out nobody hears of it."""
+    """If ``--limit`` excludes it, it is not mentioned."""
     program = tmp_path / "orbctl"
     scripts = {"fails": "echo 'not today' >&2; exit 1", "nonsense": "echo '<html>'"}
     program.write_text(f"#!/bin/sh\n{scripts.get(trouble, 'echo []')}\n")
@@ -226,7 +226,7 @@ def test_a_failed_listing_is_not_repeated_for_each_host(
     program.chmod(0o755)
     monkeypatch.setenv("PYINFRA_ORBSTACK_ORBCTL", str(program))
     Inventory(([f"@orbstack/web-{number}" for number in range(5)], {}))
-    # Once, and once more, since the failure might have passed.
+    # It is called twice, because the failure may be temporary.
     assert calls.read_text().split() == ["list", "list"]
 
 
@@ -340,7 +340,7 @@ def test_a_bad_value_is_a_one_line_error_before_any_change(
     reason: str,
     plan: str,
 ) -> None:
-    """Also in a plan, of a machine that does not exist yet."""
+    """Also in a plan, and for a machine that does not exist yet."""
     calls = tmp_path / "calls"
     program = tmp_path / "orbctl"
     program.write_text(f'#!/bin/sh\necho $1 >>{calls}\nexec {client.command} "$@"\n')

@@ -1,4 +1,4 @@
-"""A container of the plugin: what can be done to it, and that it is never left behind."""
+"""Containers of the plugin: what they can do, and that none is left behind."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_containers_are_deleted_in_any_order(
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A suite with one test, which makes a container of the image in IMAGE."""
+    """A suite with one test, which creates a container from the image in IMAGE."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     pytester.makepyfile(

@@ -1,4 +1,4 @@
-"""`pyinfra-orbstack drift`: its exit status, what it names, and what it never shows."""
+"""`pyinfra-orbstack drift`: its exit status, what it lists, and what it never shows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) ->
 
 
 def drift(*words: str) -> tuple[int, list[str], str]:
-    """The exit status, the lines on stdout, and all that was printed."""
+    """The exit status, the lines on stdout, and the whole output."""
     command = Path(sys.executable).with_name("pyinfra-orbstack")
     done = subprocess.run(
         [str(command), "drift", *(words or ("local",))],
@@ -78,7 +78,7 @@ def test_drift_lists_only_what_changed(folder: Path, names: list[str], client: O
     # One of them was changed by hand.
     client.call("run", "-m", names[1], "sh", "-c", "echo other >>/tmp/token")
     assert drift()[:2] == (2, [f"@orbstack/{names[1]}: App | Token"])
-    # It was looked at alone.
+    # Drift only read it.
     said = client.call("run", "-m", names[1], "cat", "/tmp/token").stdout
     assert said == f"{SECRET}\nother\n".encode()
 
@@ -103,7 +103,7 @@ def test_a_machine_that_is_not_running_is_drift(
 
 @pytest.mark.long
 def test_an_error_is_not_drift(folder: Path, names: list[str], machines: Machines) -> None:
-    # A host that cannot be reached; what differs elsewhere is named all the same.
+    # One host cannot be reached; differences on the others are still listed.
     missing = machines.new_name()
     hosts = [f"@orbstack/{names[0]}", f"@orbstack/{missing}"]
     (folder / "inventories" / "some.py").write_text(f"web = {hosts!r}\n")
@@ -139,7 +139,7 @@ def test_mistakes_in_other_commands_are_unchanged() -> None:
     assert cli.main(["drift"]) == 1
 
 
-# What pyinfra tells -----------------------------------------------------------------------------
+# pyinfra's reports -----------------------------------------------------------------------------
 
 
 def operation(name: str, *hosts: str, maybe: tuple[str, ...] = ()) -> dict[str, object]:
@@ -172,7 +172,7 @@ def test_a_pyinfra_that_is_too_old_is_an_error() -> None:
 
 
 def test_make_fails_when_something_would_change(tmp_path: Path) -> None:
-    """The target hands on what the verb says, as far as make can."""
+    """The target passes on the command's exit status, as far as make can."""
     text = (Path(__file__).parents[2] / "template" / "Makefile.jinja").read_text()
     (recipe,) = [line for line in text.splitlines() if "$(PROJECT) drift " in line]
     (tmp_path / "Makefile").write_text(f"PROJECT = sh -c 'exit $$CODE' x\ndrift:\n{recipe}\n")

@@ -1,4 +1,4 @@
-"""`pyinfra-orbstack trust`: the keys of servers, recorded where pyinfra then insists on them."""
+"""`pyinfra-orbstack trust`: records servers' keys, which pyinfra then requires."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, port: int, sshd: Sshd, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.operations import server\nserver.shell(name='Say', commands='echo reached')\n"
     )
-    # Nothing of the user's own is read or written.
+    # The user's own files are neither read nor written.
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("YES", raising=False)
@@ -54,7 +54,7 @@ def inventory(*hosts: object) -> None:
 
 
 def command(*words: str, **environment: str) -> tuple[int, str, str]:
-    """The exit status of a verb, what it prints, and what it complains of."""
+    """The exit status of a command, its output and its errors."""
     done = subprocess.run(
         [COMMAND, *words, "production"],
         env={**os.environ, **environment},
@@ -99,7 +99,7 @@ def test_a_changed_host_key_is_rejected(folder: Path, port: int, sshd: Sshd) -> 
     inventory(("127.0.0.1", {"ssh_port": port}))
     assert command("trust", YES="1")[0] == 0
     before = Path("known_hosts").read_bytes()
-    # All keys are others; one is; none of those that are known is offered.
+    # All keys changed; one changed; none of the known keys is offered.
     for kinds, keys in ((" ".join(KINDS), "second"), ("ecdsa", "first")):
         sshd.start(port, keys, kinds)
         status, shown, said = command("trust", YES="1")
@@ -110,14 +110,14 @@ def test_a_changed_host_key_is_rejected(folder: Path, port: int, sshd: Sshd) -> 
         status, _, said = command("deploy", YES="1")
         assert status == 1
         assert "Connected" not in said
-    # As it says.
+    # Follow its instructions.
     forget = re.search(r"ssh-keygen -R .*", line)
     assert forget
     subprocess.run(shlex.split(forget[0]), check=True, capture_output=True)
     assert command("trust", YES="1")[0] == 0
     assert command("deploy", YES="1")[0] == 0
 
-    # One more kind of key beside one that is known.
+    # An additional kind of key, besides a known one.
     sshd.start(port, "first", "ecdsa rsa")
     status, shown, _ = command("trust", YES="1")
     assert status == 0

@@ -9,7 +9,7 @@ import pytest
 
 from pyinfra_orbstack.testing import Inventory, MachineFactory
 
-#: A host is told of another: by a fact, and by its data.
+#: A host reads another host's fact and data.
 SITE = """
 from pyinfra import host, inventory
 from pyinfra.facts.server import Hostname

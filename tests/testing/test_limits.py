@@ -1,4 +1,4 @@
-"""LIMIT, SERIAL and ARGS: for which hosts a verb is, how many at a time, and with what else."""
+"""LIMIT, SERIAL and ARGS: which hosts, how many at a time, and which options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyinfra_orbstack.orbctl import Orbctl
 
 from ..conftest import Machines
 
-#: It fails on the machine that `broken` names, after it has left its trace.
+#: Fails on the machine that `broken` names, after writing its trace.
 DEPLOY = """
 from pyinfra import host
 from pyinfra.operations import server
@@ -53,7 +53,7 @@ def folder(
 
 
 def when(client: Orbctl, name: str, step: str) -> int:
-    """When a machine took a step; 0: it did not."""
+    """When a machine ran a step; 0: it did not."""
     text = f"cat /tmp/{step} 2>/dev/null || echo 0"
     return int(client.call("run", "-m", name, "sh", "-c", text).stdout)
 
@@ -113,7 +113,7 @@ def test_a_plan_and_drift_are_limited(
     assert cli.main(["drift", "--limit=db", "local"]) == 2
     lines = capfd.readouterr().out.splitlines()
     assert lines == [f"@orbstack/{names[0]}: First", f"@orbstack/{names[0]}: Second"]
-    # One that is not up is looked at only if it is meant.
+    # A stopped machine is checked only if it is selected.
     client.stop(names[1])
     try:
         assert cli.main(["plan", "--limit=db", "local"]) == 0

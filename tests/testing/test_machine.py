@@ -1,4 +1,4 @@
-"""What the plugin's machines can do, each on a real machine."""
+"""Features of the plugin's machines, each on a real machine."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_functions_and_operations_give_the_same_object(machine: Machine) -> None
         assert [step.name.split(" | ")[-1] for step in first.steps] == ["Make it"]
         assert first.ok
         assert len(first.changed) == 1
-    assert machine.fact(File, path="/tmp/one") is False  # a folder, not a file
+    assert machine.fact(File, path="/tmp/one") is False  # a directory, not a file
     assert machine.assert_idempotent(folder, "/tmp/one").changed == []
     assert socket.socket.__module__ == "socket"
 
@@ -198,7 +198,7 @@ def test_user_and_name_of_a_machine(orbstack_machines: MachineFactory) -> None:
         assert machine.run("whoami").stdout == "alice\n"
 
 
-# Failures that are ignored, steps that run every time -------------------------------------------
+# Ignored failures, steps that run every time ----------------------------------------------------
 
 IGNORING = """
 from pyinfra.operations import server

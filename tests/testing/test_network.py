@@ -1,4 +1,4 @@
-"""What a test asks over the network, of servers on this computer."""
+"""Requests of a test over the network, to servers on this host."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_http_returns_the_response(port: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_slow_server_is_waited_for(free_port: int) -> None:
-    """At first the port is closed, then a server hangs up, then one answers."""
+    """First the port is closed, then a server closes the connection, then one answers."""
 
     def serve() -> None:
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""How the plugin behaves in pytest runs: what it leaves behind, whatever happens to them."""
+"""The plugin in pytest runs: it leaves nothing behind, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TWO_TESTS = """
 
 @pytest.fixture(autouse=True)
 def state(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
-    """Records of their own; a run within pytester does not fail for want of machines."""
+    """Separate records; a run within pytester does not fail without machines."""
     monkeypatch.setenv("XDG_STATE_HOME", str(pytester.path / "state"))
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
@@ -46,7 +46,7 @@ def names(client: Orbctl) -> set[str]:
 
 @pytest.fixture
 def nothing_left(client: Orbctl, pytester: pytest.Pytester) -> Iterator[None]:
-    """After the test there are the machines that were there before, and no records."""
+    """After the test, the same machines exist as before, and no records."""
     before = names(client)
     yield
     assert names(client) == before
@@ -222,7 +222,7 @@ SLEEPER = """
 
 
 def start(pytester: pytest.Pytester, *options: str) -> subprocess.Popen[bytes]:
-    """Start a run and wait until its test is in the middle of something."""
+    """Start a run and wait until its test is running."""
     pytester.makepyfile(SLEEPER)
     ready = pytester.path / "ready"
     ready.unlink(missing_ok=True)
@@ -264,7 +264,7 @@ def test_a_terminated_run_leaves_nothing(
 def test_a_run_terminated_at_its_start_leaves_nothing(
     pytester: pytest.Pytester, seconds: float
 ) -> None:
-    """Python starts, a base is made, a machine is cloned: somewhere there."""
+    """While Python starts, the base is created, or a machine is cloned."""
     pytester.makepyfile(SLEEPER)
     run = subprocess.Popen([sys.executable, "-m", "pytest", "-q"], start_new_session=True)
     time.sleep(seconds)
@@ -278,7 +278,7 @@ def test_a_run_terminated_at_its_start_leaves_nothing(
 def test_cleanup_is_not_interrupted(
     pytester: pytest.Pytester, first: int, then: int, seconds: float
 ) -> None:
-    """As a CI that loses patience does, but for the last of its signals."""
+    """Like a CI system at its time limit, except for its last signal."""
     run = start(pytester)
     os.killpg(run.pid, first)
     time.sleep(seconds)
@@ -328,7 +328,7 @@ def test_the_next_run_deletes_only_what_a_killed_run_left(
     assert len(left) == 2
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    # Another machine now bears the name of one that was recorded.
+    # Another machine now has the name of a recorded one.
     taken = next(name for name in left if name.startswith("base-"))
     client.delete(taken, client.info(taken).id)
     client.create(create_args(taken, "ubuntu"))
@@ -365,7 +365,7 @@ def test_machines_of_a_current_run_are_not_deleted(
 def test_a_run_that_ends_during_creation_leaves_no_machine(
     pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Killed, what makes the machine goes on without it and writes it down for the next run."""
+    """After a kill, the creating shell continues, and records the machine for the next run."""
     slow, made = pytester.path / "orbctl-slow", pytester.path / "made"
     slow.write_text(
         f'#!/bin/sh\n[ $1 = create ] && {{ {client.command} "$@"; : >{made}; sleep 2; exit; }}\n'
@@ -395,7 +395,7 @@ def test_a_run_that_ends_during_creation_leaves_no_machine(
 
 @pytest.mark.parametrize("init", ["none", "image"])
 def test_init(pytester: pytest.Pytester, init: str) -> None:
-    """The option decides, also over the environment."""
+    """The option overrides the environment."""
     pytester.makepyfile(
         f"""
         import os

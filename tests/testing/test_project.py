@@ -1,4 +1,4 @@
-"""The verbs of a generated project's Makefile, in a folder with nothing but inventories."""
+"""The commands of a rendered project's Makefile, in a directory with only inventories."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_a_directory_without_inventories_is_a_one_line_error(
     assert capsys.readouterr().err == f"there is no inventory in {tmp_path}/inventories\n"
 
 
-# What a plan promises --------------------------------------------------------------------------
+# Promises of a plan ----------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -262,7 +262,7 @@ def test_a_plan_reports_what_cannot_work(
     said: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """One line for that host, and the others are planned all the same."""
+    """One line for that host; the others are still planned."""
     there = machines.create()
     hosts = [(f"@orbstack/{name}", data), f"@orbstack/{there}"]
     (folder / "inventories" / "some.py").write_text(f"web = {hosts!r}\n")
@@ -344,12 +344,12 @@ def test_a_plan_shows_no_content_of_files(
         assert cli.main(["deploy", "some"]) == 0
 
 
-# How a verb is ended ---------------------------------------------------------------------------
+# Signals to a command --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_to_a_command_reach_pyinfra(folder: Path, machines: Machines, number: int) -> None:
-    """It is told, so that it can put things in order, and waited for."""
+    """It gets the signal, so that it can clean up, and is waited for."""
     name = machines.create()
     (folder / "inventories" / "some.py").write_text(f"web = ['@orbstack/{name}']\n")
     (folder / "deploy.py").write_text(
@@ -384,7 +384,7 @@ def test_destroy_applies_to_one_inventory(
     monkeypatch.setenv("YES", "1")
     staged, renamed = f"{name}-staged", f"{name}-renamed"
     hosts = [(f"@orbstack/{one}", {"orbstack_image": "ubuntu"}) for one in (staged, renamed)]
-    # A pattern, and what another inventory names, was not made for this one.
+    # Patterns and machines of another inventory do not belong to this one.
     (folder / "inventories" / "staging.py").write_text(f"web = {[*hosts, '@orbstack/*']!r}\n")
     record = Record(folder / ".orbstack" / "machines")
     try:
@@ -401,7 +401,7 @@ def test_destroy_applies_to_one_inventory(
         assert cli.main(["destroy", "staging"]) == 0
         assert "no machine of inventories/staging.py that is still there" in capfd.readouterr().out
 
-        # What no inventory names any more is told of, and goes with all others.
+        # Machines in no inventory are reported, and deleted with all others.
         (folder / "inventories" / "local.py").write_text(f"web = ['@orbstack/{name}-new']\n")
         assert cli.main(["destroy", "local"]) == 0
         said = capfd.readouterr().out
@@ -434,7 +434,7 @@ def test_one_failed_deletion_does_not_stop_the_others(
         for one in names:
             client.clone(source, one)
             record.add(client.info(one))
-        capfd.readouterr()  # what was said of the image
+        capfd.readouterr()  # messages about the image
         fault = {"match": f"delete -f {names[0]}", "exit": 1, "stderr": "[-32098] not today\n"}
         (folder / "faults.json").write_text(json.dumps([fault]))
         monkeypatch.setenv("YES", "1")
@@ -456,7 +456,7 @@ def test_containers_have_their_own_deploy(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Neither is `orbctl` looked for.
+    # `orbctl` is not searched for either.
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/no such")
     name = containers.run(small_image)
     (folder / "inventories" / "app.py").write_text(f"web = ['@orbstack/docker/{name}']\n")

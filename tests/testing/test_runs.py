@@ -1,4 +1,4 @@
-"""A function has the data that a deploy file has, and names of groups are names."""
+"""A function gets the same data as a deploy file, and group names are never paths."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FILES = {
     "group_data/notes.txt": "not Python\n",
 }
 GROUPS = {"web": {"c": "given", "d": "given"}, "listed": {}, "Web": {"case": 1}, "größe": {"x": 1}}
-#: What a deploy sees: this is a file, and the body of a function.
+#: The data that a deploy sees, as a file and as the body of a function.
 DEPLOY = """
 import json
 from pyinfra import config, host
@@ -72,7 +72,7 @@ def run(machine: Machine, tmp_path: Path) -> Run:
 def seen(steps: list[results.Step]) -> dict[str, Any]:
     (step,) = steps
     told: dict[str, Any] = json.loads(step.name)
-    # Older versions of pyinfra take these for data, too.
+    # Older versions of pyinfra also treat these as data.
     for name in ("Path", "os", "inventory", "PORT", "left"):
         told["data"].pop(name, None)
     return {**told, "uid": step.output}

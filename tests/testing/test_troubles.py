@@ -1,4 +1,4 @@
-"""What may go wrong while machines are made, used and deleted, and what users answer."""
+"""Failures while machines are created, used and deleted, and users' answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyinfra_orbstack.testing.engine import delete_all
 
 
 def failing(folder: Path) -> str:
-    """An `orbctl` that does nothing but fail."""
+    """An `orbctl` that always fails."""
     path = folder / "failing-orbctl"
     path.write_text("#!/bin/sh\necho 'not today' >&2\nexit 1\n")
     path.chmod(0o755)
@@ -56,7 +56,7 @@ def test_a_machine_that_cannot_be_deleted_is_named(
 def test_a_partly_created_machine_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    """Interrupted while it is cloned, when there is a machine already."""
+    """Interrupted during a clone, when a machine already exists."""
     engine, name = machine.engine, f"half-{secrets.token_hex(4)}"
     real, made = engine.client.command, tmp_path / "made"
     slow = tmp_path / "orbctl"
@@ -113,7 +113,7 @@ def test_records_that_cannot_be_processed_stay(
     assert Record(folder / "machines").machines() == {"left": "01KHVDCW7HTAGRPMB823KADP9B"}
 
 
-# Verbs of a project ----------------------------------------------------------------------------
+# Commands of a project -------------------------------------------------------------------------
 
 
 def test_a_shell_starts_in_the_home_directory(machine: Machine) -> None:
@@ -125,14 +125,14 @@ def test_a_shell_starts_in_the_home_directory(machine: Machine) -> None:
 
 
 class Terminal(io.StringIO):
-    """Somebody who types."""
+    """A user who types."""
 
     def isatty(self) -> bool:
         return True
 
 
 class Interrupted(Terminal):
-    """Somebody who types Ctrl-C."""
+    """A user who types Ctrl-C."""
 
     def readline(self, *_: object) -> str:
         raise KeyboardInterrupt
@@ -166,10 +166,10 @@ def test_destroy_asks(
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A computer without any `orbctl`, but for a simulator in this environment."""
+    """A host without `orbctl`, except the simulator in this environment."""
     monkeypatch.delenv(orbctl.COMMAND_VARIABLE, raising=False)
     sudo = shutil.which("sudo")
-    if sudo:  # the simulator needs it for an ordinary user
+    if sudo:  # the simulator needs it for a non-root user
         (tmp_path / "sudo").symlink_to(sudo)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(orbctl, "KNOWN_FOLDERS", [str(tmp_path)])

@@ -1,4 +1,4 @@
-"""docs/architecture.md is true: each module calls its own floor and those below."""
+"""docs/architecture.md is correct: each module calls only its own layer and those below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PICTURE = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
 
 
 def _floors() -> dict[str, int]:
-    """The floor of each module of the page's table, counted from the top."""
+    """The layer of each module in the page's table, counted from the top."""
     floor, found = 0, {}
     for title, modules in re.findall(r"^([\w ]*) \| ((?:`\w+`(?:, )?)+) \|", PAGE, re.MULTILINE):
         floor += bool(title)
@@ -34,7 +34,7 @@ def _room(path: Path) -> str:
 
 
 def _imported(path: Path) -> set[str]:
-    """Our own modules that a file imports at run time, without what is below a package."""
+    """Our own modules that a file imports at run time, without submodules of packages."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     checked = [
         one

@@ -1,4 +1,4 @@
-"""The door to the docker command: what goes in, and reading what comes out."""
+"""The calls of the docker command: arguments, and parsing of the output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyinfra_orbstack.targets import HostName
 WEB = "4" * 64
 OLD = "4" * 63 + "5"
 
-# As the engine answers, less what is not read.
+# The engine's answer, reduced to the values that are read.
 RECORDS: dict[str, dict[str, Any]] = {
     WEB: {
         "Id": WEB,
@@ -133,7 +133,7 @@ def test_patterns_select_running_containers(two: Path) -> None:
 
 
 def test_a_pattern_without_a_match_fails_only_as_its_own_host(two: Path) -> None:
-    """pyinfra expands it also where ``--limit`` leaves it out."""
+    """pyinfra expands it even if ``--limit`` excludes it."""
     assert hosts("docker/o*") == {"@orbstack/docker/o*": ({}, ["@orbstack"])}
     reason = "no running container matches 'o*' (there are: shop-web-1)"
     assert inventory.no_match(HostName(True, "o*")) == reason
@@ -250,7 +250,7 @@ def test_image_names(image: str, name: str | None) -> None:
 
 
 def compose(**labels: str) -> dict[str, str]:
-    """What compose labels a container of a service with."""
+    """The labels that compose sets on a service's container."""
     labels = {"project": "my_shop", "service": "web_app", **labels}
     return {f"com.docker.compose.{key.replace('_', '-')}": value for key, value in labels.items()}
 

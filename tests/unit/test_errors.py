@@ -1,4 +1,4 @@
-"""What goes wrong at the doors to other programs is one typed error, which says what it was."""
+"""Failures of other executables are one typed error with the reason."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_unreadable_input_is_an_error() -> None:
 
 
 def test_output_that_another_process_holds_open() -> None:
-    """It ends with the process that was started, and what that has printed is all there."""
+    """It ends with the started process, and all of its output is there."""
     done = process.run(["sh", "-c", "sleep 60 & echo pid $!"], timeout=20)
     assert done.returncode == 0
     word, pid = done.stdout.split()
@@ -143,7 +143,7 @@ def test_output_that_another_process_holds_open() -> None:
 
 
 def test_writing_after_the_end() -> None:
-    # In a Python of its own: gevent's subprocesses of other tests may take its status.
+    # In a separate Python: gevent's subprocesses in other tests may reap it.
     code = """if True:
         from pyinfra_orbstack.process import Child
         child = Child(["cat"])
@@ -163,7 +163,7 @@ def test_process_that_keeps_running() -> None:
     child = Child(["sleep", "60"])
     assert child.wait(0.1) is None
     child.end()
-    # Its status may be taken: other tests of this process use gevent's own subprocesses.
+    # Its status may be reaped: other tests in this process use gevent's subprocesses.
     assert child.gone
 
 

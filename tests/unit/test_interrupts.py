@@ -1,4 +1,4 @@
-"""Signals, in a Python of their own: what is called, what is put off, and how the process ends."""
+"""Signals in a separate Python: what is called, what is postponed, and how it exits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def say(word):
 
 
 class Program:
-    """Python code that runs, and what it says."""
+    """Running Python code, and its output."""
 
     def __init__(self, code: str, *, before: str = "", patched: bool = False) -> None:
         patch = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
@@ -51,7 +51,7 @@ class Program:
 def test_callbacks_run_first_and_their_processes_finish(
     tmp_path: Path, number: int, patched: bool
 ) -> None:
-    """Whatever follows: other signals, or the end of this process."""
+    """Whatever follows: other signals, or the exit of this process."""
     code = f"""
         def begin():
             say("called")
@@ -67,7 +67,7 @@ def test_callbacks_run_first_and_their_processes_finish(
     program = Program(code, patched=patched)
     program.wait_for("ready")
     program.kill(number)
-    # Python handles signals that came together by their numbers, not in their order.
+    # Python handles simultaneous signals by number, not in order of arrival.
     program.wait_for("called")
     program.kill(number, signal.SIGINT, pause=0.02)
     status, said, _ = program.end()
@@ -96,7 +96,7 @@ def test_a_terminated_process_waits_for_its_children(tmp_path: Path, number: int
 
 
 def test_greenlets_are_interrupted_once() -> None:
-    """A second Ctrl-C does not reach what they do then."""
+    """A second Ctrl-C does not interrupt their cleanup."""
     code = """
         def work(number):
             try:

@@ -1,4 +1,4 @@
-"""The local end of a transfer: files and IO objects, whole or not at all."""
+"""The local end of a transfer: files and IO objects, completely or not at all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(source: Any) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A directory in which nothing of ours stays."""
+    """A directory in which none of our files stays."""
     yield tmp_path
     assert [path.name for path in tmp_path.rglob(f"{ROOM}*")] == []
 
@@ -130,7 +130,7 @@ def test_an_endless_device_is_rejected_as_a_source() -> None:
 
 
 class Odd(io.RawIOBase):
-    """Something that behaves badly after a while."""
+    """An object that misbehaves after a while."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers = list(answers)
@@ -170,7 +170,7 @@ def test_a_closed_object() -> None:
 
 
 def test_a_blocking_pipe_does_not_block_other_greenlets() -> None:
-    """Whoever waits for a process to print something lets other hosts go on."""
+    """Waiting for a process's output does not block other hosts."""
     reader, writer = os.pipe()
     turns: list[int] = []
 
@@ -375,7 +375,7 @@ def test_other_users_cannot_read_the_partial_file(folder: Path) -> None:
 
 @pytest.mark.skipif(bool(os.geteuid()), reason="root alone becomes somebody else")
 def test_a_file_that_can_only_be_overwritten(folder: Path) -> None:
-    """Its directory takes no new files: it is copied over, and owner and mode stay."""
+    """Its directory accepts no new files: it is overwritten, and keeps its owner and mode."""
     for outer in Path(tempfile.gettempdir()).parents:
         if not outer.stat().st_mode & 0o001:
             pytest.skip(f"other users cannot enter {outer}, where temporary files are")
@@ -432,7 +432,7 @@ def test_the_next_file_removes_leftovers_of_a_killed_process(tmp_path: Path) -> 
 
 
 def objects(folder: Path) -> Iterator[tuple[Any, Any]]:
-    """Objects that held more, and what reads them."""
+    """Objects with longer content, and how to read them."""
     yield (held := io.BytesIO(OLD)), held.getvalue
     yield (text := io.StringIO(OLD.decode())), lambda: text.getvalue().encode()
     for number, mode in enumerate(("r+b", "r+", "w+b", "w+", "wb", "w", "a+b")):
@@ -502,7 +502,7 @@ def test_an_error_leaves_an_io_object_unchanged(folder: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"\xff", "ä 🦀".encode()])
 def test_text_that_is_not_utf_8_leaves_the_object_unchanged(folder: Path, data: bytes) -> None:
-    """Bytes that are no text, and text that its encoding lacks."""
+    """Bytes that are not text, and characters that its encoding lacks."""
     with (folder / "latin").open("w+", encoding="latin-1") as text:
         text.write("old ü")
         text.seek(2)

@@ -1,4 +1,4 @@
-"""The parsers and builders of the one door to OrbStack."""
+"""The parsers and builders for calls of `orbctl`."""
 
 from __future__ import annotations
 

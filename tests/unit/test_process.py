@@ -21,7 +21,7 @@ PATCH += "from pyinfra_orbstack.process import Child\nbegun = time.monotonic()\n
 
 
 def patched(code: str) -> str:
-    """Run code in a patched Python and return what it prints."""
+    """Run code in a patched Python and return its output."""
     command = [sys.executable, "-c", PATCH + code]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
 
@@ -57,7 +57,7 @@ PLAIN = "import os, sys, signal, time, gevent\nfrom pyinfra_orbstack import proc
 
 
 def python(code: str, *, patched: bool = False, **options: Any) -> str:
-    """Run code in a Python of its own and return what it prints."""
+    """Run code in a separate Python and return its output."""
     first = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
     command = [sys.executable, "-c", first + PLAIN + textwrap.dedent(code)]
     done = subprocess.run(
@@ -110,7 +110,7 @@ def test_a_program_that_exits_with_127() -> None:
 
 
 def test_a_lost_exit_status_is_reported_as_unknown() -> None:
-    """Somebody ends the shell in between, and with it the only one who knows."""
+    """The shell in between is killed, and only it knew the status."""
     with pytest.raises(OSError, match="how it ended is unknown"):
         process.run(["sh", "-c", "kill -9 $PPID"])
     child = Child(["true"])
@@ -193,7 +193,7 @@ LOCAL = """
 @pytest.mark.long
 @pytest.mark.parametrize("patched", [False, True])
 def test_pyinfras_local_in_the_same_process(patched: bool) -> None:
-    """It has gevent reap all children, ours too: their statuses are right all the same."""
+    """It makes gevent reap all children, ours too: their statuses are still correct."""
     assert python(LOCAL, patched=patched).endswith("1 2 False True True True 3 True\n")
 
 
@@ -240,7 +240,7 @@ def test_a_slow_process_blocks_no_other_host() -> None:
 
 @pytest.mark.parametrize("missing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_without_standard_streams(tmp_path: Path, missing: str) -> None:
-    """New descriptors then get their numbers."""
+    """New descriptors then reuse their numbers."""
     code = f"""
         done = process.run(["sh", "-c", "cat; echo err >&2; exit 3"], stdin=b"in")
         one = process.Detached(["sh", "-c", "echo err >&2; exit 4"]).result(5)
@@ -274,7 +274,7 @@ def test_only_standard_streams_are_inherited() -> None:
 
 
 def test_too_many_open_files() -> None:
-    """Whatever number is short: one error that says so, and nothing is left open."""
+    """Whatever number is missing: one error, and nothing stays open."""
     code = """
         import resource
         process.run(["true"])  # gevent opens its own
@@ -321,7 +321,7 @@ def test_streams_that_others_hold_open_end_with_the_process() -> None:
 
 
 def test_detached_process_survives_when_this_process_is_killed(tmp_path: Path) -> None:
-    """Nor is it killed for writing to somebody who is gone."""
+    """Nor does SIGPIPE kill it."""
     code = f"""
         process.Detached(["sh", "-c", "sleep 0.5; echo said >&2; echo >{tmp_path / "done"}"])
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The exchange as bytes: however they are cut, and whatever is missing or odd."""
+"""The exchange as bytes, cut anywhere, with anything missing or malformed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def said(exchange: Exchange, *lines: str) -> bytes:
 
 
 def report(exchange: Exchange, stream: int, status: int = 0) -> bytes:
-    """What a control shell says after a command."""
+    """The control shell's report after a command."""
     return said(exchange, f"status {status}", "copied 0", "end")
 
 
@@ -125,7 +125,7 @@ def test_tokens_of_earlier_exchanges_are_output() -> None:
     assert exchange.outcome() == 3
 
 
-#: All that a command needs to be a success, by stream.
+#: Everything that a success requires, by stream.
 WHOLE = {STDOUT: ["status 0", "input 0", "copied 0"], STDERR: ["status 0", "copied 0"]}
 
 
@@ -260,7 +260,7 @@ def test_typed_input_arrives_and_is_not_echoed(script: bytes) -> None:
     digits = b"".join(lines)
     assert last == b". %d" % len(digits)
     assert max(map(len, lines), default=0) <= 1000
-    # No two of a token's digits follow each other.
+    # No two consecutive digits of a token.
     assert not set(b"abcdefghijklmnopqrstuvwxyz89") & set(digits)
     for shell in SHELLS:
         text = b"printf '" + digits + b"'"

@@ -1,4 +1,4 @@
-"""The record: whole whatever happens, one protocol in Python and in each shell."""
+"""The record: always complete, with one protocol in Python and in every shell."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def lines(record: Record) -> list[str]:
 
 
 def left(record: Record) -> list[str]:
-    """What lies beside the record but the two files."""
+    """Files next to the record, except its two files."""
     names = {record.path.name, f"{record.path.name}.orbctl"}
     return sorted(one.name for one in record.path.parent.iterdir() if one.name not in names)
 
 
-# What is in it
+# Content
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_truncated_or_hostile_lines_name_no_machine(record: Record, line: str) -
     record.add(machine(3))
     assert record.machines() == {"first": "ID1", "last": "ID2", "m3": "ID3"}
     record.forget("ID1", "ID3")
-    # What is not ours to read is not ours to remove.
+    # A file that we cannot read is never removed.
     assert lines(record) == [one for one in (line, "last ID2", line) if one]
 
 
@@ -142,7 +142,7 @@ def test_shells_follow_a_symlink_and_keep_the_mode(
     record: Record, shell: Shell, tmp_path: Path
 ) -> None:
     real = tmp_path / "real file"
-    real.write_text("m1 ID1")  # cut short
+    real.write_text("m1 ID1")  # truncated
     real.chmod(0o640)
     record.path.parent.mkdir()
     record.path.symlink_to("../real file")
@@ -154,7 +154,7 @@ def test_shells_follow_a_symlink_and_keep_the_mode(
 
 
 def test_an_intent_is_replaced_by_one_line(record: Record, shell: Shell) -> None:
-    """Both write the same lines: what one intends, the other reads."""
+    """Both write the same lines, and read each other's intents."""
     assert shell("name=web since=1700000000; intend").wait(20) == 0
     (intent,) = record.intents()
     assert (intent.name, intent.since, intent.until) == ("web", 1700000000, None)
@@ -199,7 +199,7 @@ def test_an_unwritable_record_is_a_one_line_error(
     elif trouble == "loop":
         record.path.symlink_to(record.path.name)
     else:
-        # Its folder is made, as that of any record.
+        # Its directory is created, like that of any record.
         record.path.symlink_to("new/machines")
     child = shell("name=web since=1; confirm ID1")
     said = child.communicate(timeout=60)[1]
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_the_file_unchanged(record: Record) -> None:
 
 @pytest.mark.parametrize("shell_name", SHELLS)
 def test_a_full_disk_in_a_shell(record: Record, shell_name: str) -> None:
-    """Also where awk or the shell does not say that it could not write."""
+    """Even if awk or the shell does not report a failed write."""
     record.path.parent.mkdir()
     record.path.write_text("".join(f"m{number} ID{number}\n" for number in range(1000)))
     before = record.path.read_bytes()
@@ -294,7 +294,7 @@ def test_ten_writers_of_both_kinds_lose_nothing(record: Record, shell: Shell) ->
     shells = [shell(call) for _ in range(5)]
     for number in range(0, 100, 4):
         record.forget(f"OLD{number}", f"OLD{number + 1}", f"OLD{number + 2}", f"OLD{number + 3}")
-        # Who reads meanwhile sees whole lines, and all that nobody takes out.
+        # A concurrent reader sees complete lines, and all that are not removed.
         read = record.machines()
         assert {f"old{other}" for other in range(100, 200)} <= set(read)
     for child in [*python, *shells]:
@@ -332,7 +332,7 @@ def test_python_and_shell_respect_each_others_locks(record: Record, shell: Shell
         waiting = shell("name=web since=1; intend")
         time.sleep(0.5)
         assert waiting.poll() is None
-        # Not waited for by its parent yet: it stays in the list of processes.
+        # Its parent has not waited for it yet, so it stays in the process list.
         holding.kill()
         assert waiting.wait(20) == 0
     assert [one.name for one in record.intents()] == ["web"]
@@ -342,7 +342,7 @@ def test_python_and_shell_respect_each_others_locks(record: Record, shell: Shell
 def test_a_stale_lock_is_removed(
     record: Record, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process number may be another's by now: it is a minute old."""
+    """The process id may be reused by now: it is a minute old."""
     record.path.parent.mkdir()
     lock = record.path.with_name("machines.lock")
 
@@ -396,7 +396,7 @@ def test_killed_writers_leave_the_record_complete(record: Record, shell: Shell) 
         child.kill()
         child.wait()
         assert set(keep) <= set(lines(record))
-    # Parts of the last one may still be at work; they end by themselves.
+    # Processes of the last one may still run; they exit on their own.
     deadline = time.monotonic() + 20
     while True:
         record.add(machine(1))
@@ -407,7 +407,7 @@ def test_killed_writers_leave_the_record_complete(record: Record, shell: Shell) 
         time.sleep(0.1)
 
 
-# Deleting what stands in it
+# Deleting recorded machines
 
 
 def test_every_deletion_is_tried_and_every_failure_reported(record: Record, orbctl: Path) -> None:
@@ -473,7 +473,7 @@ def test_a_machine_renamed_meanwhile_is_deleted(
     assert record.machines() == {}
 
 
-# Intents that nobody confirms any more
+# Intents of processes that exited
 
 #: Made at 2016-07-30 23:54:10 UTC.
 ULID, MADE = "01ARZ3NDEKTSV4RRFFQ69G5FAV", 1469922850
@@ -513,7 +513,7 @@ def test_an_unproven_machine_is_reported_and_stays(
         record.delete_all(Orbctl())
     assert orbctl.read_text() == f"web {ULID}\n"
     assert len(record.intents()) == 1
-    # Where nobody else gives such names to machines, the name is proof enough.
+    # If only we use such names, the name is enough proof.
     assert record.delete_all(Orbctl(), names_are_ours=True) == ["web"]
     assert lines(record) == []
 
@@ -538,7 +538,7 @@ def test_a_machine_about_to_be_created_is_waited_for(
     intend: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The `orbctl` that a killed run has left may be quicker to begin than we are to look."""
+    """The `orbctl` of a killed run may start before we check."""
     import gevent
 
     monkeypatch.setattr(record_module, "SHOWN", 2.0)

@@ -44,7 +44,7 @@ class Here:
 
 
 class Runner:
-    """Runs texts in one way and keeps what they print."""
+    """Runs texts on one transport and keeps their output."""
 
     def __init__(self, shell: list[str], way: str, workdir: str | None = None) -> None:
         self.target = Here(shell)
@@ -239,7 +239,7 @@ def test_closed_streams(run: Runner) -> None:
 def test_children_holding_the_output_count_as_the_command(run: Runner) -> None:
     text = "(sleep 0.3; echo late; echo late >&2) & echo early; exit 6"
     assert run(text) == (6, b"early\nlate\n", b"late\n")
-    # The shell ends long before what it has left.
+    # The shell exits long before its background process.
     assert run("sleep 0.3 >/dev/null 2>&1 & exit 7", b"x" * 30_000) == (7, b"", b"")
 
 

@@ -20,7 +20,7 @@ from .test_session import Here, Runner, running
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers are waited for less long."""
+    """Shorter timeouts for answers."""
     monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.5)
 
 
@@ -40,7 +40,7 @@ def test_silent_shell(way: str) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("quick")
 def test_shell_that_stops_answering() -> None:
-    """What comes on stderr instead is no answer."""
+    """Output on stderr is not an answer."""
     runner = Runner(["sh", "-c", '(sleep 1; echo late >&2) & exec sh "$@"', "sh"], "session")
     runner.session.open()
     assert runner.session.connection is not None
@@ -62,7 +62,7 @@ def test_shell_that_prints_too_much() -> None:
 
 
 def test_command_that_cannot_be_killed() -> None:
-    """The call that should end it is another one, and may fail."""
+    """The call that should kill it is separate, and may fail."""
 
     class Locked(Here):
         def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
@@ -92,7 +92,7 @@ def test_terminal_that_loses_what_is_typed(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
 @pytest.mark.parametrize("delay", ["sleep 1", "sleep 0.2; stty -echo; sleep 1"])
 def test_timeout_before_the_command_begins(tmp_path: Path, way: str, delay: str) -> None:
-    """It does not run then, nor later."""
+    """It runs neither then nor later."""
     slow = ["sh", "-c", f'{delay} 2>/dev/null; exec sh "$@"', "sh"]
     began = time.monotonic()
     with pytest.raises(TimeoutError):
@@ -105,7 +105,7 @@ def test_timeout_before_the_command_begins(tmp_path: Path, way: str, delay: str)
 @pytest.mark.long
 @pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
 def test_timeout_at_every_moment(way: str) -> None:
-    """Whenever it comes, what was begun is gone, and what was not begun does not begin."""
+    """Whenever it comes, a started command is killed, and another one does not start."""
     mark = f"55{os.getpid()}"
     for step in range(25):
         with pytest.raises(TimeoutError):
@@ -125,7 +125,7 @@ def test_texts_that_cannot_be_sent(way: str, text: str, reason: str) -> None:
 
 @pytest.mark.long
 def test_too_many_open_files() -> None:
-    """One error, at once: trying again does not help. A command that runs is ended all the same."""
+    """One error, without a retry, which would not help. A running command is still killed."""
     code = """
         import resource
         from pyinfra_orbstack.session import NotStarted, ShellSession

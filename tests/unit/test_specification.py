@@ -1,4 +1,4 @@
-"""What a machine is made from: every value that cannot work is named with its key."""
+"""The specification of a machine: an invalid value is reported with its key."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_valid_values_become_arguments(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_machine_key_is_checked() -> None:
-    """One that is added to the connector belongs here too."""
+    """A key that is added to the connector must be added here too."""
     elsewhere = {"user", "workdir", "create", "start", "boot_timeout", "transport"}
 
     class Looked(dict[str, Any]):
@@ -156,7 +156,7 @@ def test_an_image_that_cannot_exist(image: str, reason: str) -> None:
 
 @given(st.text(max_size=20), st.sampled_from(sorted(connector_data_meta)))
 def test_any_text_is_accepted_or_a_one_line_error(text: str, key: str) -> None:
-    """A value of the wrong kind is pyinfra's to refuse; text is ours."""
+    """pyinfra rejects values of the wrong type; we check strings."""
     if isinstance(connector_data_meta[key].default, (bool, list)):
         return
     said = args = None
