@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """By file, because the tests of a file share machines. Those of the conformance suite share
-    some that take long to make: the few of `make test` go to one worker, all of them by function.
+    some that are slow to create: `make test` runs its few on one worker, other targets by function.
     """
     from xdist.scheduler import LoadFileScheduling
 

@@ -1,8 +1,8 @@
 """Containers for the tests, from an existing engine or from one that is set up for the run.
 
-Debian's podman stands in for the docker command. Its packages are unpacked below `.cache` and not
-installed, so that nothing on this computer changes; images and containers are in a temporary
-folder.
+Debian's podman serves as the docker command. Its packages are unpacked below `.cache`, not
+installed, so nothing else on this host changes. Images and containers are in a temporary
+directory.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def engine() -> Iterator[Docker]:
     """The docker command; processes that tests start use the same one.
 
     Raises:
-        Unavailable: There is none, and none can be set up.
+        Unavailable: No engine exists, and none can be set up.
     """
     before = os.environ.get(docker.COMMAND_VARIABLE)
     try:
@@ -204,7 +204,7 @@ def sweep(*folders: Path) -> list[str]:
     """Remove what killed runs left; current runs hold a lock.
 
     Returns:
-        What went wrong.
+        The errors.
     """
     problems = []
     for owner in (owner for folder in folders for owner in folder.glob(f"{PREFIX}*/owner")):

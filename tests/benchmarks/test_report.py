@@ -1,4 +1,4 @@
-"""What is made of a benchmark's numbers."""
+"""The report on a benchmark's numbers."""
 
 from __future__ import annotations
 

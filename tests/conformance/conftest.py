@@ -371,7 +371,7 @@ def one(_shared: dict[str, Remote], shared_machine: str) -> Remote:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what does not apply to a container and, except for a report, what is slow there.
 
-    Of the rest, `make test` takes what is marked ``smoke``, and `make thorough` everything else.
+    Of the rest, `make test` runs the tests marked ``smoke``, and `make thorough` all others.
     """
     here = [item for item in items if FOLDER in item.path.parents]
     for item in here:
@@ -405,9 +405,9 @@ class Proxy:
 
     Attributes:
         run: The subcommand that runs a command.
-        info: The one that shows a machine, or containers.
-        listing: The one whose answer is read for an inventory.
-        place: What stands before a machine's name in an inventory.
+        info: The subcommand that shows a machine, or containers.
+        listing: The subcommand that lists hosts for an inventory.
+        place: The prefix of a machine's name in an inventory.
     """
 
     run, info, listing, place = "run", "info", "list", ""

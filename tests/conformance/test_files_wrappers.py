@@ -67,10 +67,11 @@ def wrapped(guest: Guest) -> Iterator[str]:
 def combinations(
     wrapper: str, user_argument: str | None, transport: str
 ) -> Iterator[tuple[Any, Any]]:
-    """Shells and users to become.
+    """Combinations of shells and users.
 
-    Login shells read the text once more, so there each combination counts; else each shell and each
-    user come at least once. The other transports hand on the same text, so there two shells do.
+    Login shells interpret the text once more, so all their combinations run. Otherwise, each shell
+    and each user is tested at least once. The other transports pass on the same text, so two shells
+    are enough.
     """
     users = USERS if user_argument else (None,)
     if transport != "session":

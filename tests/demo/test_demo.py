@@ -1,4 +1,4 @@
-"""`make demo` and what it refuses, in a copy of what it needs of the checkout."""
+"""`make demo` and what it rejects, in a partial copy of the checkout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyinfra_orbstack.orbctl import Orbctl, create_args
 ROOT = Path(__file__).parent.parent.parent
 MACHINE, DATABASE = "demo-web-1", "demo-db-1"
 
-#: Operations on both machines, without those that need an init, which these machines have not.
+#: Operations on both machines, without those that need an init, which these machines lack.
 COUNT = 16
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="copier needs Python 3.10")
@@ -42,7 +42,7 @@ def checkout(tmp_path: Path, client: Orbctl) -> Iterator[Path]:
 
 @pytest.fixture
 def stranger(client: Orbctl) -> Iterator[str]:
-    """A machine that the demo did not make, with the name it would use; returns its id."""
+    """A machine that the demo did not create, with the name it would use; returns its id."""
     client.create(create_args(MACHINE, "ubuntu"))
     machine_id = client.info(MACHINE).id
     yield machine_id
@@ -62,7 +62,7 @@ def test_demo_deploys_and_can_be_repeated_and_removed(checkout: Path, client: Or
     assert said, first.stdout
     changed, count = map(int, said.groups())
     assert count == COUNT
-    # Of three packages the host, and with it its machines, may have some.
+    # The host, and so its machines, may already have some of the three packages.
     assert COUNT - 4 <= changed <= COUNT
     lines = first.stdout.splitlines()
     look = lines[lines.index("What it wrote, read in the machine:") + 1]

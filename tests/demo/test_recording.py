@@ -1,4 +1,4 @@
-"""The picture in README, as far as no demo is needed for it."""
+"""The picture in README, as far as it can be tested without the demo."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_lines_appear_in_order_and_long_ones_are_truncated() -> None:
     lines = [(0.0, "$ make demo"), (0.5, "  <two>"), (9.0, ""), (9.1, "x" * 200)]
     svg = PROGRAM["draw"](lines)
     assert texts(svg) == ["$\xa0make\xa0demo", "<two>", "x" * 99 + "…"]
-    # So many lines are uncovered at these times: 0, 0.5, 1.5 and 1.6 of 7.6 seconds.
+    # The numbers of lines shown after 0, 0.5, 1.5 and 1.6 of 7.6 seconds.
     for step in (
         "0.000% { transform: translateY(18px) }",
         "6.579% { transform: translateY(36px) }",

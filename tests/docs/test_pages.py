@@ -162,7 +162,7 @@ LINKED = [*PAGES, *(ROOT / name for name in ("CODE_OF_CONDUCT.md", "SECURITY.md"
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link can lead to inside a page."""
+    """The anchors of a page."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     words = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
@@ -187,7 +187,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def texts() -> list[str]:
-    """Every text in the source, with a mark where a value is put in."""
+    """Every string in the source, with a mark for each inserted value."""
     found = []
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

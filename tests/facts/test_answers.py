@@ -1,4 +1,4 @@
-"""What a shell tells of `orbctl`, read back."""
+"""Parsing a shell's report on calls of `orbctl`."""
 
 from __future__ import annotations
 

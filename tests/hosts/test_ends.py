@@ -1,4 +1,4 @@
-"""However a run of `make` ends, nothing of it is left; what a killed one leaves is found later."""
+"""A run of `make` leaves nothing behind; a later run finds what a killed one left."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_terminated_run_leaves_nothing(
     make = checkout.test(**env)
     send(number, whom, make.pid)
     assert make.wait(120) != 0
-    # make that is killed waits for nobody.
+    # A killed make does not wait.
     checkout.wait_for(lambda: not list(checkout.processes()))
     assert checkout.left() == []
 
@@ -67,7 +67,7 @@ def test_sigterm_to_ci_reaches_its_target(checkout: Checkout) -> None:
 
 @pytest.mark.parametrize("seconds", [0.5, 2])
 def test_a_run_terminated_at_its_start_leaves_nothing(checkout: Checkout, seconds: float) -> None:
-    """While `make` starts, pytest collects, a machine is made: somewhere there."""
+    """While `make` starts, pytest collects tests, or a machine is created."""
     make = checkout.start("test")
     time.sleep(seconds)
     os.killpg(make.pid, TERM)
@@ -81,12 +81,12 @@ def test_a_run_terminated_at_its_start_leaves_nothing(checkout: Checkout, second
 def test_leftovers_of_a_killed_run_are_removed_later(
     checkout: Checkout, whom: str, target: str
 ) -> None:
-    """By `make clean`, and by the next run of anything: here of tests that there are not."""
+    """By `make clean`, and by the next run of any target, here without tests."""
     make = checkout.test(WITH_CONTAINER="1")
     send(KILL, whom, make.pid)
     make.wait(120)
     if whom == "nox":
-        # The tests hear of it, and end.
+        # The tests get the signal, and exit.
         checkout.wait_for(lambda: not list(checkout.processes()))
     assert checkout.left() != []
     checkout.make(target)
@@ -96,7 +96,7 @@ def test_leftovers_of_a_killed_run_are_removed_later(
 
 
 def test_machines_of_others_are_not_removed(checkout: Checkout, tmp_path: Path) -> None:
-    """A note is a text in a file: it names temporary files, or nothing."""
+    """A note is a file with text, which names temporary files or nothing."""
     runs = checkout.path / ".cache" / "runs"
     runs.mkdir()
     mine = tmp_path / "mine"

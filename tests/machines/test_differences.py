@@ -1,4 +1,4 @@
-"""Section M of the behaviour catalogue: what differs, what is too old, what is left behind."""
+"""Section M of the catalogue: differences, old versions, and leftovers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_several_differences_are_reported_together(isolated: str, apply: Applier
 
 
 def test_the_user_is_changed_in_place(clone: str, apply: Applier, client: Orbctl) -> None:
-    """The one of M6's differences that takes no new machine, not even where one is allowed."""
+    """The only difference of M6 that never needs a new machine, even if one is allowed."""
     before = client.info(clone)
     done = apply(orbstack.machine, machine=clone, user="daemon", recreate=True, wait=False)
     assert done.error == ""
@@ -198,7 +198,7 @@ def test_deleting_an_absent_machine_changes_nothing(machines: Machines, apply: A
 def test_only_the_machine_that_was_compared_is_deleted(
     machines: Machines, base: str, apply: Applier, client: Orbctl
 ) -> None:
-    """Another machine takes its name between the look and the deletion."""
+    """Another machine gets its name between the comparison and the deletion."""
     name = machines.new_name()
     client.clone(base, name)
     old = machines.own(name)
@@ -221,7 +221,7 @@ def test_only_the_machine_that_was_compared_is_deleted(
 
 # Cloud-init -------------------------------------------------------------------------------------
 
-# The simulator has no cloud-init: this takes its file, as OrbStack would, and goes on without.
+# The simulator has no cloud-init: this reads the file, as OrbStack would, and continues without it.
 _WRAPPER = """#!/bin/sh
 if [ "$1" = export ]; then stat -c %a "$(dirname "$3")" >"$SEEN.mode"; fi
 if [ "$1" = create ] && [ "$2" = --user-data ]; then
@@ -234,7 +234,7 @@ exec "$SIMULATOR" "$@"
 
 @dataclass
 class CloudInit:
-    """A cloud-init file, and what `orbctl` has seen of it."""
+    """A cloud-init file, and its content as `orbctl` saw it."""
 
     path: Path
     seen: Path
@@ -315,7 +315,7 @@ def test_S6_cloud_init_file_is_removed_after_a_failure(
 def test_S6_cloud_init_file_is_removed_when_pyinfra_is_killed(
     cloud_init: CloudInit, machines: Machines, apply: Applier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in a terminal reaches the shell, too; a killed pyinfra leaves it to end by itself."""
+    """Ctrl-C in a terminal also reaches the shell; after a kill of pyinfra, it exits on its own."""
     monkeypatch.setenv("ORBCTL_SIMULATOR_FAULTS", '{"match": "create", "hang": true}')
     apply.log.unlink(missing_ok=True)
     child = subprocess.Popen(
@@ -481,7 +481,7 @@ def test_a_renamed_machine_is_still_owned(
     apply(orbstack.cloned, source=base, machine=first)
     client.clone(base, third)
     other = machines.own(third)
-    # A stranger under a name that stands in the record, as after a rename by hand.
+    # Another machine under a recorded name, as after a manual rename.
     apply(orbstack.renamed, machine=first, to=f"{first}-old")
     apply(orbstack.renamed, machine=third, to=first)
     assert {one.name for one in record.existing(client)} == {second, f"{first}-old"}

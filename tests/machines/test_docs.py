@@ -1,4 +1,4 @@
-"""What the docs and the docstrings say, done as they say it."""
+"""The examples in docs and docstrings, executed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Page:
-    """The code of a page: its files, written out, and its commands, in order."""
+    """The code of a page: its files, written to disk, and its commands, in order."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class Page:
 def test_machines_page_runs(
     client: orbctl.Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The names are those of the page, so they get an OrbStack of their own.
+    # The page's names need a separate simulator.
     monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(tmp_path / "simulator"))
     monkeypatch.setenv(orbctl.RECORD_VARIABLE, str(tmp_path / "record"))
     log = tmp_path / "log"
@@ -110,7 +110,7 @@ def test_machines_page_runs(
 
 # docs/migrating.md ------------------------------------------------------------------------------
 
-#: What the versions before 1.0 had; `name` could be given by position only.
+#: The signatures before 1.0; `name` could only be passed by position.
 BEFORE = {
     "vm_create": "name, image, arch=None, user=None, present=True",
     "vm_clone": "source_name, new_name",
@@ -211,7 +211,7 @@ SHOWING = {
     ("name", "data"),
     [
         *((name, {}) for name in SHOWING),
-        # What the connector says of a host is never what an operation is told.
+        # Data that the connector sets is never an operation's argument.
         ("vm_ip", {"vm_name": "other"}),
         ("vm_logs", {"vm_name": "other"}),
     ],
@@ -267,11 +267,11 @@ def test_connectivity_is_checked_from_inside_a_machine(base: str, apply: Applier
 def test_each_old_operation_warns_once_about_its_replacement(
     name: str, apply: Applier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the page has it: an operation, a fact or what else there is."""
+    """The replacement on the page: an operation, a fact or something else."""
     new = next(new for old, new in _rows() if _call(old)[0] == name)
     successor = re.match(r"(?:none; the command is )?`([^`(]+)", new)
     assert successor
-    # The call itself is looked at: what it runs is `orbctl`'s answer, and others test that.
+    # This tests only the call; other tests cover `orbctl`'s answers.
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/bin/false")
     needed = [
         parameter
@@ -366,7 +366,7 @@ def test_docstrings_list_every_parameter(name: str, operation: Any) -> None:
 
 @pytest.fixture(scope="module")
 def example_world(machines: Machines, base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A machine `web`, under a name that nobody else has, and its archive."""
+    """A machine for `web`, with a unique name, and its archive."""
     prefix = f"{machines.new_name()}-"
     folder = tmp_path_factory.mktemp("examples")
     machines.client.clone(base, f"{prefix}web")

@@ -1,4 +1,4 @@
-"""The shell of operations, in each shell that may run it: what is made is written down."""
+"""The operations' shell code, in every shell: created machines are recorded."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def shell(request: pytest.FixtureRequest) -> Iterator[Shell]:
 
 
 def holders(stream: IO[str], but: set[int]) -> list[str]:
-    """The processes that hold the other end of a pipe of ours."""
+    """The processes that hold the other end of one of our pipes."""
     pipe = os.readlink(f"/proc/self/fd/{stream.fileno()}")
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it may end meanwhile
+        with contextlib.suppress(OSError):  # it may exit meanwhile
             for fd in (process / "fd").iterdir():
                 if os.readlink(fd) == pipe and int(process.name) not in but:
                     found.append(str(fd))
@@ -192,7 +192,7 @@ def test_an_interrupted_creation_is_removed(
     number: signal.Signals,
     group: bool,
 ) -> None:
-    """By the terminal, which reaches all of it, or alone: then it waits for the call to end."""
+    """By the terminal, which reaches all processes, or alone: then it waits for the call."""
     wait = "hang" if group else "until [ -e $here/go ]; do sleep 0.1; done; exit"
     wrap(f'[ "$1" = create ] && {{ "$real" "$@"; : >$here/made; {wait}; }}')
     child = shell(shelltext.words("make_machine", name, "create", "ubuntu", name))
@@ -214,7 +214,7 @@ def test_creation_continues_without_its_caller(
     record: Record,
     tmp_path: Path,
 ) -> None:
-    """Nobody reads what it says any more, and it goes on."""
+    """Its output has no reader anymore, and it continues."""
     wrap(
         '[ "$1" = create ] && { "$real" "$@"; s=$?; : >$here/made; echo noise >&2; '
         "until [ -e $here/go ]; do sleep 0.1; done; exit $s; }"
@@ -341,7 +341,7 @@ def test_tilde_works_in_paths_on_the_mac(
 def test_the_watcher_of_a_call_holds_no_streams(
     shell: Shell, wrap: Callable[[str], None], tmp_path: Path, call: str
 ) -> None:
-    """Or whoever reads that stream waits for it when all that calls was killed."""
+    """Otherwise, a reader of that stream would wait for it after the callers are killed."""
     wrap("hang")
     running = shell(f"find_orbctl; {call}")
     hanging = tmp_path / "hanging"
@@ -350,7 +350,7 @@ def test_the_watcher_of_a_call_holds_no_streams(
     killed = [pid]
     while killed[-1] != running.pid:
         killed.append(int(status(killed[-1])["PPid"]))
-    # The watcher is the one that is left.
+    # Only the watcher is left.
     for one in reversed(killed):
         os.kill(one, signal.SIGKILL)
     running.wait()

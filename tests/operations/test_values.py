@@ -1,4 +1,4 @@
-"""Values that go to `orbctl`, and what its answers are compared with."""
+"""Values passed to `orbctl`, and comparisons with its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deploy_from_ci`: the workflow's commands, run against a server, and who may do what in it."""
+"""`deploy_from_ci`: the workflow's commands, run against a server, and its permissions."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_an_unsafe_change_fails_before_any_change(
         runner.job("deploy", "plan", secrets_SSH_KEY=server.key)
 
 
-# Who may do what ------------------------------------------------------------------------------
+# Permissions ----------------------------------------------------------------------------------
 
 
 def jobs(project: Project) -> dict[str, dict[str, Any]]:
@@ -199,13 +199,13 @@ def test_workflows_and_scripts_pass_the_linters(render: Render) -> None:
     project = render(deploy_from_ci=True, github_user="zoe-dev", publish_to_pypi=False)
     project.check_files()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # what actionlint says
+        warnings.simplefilter("error")  # actionlint's findings
         project.check_workflows()
     run(project.path, tool("shellcheck"), *map(str, project.path.glob(".github/*.sh")))
 
 
 def test_the_settings_on_the_page_are_valid(render: Render, tmp_path: Path) -> None:
-    """Run with a `gh` that only records: each environment has its branches, reviewers and key."""
+    """Run with a `gh` that only records calls: environments have branches, reviewers and keys."""
     project = render(deploy_from_ci=True)
     (block,) = re.findall(r"```sh\n(.*?)```", project.text("docs/deploying.md"), re.DOTALL)
     (project.path / "deploy_key").write_text("key\n")

@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.template, pytest.mark.timeout(600), pytest.mark.usefix
 FILLED = {"user_name": 'Zoë "Z" O\'Neil', "user_email": "zoe@example.org", "github_user": "zoe-dev"}
 LONG = "a-project-whose-name-has-forty-characters"[:40]
 #: Every combination of yes and no, with and without identity; every other choice at least once.
-#: All run their tests on machines of a prepared image; tests/template/test_render.py takes both
-#: images as they are, without any package of the sample.
+#: All run their tests on machines from a prepared image; tests/template/test_render.py uses both
+#: original images, without the sample's packages.
 COMBINATIONS: list[dict[str, Any]] = [
     {"publish_to_pypi": True, "codecov": False, "license": "MIT"},
     {
@@ -49,7 +49,7 @@ COMBINATIONS: list[dict[str, Any]] = [
 def shared_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """One environment for all projects of a worker: answers do not change what they depend on."""
+    """One environment for all projects of a worker: answers do not change dependencies."""
     folder = tmp_path_factory.getbasetemp() / "shared"
     monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", str(folder / "venv"))
     monkeypatch.setenv("MYPY_CACHE_DIR", str(folder / "mypy"))
@@ -63,11 +63,11 @@ def test_every_combination_passes_everything(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the lock in git, as CI has it."""
+    """With the lock file committed, as in CI."""
     project = render(**answers)
     if answers.get("docker"):
         project.use_image(request.getfixturevalue("small_image"))
-    request.getfixturevalue("prepared")  # from here on, machines are others
+    request.getfixturevalue("prepared")  # from here on, other machines are used
     project.make("lock")
     project.commit()
     monkeypatch.setenv("UV_LOCKED", "1")
@@ -144,7 +144,7 @@ def test_commands(
         project.make("destroy")
     assert re.search(f"deleted: {both}", project.make("destroy", YES="1"))
     assert not set(names) & {machine.name for machine in client.machines()}
-    # One that somebody else made is not this project's to delete.
+    # A machine that another process created must not be deleted.
     client.create(create_args(web, prepared))
     stranger = client.info(web)
     try:
@@ -203,7 +203,7 @@ def test_release(render: Render) -> None:
             project.make("release", VERSION=version)
     git(project.path, "add", "-A")
     git(project.path, "commit", "-qm", "Lock")
-    # Its tests run, without their machines.
+    # Its tests run, but those that need machines are skipped.
     said = project.make("release", VERSION="1.2.3", CI="", **NO_MACHINES)
     assert "git push --atomic origin HEAD v1.2.3" in said
     assert project.toml["project"]["version"] == "1.2.3"
@@ -328,7 +328,7 @@ def test_faults_in_a_project_are_caught(
 def test_a_group_missing_from_one_inventory_is_found(
     render: Render, fault: Callable[[Project], None]
 ) -> None:
-    """Whether or not there are machines: here there are none, which is quicker."""
+    """With or without machines: here without, which is faster."""
     project = render()
     fault(project)
     caught = "FAILED tests/test_inventories.py::test_every_inventory_has_the_same_groups"

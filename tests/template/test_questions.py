@@ -1,4 +1,4 @@
-"""The questions: each can be left to its default, and no bad answer gets through."""
+"""The questions: each has a default, and invalid answers are rejected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COPIER = yaml.safe_load((ROOT / "copier.yml").read_text())
 QUESTIONS = {name: asked for name, asked in COPIER.items() if not name.startswith("_")}
 ASKED = {name: asked for name, asked in QUESTIONS.items() if asked.get("when") is not False}
 
-#: Defaults that follow from something, in words.
+#: Descriptions of computed defaults.
 FOLLOWS = {
     "project_name": "the directory's name, turned into a valid package name",
     "license": "`MIT` when publishing, else `proprietary`",
@@ -38,7 +38,7 @@ FOLLOWS = {
 
 
 def flaws(questions: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with questions."""
+    """Faults in questions."""
     for name, asked in questions.items():
         if "default" not in asked:
             yield f"{name} has no default"
@@ -99,7 +99,7 @@ def test_the_minimum_version_exists(render: Render) -> None:
         for one in needed.specifier
         if one.operator == ">="
     )
-    # A candidate stands for the version to come.
+    # A release candidate counts as its final version.
     assert floor <= Version(Version(__version__).base_version)
 
 
@@ -176,13 +176,13 @@ def test_invalid_answers_are_rejected(
 
 
 def texts(validator: str) -> list[str]:
-    """What a validator may print, as copier shows it."""
+    """The possible messages of a validator, as copier shows them."""
     parts = (" ".join(part.split()) for part in re.split(r"{%.*?%}", validator, flags=re.DOTALL))
     return [part for part in parts if part]
 
 
 def shown(question: str, text: str) -> str:
-    """How copier shows that."""
+    """The message as copier shows it."""
     return f"Validation error for question '{question}': {text}"
 
 
@@ -193,7 +193,7 @@ def test_no_validator_message_is_truncated() -> None:
         for text in texts(asked.get("validator", ""))
     ]
     assert len(found) >= 9
-    # An answer that is repeated would have any length.
+    # A message that repeats the answer could have any length.
     assert [text for text in found if len(text) > 79 or "{{" in text] == []
 
 
@@ -221,14 +221,14 @@ def test_a_text_of_that_length_is_not_truncated(template: Path, tmp_path: Path) 
 
 
 def asked_in_a_terminal(argv: list[str], typed: bytes, last: str) -> str:
-    """What a program shows on a terminal of the usual width, after this was typed."""
+    """The output of an executable on a terminal of the usual width, after this input."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(argv[0], argv)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     said = b""
     try:
-        # It is quiet once it has shown all.
+        # No more output means that everything is shown.
         while select.select([terminal], [], [], 1 if last.encode() in said else 60)[0]:
             said += os.read(terminal, 4096)
             if b"\x1b[6n" in said:  # it asks where the cursor is

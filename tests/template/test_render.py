@@ -1,4 +1,4 @@
-"""What the template renders, as far as a few seconds are enough to see it."""
+"""The template's output, checked within a few seconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILLED = {
 @pytest.mark.usefixtures("boots")
 @pytest.mark.parametrize("image", ["ubuntu:noble", "debian:bookworm"])
 def test_default_project_passes_its_own_tests(render: Render, image: str) -> None:
-    """With packages that come from the distribution, as on a user's computer."""
+    """With packages from the distribution, as on a user's host."""
     project = render(**({} if image == "ubuntu:noble" else {"image": image}))
     project.check_files()
     assert project.answers == {
@@ -92,7 +92,7 @@ def test_project_with_containers_passes_its_own_tests(render: Render, small_imag
 def test_library_comes_from_a_checkout(render: Render) -> None:
     project = render()
     run(project.path, tool("uv"), "add", "--quiet", "--group", "test", "--editable", str(ROOT))
-    # Other tests run it with machines; here it matters where the plugin comes from.
+    # Other tests run it with machines; this one checks where the plugin comes from.
     project.make("test", CI="", **NO_MACHINES)
     code = "import pyinfra_orbstack as it; print(it.__file__)"
     said = run(project.path, tool("uv"), "run", "--quiet", "python", "-c", code)

@@ -64,7 +64,7 @@ class Ran:
     def chain(self) -> list[int]:
         """The control shell, the command, and the shell's other processes.
 
-        Those two keep their places when what writes stdin has ended.
+        The first two keep their places when the process that writes stdin has exited.
         """
         self.wait_for(b"begun")
         shell, command = self.session.ending.shell, self.session.ending.command
