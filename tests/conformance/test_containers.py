@@ -33,7 +33,7 @@ def _fresh_listing() -> None:
 
 
 @pytest.mark.parametrize("transport", ["session", "spawn"])
-def test_an_image_with_busybox_alone(
+def test_an_image_with_only_busybox(
     bare: str, containers: Containers, connect: Connect, transport: str
 ) -> None:
     remote = connect(f"docker/{bare}", orbstack_transport=transport)
@@ -60,7 +60,7 @@ def test_an_image_without_a_shell(bare: str, containers: Containers, connect: Co
         connect(f"docker/{bare}")
 
 
-def test_user_and_folder(shared_container: str, connect: Connect) -> None:
+def test_user_and_directory(shared_container: str, connect: Connect) -> None:
     remote = connect(shared_container, orbstack_user="alice", orbstack_workdir="/usr/lib")
     assert remote.run("id -un; pwd").out == ["alice", "/usr/lib"]
     with pytest.raises(ConnectError, match="no directory"):
@@ -150,7 +150,7 @@ def test_D11_the_engine_restarts(bare: str, containers: Containers, connect: Con
     assert remote.out("cat /proc/1/stat").split()[21] != before
 
 
-def test_hosts_are_what_the_engine_has(bare: str, containers: Containers) -> None:
+def test_hosts_are_the_engines_containers(bare: str, containers: Containers) -> None:
     name = f"docker/{containers.prefix}*"
     hosts = {host: (data, groups) for host, data, groups in OrbStackConnector.make_names_data(name)}
     data, groups = hosts[f"@orbstack/docker/{bare}"]

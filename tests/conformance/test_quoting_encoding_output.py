@@ -141,7 +141,7 @@ def test_O2_no_newline_at_the_end(remote: Remote) -> None:
     assert remote.run("printf a; printf b >&2") == (True, ["a"], ["b"])
 
 
-def test_O3_newlines_alone(remote: Remote) -> None:
+def test_O3_only_newlines(remote: Remote) -> None:
     assert remote.run(r"printf '\n\n'; printf '\n' >&2") == (True, ["", ""], [""])
 
 

@@ -103,7 +103,7 @@ def test_no_terminal_without_one(orb: Program, machine: str) -> None:
     assert answer.text.split() == ["1", "1", "1"]
 
 
-def test_terminal_where_there_is_one(orb: Program, machine: str) -> None:
+def test_a_terminal_is_used_if_there_is_one(orb: Program, machine: str) -> None:
     """Tty and TERM: on a terminal, the command has one of the caller's size."""
     answer = orb.on_terminal(
         *("run", "-m", machine, "sh", "-c"),

@@ -23,7 +23,7 @@ LINUX = sys.platform == "linux"
 STICKY = Path("/proc/sys/fs/protected_regular")
 #: From each directory, some tests that write files, or start processes and read their output.
 SOME = [
-    "tests/conformance/test_containers.py::test_an_image_with_busybox_alone",
+    "tests/conformance/test_containers.py::test_an_image_with_only_busybox",
     "tests/conformance/test_quoting_encoding_output.py::test_U1_cjk_and_emoji",
     "tests/connector/test_pyinfra_command.py",
     "tests/contract/test_lifecycle.py::test_mounts",

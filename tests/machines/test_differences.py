@@ -49,7 +49,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("wanted", "told"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_difference_fails_and_is_named(
+def test_a_difference_fails_and_is_reported(
     wanted: dict[str, Any], told: str, isolated: str, apply: Applier, client: Orbctl
 ) -> None:
     before = client.info(isolated)
@@ -284,7 +284,7 @@ def test_changed_cloud_init_is_a_difference(
     assert not apply(orbstack.machine, **args).changed
 
 
-def test_machine_made_without_a_record_is_a_warning(
+def test_creating_without_a_record_is_a_warning(
     cloud_init: CloudInit, base: str, apply: Applier
 ) -> None:
     done = apply(orbstack.machine, machine=base, cloud_init=str(cloud_init.path), recreate=True)

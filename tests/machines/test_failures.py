@@ -425,7 +425,7 @@ OPTIONAL = {"arch", "user", "user-existing", "memory", "image", "cloud_init", "d
 
 @pytest.mark.long
 @pytest.mark.parametrize("what", PARAMETERS)
-def test_N_hostile_words_are_literal_or_refused(
+def test_N_hostile_values_are_literal_or_rejected(
     what: str,
     machines: Machines,
     base: str,

@@ -171,7 +171,7 @@ def test_image_that_leads_out(own: Program, rootfs: Path, tmp_path: Path, outsid
 
 @pytest.mark.long
 @pytest.mark.usefixtures("root_only")
-def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> None:
+def test_installer_that_keeps_running(own: Program, rootfs: Path, tmp_path: Path) -> None:
     """An image's package manager may leave processes and print forever; nothing waits for them."""
     image = tmp_path / "image"
     subprocess.run(["cp", "-a", rootfs, image], check=True)
@@ -191,7 +191,7 @@ def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_archive_that_says_it_is_huge(own: Program, tmp_path: Path) -> None:
+def test_archive_that_claims_to_be_huge(own: Program, tmp_path: Path) -> None:
     """A header that claims more data than exists does not use up the host's memory."""
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, 1 << 40

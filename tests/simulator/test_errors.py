@@ -283,7 +283,7 @@ def packed(path: Path, *members: str) -> str:
     return str(path)
 
 
-def test_archives_that_are_no_machine(own: Program, tmp_path: Path) -> None:
+def test_archives_that_are_not_machines(own: Program, tmp_path: Path) -> None:
     refused(own("import", packed(tmp_path / "a", "other")), "not a machine that the simulator")
     refused(
         own("import", packed(tmp_path / "b", "machine")), "import", "contains no files of a machine"
@@ -295,7 +295,7 @@ def test_archives_that_are_no_machine(own: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("root_only")  # sudo has its own PATH
-def test_archive_without_the_program_for_it(own: Program, tmp_path: Path) -> None:
+def test_archive_without_its_decompressor(own: Program, tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(b"garbage" * 99)
     answer = own("import", str(tmp_path / "archive"), env={"PATH": str(tmp_path)})
     refused(answer, "zstd is not installed")

@@ -185,7 +185,7 @@ def test_a_seed_is_never_written_outside_the_image(tmp_path: Path, place: str, k
 
 @pytest.mark.parametrize("name", ["user-data", "meta-data"])
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
-def test_seed_replaces_what_has_its_name(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_seed_replaces_files_of_the_same_name(tmp_path: Path, name: str, kind: str) -> None:
     """It writes new files, and never into an existing one."""
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.write_text("as it was")

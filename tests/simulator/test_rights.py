@@ -97,7 +97,7 @@ def test_devices_of_an_image_do_not_open(booted: Booted, small_root: Path) -> No
 
 
 @pytest.mark.parametrize("point", ["/", "/var/lib/docker", "/mnt/shared"])
-def test_nodev_cannot_be_taken_away(booted: Booted, sharing: str, point: str) -> None:
+def test_nodev_cannot_be_removed(booted: Booted, sharing: str, point: str) -> None:
     """Neither by root nor in namespaces that it creates."""
     for how in ("remount,dev", "remount,bind,dev", "remount,bind,rw,suid,dev"):
         for prefix in ("", "unshare -m ", "unshare -Urm "):

@@ -236,7 +236,7 @@ def test_nothing_leads_to_the_hosts_root(own: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", ["file", "link", "folder"])
-def test_pull_over_what_was_pulled(
+def test_pull_over_an_earlier_pull(
     orb: Program, victim: str, tmp_path: Path, outside: Path, first: str
 ) -> None:
     """Whatever an earlier copy contains, the next one stays below its target."""

@@ -80,7 +80,7 @@ def test_an_operation_that_always_changes_is_not_idempotent(machine: Machine) ->
 
 
 @pytest.mark.parametrize("how", ["file", "function"])
-def test_failures_are_named(machine: Machine, tmp_path: Path, how: str) -> None:
+def test_failures_are_reported(machine: Machine, tmp_path: Path, how: str) -> None:
     path = tmp_path / "deploy.py"
     path.write_text(
         "from pyinfra.operations import server\n"
