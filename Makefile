@@ -1,15 +1,15 @@
-# GNU make 3.81, bash 3.2 and BSD tools are enough: a Mac's own. What the targets do is in noxfile.py.
-# Python 3.9 is all that nox and uv need to be installed, and uv does the rest.
-# Another Python: make test PYTHON=python3.13
+# Works with a Mac's own tools: GNU make 3.81, bash 3.2 and BSD tools. noxfile.py defines the targets.
+# Any Python 3.9 or later can install nox and uv; uv installs everything else.
+# To choose a Python: make test PYTHON=python3.13
 
-# What the command line gives is data: make is to expand nothing in it, whatever its name is.
+# Values from the command line are data: make must not expand them, whatever the variable's name.
 $(foreach it.is,$(.VARIABLES),$(if $(findstring $$,$(it.is)),,\
   $(if $(filter command,$(origin $(it.is))),\
     $(eval override $(it.is) := $$(value $(it.is)))$(eval export $(it.is)))))
 export ORBCTL FAULT_SEED ITEM VERSION PYTHON EXACTLY
 
 override CANDIDATES = python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9
-# One that is named is the one that counts; else a newer one may be taken, for copier.
+# An explicit PYTHON is always used. Otherwise, a newer one may be used for copier.
 ifeq ($(origin PYTHON),override)
 override EXACTLY := 1
 else
@@ -28,34 +28,34 @@ help: ## show this list
 
 demo: ## render the template into ./demo and deploy it to a machine, twice
 unit: ## run the quick tests that need no machine (under half a minute)
-test: ## run the test suite, but for what is slow (under six minutes)
+test: ## run the test suite, except slow tests (under six minutes)
 thorough: ## test all combinations of shells, users and transports, and races (about eight minutes)
 boot: ## test machines that boot, and their network (about seven minutes)
-hosts: ## test how runs end, and what differs between hosts (about seven minutes)
+hosts: ## test interrupted runs, and differences between hosts (about seven minutes)
 template: ## test every combination of the template's answers (about twelve minutes)
 compat: ## test each supported Python with its pyinfra (about ten minutes)
 bench: ## compare deploys with other connectors, for docs/performance.md (about an hour)
 conformance: ## run the connector's suite and write docs/conformance.md
 faults: ## run 10,000 steps with random faults (FAULT_SEED repeats a run)
-contract: ## hold an orbctl to what is documented of it (ORBCTL=orbctl: OrbStack's own)
+contract: ## check an orbctl against its documentation (ORBCTL=orbctl: OrbStack's own)
 lint: ## check style and types
-coverage: ## run the test suite and measure what it reaches of src/
-docs: ## build the documentation and do what it tells to do
+coverage: ## run the test suite and measure its coverage of src/
+docs: ## build the documentation and run its code blocks
 release-test: ## plant faults that release-check must find
-release-check: ## check all that a release needs (ITEM=NAME: one item of it)
-release: ## make a version ready to be pushed (VERSION=1.2.3)
-clean: ## delete everything these targets made, machines included
+release-check: ## check everything that a release needs (ITEM=NAME: only one item)
+release: ## prepare a release: version, changelog, commit and tag (VERSION=1.2.3)
+clean: ## delete everything that these targets created, machines included
 
 demo unit test thorough boot hosts template compat bench conformance faults contract lint coverage docs release-test release-check release: .cache/nox/bin/nox
 	@exec .cache/nox/bin/python -m nox --session $@
 
-# Where nothing was made, there is nothing to end. What nox itself runs in goes last.
+# Without .cache, there is nothing to stop. The environment of nox is deleted last.
 clean: $(if $(wildcard .cache),.cache/nox/bin/nox)
 	@test ! -e .cache || .cache/nox/bin/python -m nox --session clean
 	@rm -rf build demo dist site .cache .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
-# Where Python comes without pip, as Debian's does, it is run from the wheel.
+# Debian's Python has no pip, so pip runs from its wheel.
 .cache/nox/bin/nox:
 	@test -n "$$PYTHON" || { echo "needs Python 3.9 or later on PATH" >&2; exit 1; }
 	@echo "setting up nox and uv in .cache/nox"

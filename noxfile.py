@@ -38,7 +38,7 @@ from environments import (  # noqa: E402
     uv,
 )
 
-#: Supported pairs of Python and pyinfra; "" stands for the newest pyinfra.
+#: Supported pairs of Python and pyinfra; "" means the latest pyinfra.
 PAIRS = [("3.9", "3.2"), ("3.9", "3.5"), ("3.10", "3.6.1"), ("3.12", "3.7"), ("3.13", "")]
 PAIRS += [("3.14", "")]
 #: Minimum number of pairs to test if CI=true.

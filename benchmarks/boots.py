@@ -1,4 +1,4 @@
-"""The cost of machines that boot: `create`, `run`, ten at once and memory, beside systemd-nspawn.
+"""Compares machines that boot with systemd-nspawn: `create`, `run`, ten at once, and memory.
 
     python -m benchmarks.boots [--times N]
 
@@ -135,7 +135,7 @@ def main() -> None:
         print(f"{name:<24}{median:>8.0f} ms")
     print(f"{'memory of an idle one':<24}{idle:>8.1f} MiB")
     ratio = medians["create"] / medians["systemd-nspawn --boot"]
-    print(f"{'create beside nspawn':<24}{ratio:>8.2f}")
+    print(f"{'create : nspawn':<24}{ratio:>8.2f}")
 
 
 def text(path: Path) -> str:

@@ -1,5 +1,5 @@
-"""The cost of a deploy through `@orbstack`, beside `@local`, `@ssh` and the predecessor 0.11.0, and
-in a container beside pyinfra's `@docker`.
+"""Compares deploys through `@orbstack` with `@local`, `@ssh` and the previous version 0.11.0, and
+deploys to a container with pyinfra's `@docker`.
 
     python -m benchmarks.compare [--rounds N] [--hosts 1,10] [--predecessor ENVIRONMENT] ...
 

@@ -111,7 +111,7 @@ def deploy_table(data: dict[str, Any], count: str) -> str:
     own = CONTAINER if count == CONTAINER else "session"
     others = [name for name in SHOWN if name != own and name in cases[NOTHING]]
     many = count not in ("1", CONTAINER) and "1" in data["deploys"]
-    more = ["beside one host"] if many else []
+    more = ["compared with one host"] if many else []
     rows = []
     for case, times in cases.items():
         mine = times[own]
@@ -127,7 +127,7 @@ def command_table(data: dict[str, Any]) -> str:
     """The cost of one command."""
     times = data["commands"]
     bare = [name for name in times if name not in SHOWN]
-    head = ["one command", "ms", *(f"beside `{name}`" for name in bare)]
+    head = ["one command", "ms", *(f"compared with `{name}`" for name in bare)]
     rows = []
     for name, taken in sorted(times.items(), key=lambda item: statistics.median(item[1])):
         row = [SHOWN.get(name, f"`{name}`"), f"{statistics.median(taken) * 1000:.1f}"]
@@ -142,11 +142,11 @@ def goals(data: dict[str, Any]) -> Iterator[Goal]:
         if not all(other in times for times in one.values()):
             continue
         found = {case: ratio(times[other], times["session"]) for case, times in one.items()}
-        yield goal(f"whole deploys beside {SHOWN[other]}", found, deploys)
+        yield goal(f"whole deploys compared with {SHOWN[other]}", found, deploys)
         if commands:
             each = data["commands"]
             yield goal(
-                f"one command beside {SHOWN[other]}",
+                f"one command compared with {SHOWN[other]}",
                 {"one command": ratio(each[other], each["session"])},
                 commands,
             )
@@ -157,12 +157,12 @@ def goals(data: dict[str, Any]) -> Iterator[Goal]:
                 for case, times in cases.items()
                 if case != NOTHING
             }
-            yield goal("a container beside `@docker`", beside, WANTED_IN_CONTAINER)
+            yield goal("a container compared with `@docker`", beside, WANTED_IN_CONTAINER)
         elif count != "1":
             found = {
                 case: ratio(cases[case]["session"], times["session"]) for case, times in one.items()
             }
-            yield goal(f"{count} hosts beside one", found, MANY, at_most=True)
+            yield goal(f"{count} hosts compared with one", found, MANY, at_most=True)
 
 
 def goal(text: str, found: dict[str, float], wanted: float, at_most: bool = False) -> Goal:

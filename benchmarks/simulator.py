@@ -1,4 +1,4 @@
-"""The cost of the simulator: `create`, and `run ... true`, beside a bare ``unshare true``.
+"""The cost of the simulator: `create`, and `run ... true`, compared with a bare ``unshare true``.
 
     python benchmarks/simulator.py [--times N]
 

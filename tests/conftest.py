@@ -1,4 +1,4 @@
-"""Machines for every suite: real OrbStack where there is one, else the simulator."""
+"""Machines for every suite: OrbStack if it is installed, otherwise the simulator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .sshd import Sshd
 
 ROOT = Path(__file__).parent.parent
-# What is tested is not what machines are made of: the host's root is there at once, without init.
+# These tests do not depend on the image: the host's root is available at once, without init.
 os.environ.setdefault("ORBCTL_SIMULATOR_IMAGES", "host")
 os.environ.setdefault("ORBCTL_SIMULATOR_INIT", "none")
 
@@ -34,13 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A run behind `nohup` or `&` ignores these, and with it would all programs that it starts.
+    # A run behind `nohup` or `&` ignores these signals, and so would all processes that it starts.
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
     for number, handler in handlers.items():
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
     path = config.getoption("--conformance-report")
-    # A worker sees a part of the results alone.
+    # A worker sees only a part of the results.
     if path is not None and not hasattr(config, "workerinput"):
         from .conformance.report import Report
 
@@ -49,8 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """By file, since the tests of one file share machines. Those of the conformance suite share
-    some that take long to make: the few of `make test` go to one worker, all of them by function.
+    """By file, because the tests of a file share machines. Those of the conformance suite share
+    some that are slow to create: `make test` runs its few on one worker, other targets by function.
     """
     from xdist.scheduler import LoadFileScheduling
 
@@ -76,17 +76,17 @@ class Machines:
         self.made = 0
 
     def new_name(self) -> str:
-        """A name that no other machine bears."""
+        """A name that no other machine has."""
         self.made += 1
         return f"{self.prefix}-{self.made}"
 
     def number(self, name: str) -> int:
-        """Which of our names one is, counted from 1; 0 for any other."""
+        """The number of one of our names, counted from 1; 0 for any other name."""
         prefix, _, number = name.rpartition("-")
         return int(number) if prefix == self.prefix and number.isdigit() else 0
 
     def own(self, name: str) -> orbctl.Machine:
-        """Write down a machine that a test has made, to be deleted at the end."""
+        """Record a machine that a test has created, to be deleted at the end."""
         machine = self.client.info(name)
         self.record.add(machine, self.client)
         return machine
@@ -107,7 +107,7 @@ class Machines:
 
 @pytest.fixture
 def root_only() -> None:
-    """For tests that look into the simulator's state folder, or need the host's own rights."""
+    """For tests that read the simulator's state directory, or need root on the host."""
     if os.geteuid():
         pytest.skip("needs root")
 

@@ -1,8 +1,8 @@
-"""Containers for the tests: by the engine that is there, else by one that is set up for the run.
+"""Containers for the tests, from an existing engine or from one that is set up for the run.
 
-Debian's podman stands in for the docker command. Its packages are unpacked below `.cache` and not
-installed, so that nothing on this computer changes; images and containers are in a temporary
-folder.
+Debian's podman serves as the docker command. Its packages are unpacked below `.cache`, not
+installed, so nothing else on this host changes. Images and containers are in a temporary
+directory.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pyinfra_orbstack.orbctl import Orbctl
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "podman"
 PREFIX = "podman-"
-#: So long may the path of what podman needs while it runs be, and no longer.
+#: The maximum length of the path of podman's runtime directory.
 LONGEST_RUNROOT = 50
 
-# runc, because crun refuses hosts with cgroup v1 and v2 mixed; limits that need no rights to raise.
+# runc, because crun rejects hosts that mix cgroup v1 and v2; limits that need no rights to raise.
 CONFIG = """
 [containers]
 netns = "host"
@@ -55,7 +55,7 @@ exec {root}/usr/bin/podman --root {folder}/store --runroot {folder}/r --tmpdir {
 --storage-driver overlay --storage-opt overlay.skip_mount_home=true "$@"
 """
 
-# A root file system of a machine: some packages and what was changed there, without their docs.
+# A machine's root file system: some packages and changed files, without docs.
 PACK = r"""
 cd /
 packages=$(dpkg-query -W -f '${Package}\n' "$@" base-files base-passwd bash coreutils dash \
@@ -73,11 +73,11 @@ rm /tmp/pack
 
 
 class Unavailable(Exception):
-    """Why containers cannot be run here."""
+    """The reason why containers cannot run here."""
 
 
 class Containers:
-    """Makes images and containers with names of their own, and removes those and no others."""
+    """Creates images and containers with unique names, and removes only those."""
 
     def __init__(self, client: Docker) -> None:
         self.client = client
@@ -124,25 +124,25 @@ class Containers:
         command: Sequence[str] = ("sleep", "9999"),
         name: str | None = None,
     ) -> str:
-        """Start a container and return its name, which begins with our prefix."""
+        """Start a container and return its name, which starts with our prefix."""
         name = f"{self.prefix}-{name or len(self._made) + 1}"
         self._made.append(name)
-        # Its first process shall end when it is told to: `stop` waits for it.
+        # Its first process must exit when told to, because `stop` waits for it.
         named = ("run", "-d", "--name", name, "--hostname", name, "--stop-signal", "KILL")
-        # An engine's own network would name it; with the host's network sudo asks in vain.
+        # With the host's network, sudo looks up the container's name in vain.
         self.call(*named, "--add-host", f"{name}:127.0.0.1", *options, image, *command)
         return name
 
     def remove(self, name: str) -> str:
         """Remove a container."""
-        # On a busy computer podman may not wait long enough for what ran in it to end.
+        # On a busy host, podman may not wait long enough for the container's processes to exit.
         with contextlib.suppress(AssertionError):
             return self.call("rm", "-f", name)
         time.sleep(5)
         return self.call("rm", "-f", name)
 
     def remove_all(self) -> None:
-        """Remove what was made."""
+        """Remove everything that was created."""
         there = {one.name for one in self.client.containers()}
         for name in self._made:
             if name in there:
@@ -156,7 +156,7 @@ def engine() -> Iterator[Docker]:
     """The docker command; processes that tests start use the same one.
 
     Raises:
-        Unavailable: There is none, and none can be set up.
+        Unavailable: No engine exists, and none can be set up.
     """
     before = os.environ.get(docker.COMMAND_VARIABLE)
     try:
@@ -172,7 +172,7 @@ def engine() -> Iterator[Docker]:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=places()[0]))
     owner = (folder / "owner").open("w")
     fcntl.flock(owner, fcntl.LOCK_EX)
-    # Where podman remembers layers, and no option says otherwise.
+    # podman stores layers here, and no option changes that.
     memory = Path("/var/lib/containers")
     remembered = memory.exists()
     try:
@@ -194,17 +194,17 @@ def engine() -> Iterator[Docker]:
 
 
 def places() -> list[Path]:
-    """Where folders of engines are made, and where others may be."""
+    """Where engines' directories are created, and where others may be."""
     folder = Path(tempfile.gettempdir())
     fits = len(str(folder / f"{PREFIX}12345678" / "r")) <= LONGEST_RUNROOT
     return [folder] if fits else [Path("/tmp"), folder]
 
 
 def sweep(*folders: Path) -> list[str]:
-    """Remove what runs have left that were killed; those that go on hold a lock.
+    """Remove what killed runs left; current runs hold a lock.
 
     Returns:
-        What went wrong.
+        The errors.
     """
     problems = []
     for owner in (owner for folder in folders for owner in folder.glob(f"{PREFIX}*/owner")):
@@ -216,7 +216,7 @@ def sweep(*folders: Path) -> list[str]:
             remove = [str(owner.with_name("docker")), "rm", "--all", "--force", "--time", "0"]
             try:
                 done = subprocess.run(remove, check=False, capture_output=True, text=True)
-            except OSError:  # killed before there was any
+            except OSError:  # killed before it was created
                 pass
             else:
                 if done.returncode:
@@ -227,13 +227,13 @@ def sweep(*folders: Path) -> list[str]:
 
 
 def at_most(wanted: int, what: str) -> int:
-    """So much of something as needs no rights to have."""
+    """As much of a resource as needs no rights."""
     hard = resource.getrlimit(getattr(resource, f"RLIMIT_{what}"))[1]
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def _podman(folder: Path) -> Path:
-    """Make a docker command that keeps all it has in a folder."""
+    """Create a docker command that keeps everything in one directory."""
     root = _unpacked()
     libraries = next((root / "usr/lib").glob("*-linux-*"), root)
     limits = {"files": at_most(1024, "NOFILE"), "processes": at_most(4096, "NPROC")}
@@ -276,6 +276,6 @@ def _unpacked() -> Path:
             raise Unavailable(f"podman cannot be downloaded: {done.stderr.strip()[-300:]}")
         for package in (folder / "archives").glob("*.deb"):
             subprocess.run(["dpkg", "-x", package, folder / "root"], check=True)
-        with contextlib.suppress(OSError):  # somebody else was faster
+        with contextlib.suppress(OSError):  # another process was faster
             (folder / "root").rename(root)
     return root

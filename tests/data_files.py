@@ -1,7 +1,7 @@
-"""pyinfra-testing, imported so that the test process stays as it is.
+"""pyinfra-testing, imported without changing the test process.
 
-It needs a function of pyinfra's command line, whose import patches the whole process for gevent;
-pytest-xdist, which has begun by then, would not survive that.
+It needs a function of pyinfra's command line, whose import patches the whole process for gevent.
+pytest-xdist, which has started by then, would not survive that.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ __all__ = ["calls_alone", "make_fact_tests", "make_operation_tests"]
 
 @pytest.fixture(autouse=True)
 def calls_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data files hold the calls; the functions that are called have tests of their own."""
+    """The data files contain the calls; the called functions have their own tests."""
     monkeypatch.setattr(shelltext, "command", lambda call: call)

@@ -34,7 +34,7 @@ class Sshd(NamedTuple):
     guest: Guest
 
     def start(self, port: int, keys: str = "first", kinds: str = " ".join(KINDS)) -> None:
-        """Run a server with these keys, in place of one that runs there."""
+        """Run a server with these keys, instead of a running one."""
         self.guest.sh(START, str(port), kinds, keys)
 
     def put_key(self, path: Path) -> None:

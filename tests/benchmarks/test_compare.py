@@ -1,4 +1,4 @@
-"""The benchmark itself, with as little as shows that it still works."""
+"""The benchmark itself, just enough to show that it works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(sys.platform != "linux", reason="it makes machines of the simulator")
 def test_one_round(client: Any, simulated: bool, tmp_path: Path) -> None:
     data = tmp_path / "data.json"
-    # A hundredth of the work, and without what has to be installed first.
+    # A hundredth of the work, and without installing anything.
     words = ["--rounds", "1", "--hosts", "1", "--scale", "0.01", "--contenders", "session,local"]
     words.append("--no-containers")
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

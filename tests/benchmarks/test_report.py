@@ -1,4 +1,4 @@
-"""What is made of a benchmark's numbers."""
+"""The report on a benchmark's numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_examples_in_docstrings() -> None:
     assert doctest.testmod(report).failed == 0
 
 
-def test_a_busy_round_changes_no_ratio() -> None:
+def test_a_busy_round_does_not_change_ratios() -> None:
     assert report.ratio([3, 3, 300], [1, 1, 100]) == 3
     assert report.ratio([3, 3, 300], [1, 1, 1]) == 3
 
@@ -51,13 +51,13 @@ def test_tables() -> None:
     assert one[0] == "| one host | `@orbstack` | `@local` | `@ssh` |"
     assert one[3:] == ["| shell | 2.00 s | 2.0x | 3.0x |", "| put | 2.00 s | 0.5x | 2.0x |"]
     ten = report.deploy_table(DATA, "10").splitlines()
-    assert ten[0] == "| 10 hosts | `@orbstack` | `@ssh` | beside one host |"
+    assert ten[0] == "| 10 hosts | `@orbstack` | `@ssh` | compared with one host |"
     assert ten[3:] == ["| shell | 3.00 s | 3.0x | 1.5x |", "| put | 4.00 s | 2.2x | 2.0x |"]
     container = report.deploy_table(DATA, "container").splitlines()
     assert container[0] == "| one container | `@orbstack/docker` | `@docker` |"
     assert container[3:] == ["| shell | 2.00 s | 4.0x |"]
     commands = report.command_table(DATA).splitlines()
-    assert commands[0] == "| one command | ms | beside `orbctl run true` |"
+    assert commands[0] == "| one command | ms | compared with `orbctl run true` |"
     assert commands[2:] == [
         "| `@orbstack` | 2.0 | 0.05x |",
         "| `@ssh` | 20.0 | 0.5x |",
@@ -65,17 +65,17 @@ def test_tables() -> None:
     ]
 
 
-def test_goals_name_the_cases_that_lose() -> None:
+def test_goals_list_the_cases_that_miss_them() -> None:
     assert list(report.goals(DATA)) == [
-        ("whole deploys beside `@local`", "not slower", ["shell 2.0x"], ["put 0.5x"]),
-        ("whole deploys beside `@ssh`", "at least 3x as fast", ["shell 3.0x"], ["put 2.0x"]),
-        ("one command beside `@ssh`", "at least 10x as fast", ["one command 10.0x"], []),
-        ("10 hosts beside one", "less than 2x the time", ["shell 1.5x"], ["put 2.0x"]),
-        ("a container beside `@docker`", "at least 3x as fast", ["shell 4.0x"], []),
+        ("whole deploys compared with `@local`", "not slower", ["shell 2.0x"], ["put 0.5x"]),
+        ("whole deploys compared with `@ssh`", "at least 3x as fast", ["shell 3.0x"], ["put 2.0x"]),
+        ("one command compared with `@ssh`", "at least 10x as fast", ["one command 10.0x"], []),
+        ("10 hosts compared with one", "less than 2x the time", ["shell 1.5x"], ["put 2.0x"]),
+        ("a container compared with `@docker`", "at least 3x as fast", ["shell 4.0x"], []),
     ]
 
 
-def test_markers_must_be_there() -> None:
+def test_markers_are_required() -> None:
     with pytest.raises(SystemExit, match="numbers: begin"):
         report.between("no markers", "new")
 

@@ -176,20 +176,20 @@ BEHAVIOURS = {
     "S13": "control paths are private",
 }
 
-#: Ids that no test can show, and why.
+#: Ids that no test can cover, and why.
 CANNOT = {
     "S8": "the connector exports nothing; tests/machines tests this id for `exported`",
     "S10": "the connector reads no keys; tests/facts shows that facts omit them",
 }
 
-#: Ids that make no sense in a container, and why.
+#: Ids that do not apply to a container, and why.
 NOT_IN_CONTAINERS = {
     "U7": "`docker exec` does not read the guest's locale; U6 sets one",
     "E10": "`docker exec` sets only HOME and PATH, as for an image's own commands",
     "F21": "a container is never an isolated machine",
 }
 
-#: Ids that every run shows in a container; `make conformance` shows all.
+#: Ids that every run tests in a container; `make conformance` tests all.
 _BRIEFLY = """
     Q1 Q4 Q5 Q6 Q10 U1 U2 U8 O1 O4 O8 X4 X10 X11 T1 T2 T8 T9 I1 I2 I3 E1 E4 E6
     P1 P2 P3 P15 Y2 F1 F5 F7 F8 F9 F11 F15 F16 F18 D1 D2 D3 D10 D12 D13 D15 D20 D23 S1 S3

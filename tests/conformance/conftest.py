@@ -27,16 +27,16 @@ from .catalogue import CONTAINERS_BRIEFLY, NOT_IN_CONTAINERS
 from .report import ids
 
 PASSWORD = "pass 'w' \"ö\" $HOME s3cr3tword"
-#: The ways to run a command in a machine, and the third place where the suite runs: a container.
+#: The transports to a machine, and a container, in which the suite also runs.
 TRANSPORTS = ("session", "spawn", "container")
-#: Both ways in both places, for what breaks on the way to a command.
+#: Both transports and both targets, for failures on the way to a command.
 WAYS = (*TRANSPORTS, "container-spawn")
-#: Both places, for what breaks before any command.
+#: Both targets, for failures before any command.
 PLACES = ("session", "container")
 
 FOLDER = Path(__file__).parent
 
-# What the suite needs in a machine, beside a bare Debian or Ubuntu.
+# Packages that the suite needs in a machine, in addition to a bare Debian or Ubuntu.
 SETUP = r"""
 set -e
 IFS= read -r password
@@ -66,7 +66,7 @@ localedef -i en_US -f UTF-8 en_US.UTF-8
 """
 
 
-# Busybox alone, and without the commands that an image need not have.
+# Only busybox, without the commands that an image may lack.
 PACK_BUSYBOX = r"""
 set -e
 d=$(mktemp -d)
@@ -85,7 +85,7 @@ rm -r "$d"
 
 
 class Ran(NamedTuple):
-    """What one command did."""
+    """The result of one command."""
 
     ok: bool
     out: list[str]
@@ -110,7 +110,7 @@ class Remote:
             self.host.disconnect()
 
     def drop_session(self) -> None:
-        """Lose the open session, so that the next command needs a new one."""
+        """Close the open session, so that the next command needs a new one."""
         session = self.host.connector.runner.session
         if session is not None:
             session.close()
@@ -120,7 +120,7 @@ class Remote:
         return Ran(ok, output.stdout_lines, output.stderr_lines)
 
     def out(self, command: str, **arguments: Any) -> str:
-        """What a command that must succeed prints on stdout."""
+        """Run a command that must succeed; return its stdout."""
         ran = self.run(command, **arguments)
         assert ran.ok, ran
         return "\n".join(ran.out)
@@ -138,8 +138,8 @@ class Remote:
         assert self.host.get_file(source, target, **arguments)
 
 
-# One shell text after the other, each in a shell of its own; what it does not read of its stdin is
-# gone before the next one.
+# Runs shell texts one after another, each in its own shell; unread stdin is
+# discarded before the next one.
 SERVE = r"""
 while IFS=' ' read -r mark length rest; do
 text=$(head -c "$length"; echo .)
@@ -151,7 +151,7 @@ done
 
 
 class RootShell:
-    """A shell in a machine or a container that stays, since to start one takes its time."""
+    """A shell that stays open in a machine or container, because starting one takes time."""
 
     def __init__(self, client: Orbctl | Docker, name: str) -> None:
         build = docker.exec_args if isinstance(client, Docker) else orbctl.run_args
@@ -160,7 +160,7 @@ class RootShell:
         self._lock = RLock()
 
     def ask(self, words: Sequence[str], stdin: bytes) -> tuple[int, bytes, bytes] | None:
-        """Run a command line; None if it did not begin, since the shell is gone.
+        """Run a command line; None if it did not start, because the shell has exited.
 
         Returns:
             Its exit status, its stdout, and its stderr.
@@ -191,7 +191,7 @@ class RootShell:
 
 
 class Guest:
-    """What is seen in a machine or a container without the connector, as root."""
+    """Inspects a machine or a container as root, without the connector."""
 
     _shells: dict[tuple[str, ...], RootShell] = {}
 
@@ -218,7 +218,7 @@ class Guest:
             cls._shells.popitem()[1].close()
 
     def running(self, word: str) -> list[str]:
-        """The command lines of all processes that hold a word, but for the search's own."""
+        """The command lines of all processes that contain a word, except the search itself."""
         listed = self.sh(
             "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f 2>/dev/null; echo; done"
         )
@@ -231,7 +231,7 @@ class Guest:
             time.sleep(0.1)
 
     def leftovers(self) -> list[str]:
-        """Our files, beside their targets and in the folders for temporary ones."""
+        """Our files, next to their targets and in the directories for temporary files."""
         places = "/tmp /var/tmp /dev/shm /home /root /etc /srv"
         names = r"\( -name 'pyinfra-*' -o -name '.pyinfra-*' \)"
         found = self.sh(f"find {places} {names} 2>/dev/null; true")
@@ -249,7 +249,7 @@ def base(machines: Any, client: Orbctl) -> str:
     """A machine with everything that the suite needs; it is cloned, never changed."""
     name = str(machines.create())
     user = client.info(name).username
-    # Not as a word: another worker may just be looking for it in all command lines (S1).
+    # Not as an argument: another worker may be searching all command lines for it (S1).
     Guest(client, name).sh(SETUP, user, stdin=f"{PASSWORD}\n".encode())
     client.stop(name)
     return name
@@ -257,13 +257,13 @@ def base(machines: Any, client: Orbctl) -> str:
 
 @pytest.fixture(scope="session")
 def shared_machine(machines: Any, base: str) -> str:
-    """One machine that all tests share which leave it as it was."""
+    """A machine shared by all tests that leave it unchanged."""
     return str(machines.clone(base))
 
 
 @pytest.fixture(scope="session")
 def images(containers: Containers, client: Orbctl, shared_machine: str) -> dict[str, str]:
-    """An image like the machine, and one with hardly more than a shell."""
+    """An image like the machine, and one with little more than a shell."""
 
     user = client.info(shared_machine).username
     packages = ["passwd", "perl-base", "procps", "sudo", "util-linux", "debianutils", "busybox"]
@@ -281,7 +281,7 @@ def shared_container(containers: Containers, images: dict[str, str]) -> str:
 
 @pytest.fixture
 def bare(containers: Containers, images: dict[str, str]) -> Iterator[str]:
-    """A container with busybox alone: no setsid, sudo, sha256sum or cksum."""
+    """A container with only busybox: no setsid, sudo, sha256sum or cksum."""
     name = containers.run(images["busybox"])
     yield name
     if any(one.name == name for one in containers.client.containers()):
@@ -303,7 +303,7 @@ def in_container(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def fresh_machine(machines: Any, base: str) -> str:
-    """A machine for one test alone."""
+    """A machine for a single test."""
     return str(machines.clone(base))
 
 
@@ -339,7 +339,7 @@ def _shared() -> Iterator[dict[str, Remote]]:
 
 
 def way(transport: str) -> str:
-    """What `orbstack_transport` is for one of `WAYS`."""
+    """The value of `orbstack_transport` for one of `WAYS`."""
     return "spawn" if transport.endswith("spawn") else "session"
 
 
@@ -363,15 +363,15 @@ def remote(_shared: dict[str, Remote], machine: str, transport: str) -> Remote:
 
 @pytest.fixture
 def one(_shared: dict[str, Remote], shared_machine: str) -> Remote:
-    """A connection to the shared machine, on the default transport alone."""
+    """A connection to the shared machine, only on the default transport."""
     return shared_remote(_shared, shared_machine, "session")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what makes no sense in a container and, but for a report, what takes long there.
+    """Skip what does not apply to a container and, except for a report, what is slow there.
 
-    Of the rest, `make test` takes what is marked ``smoke``, and `make thorough` everything else.
+    Of the rest, `make test` runs the tests marked ``smoke``, and `make thorough` all others.
     """
     here = [item for item in items if FOLDER in item.path.parents]
     for item in here:
@@ -382,7 +382,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--conformance-report"):
         wanted = None
     elif config.getoption("-m") == "smoke":
-        # Pairs of Python and pyinfra, of which a container knows nothing.
+        # Pairs of Python and pyinfra, which do not matter in a container.
         wanted = set()
     for item in items:
         call = getattr(item, "callspec", None)
@@ -401,13 +401,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Proxy:
-    """A program that stands between the connector and `orbctl`, and can be told to misbehave.
+    """An executable between the connector and `orbctl` that can be told to misbehave.
 
     Attributes:
         run: The subcommand that runs a command.
-        info: The one that shows a machine, or containers.
-        listing: The one whose answer is read for an inventory.
-        place: What stands before a machine's name in an inventory.
+        info: The subcommand that shows a machine, or containers.
+        listing: The subcommand that lists hosts for an inventory.
+        place: The prefix of a machine's name in an inventory.
     """
 
     run, info, listing, place = "run", "info", "list", ""
@@ -430,7 +430,7 @@ class Proxy:
 
 
 class DockerProxy(Proxy):
-    """The same before the docker command."""
+    """The same for the docker command."""
 
     run, info, listing, place = "exec", "container", "container", "docker/"
 

@@ -1,13 +1,13 @@
-"""A program between the connector and `orbctl`, or docker, that misbehaves as its fault file says.
+"""An executable between the connector and `orbctl` or docker; its fault file says how to misbehave.
 
-`proxy.py FOLDER REAL... -- ARGUMENTS...`: the file FOLDER/fault holds words, the subcommand that is
-hit and then what happens:
+`proxy.py FOLDER REAL... -- ARGUMENTS...`: the file FOLDER/fault contains the subcommand to
+disturb, and one of these faults:
 
-- `exit N [TEXT]`: prints TEXT on stderr and ends.
-- `print TEXT`: prints TEXT on stdout and ends with 0.
+- `exit N [TEXT]`: prints TEXT on stderr and exits with N.
+- `print TEXT`: prints TEXT on stdout and exits with 0.
 - `hang`: never answers.
-- `cut-in N CODE`, `cut-out N CODE`, `cut-err N CODE`: passes N bytes of that stream, then ends the
-  real client and ends with CODE.
+- `cut-in N CODE`, `cut-out N CODE`, `cut-err N CODE`: passes N bytes of that stream, then kills the
+  real client and exits with CODE.
 - `stray N`: prints N bytes on stdout before anything else.
 - `spinner`: prints a spinner on stderr.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 
 
 def relay(argv: list[str], limits: dict[int, int], code: int) -> int:
-    """Run the real client, passing at most so many bytes on each stream."""
+    """Run the real client, passing on at most this many bytes of each stream."""
     pipes = subprocess.PIPE
     real = subprocess.Popen(argv, stdin=pipes, stdout=pipes, stderr=pipes)
     assert real.stdin

@@ -1,4 +1,4 @@
-"""Every behaviour of the catalogue has a test, or a reason why it has none."""
+"""Every behavior in the catalogue has a test, or a reason why it has none."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def test_every_id_has_a_test_or_a_reason() -> None:
         ("test_HTTP2_X99", []),
     ],
 )
-def test_ids_are_read_from_names(name: str, found: list[str]) -> None:
+def test_ids_are_parsed_from_names(name: str, found: list[str]) -> None:
     assert ids(name) == found

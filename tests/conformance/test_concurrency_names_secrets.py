@@ -1,4 +1,4 @@
-"""Sections C, N and S: many at once, odd names, and what must not be seen."""
+"""Sections C, N and S: concurrency, odd names, and secrets."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_C5_open_files_are_stable(one: Remote) -> None:
     assert open_files() - before <= 5
 
 
-def test_C7_a_slow_host_stalls_nobody(
+def test_C7_a_slow_host_blocks_no_other_host(
     machine: str, base: str, machines: Any, connect: Callable[..., Remote]
 ) -> None:
     slow, quick = connect(machines.clone(base)), connect(machine)
@@ -176,7 +176,7 @@ print(*failed, sep="\\n")
 
 @pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"])
 def test_C2_worker_threads(machine: str, patch: str) -> None:
-    """Each with hosts of its own."""
+    """Each has its own hosts."""
     done = subprocess.run(
         [sys.executable, "-c", patch + THREADS, f"@orbstack/{machine}"],
         capture_output=True,
@@ -221,7 +221,7 @@ print(sorted(found) == sorted((True, str(n), 100_000) for n in (0, 0, 1, 2, 3)) 
 
 @pytest.mark.parametrize("transport", ["session", "spawn"])
 def test_C2_threads_share_a_host(machine: str, transport: str) -> None:
-    """It is connected in one of them, and used and disconnected in others."""
+    """One thread connects it; others use and disconnect it."""
     done = subprocess.run(
         [sys.executable, "-c", SHARED, f"@orbstack/{machine}", transport],
         capture_output=True,
@@ -279,7 +279,7 @@ hosts[-1].run_shell_command("rm -f /tmp/c5")
 
 @pytest.mark.parametrize("transport", PLACES)
 def test_C5_too_many_open_files(machine: str, transport: str) -> None:
-    """One line that says so, whatever needs one more; and when there are enough all works again."""
+    """A one-line error, whatever needs one more; with enough, everything works again."""
     done = subprocess.run(
         ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"]
         + [sys.executable, "-c", FEW_FILES, f"@orbstack/{machine}"],
@@ -319,7 +319,7 @@ def _fresh_listing() -> None:
         pytest.param("k8s", id="N11_k8s"),
     ],
 )
-def test_names_that_are_refused(proxy: Proxy, connect: Callable[..., Remote], name: str) -> None:
+def test_rejected_names(proxy: Proxy, connect: Callable[..., Remote], name: str) -> None:
     with pytest.raises(ConnectError, match="machine name"):
         connect(name, orbstack_image="ubuntu")
     for verb in ("info", "create", "run", "start", "delete"):
@@ -334,7 +334,7 @@ def test_names_that_are_refused(proxy: Proxy, connect: Callable[..., Remote], na
         pytest.param("größe", id="N8_unicode"),
     ],
 )
-def test_names_that_are_taken_literally(connect: Callable[..., Remote], name: str) -> None:
+def test_literal_names(connect: Callable[..., Remote], name: str) -> None:
     with pytest.raises(ConnectError) as unknown:
         connect(name)
     assert f"there is no machine {name!r}" in str(unknown.value)
@@ -357,7 +357,7 @@ def test_N9_no_double_dash() -> None:
     assert not any("--" in line for line in lines)
 
 
-def test_N12_an_empty_name_reaches_nothing(client: Orbctl, proxy: Proxy) -> None:
+def test_N12_an_empty_name_reaches_no_machine(client: Orbctl, proxy: Proxy) -> None:
     direct = Orbctl(str(proxy.path))
     for call in (direct.stop, direct.start, direct.restart, direct.info):
         with pytest.raises(orbctl.BadValue, match="empty"):
@@ -413,11 +413,11 @@ def test_N15_a_user_to_run_as(machine: str, connect: Callable[..., Remote]) -> N
 
 
 def command_lines() -> str:
-    """All command lines of this computer, but for those inside simulated machines."""
+    """All command lines on this host, except those inside simulated machines."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            # One inside has a second number, that in its machine.
+            # A process inside has a second process id, in its machine.
             status = Path(f"/proc/{pid}/status").read_text(errors="replace")
             if re.search(r"^NSpid:\t\d+$", status, re.MULTILINE):
                 found.append(Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"))
@@ -475,7 +475,7 @@ def test_S3_no_password_in_logs_or_tracebacks(machine: str, tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode != 0
-    # On Python 3.9 a TimeoutError is not yet what pyinfra knows as one, and its own text is shown.
+    # On Python 3.9, pyinfra does not recognize this TimeoutError, so its own text is shown.
     assert re.search("timed out after 1s|did not end within 1 s", done.stderr)
     assert PASSWORD.split()[-1] not in done.stdout + done.stderr
 
@@ -564,7 +564,7 @@ def test_S5_the_askpass_file_is_removed_on_ctrl_c(
 def test_S5_a_stopped_machine_stays_stopped(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
-    """pyinfra removes askpass files after disconnecting, which would start it again."""
+    """pyinfra removes askpass files after disconnecting, which would start the machine again."""
     bob = connect(fresh_machine, orbstack_user="bob")
     bob.run("true", _sudo=True, _sudo_password=PASSWORD)
     client.stop(fresh_machine)
@@ -573,7 +573,7 @@ def test_S5_a_stopped_machine_stays_stopped(
 
 
 def test_S6_cloud_init_data_is_passed_by_name(tmp_path: Path) -> None:
-    """The user's own file is named to `orbctl`; no copy of it is made."""
+    """`orbctl` gets the path of the user's own file; it is not copied."""
     args = orbctl.create_args("web", "ubuntu", cloud_init=str(tmp_path / "c.yml"))
     assert str(tmp_path / "c.yml") in args
 
@@ -620,7 +620,7 @@ def test_S9_hidden_values_in_env(machine: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    # The command has it, and nothing else shows it.
+    # Only the command sees it.
     assert "s3cr3t-hidden"[::-1] in done.stderr
     assert "s3cr3t-hidden" not in done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""What only containers have: bare images, an engine, and hosts of every kind in one inventory."""
+"""Features of containers: bare images, an engine, and all kinds of hosts in one inventory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _fresh_listing() -> None:
 
 
 @pytest.mark.parametrize("transport", ["session", "spawn"])
-def test_an_image_with_busybox_alone(
+def test_an_image_with_only_busybox(
     bare: str, containers: Containers, connect: Connect, transport: str
 ) -> None:
     remote = connect(f"docker/{bare}", orbstack_transport=transport)
@@ -60,7 +60,7 @@ def test_an_image_without_a_shell(bare: str, containers: Containers, connect: Co
         connect(f"docker/{bare}")
 
 
-def test_user_and_folder(shared_container: str, connect: Connect) -> None:
+def test_user_and_directory(shared_container: str, connect: Connect) -> None:
     remote = connect(shared_container, orbstack_user="alice", orbstack_workdir="/usr/lib")
     assert remote.run("id -un; pwd").out == ["alice", "/usr/lib"]
     with pytest.raises(ConnectError, match="no directory"):
@@ -85,7 +85,7 @@ def test_a_named_container_is_started(
     assert hosts == [f"@orbstack/docker/{bare}"]
 
 
-def test_a_container_that_cannot_be_entered_says_why(
+def test_an_unusable_container_error_gives_the_reason(
     bare: str, containers: Containers, images: dict[str, str], connect: Connect
 ) -> None:
     containers.call("pause", bare)
@@ -124,7 +124,7 @@ def test_D4_D5_a_container_that_stops(
         running.get(timeout=20)
     with pytest.raises(OSError, match=r"not running|container state improper"):
         remote.run("echo 1 >>/root/count")
-    # As after a restart of the engine: it runs again, by whomever.
+    # As after a restart of the engine: something has started it again.
     containers.client.start(bare)
     assert remote.out("cat /root/count") == "1"
 
@@ -150,7 +150,7 @@ def test_D11_the_engine_restarts(bare: str, containers: Containers, connect: Con
     assert remote.out("cat /proc/1/stat").split()[21] != before
 
 
-def test_hosts_are_what_the_engine_has(bare: str, containers: Containers) -> None:
+def test_hosts_are_the_engines_containers(bare: str, containers: Containers) -> None:
     name = f"docker/{containers.prefix}*"
     hosts = {host: (data, groups) for host, data, groups in OrbStackConnector.make_names_data(name)}
     data, groups = hosts[f"@orbstack/docker/{bare}"]
@@ -160,7 +160,7 @@ def test_hosts_are_what_the_engine_has(bare: str, containers: Containers) -> Non
 
 # docs/containers.md ---------------------------------------------------------------------------
 
-#: What makes a machine an SSH host, on an address of this computer alone.
+#: Makes a machine an SSH host, only on loopback.
 SSHD = r"""
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -190,7 +190,7 @@ def test_one_deploy_over_a_machine_a_container_and_an_ssh_host(
     shared_container: str,
     tmp_path: Path,
 ) -> None:
-    """The page's inventory and deploy, as they stand but for the names."""
+    """The page's inventory and deploy, unchanged except for the names."""
     import paramiko
 
     key = paramiko.RSAKey.generate(2048)

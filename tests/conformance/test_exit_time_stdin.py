@@ -66,13 +66,13 @@ def test_X8_success_exit_codes(remote: Remote) -> None:
 
 
 @pytest.mark.parametrize("transport", WAYS)
-def test_X10_an_end_of_stream_is_no_success(
+def test_X10_an_end_of_stream_is_an_error(
     machine: str, proxy: Proxy, connect: Callable[..., Remote], transport: str
 ) -> None:
     remote = connect(machine, orbstack_transport=transport)
     remote.drop_session()
     for stream in ("cut-out", "cut-err"):
-        # In the hello or in the output the stream ends, and the client says 0.
+        # The stream ends in the handshake or in the output, and the client exits with 0.
         for length in (150, 400, 700, 1050):
             proxy.tell(f"{proxy.run} {stream} {length} 0")
             with pytest.raises(OSError, match=r"."):
@@ -81,11 +81,11 @@ def test_X10_an_end_of_stream_is_no_success(
     assert remote.out("echo on") == "on"
 
 
-def test_X11_no_end_mark_is_no_success(remote: Remote, guest: Guest) -> None:
-    """The control shell dies after the command's output and before its verdict."""
+def test_X11_a_missing_end_mark_is_an_error(remote: Remote, guest: Guest) -> None:
+    """The control shell is killed after the command's output and before its exit status."""
     ancestors = (
         "p=$$; all=; while set -- $(cat /proc/$p/stat) && [ $4 -gt 1 ]; do "
-        # The outermost first: it must not see the others go.
+        # The outermost first, so that it does not see the others exit.
         'p=$4 all="$4 $all"; done; kill -9 $all'
     )
     with pytest.raises(session.OutcomeUnknown, match="unknown"):
@@ -100,12 +100,12 @@ echo THE-END; exit 3"""
 
 @pytest.mark.parametrize("how", [{}, {"_get_pty": True}, {"_stdin": b"x" * 70_000}], ids=str)
 def test_X11_a_command_that_prints_all_command_lines(remote: Remote, how: dict[str, Any]) -> None:
-    """What the control shell says stands in none, and in no environment."""
+    """The control shell's markers are in no argument list and no environment."""
     ran = remote.exits(SPY, 3, _timeout=30, **how)
     assert ran.out[-1].strip() == "THE-END"
 
 
-# It stops what reads one of its outputs, prints, and kills that.
+# Stops the reader of one of its outputs, prints, and kills the reader.
 CUT = """me=$(readlink /proc/$$/fd/{0}); readers=
 for p in /proc/[0-9]*; do
 [ "$(readlink $p/fd/0 2>&-)" = "$me" ] && [ "$(cat $p/comm)" = cat ] &&
@@ -114,7 +114,7 @@ kill -STOP $readers; echo important >&{0}; kill -KILL $readers; exit 0"""
 
 
 @pytest.mark.parametrize("stream", ["1", "2"])
-def test_X11_a_copy_that_is_killed_is_no_success(remote: Remote, stream: str) -> None:
+def test_X11_a_killed_copy_is_an_error(remote: Remote, stream: str) -> None:
     with pytest.raises(session.OutcomeUnknown, match="unknown"):
         remote.run(CUT.format(stream), _timeout=30)
     assert remote.out("echo on") == "on"
@@ -125,7 +125,7 @@ def test_T1_timeout_fires_within_a_second(remote: Remote) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="did not end within 1 s"):
         remote.run("sleep 60", _timeout=1)
-    assert 1 <= time.monotonic() - began < 2 + 1  # a second, and the call that ends it
+    assert 1 <= time.monotonic() - began < 2 + 1  # a second, and the call that kills it
 
 
 @pytest.mark.smoke
@@ -141,7 +141,7 @@ def test_T1_timeout_fires_within_a_second(remote: Remote) -> None:
     ],
 )
 @pytest.mark.parametrize("privilege", [{}, {"_sudo": True}])
-def test_T2_everything_it_started_is_gone(
+def test_T2_everything_the_command_started_is_killed(
     remote: Remote, guest: Guest, command: str, privilege: dict[str, bool]
 ) -> None:
     mark = f"7{time.monotonic_ns() % 10**8}"
@@ -150,8 +150,8 @@ def test_T2_everything_it_started_is_gone(
     assert guest.running(f"sleep {mark}") == []
 
 
-def test_T3_what_daemonised_itself_goes_on(remote: Remote, guest: Guest) -> None:
-    """Documented: whoever leaves parent, group and session behind is not found."""
+def test_T3_a_daemonized_process_keeps_running(remote: Remote, guest: Guest) -> None:
+    """Documented: a process that has left the parent, group and session is not found."""
     mark = f"8{time.monotonic_ns() % 10**8}"
     daemon = f"setsid sh -c 'setsid sleep {mark} >/dev/null 2>&1 </dev/null & exit'"
     with pytest.raises(TimeoutError):
@@ -209,10 +209,10 @@ def test_T7_ctrl_c_cancels_the_command(
     ids=["int", "term", "hup", "kill"],
 )
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_T7_whatever_follows_the_first_signal(
+def test_T7_any_second_signal(
     machine: str, guest: Guest, signals: list[int], pause: float, transport: str
 ) -> None:
-    """The call that ends a command is started at once, and goes on without pyinfra."""
+    """The call that kills a command is started at once, and continues without pyinfra."""
     mark = f"4{time.monotonic_ns() % 10**8}"
     text = f"trap '' HUP INT TERM; sleep {mark}; sleep {mark}"
     running = subprocess.Popen(
@@ -340,7 +340,7 @@ def test_I6_a_megabyte_through_cat(remote: Remote) -> None:
     assert remote.out("cat", _stdin=data) == data.decode()
 
 
-def test_I6_a_megabyte_that_nobody_reads(remote: Remote) -> None:
+def test_I6_an_unread_megabyte(remote: Remote) -> None:
     assert remote.run("exit 0", _stdin=b"x" * 1_000_000).ok
 
 
@@ -368,7 +368,7 @@ def test_I9_stdin_and_a_sudo_password(machine: str, connect: Callable[..., Remot
         pytest.param([None], id="I4_nothing"),
     ],
 )
-def test_what_cannot_be_sent_is_one_error(remote: Remote, value: object) -> None:
+def test_an_unsupported_stdin_is_a_one_line_error(remote: Remote, value: object) -> None:
     with pytest.raises(OSError, match="_stdin holds what cannot be sent"):
         remote.run("cat", _stdin=value)
     assert remote.out("echo on") == "on"
@@ -386,7 +386,7 @@ def test_I5_more_kinds_of_files(one: Remote, tmp_path: Path) -> None:
     assert one.out("cat", _stdin=bytearray(b"bytes")) == "bytes"
 
 
-def test_I5_a_file_that_is_slow_to_come_stalls_nobody(one: Remote, tmp_path: Path) -> None:
+def test_I5_a_slow_file_blocks_no_other_host(one: Remote, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     writer = os.open(tmp_path / "fifo", os.O_RDWR)
     with (tmp_path / "fifo").open("rb") as source:

@@ -1,4 +1,4 @@
-"""Section D: what breaks, breaks honestly."""
+"""Section D: failures are reported honestly."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def _fresh_listing() -> None:
 
 @pytest.fixture
 def asked_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that the listing said is believed."""
+    """Nothing relies on the listing."""
     monkeypatch.setattr(inventory, "FRESH", 0.0)
 
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short patience, for what never answers."""
+    """Short timeouts, for targets that never answer."""
     monkeypatch.setattr(orbctl, "READ_TIMEOUT", 1.0)
     monkeypatch.setattr(docker, "READ_TIMEOUT", 1.0)
     monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.0)
@@ -96,7 +96,7 @@ def test_D1_the_client_crashes(
 
 
 @pytest.mark.parametrize("transport", PLACES)
-def test_D1_a_spinner_is_no_failure(
+def test_D1_a_spinner_is_not_a_failure(
     proxy: Proxy, machine: str, connect: Callable[..., Remote], transport: str
 ) -> None:
     proxy.tell("any spinner")
@@ -126,14 +126,14 @@ def test_D3_odd_listings(proxy: Proxy, machine: str, answer: str, transport: str
     proxy.tell(f"{proxy.listing} print {answer}")
     with pytest.raises(InventoryError, match=r"cannot list (OrbStack's machines|containers)"):
         list(OrbStackConnector.make_names_data(proxy.place))
-    # A pattern is a host that fails when it is connected to, and alone.
+    # A pattern becomes a host that fails on connect, and only that host.
     pattern = f"{proxy.place}*"
     assert [host for host, _, _ in OrbStackConnector.make_names_data(pattern)] == [
         f"@orbstack/{pattern}"
     ]
     with pytest.raises(ConnectError, match=r"cannot list (OrbStack's machines|containers)"):
         Remote(pattern).connect()
-    # What was named is judged when it is connected to.
+    # A named host is checked on connect.
     named = proxy.place + "web"
     assert [host for host, _, _ in OrbStackConnector.make_names_data(named)] == [
         f"@orbstack/{named}"
@@ -174,7 +174,7 @@ def test_D3_an_odd_info(
 def test_D4_stopped_before_a_command(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
-    """`orbctl run` starts it again, as it does for its own users."""
+    """`orbctl run` starts it again, as for its own users."""
     remote = connect(fresh_machine)
     remote.run("echo 1 >>~/count")
     client.stop(fresh_machine)
@@ -222,7 +222,7 @@ def test_D6_replaced_by_another_of_the_same_name(
 def test_D8_renamed_during_a_deploy(
     client: Orbctl, machines: Any, base: str, connect: Callable[..., Remote]
 ) -> None:
-    """An open session goes on; a new connection says that the name is gone."""
+    """An open session continues; a new connection reports that the name does not exist."""
     name = machines.clone(base)
     remote = connect(name)
     client.call("rename", name, f"{name}-b")
@@ -292,7 +292,7 @@ def test_D9_server_reboot(
 def test_D9_disconnecting_never_fails(
     machine: str, connect: Callable[..., Remote], guest: Guest, left: object
 ) -> None:
-    """Whatever stands in the host's data; before connecting, twice, and after a broken session."""
+    """Whatever the host's data is: before connecting, twice, and after a broken session."""
     remote = Remote(machine)
     remote.host.connector.disconnect()
     remote.connect()
@@ -353,7 +353,7 @@ def test_D10_the_client_is_killed(
 
 
 def children() -> list[int]:
-    """The processes that this one has started."""
+    """The processes that this one started."""
     found = subprocess.run(
         ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, check=False
     )
@@ -383,7 +383,7 @@ def test_D12_nothing_is_replayed_after_start(
     remote = connect(machine, orbstack_transport=transport)
     guest.sh("rm -f /tmp/count; touch /tmp/count; chmod 666 /tmp/count")
     outcomes = []
-    # From the middle of the hello to the end of what a command of this length has to say.
+    # From the middle of the handshake to the end of the output of a command of this length.
     for number, length in enumerate(range(100, 1000, 60)):
         remote.drop_session()
         before = guest.sh("cat /tmp/count").split()
@@ -394,7 +394,7 @@ def test_D12_nothing_is_replayed_after_start(
             outcomes.append("unknown")
         else:
             outcomes.append("ran")
-            # Cut before START: it was tried again, and ran once.
+            # Cut before START: it was retried, and ran once.
             assert len(guest.sh("cat /tmp/count").split()) == len(before) + 1
         proxy.tell("")
         lines = guest.sh("cat /tmp/count").split()
@@ -445,7 +445,7 @@ def test_D17_create_hangs_but_the_machine_exists(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """It is removed again: a machine that was never seen ready is not left behind."""
+    """It is removed again: a machine that never became ready is not left behind."""
     monkeypatch.setattr(orbctl, "CREATE_TIMEOUT", 3.0)
     slow = tmp_path / "slow"
     slow.write_text(
@@ -466,7 +466,7 @@ def test_D18_create_interrupted(
 ) -> None:
     name = machines.new_name()
     slow = tmp_path / "slow"
-    # Interrupted after the machine is made and before anybody was told.
+    # Interrupted after the machine is created and before this is reported.
     slow.write_text(
         f'#!/bin/sh\n[ "$1" = create ] && {{ {client.command!r} "$@"; '
         f'touch {str(tmp_path / "made")!r}; exec sleep 60; }}\nexec {client.command!r} "$@"\n'
@@ -506,7 +506,7 @@ def test_D18_a_machine_that_never_answers_is_removed(
     connect: Callable[..., Remote],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Patience is short with its shell alone: on a busy computer removing it may take a while.
+    # Only the shell has a short timeout: on a busy host, removing the machine may take a while.
     monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.0)
     proxy.tell("run hang")
     name = machines.new_name()
@@ -561,7 +561,7 @@ def test_D20_the_disk_is_full(
 def test_D21_tmp_missing(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
-    """Without a usable /tmp another directory takes what is temporary; none of it is executed."""
+    """Without a usable /tmp, temporary files go to another directory; none of them is executed."""
     import io
 
     guest = Guest(client, fresh_machine)

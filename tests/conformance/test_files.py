@@ -25,7 +25,7 @@ PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
 @pytest.fixture
 def folder(guest: Guest) -> Iterator[str]:
-    """A folder in the machine that everyone may write to."""
+    """A directory in the machine that everyone may write to."""
     path = f"/var/tmp/files-{time.monotonic_ns()}"
     guest.sh('mkdir -m 1777 "$1"', path)
     yield path
@@ -75,7 +75,7 @@ def test_F4_a_gibibyte_in_constant_memory(one: Remote, folder: str, tmp_path: Pa
 
 
 class Pipe(io.RawIOBase):
-    """Bytes that can be read once."""
+    """Bytes that can be read only once."""
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
@@ -127,11 +127,11 @@ def test_F7_relative_names_are_in_the_home(remote: Remote, guest: Guest) -> None
 def test_F8_temporary_files_are_private_and_targets_get_the_umask(
     remote: Remote, folder: str, guest: Guest, kind: str
 ) -> None:
-    """Whatever its parts are called: another user, who sees the directory, reads none of them."""
+    """Whatever the parts are called: another user sees the directory, but can read none of them."""
     secret = b"the secret " * 30_000
     guest.sh('cd "$1"; printf old >replaced; printf old >"written over"', folder)
     guest.sh('cd "$1"; chown "$2" *; chmod 600 *; ln "written over" second', folder, owner(remote))
-    # What was read from the source is on its way.
+    # The data that was read from the source is in transit.
     found = "find . -type f -size +1000c >/tmp/found; [ ! -s /tmp/found ] || break"
     look = (
         f'cd "$1"; for i in $(seq 200); do {found}; sleep 0.05; done; su nobodys -s /bin/sh -c '
@@ -209,7 +209,7 @@ def test_F9_with_passwords(
 
 
 @pytest.mark.smoke
-def test_F10_target_in_a_folder_of_roots(remote: Remote, guest: Guest) -> None:
+def test_F10_target_in_a_directory_of_root(remote: Remote, guest: Guest) -> None:
     with pytest.raises(OSError, match="cannot write /root/file"):
         remote.put(io.BytesIO(b"x"), "/root/file")
     round_trip(remote, "/root/file", b"x", _sudo=True)
@@ -297,7 +297,7 @@ def test_F15_odd_sources(remote: Remote, folder: str, guest: Guest, tmp_path: Pa
 
 
 @pytest.mark.smoke
-def test_F15_files_that_are_made_when_they_are_read(remote: Remote) -> None:
+def test_F15_files_generated_while_read(remote: Remote) -> None:
     for source in ("/proc/uptime", "/proc/meminfo", "/proc/self/status", "/proc/version"):
         arrived = io.BytesIO()
         remote.get(source, arrived)
@@ -307,10 +307,10 @@ def test_F15_files_that_are_made_when_they_are_read(remote: Remote) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 300_000])
-def test_F15_a_file_that_grows_arrives_as_it_was(
+def test_F15_a_growing_file_arrives_as_of_one_moment(
     remote: Remote, folder: str, guest: Guest, size: int
 ) -> None:
-    """What arrives is what it held at one moment, and it ends."""
+    """The copy is the content at one moment, and the download ends."""
     path = f"{folder}/log"
     remote.run(f"head -c {size} /dev/zero >{path}")
     grow = f"n=0; while [ -e {path} ]; do n=$((n+1)); echo line $n; done >>{path} 2>/dev/null"
@@ -325,10 +325,8 @@ def test_F15_a_file_that_grows_arrives_as_it_was(
         guest.sh('rm "$1"', path)
 
 
-def test_F15_a_file_that_is_rewritten_arrives_as_it_was_sent(
-    remote: Remote, folder: str, guest: Guest
-) -> None:
-    """The checksum is of what was sent: a file that changes all the time is no failure."""
+def test_F15_a_rewritten_file_arrives_as_sent(remote: Remote, folder: str, guest: Guest) -> None:
+    """The checksum covers what was sent, so a file that keeps changing is not a failure."""
     path = f"{folder}/changing"
     remote.run(f"head -c 200000 /dev/urandom >{path}")
     change = (
@@ -427,7 +425,7 @@ def test_F16_an_unreadable_file(remote: Remote, tmp_path: Path) -> None:
 
 
 def deploy(machine: str, folder: Path, text: str) -> str:
-    """Run a deploy file with the pyinfra command, and return what it says."""
+    """Run a deploy file with the pyinfra command, and return its output."""
     (folder / "deploy.py").write_text(text)
     done = subprocess.run(
         [PYINFRA, "-y", f"@orbstack/{machine}", "deploy.py"],
@@ -450,7 +448,7 @@ def test_F18_F24_operations(
     transport: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Templates, IO objects, downloads and folders with and without trailing slashes."""
+    """Templates, IO objects, downloads, and directories with and without trailing slashes."""
     monkeypatch.setenv("PYINFRA_ORBSTACK_TRANSPORT", way(transport))
     (tmp_path / "tree" / "sub dir").mkdir(parents=True)
     (tmp_path / "tree" / "one").write_text("1")
@@ -503,7 +501,7 @@ def test_F25_a_wrong_checksum(
     old = os.urandom(size)
     guest.sh('cat >"$1/file"; chmod 666 "$1/file"', folder, stdin=old)
     arrived = io.BytesIO()
-    remote.get(f"{folder}/file", arrived)  # wrong once, then right
+    remote.get(f"{folder}/file", arrived)  # corrupt once, then correct
     assert arrived.getvalue() == old
     for target in ("new", "file"):
         wrong = iter([True])
@@ -521,7 +519,7 @@ def test_F25_a_wrong_checksum(
     assert guest.leftovers() == []
 
 
-def test_F25_what_cannot_be_read_twice_is_not_sent_twice(
+def test_F25_a_stream_is_not_sent_twice(
     remote: Remote, folder: str, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer.Digest, "words", lambda self: ("0" * 64, "0", "100000"))

@@ -18,7 +18,7 @@ from .conftest import Guest, Remote
 
 BASE = f"/opt/tools-{os.getpid()}"
 USUAL = "/usr/sbin:/usr/bin:/sbin:/bin"
-#: Names of directories, and what is in front of PATH there.
+#: Directories that are put in front of PATH.
 TOOLS = ("dash", "bash", "busybox", "cksum", "lengths", "old dd", "few")
 MAKE = r"""
 rm -rf "$1" && mkdir "$1" && cd "$1" || exit
@@ -40,7 +40,7 @@ chmod 755 "old dd/dd"
 
 @pytest.fixture(scope="module")
 def tooled() -> Iterator[dict[str, Guest]]:
-    """Where the sets of tools are already; no test changes them."""
+    """Where the sets of tools are installed; no test changes them."""
     places: dict[str, Guest] = {}
     yield places
     for guest in places.values():
@@ -49,7 +49,7 @@ def tooled() -> Iterator[dict[str, Guest]]:
 
 @pytest.fixture
 def tools(guest: Guest, tooled: dict[str, Guest]) -> Callable[[str], dict[str, Any]]:
-    """Arguments for pyinfra with which `sh` and the commands are those of a set of tools."""
+    """Arguments for pyinfra that select the `sh` and the commands of a set of tools."""
     if guest.name not in tooled:
         guest.sh(MAKE, BASE)
         tooled[guest.name] = guest
@@ -63,7 +63,7 @@ def tools(guest: Guest, tooled: dict[str, Guest]) -> Callable[[str], dict[str, A
 
 @pytest.fixture
 def folder(guest: Guest) -> Iterator[str]:
-    """A directory of all kinds of targets; root's are those that have another owner."""
+    """A directory with all kinds of targets; those of another owner belong to root."""
     path = f"/var/tmp/tools-{os.getpid()}"
     guest.sh('rm -rf "$1"; mkdir -m 777 "$1"', path)
     yield path
@@ -86,9 +86,9 @@ def test_F5_with_these_tools(
     tools: Callable[[str], dict[str, Any]],
     name: str,
 ) -> None:
-    """New, replaced, written over, through links; small, large and empty; and back."""
+    """New, replaced, overwritten, through links; small, large and empty; and back."""
     user = remote.out("id -un")
-    # Without readlink a link cannot be followed, and that is said.
+    # Without readlink, a link cannot be followed, which is an error.
     targets = ["new", "replaced", "theirs", "one", "link", "dangling"]
     if name == "few":
         for target in targets[-2:]:
@@ -131,7 +131,7 @@ def test_F5_with_these_tools(
 
 
 @pytest.mark.parametrize("name", ["tee", "head"])
-def test_F5_a_tool_that_is_missing_is_the_reason(
+def test_F5_the_error_names_the_missing_tool(
     one: Remote, guest: Guest, folder: str, tools: Callable[[str], dict[str, Any]], name: str
 ) -> None:
     tools("busybox")
@@ -147,7 +147,7 @@ def test_F5_a_tool_that_is_missing_is_the_reason(
 def test_F5_F7_any_content_and_any_name(
     one: Remote, guest: Guest, folder: str, tools: Callable[[str], dict[str, Any]], name: str
 ) -> None:
-    """Content and names travel as shell text: none of it is read as such."""
+    """Content and names travel as shell text, and are never interpreted as shell."""
     letters = st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",))
     names = st.text(letters, min_size=1, max_size=60).filter(
         lambda text: text not in (".", "..") and len(text.encode()) <= 255

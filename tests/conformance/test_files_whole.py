@@ -1,4 +1,4 @@
-"""Section F: whatever is killed, full, late or at the same place at once, a file is old or new."""
+"""Section F: a file is old or new, whatever is killed, full, late or concurrent."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .test_faults import children
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 OLD, NEW = b"o" * 1000, b"N" * 200_000
-#: As a user's, and as another user's whose file is replaced by root.
+#: A file of the user, and a file of another user that root replaces.
 WRITERS: dict[str, dict[str, Any]] = {"user": {}, "root": {"_sudo": True}}
 
 
 class Slow(io.RawIOBase):
-    """A source that stops in the middle until it is told to go on."""
+    """A source that pauses midway until it is told to continue."""
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
@@ -52,7 +52,7 @@ class Slow(io.RawIOBase):
         return self._file.readinto(buffer)
 
 
-# In the machine. The first `cat` that writes to $SLOW stops in the middle of it.
+# In the machine. The first `cat` that writes to $SLOW stops midway.
 ROOMS = 'ls -d "$1"/.pyinfra-orbstack-* /tmp/.pyinfra-orbstack-* 2>/dev/null; true'
 SLOW_CAT = r"""#!/bin/sh
 case $(readlink /proc/$$/fd/1) in
@@ -63,13 +63,13 @@ exec /bin/cat "$@"
 
 
 class Place(NamedTuple):
-    """Where a test writes, and how it looks at it."""
+    """Where a test writes, and how it inspects the result."""
 
     guest: Guest
     folder: str
 
     def make(self, name: str, setting: str = "") -> str:
-        """Make an old file, and whatever else there shall be."""
+        """Create an old file, and other files that are requested."""
         path = f"{self.folder}/{name}"
         self.guest.sh(f'rm -rf "$1"; cat >"$1"; cd "$2"; {setting}', path, self.folder, stdin=OLD)
         return path
@@ -81,7 +81,7 @@ class Place(NamedTuple):
         return self.guest.sh(ROOMS, self.folder).decode().split()
 
     def writer(self) -> int:
-        """The shell that writes, once it does."""
+        """The writing shell, once it writes."""
         deadline = time.monotonic() + 30
         while not (rooms := self.rooms()):
             assert time.monotonic() < deadline
@@ -109,7 +109,7 @@ def place(guest: Guest) -> Iterator[Place]:
 
 
 def kill(place: Place, what: str) -> None:
-    """Kill what writes: the shell's child, both at once, or the client on this computer."""
+    """Kill the writer: the shell's child, both at once, or the local client."""
     writer = place.writer()
     if what == "client":
         for pid in children():
@@ -130,7 +130,7 @@ WAYS = ("child", "shell and child", "client", "interrupt", "timeout", "gevent's 
 
 
 def fail(way: str, place: Place, put: Callable[..., Any], middle: Callable[[], None]) -> str:
-    """Begin to write, make it fail in the middle, and return what is told of it."""
+    """Start a write, make it fail midway, and return the error."""
     options = {"_timeout": 4} if way == "timeout" else {}
 
     def run() -> None:
@@ -153,7 +153,7 @@ def fail(way: str, place: Place, put: Callable[..., Any], middle: Callable[[], N
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("who", WRITERS)
-def test_F13_what_dies_while_it_arrives_changes_nothing(
+def test_F13_an_upload_killed_in_transit_changes_nothing(
     remote: Remote, place: Place, who: str, way: str
 ) -> None:
     for path in (place.make("old", 'chmod 666 "$1"'), f"{place.folder}/new"):
@@ -180,10 +180,10 @@ def test_F13_what_dies_while_it_arrives_changes_nothing(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["two names", "closed directory", "relative"])
-def test_F13_what_dies_while_it_is_written_over_is_put_back(
+def test_F13_an_overwrite_that_is_killed_is_undone(
     one: Remote, shared_machine: str, client: Orbctl, way: str, kind: str, place: Place
 ) -> None:
-    """Where a file cannot be replaced, the old content is put back by whoever wrote."""
+    """If a file cannot be replaced, the writer restores the old content."""
     setting = 'ln "$1" second; chmod 666 second'
     if kind == "closed directory":
         setting = 'chmod 666 "$1"; chmod 755 .; chown root .'
@@ -229,7 +229,7 @@ def test_F13_a_machine_that_stops_in_the_middle(
     kind: str,
     client_too: bool,
 ) -> None:
-    """The old content is there, or beside it, where the next upload finds it."""
+    """The old content is in place, or next to it, where the next upload finds it."""
     guest, folder = Guest(client, fresh_machine), "/srv/stop"
     guest.sh(
         'mkdir -m 777 "$1"; mkdir -m 777 /var/tmp/slow; cat >/var/tmp/slow/cat; '
@@ -239,7 +239,7 @@ def test_F13_a_machine_that_stops_in_the_middle(
     )
     place = Place(guest, folder)
     path = place.make("old", 'chmod 666 "$1"' + ('; ln "$1" two' if kind == "two names" else ""))
-    # What is replaced stops while it arrives, what is written over in the middle of that.
+    # A replacement stops in transit, an overwrite stops midway.
     slow = f"{folder}/.pyinfra-*/new" if kind == "replaced" else path
     given: dict[str, Any] = {"_env": {"SLOW": slow, "PATH": f"/var/tmp/slow:{PATHS}"}}
     text = STOPPING.format(root=str(ROOT), machine=fresh_machine, path=path, given=given)
@@ -248,7 +248,7 @@ def test_F13_a_machine_that_stops_in_the_middle(
     )
     place.wait_for("/var/tmp/slow/middle")
     if client_too:
-        # Everything of pyinfra's at once: nobody is left who could put anything back.
+        # All of pyinfra's processes at once: none is left to restore anything.
         ours = descendants(putting.pid)
         for pid in ours:
             os.kill(pid, signal.SIGSTOP)
@@ -265,10 +265,10 @@ def test_F13_a_machine_that_stops_in_the_middle(
     if kind == "replaced":
         assert place.content(path) == OLD
     elif rooms:
-        # This much is promised: a beginning of the new content, and the old one beside it.
+        # This is promised: the beginning of the new content, and the old content next to it.
         assert place.content(path) == NEW[:5]
         assert place.content(f"{rooms[0]}/old") == OLD
-        # The next upload knows what the old content was, even when it fails itself.
+        # The next upload restores the old content, even if it fails itself.
         guest.sh("rm -r /var/tmp/slow/middle")
         with pytest.raises(TimeoutError):
             remote.put(io.BytesIO(NEW), path, _timeout=8, **given)
@@ -292,7 +292,7 @@ def test_F13_a_stopped_machine_is_not_started_to_clean_up(
 
 
 def descendants(pid: int) -> list[int]:
-    """A process of ours and all that it has started."""
+    """One of our processes and its descendants."""
     found = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, check=True)
     pairs = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
     tree = [pid]
@@ -301,8 +301,8 @@ def descendants(pid: int) -> list[int]:
     return tree
 
 
-def test_F13_what_killed_uploads_left_goes_with_a_later_one(remote: Remote, place: Place) -> None:
-    """But not what a living one writes, what another user's did, or what another target was."""
+def test_F13_a_later_upload_removes_leftovers_of_killed_ones(remote: Remote, place: Place) -> None:
+    """But not those of a running upload, of another user, or of another target."""
     guest, folder = place.guest, place.folder
     host = guest.sh("cat /proc/sys/kernel/hostname").decode().strip()
     user = remote.out("id -un")
@@ -349,15 +349,15 @@ def test_F13_what_killed_uploads_left_goes_with_a_later_one(remote: Remote, plac
         pytest.param(b"", False, b"", id="not begun"),
     ],
 )
-def test_F13_only_a_writers_own_beginning_is_put_back(
+def test_F13_only_the_writers_own_partial_write_is_undone(
     remote: Remote, place: Place, target: bytes, begun: bool, after: bytes
 ) -> None:
-    """What somebody else has written since then stays, and so does what was never begun."""
+    """Later writes of other processes stay, and so does a file whose overwrite never began."""
     path = f"{place.folder}/file"
     place.guest.sh('cat >"$1"; chmod 666 "$1"', path, stdin=target)
     host = place.guest.sh("cat /proc/sys/kernel/hostname").decode().strip()
     room = f"{place.folder}/.pyinfra-orbstack-{host}-999999-1-{'0' * 32}"
-    # Before it has begun the copy of the old content may be a part of it.
+    # Before the overwrite begins, the copy of the old content may be incomplete.
     for name, data in {"new": NEW, "old": OLD if begun else b"ol", "name": path.encode()}.items():
         place.guest.sh('mkdir -p "$1"; cat >"$1/$2"', room, name, stdin=data)
     place.guest.sh(
@@ -380,10 +380,8 @@ chown -h alice "$room" "$room/new"; chmod 777 "$room"
 """
 
 
-def test_F8_a_directory_that_somebody_has_exchanged_is_not_written_to(
-    one: Remote, place: Place
-) -> None:
-    """Whoever owns the target's directory can rename what is in it, at any moment."""
+def test_F8_a_replaced_directory_is_not_written_to(one: Remote, place: Place) -> None:
+    """The owner of the target's directory can rename its files at any moment."""
     canary = place.make("canary", 'chmod 600 "$1"')
     place.guest.sh('rm "$1/cat"; cat >"$1/mkdir"; chmod 755 "$1/mkdir"', "/var/tmp/slow",
                    stdin=EVIL_MKDIR.encode())  # fmt: skip
@@ -403,13 +401,13 @@ def test_F8_a_directory_that_somebody_has_exchanged_is_not_written_to(
 def test_F13_two_uploads_to_one_target(
     machine: str, connect: Callable[..., Remote], place: Place, kind: str, size: int, transport: str
 ) -> None:
-    """Each is told that it succeeded, and the file is one of the two."""
+    """Both succeed, and the file is one of the two."""
     path = f"{place.folder}/file"
     if kind != "new":
         place.make("file", 'chmod 666 "$1"' + ('; ln "$1" two' if kind == "written over" else ""))
     remotes = [connect(machine, orbstack_transport=way) for way in (transport, "session")]
     if kind != "new":
-        # Else it would be root's.
+        # Otherwise it would belong to root.
         remotes.append(connect(machine, orbstack_user="root"))
     contents = [letter * (size + number) for number, letter in enumerate((b"a", b"b", b"c"))]
     for _ in range(4):
@@ -461,7 +459,7 @@ def test_F13_a_lock_that_another_process_holds(one: Remote, place: Place) -> Non
 
 
 def test_T1_the_timeout_covers_the_local_source(one: Remote, place: Place) -> None:
-    """A pipe into which nobody writes; other hosts go on meanwhile."""
+    """A pipe without a writer; other hosts continue meanwhile."""
     reader, writer = os.pipe()
     turns = []
 
@@ -499,7 +497,7 @@ def test_T1_the_timeout_is_one_for_all_attempts(
 
 @pytest.fixture
 def protected(simulated: bool, root_only: None) -> Iterator[None]:
-    """The kernel's protection of directories such as /tmp, as systemd turns it on."""
+    """The kernel's protection of directories such as /tmp, as systemd enables it."""
     if not simulated:
         pytest.skip("OrbStack's kernel has it as it is")
     names = ["protected_regular", "protected_fifos", "protected_symlinks", "protected_hardlinks"]
@@ -518,7 +516,7 @@ def protected(simulated: bool, root_only: None) -> Iterator[None]:
 def test_F9_another_users_file_in_a_sticky_directory(
     remote: Remote, place: Place, protected: None
 ) -> None:
-    """Root replaces it, others write over it if they may; nobody follows a stranger's link."""
+    """Root replaces it, others overwrite it if they may; links of other users are not followed."""
     place.guest.sh('chmod 1777 "$1"', place.folder)
     path = place.make("file", 'chown alice:users "$1"; chmod 666 "$1"')
     for given in ({"_sudo": True}, {}, {"_sudo": True, "_sudo_user": "bob"}):
@@ -544,7 +542,7 @@ def test_F9_another_users_file_in_a_sticky_directory(
 def test_F9_a_temporary_directory_that_the_writer_cannot_enter(
     one: Remote, place: Place, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old content is kept where its writer may write."""
+    """The old content is kept where its writer can write."""
     private = f"{place.folder}/private"
     path = place.make("file", 'chown alice "$1"; mkdir -m 700 private; chmod 755 .')
     given: dict[str, Any] = {"_sudo": True, "_sudo_user": "alice"}
@@ -576,11 +574,11 @@ def test_F9_the_temporary_directory_is_used_where_the_targets_own_is_closed(
     assert place_of_room.rooms() == []
 
 
-# What a file is ----------------------------------------------------------------------------------
+# File attributes ---------------------------------------------------------------------------------
 
 
 def test_F9_attributes_and_flags_stay(one: Remote, place: Place) -> None:
-    """Extended attributes go along; flags that a new file would lack forbid a new file."""
+    """Extended attributes are kept; flags that a new file would lack prevent a replacement."""
     path = place.make("file", 'chmod 640 "$1"')
     setting = (
         "import os, sys, struct; p = sys.argv[1]; os.setxattr(p, 'user.note', b'kept'); "
@@ -608,7 +606,7 @@ def test_F9_attributes_and_flags_stay(one: Remote, place: Place) -> None:
         assert place.guest.sh('lsattr "$1" | cut -d" " -f1 | grep -c A', path) == b"1\n"
 
 
-def test_F9_a_directory_that_hands_its_group_on(remote: Remote, place: Place) -> None:
+def test_F9_a_setgid_directory(remote: Remote, place: Place) -> None:
     place.guest.sh('chgrp users "$1"; chmod 2777 "$1"', place.folder)
     for size in (10, 100_000):
         remote.put(io.BytesIO(b"x" * size), f"{place.folder}/new{size}")
@@ -618,7 +616,7 @@ def test_F9_a_directory_that_hands_its_group_on(remote: Remote, place: Place) ->
 
 
 def test_F9_unreadable_files(remote: Remote, place: Place) -> None:
-    """One's own is replaced without being read; another's could not be put back."""
+    """Your own file is replaced unread; another user's could not be restored."""
     mine = place.make("mine", f'chown {remote.out("id -un")}: "$1"; chmod 200 "$1"')
     theirs = place.make("theirs", 'chmod 222 "$1"; chmod 755 .')
     place.guest.sh('chmod 777 "$1"', place.folder)
@@ -638,7 +636,7 @@ def test_F9_unreadable_files(remote: Remote, place: Place) -> None:
 def mounted(
     containers: Containers, images: dict[str, str], tmp_path: Path
 ) -> Iterator[tuple[Remote, Guest, Path]]:
-    """A container with a small file system, a file of this computer, and two that are read-only."""
+    """A container with a small file system, a file of this host, and two read-only ones."""
     for name in ("bound", "fixed"):
         (tmp_path / name).write_bytes(OLD)
         (tmp_path / name).chmod(0o666)
@@ -670,11 +668,11 @@ def test_F11_D20_full_and_read_only_file_systems(mounted: tuple[Remote, Guest, P
     guest.sh("cd /full; ln file second")
     with pytest.raises(OSError, match=rf"^cannot write /full/file: {full}$"):
         remote.put(io.BytesIO(large), "/full/file")
-    # There is room for the new content, and none for keeping the old one.
+    # There is room for the new content, but none for a copy of the old content.
     with pytest.raises(OSError, match=rf"^cannot write /full/file: .*cannot be kept: {full}$"):
         remote.put(io.BytesIO(b"z" * 600_000), "/full/file")
     assert place.content("/full/file") == fits
-    # It is kept elsewhere, and the new one does not fit into its place.
+    # The old content is kept elsewhere, and the new content does not fit.
     guest.sh("cd /full; rm second; mkdir -m 755 closed; mv file closed; chmod 666 closed/file")
     user = Remote(remote.name, orbstack_user="alice").connect()
     with pytest.raises(OSError, match=rf"^cannot write .*: {full}; its old content was put back$"):
@@ -689,7 +687,7 @@ def test_F11_D20_full_and_read_only_file_systems(mounted: tuple[Remote, Guest, P
     assert guest.leftovers() == []
 
 
-def test_F11_a_mounted_file_is_written_over(mounted: tuple[Remote, Guest, Path]) -> None:
+def test_F11_a_mounted_file_is_overwritten(mounted: tuple[Remote, Guest, Path]) -> None:
     remote, guest, folder = mounted
     for data in (b"short", NEW):
         remote.put(io.BytesIO(data), "/etc/bound")

@@ -1,4 +1,4 @@
-"""Section F: files through every wrapper that pyinfra has, whatever shells are on the way."""
+"""Section F: files through all of pyinfra's wrappers, with every shell on the way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .test_privilege_environment import supports
 
 VERSION = tuple(map(int, pyinfra.__version__.split(".")[:2]))
 SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "busyboxsh", None)
-#: Users that the wrapped command becomes, each with another login shell.
+#: Users that the wrapped command runs as, each with another login shell.
 USERS = ("alice", "likedash", "likezsh", "likefish", "likeksh", "likebusybox")
 
 SUDO: dict[str, Any] = {"_sudo": True}
@@ -49,7 +49,7 @@ WRAPPERS: dict[str, tuple[str | None, dict[str, Any], str | None]] = {
 
 @pytest.fixture
 def wrapped(guest: Guest) -> Iterator[str]:
-    """A folder that everyone may write to; users with passwords; `dzdo`, which is sudo here."""
+    """A directory that everyone may write to; users with passwords; `dzdo`, which is sudo here."""
     path = "/var/tmp/wrapped"
     guest.sh(
         'rm -rf "$1"; mkdir -m 1777 "$1"; IFS= read -r password; shift; '
@@ -67,10 +67,11 @@ def wrapped(guest: Guest) -> Iterator[str]:
 def combinations(
     wrapper: str, user_argument: str | None, transport: str
 ) -> Iterator[tuple[Any, Any]]:
-    """Shells and users to become.
+    """Combinations of shells and users.
 
-    Login shells read the text once more, so there each combination counts; else each shell and each
-    user come at least once. The other transports hand on the same text, so there two shells do.
+    Login shells interpret the text once more, so all their combinations run. Otherwise, each shell
+    and each user is tested at least once. The other transports pass on the same text, so two shells
+    are enough.
     """
     users = USERS if user_argument else (None,)
     if transport != "session":
@@ -91,7 +92,7 @@ def test_F9_every_wrapper_and_shell(
     transport: str,
     wrapper: str,
 ) -> None:
-    """A new file, an old one and a download; small, and with a stdin of its own."""
+    """A new file, an old one and a download; small, and with its own stdin."""
     login, arguments, user_argument = WRAPPERS[wrapper]
     for argument in (*arguments, *filter(None, [user_argument])):
         if not supports(argument):
@@ -107,8 +108,8 @@ def test_F9_every_wrapper_and_shell(
         base = f"it's {len(written)} $HOME"
         name = f"{wrapped}/{base}"
         if shell is not None:
-            # Without a shell pyinfra puts these before sudo itself. A newline in its own text is
-            # lost in `sudo -i`, and older versions expand what is in the values.
+            # Without a shell, pyinfra puts these before sudo. A newline in its own text is
+            # lost in `sudo -i`, and older versions expand the values.
             plain = wrapper.endswith("login") or VERSION < (3, 8)
             value = "it is x" if plain else "it's\n$x `id`"
             given.update(_chdir=wrapped, _env={"KEY": value})
@@ -137,17 +138,17 @@ def test_F9_every_wrapper_and_shell(
 
 
 def sorted_by_number(listing: bytes) -> list[tuple[str, ...]]:
-    """What `stat` says of the files, in the order in which they were written."""
+    """The output of `stat` for the files, in the order in which they were written."""
     lines = [line.rpartition("/") for line in listing.decode().splitlines()]
     lines.sort(key=lambda line: int(line[0].split()[1]))
     return [tuple(line[2].split()) for line in lines]
 
 
 @pytest.mark.parametrize("user", ["likezsh", "likefish", "likebusybox"])
-def test_F9_what_a_login_shell_prints_is_no_content(
+def test_F9_login_shell_output_is_not_content(
     machine: str, connect: Callable[..., Remote], guest: Guest, user: str, transport: str
 ) -> None:
-    """Profiles that greet, and say goodbye."""
+    """Profiles that print a greeting and a farewell."""
     profile = {
         "likezsh": ".zprofile .zlogout",
         "likefish": ".config/fish/config.fish",
@@ -172,10 +173,10 @@ def test_F9_what_a_login_shell_prints_is_no_content(
         guest.sh('cd "$1"; shift; rm -f greeted "$@"', home, *profile.split())
 
 
-def test_F16_what_a_wrapper_refuses_is_the_reason(
+def test_F16_the_error_quotes_the_wrapper(
     machine: str, connect: Callable[..., Remote], transport: str
 ) -> None:
-    """One line, with what sudo or su said, and without the prompt of either."""
+    """One line with the message of sudo or su, without their prompt."""
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("alice", {"_sudo": True}, "sudo: a password is required"),
         ("bob", {"_sudo": True, "_sudo_password": "wrong"}, "sudo: .*password"),
@@ -197,6 +198,6 @@ def test_F16_what_a_wrapper_refuses_is_the_reason(
             assert "\n" not in str(told.value)
             assert "assword: " not in str(told.value)
 
-    # Both sudo and su take their time to refuse a password.
+    # Both sudo and su are slow to reject a password.
     possible = [case for case in cases if all(map(supports, case[1]))]
     gevent.joinall([gevent.spawn(refused, *case) for case in possible], raise_error=True)

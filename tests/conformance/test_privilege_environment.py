@@ -51,7 +51,7 @@ def test_P3_sudo_with_the_right_password(bob: Remote) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A terminal on which somebody types the password; the prompts that were shown."""
+    """A terminal on which the password is typed; the prompts that were shown."""
     prompts: list[str] = []
     monkeypatch.setattr(sudo, "_typed", [])
     monkeypatch.setattr(
@@ -65,8 +65,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.smoke
-def test_P3_the_password_is_asked_for_once(bob: Remote, asked: list[str]) -> None:
-    """When sudo wants one; then both the failed command and later ones work."""
+def test_P3_there_is_one_password_prompt(bob: Remote, asked: list[str]) -> None:
+    """If sudo requires one; then both the failed command and later ones work."""
     assert bob.out("id -un", _sudo=True) == "root"
     assert bob.out("id -un", _sudo=True) == "root"
     assert len(asked) == 1
@@ -75,7 +75,7 @@ def test_P3_the_password_is_asked_for_once(bob: Remote, asked: list[str]) -> Non
 @pytest.mark.parametrize(
     "stdin", [["a", "b"], b"x" * 100_000, "generator"], ids=["few", "many", "once"]
 )
-def test_P3_stdin_arrives_whole_after_the_password(
+def test_P3_stdin_arrives_complete_after_the_password(
     bob: Remote, asked: list[str], stdin: Any
 ) -> None:
     size = 4 if isinstance(stdin, list) else 100_000
@@ -88,7 +88,7 @@ def test_P3_stdin_arrives_whole_after_the_password(
 @pytest.mark.parametrize("how", [{}, {"_get_pty": True}], ids=["pipes", "terminal"])
 @pytest.mark.parametrize("line", sudo.REQUIRED)
 @pytest.mark.parametrize("privilege", [{}, {"_sudo": True}], ids=["plain", "sudo"])
-def test_P3_a_command_that_says_what_sudo_says_runs_once(
+def test_P3_a_command_that_prints_sudos_messages_runs_once(
     machine: str,
     transport: str,
     connect: Callable[..., Remote],
@@ -108,10 +108,10 @@ def test_P3_a_command_that_says_what_sudo_says_runs_once(
 
 
 @pytest.mark.smoke
-def test_P3_without_a_terminal_nobody_is_asked(
+def test_P3_without_a_terminal_there_is_no_prompt(
     machine: str, transport: str, tmp_path: Path, guest: Guest
 ) -> None:
-    """The other host goes on, and one line says what to do."""
+    """The other host continues, and a one-line error says what to do."""
     (tmp_path / "inventory.py").write_text(
         f"a = [('@orbstack/{machine}', {{'orbstack_user': 'bob'}}), '@local']\n"
     )
@@ -139,7 +139,7 @@ def test_P3_without_a_terminal_nobody_is_asked(
 def test_P3_one_password_for_all_hosts(
     machine: str, fresh_machine: str, transport: str, tmp_path: Path
 ) -> None:
-    """It is typed on a real terminal, once; both hosts ask at the same time."""
+    """It is typed once on a real terminal; both hosts need it at the same time."""
     if transport != "session":
         pytest.skip("asking knows nothing of transports")
     (tmp_path / "inventory.py").write_text(
@@ -173,7 +173,7 @@ def test_P4_a_wrong_password(bob: Remote, guest: Guest) -> None:
     ran = bob.run("touch /tmp/ran", _sudo=True, _sudo_password="wrong")
     assert not ran.ok
     assert any("incorrect password" in line for line in ran.err)
-    # sudo itself asks `passwd_tries` times; another run of ours would double that.
+    # sudo itself prompts `passwd_tries` times; another run would double that.
     assert sum("try again" in line.lower() for line in ran.err) <= 2
     guest.sh("test ! -e /tmp/ran")
 
@@ -191,7 +191,7 @@ def test_P6_sudo_missing(one: Remote) -> None:
 
 
 def test_P7_the_wording_of_sudo_rs(bob: Remote, guest: Guest, asked: list[str]) -> None:
-    """It stands before sudo here, and passes on what comes with a password."""
+    """Here it wraps sudo, and passes on its stdin."""
     path = "/usr/local/bin/sudo"
     guest.sh(
         'cat >"$1" && chmod 755 "$1"',
@@ -304,7 +304,7 @@ def test_E2_our_environment_does_not_leak(
 def test_E3_orbenv_is_not_set(
     machine: str, connect: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user's own ORBENV still works, since OrbStack's client reads it."""
+    """The user's own ORBENV still works, because OrbStack's client reads it."""
     assert "ORBENV" not in Orbctl.environment()
     monkeypatch.setenv("ORBENV", "PYINFRA_TEST_WANTED")
     monkeypatch.setenv("PYINFRA_TEST_WANTED", "yes")
@@ -342,7 +342,7 @@ def test_E8_shell_executable(remote: Remote, shell: str | None) -> None:
 
 @pytest.mark.parametrize("shell", ["fish", "zsh", "nologin", "ksh", "dash", "busybox"])
 def test_E9_E13_login_shells(machine: str, connect: Callable[..., Remote], shell: str) -> None:
-    """The matrix of guest shells: whatever a user's login shell is, commands are sh's."""
+    """All login shells: whatever a user's login shell is, commands run in sh."""
     user = f"like{shell}"
     remote = connect(machine, orbstack_user=user)
     assert remote.out("for i in 1 2; do printf '%s ' \"$i\" 'a  b'; done") == "1 a  b 2 a  b "
@@ -381,7 +381,7 @@ def test_E13_shells_of_a_command(remote: Remote, shell: str) -> None:
 
 
 def on_a_terminal(command: list[str]) -> bytes:
-    """Run a command with a terminal of this computer as all its streams."""
+    """Run a command with a local terminal as all its streams."""
     master, slave = pty.openpty()
     running = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
@@ -428,11 +428,11 @@ WHOSE = {
 }
 
 
-# With a terminal every transport takes the same way.
+# With a terminal, all transports are the same.
 @pytest.mark.parametrize("transport", PLACES)
 @pytest.mark.parametrize("own_terminal", [True, False])
 @pytest.mark.parametrize("whose", WHOSE)
-def test_Y2_what_is_typed_arrives_and_ends(
+def test_Y2_typed_input_arrives_and_ends(
     machine: str,
     transport: str,
     connect: Callable[..., Remote],
@@ -440,7 +440,7 @@ def test_Y2_what_is_typed_arrives_and_ends(
     whose: str,
     own_terminal: bool,
 ) -> None:
-    """Nothing shows that the command did not print, with a terminal of sudo's own and without."""
+    """Only the command's own output appears, with sudo's own terminal and without."""
     user, privilege = WHOSE[whose]
     path = "/etc/sudoers.d/zz-terminal"
     guest.sh(f'echo "Defaults {"" if own_terminal else "!"}use_pty" >"$1"; chmod 440 "$1"', path)
@@ -457,7 +457,7 @@ def test_Y2_what_is_typed_arrives_and_ends(
             ran = remote.run("sleep 1; cat; echo; cat; echo end", _stdin="one", **how)
             assert "".join(ran.out).split() == ["one", "end"]
 
-        # Each has a terminal of its own, and much of the time is waiting.
+        # Each has its own terminal, and mostly waits.
         running = [gevent.spawn(reads_again), gevent.spawn(shows, None, "")]
         running.append(gevent.spawn(shows, "typed", "t y p e d \\n"))
         running.append(gevent.spawn(shows, b"no end", "n o e n d"))
@@ -473,7 +473,7 @@ def test_Y2_sudo_within_a_command(remote: Remote) -> None:
         assert [line.strip() for line in ran.out] == ["typed$"]
 
 
-# As the `cat` of Ubuntu 26.04 does, with the number of the call on this kernel.
+# Like the `cat` of Ubuntu 26.04, with this kernel's number of the system call.
 SPLICE = """case $(uname -m) in x86_64) n=275 ;; *) n=76 ;; esac
 perl -e 'pipe(R, W);
 while (($n = syscall($ARGV[0] + 0, 0, 0, fileno(W), 0, 65536, 0)) > 0) {
@@ -481,7 +481,7 @@ sysread(R, $b, $n); syswrite(STDOUT, $b) }' $n"""
 
 
 @pytest.mark.parametrize("transport", PLACES)
-def test_Y2_what_is_typed_is_spliced(remote: Remote) -> None:
+def test_Y2_typed_input_is_spliced(remote: Remote) -> None:
     ran = remote.run(f"sleep 1; {SPLICE}", _stdin="typed", _get_pty=True, _timeout=25)
     assert [line.strip() for line in ran.out][-1] == "typed"
 
@@ -494,7 +494,7 @@ def test_Y2_odd_texts(remote: Remote) -> None:
 
 
 def test_Y2_without_stty(bare: str, connect: Callable[..., Remote], containers: Containers) -> None:
-    """The terminal then shows what is typed to the command, but nothing that is ours."""
+    """The terminal shows the input typed to the command, but none of ours."""
     containers.call("exec", bare, "rm", "/bin/stty")
     remote = connect(f"docker/{bare}")
     ran = remote.run("echo on; : s3cr3t", _get_pty=True)
@@ -509,7 +509,7 @@ def test_Y2_an_interrupt_that_is_typed(remote: Remote) -> None:
         yield b"\x03"
 
     for text, status in (("sleep 60", 130), ("trap 'exit 7' INT; sleep 60", 7)):
-        # Without a shell of pyinfra's around it, which it would interrupt, too.
+        # Without pyinfra's shell around it, which would be interrupted too.
         how = {"_get_pty": True, "_timeout": 20, "_shell_executable": None}
         remote.exits(text, status, _stdin=later(), **how)
 
@@ -524,7 +524,7 @@ def test_Y2_the_control_shell_is_killed(remote: Remote) -> None:
 
 
 def test_Y2_the_text_is_in_no_argv(remote: Remote, guest: Guest) -> None:
-    """With a terminal the text goes through a private file, which is gone afterwards."""
+    """With a terminal, the text goes through a private file, which is removed afterwards."""
     remote.out("true secret-in-a-pty", _get_pty=True)
     assert guest.leftovers() == []
 

@@ -1,4 +1,4 @@
-"""Sections Q, U and O: what goes in and comes out is exactly that."""
+"""Sections Q, U and O: input and output are exact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .conftest import Guest, Remote
 
 
 def echo(remote: Remote, *words: str) -> str:
-    """What `printf` makes of words that were quoted once."""
+    """The output of `printf` for arguments that were quoted once."""
     return remote.out("printf '<%s>' " + " ".join(map(shlex.quote, words)))
 
 
@@ -141,7 +141,7 @@ def test_O2_no_newline_at_the_end(remote: Remote) -> None:
     assert remote.run("printf a; printf b >&2") == (True, ["a"], ["b"])
 
 
-def test_O3_newlines_alone(remote: Remote) -> None:
+def test_O3_only_newlines(remote: Remote) -> None:
     assert remote.run(r"printf '\n\n'; printf '\n' >&2") == (True, ["", ""], [""])
 
 
@@ -152,7 +152,7 @@ def test_O4_three_mebibytes(remote: Remote) -> None:
 
 
 def test_O5_much_output_in_bounded_memory(one: Remote) -> None:
-    """What is downloaded is never held: 100 MiB go by in less than 40 MiB more."""
+    """Downloads are not buffered: 100 MiB need less than 40 MiB of extra memory."""
     gc.collect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     one.run("head -c 104857600 /dev/zero >/tmp/much")
@@ -178,7 +178,7 @@ def test_O10_stdout_closed_by_the_command(remote: Remote) -> None:
     assert remote.run("echo a; exec >&-; sleep 0.1; echo b >&2") == (True, ["a"], ["b"])
 
 
-def test_O12_lines_are_shown_as_they_come(machine: str) -> None:
+def test_O12_lines_are_shown_immediately(machine: str) -> None:
     text = "echo first; sleep 2; echo second; echo err >&2"
     seen = {}
     with pyinfra(machine, text, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
@@ -196,8 +196,8 @@ def pyinfra(machine: str, text: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([command, "-y", f"@orbstack/{machine}", "exec", "--", text], **options)
 
 
-def test_O14_a_consumer_that_goes_away(machine: str) -> None:
-    """pyinfra piped into a program that ends early ends too, without hanging."""
+def test_O14_a_consumer_that_exits(machine: str) -> None:
+    """If pyinfra's output goes to a process that exits early, pyinfra exits too."""
     out = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with pyinfra(machine, "seq 1 100000", **out) as running:
         assert running.stderr is not None

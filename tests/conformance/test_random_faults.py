@@ -1,4 +1,4 @@
-"""D23: random faults, many of them; `make faults` takes more, and FAULT_SEED repeats a run."""
+"""D23: many random faults; `make faults` runs more, and FAULT_SEED repeats a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 STEPS = int(os.environ.get("FAULT_STEPS", "400"))
 
-# Kills one of the processes between a command and us: the control shell, or what it has started.
+# Kills one of the processes between a command and us: the control shell, or one of its children.
 KILL = (
     shell.text("processes")
     + """
@@ -47,7 +47,7 @@ def dice() -> random.Random:
 
 @pytest.fixture
 def shells(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    """Tells the control shell that was opened last."""
+    """Finds the control shell that was opened last."""
     opened: list[Ending] = []
 
     class Noted(Ending):
@@ -61,7 +61,7 @@ def shells(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
 
 @pytest.fixture
 def ways(machine: str, transport: str) -> Iterator[list[Callable[..., Any]]]:
-    """The ways to run a command: in a session, alone, on a terminal."""
+    """The ways to run a command: in a session, in its own shell, on a terminal."""
     one, other = (Remote(machine, orbstack_transport=way) for way in ("session", "spawn"))
     for remote in (one, other):
         remote.connect()
@@ -87,12 +87,12 @@ def test_D23_seeded_faults(
     """Streams are cut and clients killed at random; every success is real, nothing runs twice."""
     steps, faults = STEPS, 0.1
     if in_container(request):
-        # The same protocol behind a client that takes longer to come up.
+        # The same protocol behind a client that starts more slowly.
         steps, faults = max(100, steps // 20), 0.3
     plan: list[tuple[str, int]] = []
 
     class Faulty(session.Child):
-        """A client that dies, or whose stream is cut, after so many bytes."""
+        """A client that is killed, or whose stream is cut, after this many bytes."""
 
         def __init__(self, argv: Any, **options: Any) -> None:
             self.fault, self.left = plan.pop() if plan else ("", 0)
@@ -166,7 +166,7 @@ def test_D23_helpers_that_are_killed(
     request: pytest.FixtureRequest,
     transport: str,
 ) -> None:
-    """Whoever is killed between a command and us: a success has run, once, and is whole."""
+    """Whichever process is killed: a success means one run, with all its output."""
     guest.sh("rm -f /tmp/steps; touch /tmp/steps; chmod 666 /tmp/steps")
     succeeded: set[int] = set()
     for step in steps_here(request):
@@ -177,7 +177,7 @@ def test_D23_helpers_that_are_killed(
                 guest.sh(KILL, *words)
 
         killer = gevent.spawn_later(dice.uniform(0, 0.3), kill)
-        # What the command itself starts is killed, too, and then it fails.
+        # The command's own children are killed, too, and then it fails.
         text = (
             f"set -e; echo {step} >>/tmp/steps; seq 5000; sleep 0.{dice.randrange(3)}; echo {step}"
         )
@@ -202,8 +202,8 @@ def test_D23_second_interrupts(
     transport: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ctrl-C, and again within 60 ms: no command goes on."""
-    # What pytest would do comes next in the chain.
+    """Ctrl-C, and again within 60 ms: no command keeps running."""
+    # pytest's handler is next in the chain.
     monkeypatch.setattr(interrupts, "_previous", lambda number, frame: None)
     for step in steps_here(request):
         job = gevent.spawn(dice.choice(ways), f"sleep 98{step:04d}")

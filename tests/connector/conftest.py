@@ -32,7 +32,7 @@ def pair(machines, client: Orbctl) -> tuple[str, str]:  # type: ignore[no-untype
 
 @pytest.fixture
 def pyinfra(tmp_path: Path, client: Orbctl) -> Run:
-    """Run the pyinfra command in a temporary folder."""
+    """Run the pyinfra command in a temporary directory."""
 
     def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""What seldom happens between the connector and a machine, each once."""
+"""Rare events between the connector and a machine, once each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def remote(machine: str, request: pytest.FixtureRequest) -> Iterator[Remote]:
 
 
 class Lines:
-    """What pyinfra takes for a file, since it has this."""
+    """An object that pyinfra treats as a file, because it has this method."""
 
     def readlines(self) -> list[str]:
         return ["one\n", "two"]
@@ -72,7 +72,7 @@ def test_closed_files(remote: Remote) -> None:
             use()
 
 
-def test_a_timeout_may_be_text(remote: Remote) -> None:
+def test_a_timeout_may_be_a_string(remote: Remote) -> None:
     assert remote.out("echo hi", _timeout="5") == "hi"
     for bad in ("soon", [1], float("nan")):
         with pytest.raises(OSError, match="_timeout is a number of seconds, not"):
@@ -81,7 +81,7 @@ def test_a_timeout_may_be_text(remote: Remote) -> None:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the pyinfra command would show."""
+    """The output of the pyinfra command."""
     lines: list[str] = []
     monkeypatch.setattr(connector, "echo", lambda line, **_: lines.append(line))
     return lines
@@ -91,7 +91,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_output_before_a_timeout_is_shown(
     remote: Remote, shown: list[str], pty: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also what was no whole line yet, and what the end mark could begin with."""
+    """Including an incomplete line, and bytes that could start the end marker."""
     marks = (f"f{number:031x}" for number in itertools.count())
     monkeypatch.setattr(protocol, "secrets", SimpleNamespace(token_hex=lambda length: next(marks)))
     with pytest.raises(TimeoutError, match=r"did not end within 1\.5 s"):
@@ -110,7 +110,7 @@ def test_commands_are_shown(remote: Remote, shown: list[str]) -> None:
 def test_shell_that_does_not_open_at_first(
     remote: Remote, client: Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No command has begun: it is tried once more, and not again."""
+    """No command has started, so it is retried, but only once."""
     proxy = Proxy(tmp_path, [client.command])
     monkeypatch.setattr(remote.host.connector.runner.target.client, "command", str(proxy.path))
     remote.drop_session()
@@ -125,7 +125,7 @@ def test_shell_that_does_not_open_at_first(
 def test_shell_that_never_opens(
     machine: str, client: Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine that was made for the connection is removed again."""
+    """A machine that connecting created is removed again."""
     proxy = Proxy(tmp_path, [client.command])
     monkeypatch.setenv("PYINFRA_ORBSTACK_ORBCTL", str(proxy.path))
     proxy.tell("run exit 1 no shell today")
@@ -139,7 +139,7 @@ def test_shell_that_never_opens(
 
 @pytest.mark.parametrize("kind", ["bytes", "pipe"])
 def test_upload_that_arrives_damaged(remote: Remote, kind: str) -> None:
-    """It is sent twice, where it can be read twice, and nothing is written."""
+    """It is sent twice if it can be read twice, and nothing is written."""
     lie = "#!/bin/sh\ncat >/dev/null\necho 0000 -\n"
     remote.put(io.StringIO(lie), "/usr/local/bin/sha256sum", _sudo=True)
     remote.run("chmod 755 /usr/local/bin/sha256sum; rm -f /tmp/damaged", _sudo=True)
@@ -157,7 +157,7 @@ def test_upload_that_arrives_damaged(remote: Remote, kind: str) -> None:
 
 
 def test_upload_with_nowhere_to_go(remote: Remote) -> None:
-    """No directory takes a new file: neither the target's own nor one for temporary files."""
+    """No directory accepts a new file: neither the target's nor one for temporary files."""
     home = remote.out("echo $HOME")
     remote.run("touch /srv/x; chmod 666 /srv/x", _sudo=True)
     remote.run(f"chmod 500 {home}; chmod 755 /tmp /var/tmp /dev/shm", _sudo=True)
@@ -170,8 +170,8 @@ def test_upload_with_nowhere_to_go(remote: Remote) -> None:
     assert remote.out("cat /srv/x") == "x"
 
 
-def test_upload_that_is_given_up_while_it_is_written(remote: Remote) -> None:
-    """Its source stands still."""
+def test_upload_aborted_during_the_write(remote: Remote) -> None:
+    """The source blocks."""
 
     class Still(io.RawIOBase):
         def readinto(self, buffer: Any) -> int:
@@ -186,7 +186,7 @@ def test_upload_that_is_given_up_while_it_is_written(remote: Remote) -> None:
 
 
 @pytest.mark.skipif("_su_password" not in all_argument_meta, reason="pyinfra before 3.7")
-def test_upload_for_a_user_that_is_not_there(remote: Remote) -> None:
+def test_upload_for_a_missing_user(remote: Remote) -> None:
     with pytest.raises(OSError, match="nobody2"):
         remote.put(io.BytesIO(b"x"), "/tmp/x", _su_user="nobody2", _su_password="secret")
     # pyinfra's own file for the password stays until it disconnects.

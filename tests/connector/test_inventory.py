@@ -26,19 +26,19 @@ def hosts(name: str | None = None) -> dict[str, tuple[dict[str, Any], list[str]]
 
 
 @pytest.mark.smoke
-def test_the_bare_name_is_every_running_machine(pair: tuple[str, str]) -> None:
+def test_the_bare_name_selects_every_running_machine(pair: tuple[str, str]) -> None:
     found = hosts()
     assert f"@orbstack/{pair[0]}" in found
     assert f"@orbstack/{pair[1]}" not in found
 
 
 @pytest.mark.smoke
-def test_a_star_is_every_machine(pair: tuple[str, str]) -> None:
+def test_a_star_selects_every_machine(pair: tuple[str, str]) -> None:
     assert {f"@orbstack/{name}" for name in pair} <= set(hosts("*"))
 
 
 @pytest.mark.smoke
-def test_a_pattern_is_what_matches(pair: tuple[str, str]) -> None:
+def test_a_pattern_selects_matching_machines(pair: tuple[str, str]) -> None:
     assert list(hosts(f"*{pair[1][-9:]}")) == [f"@orbstack/{pair[1]}"]
     assert list(hosts(pair[1][:-1] + "?"))
 
@@ -78,10 +78,10 @@ for other in inventory:
 
 
 @pytest.mark.long
-def test_where_a_machine_is_reached(
+def test_how_a_machine_is_reached(
     pair: tuple[str, str], machines: Any, client: Orbctl, pyinfra: Run, tmp_path: Path
 ) -> None:
-    """Also one that connecting has made or started, and one that is left out of the run."""
+    """Including machines that connecting created or started, or that the run excludes."""
     made, started, left = machines.new_name(), machines.create(), machines.create()
     client.stop(started)
     off = machines.create()
@@ -108,7 +108,7 @@ def test_where_a_machine_is_reached(
 
 
 @pytest.mark.long
-def test_nobody_asks_for_addresses_that_nobody_wants(
+def test_addresses_are_not_queried_unless_used(
     pair: tuple[str, str], simulated: bool, pyinfra: Run, tmp_path: Path
 ) -> None:
     if not simulated:
@@ -120,12 +120,12 @@ def test_nobody_asks_for_addresses_that_nobody_wants(
     )
     done = pyinfra(f"@orbstack/{pair[0]}", "deploy.py", ORBCTL_SIMULATOR_LOG=str(log))
     assert done.returncode == 0, done.stderr
-    # A call is written down when it ends.
+    # A call is logged when it exits.
     assert sorted(called(log)) == ["info", "list", "run"]
 
 
 @pytest.mark.long
-def test_what_cannot_be_asked_is_one_line(
+def test_a_failed_query_is_a_one_line_error(
     pair: tuple[str, str], pyinfra: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "deploy.py").write_text(
@@ -155,7 +155,7 @@ def called(log: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_a_machine_that_was_just_listed_is_not_asked_for_again(
+def test_a_machine_just_listed_is_not_queried_again(
     pair: tuple[str, str], pyinfra: Run, simulated: bool, tmp_path: Path
 ) -> None:
     if not simulated:
@@ -165,13 +165,13 @@ def test_a_machine_that_was_just_listed_is_not_asked_for_again(
     assert pyinfra(*names, ORBCTL_SIMULATOR_LOG=str(log)).returncode == 0
     assert called(log) == ["list", "run"]
     log.unlink()
-    # What may not be started has to be known to run.
+    # A machine that may not be started must be known to run.
     forbidden = ["--data", "orbstack_start=False"]
     assert pyinfra(*forbidden, *names, ORBCTL_SIMULATOR_LOG=str(log)).returncode == 0
     assert called(log) == ["list", "info", "run"]
 
 
-def test_what_happened_since_the_listing(machines: Any, client: Orbctl) -> None:
+def test_changes_since_the_listing(machines: Any, client: Orbctl) -> None:
     name = machines.create()
 
     def listed(**data: Any) -> Host:
@@ -195,7 +195,9 @@ def test_what_happened_since_the_listing(machines: Any, client: Orbctl) -> None:
 
 
 @pytest.mark.smoke
-def test_an_unknown_machine_names_those_there_are(pair: tuple[str, str], pyinfra: Run) -> None:
+def test_an_unknown_machine_error_lists_the_existing_ones(
+    pair: tuple[str, str], pyinfra: Run
+) -> None:
     done = pyinfra("@orbstack/no-such-machine", "exec", "--", "id")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "no-such-machine]" in line]
@@ -212,7 +214,7 @@ def test_a_pattern_without_a_match(pair: tuple[str, str], pyinfra: Run) -> None:
     assert "no OrbStack machine matches 'zz-*'" in done.stderr
 
 
-def test_a_name_that_begins_with_a_dash(pyinfra: Run, tmp_path: Path) -> None:
+def test_a_name_starting_with_a_dash(pyinfra: Run, tmp_path: Path) -> None:
     log = tmp_path / "log"
     done = pyinfra("@orbstack/-x", "exec", "--", "id", ORBCTL_SIMULATOR_LOG=str(log))
     assert done.returncode == 1
@@ -249,7 +251,7 @@ def test_limit_takes_patterns(pair: tuple[str, str], pyinfra: Run, tmp_path: Pat
 
 @pytest.mark.long
 @pytest.mark.smoke
-def test_a_machine_declared_in_the_inventory_is_made(
+def test_a_machine_declared_in_the_inventory_is_created(
     machines: Any, client: Orbctl, pyinfra: Run, tmp_path: Path
 ) -> None:
     name = machines.new_name()
@@ -319,7 +321,7 @@ def test_the_users_data_wins(pair: tuple[str, str], pyinfra: Run, tmp_path: Path
     assert f"[@orbstack/{pair[0]}] /usr/lib" in done.stderr
 
 
-def test_a_missing_workdir_is_one_line(pair: tuple[str, str], pyinfra: Run) -> None:
+def test_a_missing_workdir_is_a_one_line_error(pair: tuple[str, str], pyinfra: Run) -> None:
     done = pyinfra(
         f"@orbstack/{pair[0]}",
         "--data",
@@ -333,7 +335,9 @@ def test_a_missing_workdir_is_one_line(pair: tuple[str, str], pyinfra: Run) -> N
 
 
 @pytest.mark.parametrize("how", ["data", "environment"])
-def test_an_unknown_transport_is_one_line(pair: tuple[str, str], pyinfra: Run, how: str) -> None:
+def test_an_unknown_transport_is_a_one_line_error(
+    pair: tuple[str, str], pyinfra: Run, how: str
+) -> None:
     words = ["--data", "orbstack_transport=telepathy"] if how == "data" else []
     env = {} if how == "data" else {"PYINFRA_ORBSTACK_TRANSPORT": "telepathy"}
     done = pyinfra(f"@orbstack/{pair[0]}", *words, "exec", "--", "pwd", **env)
@@ -346,7 +350,7 @@ def test_an_unknown_transport_is_one_line(pair: tuple[str, str], pyinfra: Run, h
     "data",
     ["'orbstack_cpus': []", "'orbstack_mounts': 'text'", "'orbstack_create': 'no'"],
 )
-def test_data_of_the_wrong_type_is_one_line(
+def test_data_of_the_wrong_type_is_a_one_line_error(
     pair: tuple[str, str], pyinfra: Run, tmp_path: Path, data: str
 ) -> None:
     (tmp_path / "inventory.py").write_text(f"web = [('@orbstack/{pair[0]}', {{{data}}})]\n")
@@ -390,7 +394,7 @@ def test_orbctl_is_found_in_this_order(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.smoke
 def test_the_entry_point_and_the_package_import_little() -> None:
-    """pyinfra 3.2 loads connectors while its API is half imported; every run pays for ours."""
+    """pyinfra 3.2 loads connectors while its API is partly imported, in every run."""
     import subprocess
 
     code = (
@@ -401,7 +405,7 @@ def test_the_entry_point_and_the_package_import_little() -> None:
         "import pyinfra_orbstack; print(bad, pyinfra_orbstack.__version__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # pyinfra's own API imports facts; nothing of ours may add to them.
+    # pyinfra's own API imports facts; our package must not import more.
     assert "pyinfra_orbstack." not in done.stdout.split("]")[0]
     assert "pyinfra_cli" not in done.stdout
     assert done.stdout.split()[-1].count(".") == 2

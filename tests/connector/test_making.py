@@ -1,4 +1,4 @@
-"""Machines that connecting makes: written down, removed or named, whatever comes between."""
+"""Machines that connecting creates: recorded, removed or reported, whatever interrupts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyinfra_orbstack.orbctl import COMMAND_VARIABLE, RECORD_VARIABLE, Machine, 
 
 from .conftest import PYINFRA, Run
 
-#: What a wrapped `orbctl` does at each call: $real is OrbStack's, $here the test's folder.
+#: The script of a wrapped `orbctl`: $real is OrbStack's, $here the test's directory.
 Wrap = Callable[[str], None]
 
 
@@ -41,7 +41,7 @@ def project(
     record: Record,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[None]:
-    """An inventory of one machine; whatever is left of it goes at the end."""
+    """An inventory of one machine, which is deleted at the end."""
     (tmp_path / "inventory.py").write_text(
         f"web = [('@orbstack/{name}', {{'orbstack_image': 'ubuntu'}})]\n"
     )
@@ -49,7 +49,7 @@ def project(
     yield
     hanging = tmp_path / "hanging"
     for pid in hanging.read_text().split() if hanging.exists() else ():
-        # Nobody is left to wait for some of them.
+        # Some of them have no parent that waits for them.
         with contextlib.suppress(OSError):
             if b"sleep\x00600" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(int(pid), signal.SIGKILL)
@@ -84,7 +84,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 class Running:
-    """A run of pyinfra in a process group of its own."""
+    """A run of pyinfra in its own process group."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
@@ -119,15 +119,15 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Running]]:
 HANGS_WHEN_MADE = '[ "$1" = create ] && { "$real" "$@"; : >$here/made; hang; }'
 
 
-# Only what is proven ours goes
+# Only machines that are proven ours are deleted
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("said", ["[-32098] create 'x': setup: machine crashed", ""])
-def test_a_machine_that_another_made_meanwhile_stays(
+def test_a_machine_that_another_process_created_stays(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record, said: str
 ) -> None:
-    """It is young, it bears the name, and our `create` has failed: that proves nothing."""
+    """It is new, it has the name, and our `create` failed: that proves nothing."""
     wrap(f'[ "$1" = create ] && {{ "$real" "$@"; echo "{said}" >&2; exit 1; }}')
     done = pyinfra("inventory.py", "exec", "--", "true")
     assert done.returncode == 1
@@ -135,7 +135,7 @@ def test_a_machine_that_another_made_meanwhile_stays(
     assert record.machines() == {}
     assert f"this deletes it: orbctl delete --force {name}" in done.stderr
     assert "Traceback" not in done.stderr
-    # It is remembered that it may be ours, and nothing is done about that without asking.
+    # The record notes that it may be ours; nothing is done without confirmation.
     (intent,) = record.intents()
     assert intent.name == name
     again = pyinfra("inventory.py", "exec", "--", "hostname")
@@ -144,7 +144,7 @@ def test_a_machine_that_another_made_meanwhile_stays(
 
 
 @pytest.mark.long
-def test_one_who_was_faster_is_waited_for_and_used(
+def test_a_faster_creators_machine_is_waited_for_and_used(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record
 ) -> None:
     wrap('[ "$1" = create ] && "$real" "$@"')
@@ -155,7 +155,7 @@ def test_one_who_was_faster_is_waited_for_and_used(
 
 
 @pytest.mark.long
-def test_a_create_that_leaves_nothing_leaves_no_intent(
+def test_a_failed_create_removes_its_intent(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record
 ) -> None:
     wrap('[ "$1" = create ] && { echo "[-32098] create \'x\': no space" >&2; exit 1; }')
@@ -165,12 +165,12 @@ def test_a_create_that_leaves_nothing_leaves_no_intent(
     assert record.path.read_text() == ""
 
 
-# From the moment on in which it may exist
+# From the moment at which it may exist
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["fails", "fails for ever", "tells nonsense"])
-def test_an_info_that_fails_after_it_was_made(
+def test_info_fails_after_creation(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, record: Record, how: str
 ) -> None:
     broken = {"tells nonsense": "echo '<html>'; exit"}.get(how, "echo boom >&2; exit 1")
@@ -190,12 +190,12 @@ def test_an_info_that_fails_after_it_was_made(
     assert f"machine {name} was made, and its id cannot be read: boom" in done.stderr
     (intent,) = record.intents()
     assert intent.is_certainly(machine)
-    # Proven as it is, it is deleted with the others.
+    # It is proven ours, so it is deleted with the others.
     os.environ.pop(COMMAND_VARIABLE, None)
 
 
 @pytest.mark.parametrize("trouble", ["directory", "below a file"])
-def test_a_record_that_cannot_be_written(
+def test_an_unwritable_record(
     pyinfra: Run,
     client: Orbctl,
     name: str,
@@ -220,7 +220,7 @@ def test_a_full_disk(wrap: Wrap, client: Orbctl, name: str, record: Record, tmp_
     """RLIMIT_FSIZE makes every write beyond 4 KiB fail; the record is longer than that."""
     before = "".join(f"m{number} ID{number}\n" for number in range(1000))
     record.path.write_text(before)
-    # The limit is the record's alone: what `orbctl` writes is another disk.
+    # The limit applies only to the record: `orbctl` writes to another disk.
     code = (
         "import resource, signal, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, -1))\n"
     )
@@ -243,7 +243,7 @@ def test_a_full_disk(wrap: Wrap, client: Orbctl, name: str, record: Record, tmp_
 @pytest.mark.long
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("written_down", [True, False])
-def test_ctrl_c_while_it_is_made(
+def test_ctrl_c_during_creation(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -254,7 +254,7 @@ def test_ctrl_c_while_it_is_made(
     times: int,
     written_down: bool,
 ) -> None:
-    """Once, or as somebody in a hurry does it."""
+    """Once, or repeatedly, as an impatient user does."""
     if not written_down:
         monkeypatch.delenv(RECORD_VARIABLE)
     wrap(HANGS_WHEN_MADE)
@@ -271,7 +271,7 @@ def test_ctrl_c_while_it_is_made(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_run_that_is_ended_while_it_is_made(
+def test_a_run_terminated_during_creation(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -280,7 +280,7 @@ def test_a_run_that_is_ended_while_it_is_made(
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    """What CI does when it cancels, and what the kernel does."""
+    """The signals of a cancelled CI job, and of the kernel."""
     wrap(
         '[ "$1" = create ] && { "$real" "$@"; s=$?; : >$here/made; '
         "until [ -e $here/go ]; do sleep 0.1; done; exit $s; }"
@@ -293,12 +293,12 @@ def test_a_run_that_is_ended_while_it_is_made(
     if number == signal.SIGKILL:
         run.process.wait(30)
     else:
-        # It waits for what it has started then.
+        # Then it waits for its children.
         time.sleep(1)
     (tmp_path / "go").touch()
     run.process.wait(60)
     if number == signal.SIGKILL:
-        # The shell goes on by itself.
+        # The shell continues on its own.
         until(lambda: record.path.read_text() == f"{name} {machine.id}\n")
         assert there(client, name)
     else:
@@ -306,7 +306,7 @@ def test_a_run_that_is_ended_while_it_is_made(
         until(lambda: record.path.read_text() == "")
 
 
-def test_all_of_it_killed_while_it_is_made(
+def test_every_process_killed_during_creation(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -315,12 +315,12 @@ def test_all_of_it_killed_while_it_is_made(
     tmp_path: Path,
     pyinfra: Run,
 ) -> None:
-    """Then the intent is what is left, and what may be ours is named and not touched."""
+    """Then the intent remains, and a machine that may be ours is reported and not changed."""
     wrap('[ "$1" = create ] && { "$real" "$@"; echo $PPID >$here/shell; hang; }')
     run = start()
     until((tmp_path / "shell").exists)
     until(lambda: (tmp_path / "shell").read_text().strip())
-    # The call's parent is a part of the shell that leads its group.
+    # The call's parent is a subshell of the group leader.
     shell = os.getpgid(int((tmp_path / "shell").read_text()))
     run.process.kill()
     run.process.wait(30)
@@ -340,7 +340,7 @@ def test_all_of_it_killed_while_it_is_made(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_before_it_answers(
+def test_interrupted_before_the_machine_answers(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -349,7 +349,7 @@ def test_interrupted_before_it_answers(
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    """It is made and written down, and was never seen ready."""
+    """It is created and recorded, but never became ready."""
     wrap('[ "$1" = run ] && { : >$here/asked; hang; }')
     run = start()
     until((tmp_path / "asked").exists)
@@ -384,7 +384,7 @@ def test_several_hosts_interrupted_at_once(
     assert "Traceback" not in run.said()
 
 
-def test_a_deletion_that_is_refused_is_told_and_the_machine_written_down(
+def test_a_refused_deletion_is_reported_and_the_machine_recorded(
     wrap: Wrap,
     start: Callable[[], Running],
     client: Orbctl,
@@ -414,7 +414,7 @@ def test_a_deletion_that_is_refused_is_told_and_the_machine_written_down(
 def test_a_busy_machine_is_waited_for(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, machines: Any, state: str
 ) -> None:
-    """Where it stops it is started then."""
+    """If it is stopping, it is started afterwards."""
     machines.client.create(["create", "ubuntu", name])
     machines.own(name)
     if state == "stopping":
@@ -431,7 +431,7 @@ def test_a_busy_machine_is_waited_for(
     assert f"] {name}" in done.stderr
 
 
-def test_one_that_stays_busy_is_one_line(
+def test_a_machine_that_stays_busy_is_a_one_line_error(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str, machines: Any
 ) -> None:
     machines.client.create(["create", "ubuntu", name])
@@ -448,7 +448,7 @@ def test_one_that_stays_busy_is_one_line(
     assert f"machine '{name}' is still creating" in line
 
 
-def test_one_that_goes_while_it_is_waited_for_is_made(
+def test_a_machine_deleted_while_waiting_is_created(
     wrap: Wrap, pyinfra: Run, client: Orbctl, name: str
 ) -> None:
     wrap(
@@ -460,8 +460,8 @@ def test_one_that_goes_while_it_is_waited_for_is_made(
     assert f"created machine {name}" in done.stderr
 
 
-def test_what_create_says_is_told_of_the_host(wrap: Wrap, pyinfra: Run, name: str) -> None:
-    """Without what makes sense on a terminal alone."""
+def test_output_of_create_is_logged_with_the_host(wrap: Wrap, pyinfra: Run, name: str) -> None:
+    """Without escape sequences for terminals."""
     frames = "\\033[?25l\\342\\240\\213 Creating\\r\\342\\240\\231 Creating\\r\\033[K"
     note = "\\033[33mubuntu is not available: using debian\\033[0m\\n"
     wrap(
@@ -473,7 +473,7 @@ def test_what_create_says_is_told_of_the_host(wrap: Wrap, pyinfra: Run, name: st
     assert "Creating" not in done.stderr
 
 
-def test_another_image_or_architecture_than_asked_for_is_told(
+def test_another_image_or_architecture_than_requested_is_logged(
     wrap: Wrap, pyinfra: Run, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "inventory.py").write_text(
@@ -491,10 +491,10 @@ def test_another_image_or_architecture_than_asked_for_is_told(
 @pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
-def test_ended_at_any_moment(
+def test_terminated_at_any_moment(
     start: Callable[[], Running], client: Orbctl, name: str, record: Record
 ) -> None:
-    """By `kill -9`, SIGTERM or two Ctrl-C: what is there is written down, and nothing else is."""
+    """By `kill -9`, SIGTERM or two Ctrl-C: exactly the existing machines are recorded."""
     seed = int(os.environ.get("FAULT_SEED") or 0) or random.randrange(1, 10**6)
     print(f"FAULT_SEED={seed}")
     dice = random.Random(seed)
@@ -507,7 +507,7 @@ def test_ended_at_any_moment(
             time.sleep(0.03)
             run.process.send_signal(number)
         run.process.wait(60)
-        # Whoever makes or removes it goes on, and writes down what it has done.
+        # The shell that creates or removes it continues, and records the result.
         until(lambda: not record.intents())
         until(lambda: [one.id for one in there(client, name)] == list(record.machines().values()))
         record.delete_all(client)

@@ -1,4 +1,4 @@
-"""The `pyinfra` command as it is typed, with machines and without them."""
+"""The `pyinfra` command as users type it, with machines and without."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ files.get(name="get", src="/opt/smoke/put", dest="fetched", _sudo=True)
 
 
 def test_local_works_where_the_package_is_installed(pyinfra: Run) -> None:
-    """pyinfra 3.2 loads every plugin while its own modules are half imported."""
+    """pyinfra 3.2 loads every plugin while its own modules are partly imported."""
     done = pyinfra("@local", "exec", "--", "true")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -80,15 +80,15 @@ def test_a_machine(orbstack_machines):
 """
 
 
-def test_plugin_serves_a_project_of_ones_own(client: Orbctl, tmp_path: Path) -> None:
+def test_plugin_works_in_a_separate_project(client: Orbctl, tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text(OWN_TEST)
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py"]
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_failure_of_local_stays_one_in_a_program_of_ones_own() -> None:
-    """There gevent has patched nothing, and pyinfra before 3.8 would use another Popen than we."""
+def test_failure_of_local_is_reported_in_an_api_program() -> None:
+    """There, gevent has patched nothing, and pyinfra before 3.8 would use another Popen."""
     done = subprocess.run([sys.executable, "-c", API], capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
 
@@ -119,7 +119,7 @@ def test_exec_fails_with_its_command(pyinfra: Run, pair: tuple[str, str]) -> Non
 
 
 def test_many_names_at_once(pyinfra: Run, pair: tuple[str, str]) -> None:
-    """A pattern takes in machines that are stopped, and starts them; the bare name does not."""
+    """A pattern includes stopped machines, and starts them; the bare name does not."""
     common = pair[0].rpartition("-")[0]
     bare = pyinfra("@orbstack", "--limit", f"@orbstack/{common}*", "exec", "--", "hostname")
     assert bare.returncode == 0, bare.stderr
@@ -135,7 +135,7 @@ def test_fact(pyinfra: Run, pair: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_deploy_changes_nothing_the_second_time(
+def test_a_second_deploy_changes_nothing(
     pyinfra: Run, machines: Machines, tmp_path: Path, transport: str
 ) -> None:
     name = machines.create()

@@ -1,4 +1,4 @@
-"""Who the target is: a host's name says so, and nothing in its data."""
+"""Which target a host is: only its name decides, not its data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pyinfra_orbstack.targets import CONTAINERS, MACHINES, HostName, parse
 
 from .conftest import Run
 
-#: What the connector itself says of hosts, under names that a project may well use.
+#: Data that the connector sets, under names that a project may also use.
 OUTPUT = ("container_name", "container_id", "vm_name", "vm_id", "orbstack_vm")
 
 
 def told(stderr: str) -> list[str]:
-    """What commands printed, by host."""
+    """The output of commands, by host."""
     return [
         line.strip() for line in stderr.splitlines() if "] " in line and "Connected" not in line
     ]
@@ -53,12 +53,12 @@ def told(stderr: str) -> list[str]:
         ("orbstack/web", None),
     ],
 )
-def test_a_name_means_one_thing(host: str, is_what: HostName | None) -> None:
+def test_a_name_selects_one_kind_of_host(host: str, is_what: HostName | None) -> None:
     assert parse(host) == is_what
 
 
 @given(st.text(max_size=20))
-def test_any_name_means_itself(name: str) -> None:
+def test_any_name_is_taken_literally(name: str) -> None:
     parsed = parse(f"@orbstack/{name}")
     assert parsed is not None
     place = CONTAINERS if parsed.container else MACHINES
@@ -69,7 +69,7 @@ def test_any_name_means_itself(name: str) -> None:
 def test_a_hosts_data_never_redirects_it(
     pair: tuple[str, str], pyinfra: Run, tmp_path: Path, client: Orbctl, key: str
 ) -> None:
-    """In group data, on the command line, and in the inventory; also when it names a machine."""
+    """In group data, on the command line and in the inventory; also if it names a machine."""
     name, other = pair
     inventory_file = tmp_path / "inventory.py"
     group_data = tmp_path / "group_data"
@@ -88,7 +88,7 @@ def test_a_hosts_data_never_redirects_it(
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A docker command with two containers; what it is asked for is written down."""
+    """A docker command with two containers, which logs its calls."""
     records = [
         {"Id": digit * 64, "Name": f"/{name}", "State": {"Status": "running"}, "Config": {}}
         for digit, name in (("a", "web"), ("b", "other"))
@@ -123,7 +123,7 @@ def test_a_container_is_never_redirected(engine: Path, key: str) -> None:
     assert not any("other" in line or f"exec --interactive {'b' * 64}" in line for line in called)
 
 
-def test_a_container_by_the_beginning_of_its_id_bears_its_name(engine: Path) -> None:
+def test_a_container_found_by_id_prefix_has_its_name(engine: Path) -> None:
     assert [host for host, _, _ in OrbStackConnector.make_names_data("docker/aaaa")] == [
         "@orbstack/docker/web"
     ]
@@ -145,7 +145,7 @@ def connect(host: str, **data: Any) -> None:
     ],
 )
 @pytest.mark.usefixtures("client", "engine")
-def test_names_that_nothing_can_bear(host: str, reason: str) -> None:
+def test_invalid_names(host: str, reason: str) -> None:
     with pytest.raises(ConnectError, match=reason):
         connect(host)
 
@@ -170,7 +170,7 @@ def test_only_words_name_groups(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["running", "stopped", "containers", "vm"])
-def test_no_distro_takes_the_place_of_a_state(word: str) -> None:
+def test_no_distro_group_collides_with_a_state_group(word: str) -> None:
     from pyinfra_orbstack.orbctl import Machine
 
     machine = Machine("ID", "web", "creating", distro=word, arch=word)
@@ -178,12 +178,14 @@ def test_no_distro_takes_the_place_of_a_state(word: str) -> None:
     assert groups == ["@orbstack", "orbstack", "orbstack_stopped"]
 
 
-# One host's trouble
+# Failures of one host
 
 
 @pytest.mark.parametrize("trouble", ["no match", "fails", "nonsense", "denied", "homeless"])
-def test_a_pattern_fails_alone(pyinfra: Run, tmp_path: Path, client: Orbctl, trouble: str) -> None:
-    """Where ``--limit`` leaves it out nobody hears of it."""
+def test_a_failing_pattern_fails_only_its_host(
+    pyinfra: Run, tmp_path: Path, client: Orbctl, trouble: str
+) -> None:
+    """If ``--limit`` excludes it, it is not mentioned."""
     program = tmp_path / "orbctl"
     scripts = {"fails": "echo 'not today' >&2; exit 1", "nonsense": "echo '<html>'"}
     program.write_text(f"#!/bin/sh\n{scripts.get(trouble, 'echo []')}\n")
@@ -216,7 +218,7 @@ def test_a_pattern_fails_alone(pyinfra: Run, tmp_path: Path, client: Orbctl, tro
     assert "Traceback" not in done.stderr
 
 
-def test_a_listing_that_fails_is_not_asked_for_by_each_host(
+def test_a_failed_listing_is_not_repeated_for_each_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, calls = tmp_path / "orbctl", tmp_path / "calls"
@@ -224,11 +226,11 @@ def test_a_listing_that_fails_is_not_asked_for_by_each_host(
     program.chmod(0o755)
     monkeypatch.setenv("PYINFRA_ORBSTACK_ORBCTL", str(program))
     Inventory(([f"@orbstack/web-{number}" for number in range(5)], {}))
-    # Once, and once more, since the failure might have passed.
+    # It is called twice, because the failure may be temporary.
     assert calls.read_text().split() == ["list", "list"]
 
 
-def test_a_reading_call_is_asked_once_more(
+def test_a_read_only_call_is_retried_once(
     pair: tuple[str, str], client: Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, calls = tmp_path / "orbctl", tmp_path / "calls"
@@ -330,7 +332,7 @@ def test_a_reading_call_is_asked_once_more(
     ],
 )
 @pytest.mark.parametrize("plan", ["", "1"])
-def test_a_bad_value_is_one_line_before_anything_is_done(
+def test_a_bad_value_is_a_one_line_error_before_any_change(
     client: Orbctl,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -338,7 +340,7 @@ def test_a_bad_value_is_one_line_before_anything_is_done(
     reason: str,
     plan: str,
 ) -> None:
-    """Also in a plan, of a machine that does not exist yet."""
+    """Also in a plan, and for a machine that does not exist yet."""
     calls = tmp_path / "calls"
     program = tmp_path / "orbctl"
     program.write_text(f'#!/bin/sh\necho $1 >>{calls}\nexec {client.command} "$@"\n')
@@ -352,7 +354,7 @@ def test_a_bad_value_is_one_line_before_anything_is_done(
     assert set(calls.read_text().split()) == {"list"}
 
 
-def test_a_bad_value_fails_its_host_alone(
+def test_a_bad_value_fails_only_its_host(
     pair: tuple[str, str], pyinfra: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "inventory.py").write_text(
@@ -372,7 +374,7 @@ def test_a_bad_value_fails_its_host_alone(
     ["orbstack_cpus=0.5", "orbstack_boot_timeout=7.5", "orbstack_isolated=false"]
     + ["orbstack_mounts=[]", "orbstack_user=501", "orbstack_memory=512"],
 )
-def test_what_users_write_is_taken(
+def test_usual_spellings_are_accepted(
     pair: tuple[str, str], client: Orbctl, pyinfra: Run, word: str
 ) -> None:
     done = pyinfra(f"@orbstack/{pair[0]}", "--data", word, "exec", "--", "id -u")
@@ -381,7 +383,7 @@ def test_what_users_write_is_taken(
     assert f"[@orbstack/{pair[0]}] {wanted}" in told(done.stderr), done.stderr
 
 
-def test_home_means_the_users_own_on_the_mac(
+def test_tilde_is_the_users_home_on_the_mac(
     client: Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

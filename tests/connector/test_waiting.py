@@ -1,4 +1,4 @@
-"""What takes time: creation, cloud-init, reboots, large files; and hosts of other connectors."""
+"""Slow operations: creation, cloud-init, reboots, large files; and other connectors' hosts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .conftest import Run
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What pyinfra's spinner was asked to show; it draws on terminals only."""
+    """The texts passed to pyinfra's spinner, which draws only on terminals."""
     import contextlib
 
     seen: list[str] = []
@@ -57,7 +57,7 @@ def test_waiting_is_shown(machines: Any, client: Orbctl, shown: list[str]) -> No
 
 
 def with_cloud_init(client: Orbctl, folder: Path, script: str) -> str:
-    """An `orbctl` whose new machines hold a `cloud-init` that does what ``script`` says."""
+    """An `orbctl` whose new machines contain a `cloud-init` that runs ``script``."""
     path = folder / "orbctl-with-cloud-init"
     install = f"cat >/usr/local/bin/cloud-init <<'X'\n#!/bin/sh\n{script}\nX\nchmod 755 " + (
         "/usr/local/bin/cloud-init"
@@ -88,7 +88,7 @@ def with_cloud_init(client: Orbctl, folder: Path, script: str) -> str:
 def test_cloud_init_is_waited_for(
     machines: Any, client: Orbctl, tmp_path: Path, pyinfra: Run, script: str, answer: str
 ) -> None:
-    """The simulator has no cloud-init, so the machine gets a program of that name."""
+    """The simulator has no cloud-init, so the machine gets an executable of that name."""
     name = machines.new_name()
     (tmp_path / "user-data").write_text("#cloud-config\n")
     (tmp_path / "inventory.py").write_text(
@@ -114,18 +114,18 @@ def test_server_reboot(
     monkeypatch: pytest.MonkeyPatch,
     pyinfra: Run,
 ) -> None:
-    """pyinfra's own operation; a machine that has an uptime of its own comes back for it."""
+    """pyinfra's own operation; it notices that a machine with its own uptime is back."""
     if not simulated:
         pytest.skip("whether /proc/uptime belongs to the machine is not known of OrbStack")
     monkeypatch.setenv("ORBCTL_SIMULATOR_UPTIME", "own")
     name = machines.create()
     guest = Guest(client, name)
-    # Nothing can reboot from inside, so a watcher outside does what OrbStack would.
+    # A machine cannot reboot from inside, so a watcher outside acts for OrbStack.
     guest.sh(
         "printf '#!/bin/sh\\ntouch /var/tmp/reboot\\n' >/usr/local/sbin/reboot; "
         "chmod 755 /usr/local/sbin/reboot"
     )
-    # In memory: what pid 1 tells of its start would be about the same in each uptime of its own.
+    # In memory: the start time of pid 1 is about the same in every uptime of its own.
     guest.sh("touch /dev/shm/before")
 
     def watch() -> None:
@@ -142,7 +142,7 @@ def test_server_reboot(
     watcher.start()
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.operations import server\n"
-        # In the middle of the restart the facts that it asks for would fail.
+        # During the restart, its facts would fail.
         "server.reboot(name='reboot', delay=5, interval=1, reboot_timeout=30, _sudo=True)\n"
         "server.shell(name='after', commands=['echo back again'])\n"
     )
@@ -199,7 +199,7 @@ def test_a_machine_beside_an_ssh_host(
         assert f"[{host}] No changes" in " ".join(second.stderr.split())
 
 
-def test_processes_that_are_given_up_are_gone() -> None:
+def test_abandoned_processes_are_killed() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         process.run(["sh", "-c", "sleep 4242 & sleep 4242"], timeout=0.3)

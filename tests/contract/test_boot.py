@@ -83,7 +83,7 @@ def test_names(orb: Program, made: Made, booted: str) -> None:
     assert as_root(orb, other, "getent hosts host.orb.internal").code == 0
 
 
-def test_internet_of_a_machine_without_networks(orb: Program, made: Made, booted: str) -> None:
+def test_an_isolated_network_keeps_internet_access(orb: Program, made: Made, booted: str) -> None:
     """`--isolate-network` cuts off other machines."""
     if not orb("version").text.startswith(("Version: 2.1", "Version: 2.2")):
         pytest.skip("isolated machines came with OrbStack 2.1")

@@ -59,18 +59,18 @@ def test_push_contents(orb: Program, machine: str, tree: Path) -> None:
     assert there(orb, machine, "~/there/inner/file") == b"inner\xff\0"
 
 
-def test_push_makes_no_parents(orb: Program, machine: str, tree: Path) -> None:
+def test_push_creates_no_parent_directories(orb: Program, machine: str, tree: Path) -> None:
     """Missing parents are not created."""
     orb("push", "-m", machine, "file", "no/such/dir/file", cwd=tree)
     assert there(orb, machine, "~/no/such/dir/file") is None
 
 
-def test_push_of_nothing(orb: Program, machine: str, tree: Path) -> None:
+def test_push_of_a_missing_file(orb: Program, machine: str, tree: Path) -> None:
     """The text is unknown; the exit code cannot be 0."""
     assert orb("push", "-m", machine, "no-such-file", cwd=tree).code != 0
 
 
-def test_push_has_no_rights(orb: Program, machine: str, tree: Path) -> None:
+def test_push_cannot_write_as_root(orb: Program, machine: str, tree: Path) -> None:
     """Targets that belong to root fail."""
     orb("push", "-m", machine, "file", "/etc/pushed", cwd=tree)
     assert there(orb, machine, "/etc/pushed") is None
@@ -95,7 +95,7 @@ def test_pull(orb: Program, machine: str, tmp_path: Path) -> None:
     assert (tmp_path / "dir" / "in").read_text() == "in\n"
 
 
-def test_pull_of_nothing(orb: Program, machine: str, tmp_path: Path) -> None:
+def test_pull_of_a_missing_file(orb: Program, machine: str, tmp_path: Path) -> None:
     """As with `push`."""
     assert orb("pull", "-m", machine, "no-such-file", cwd=tmp_path).code != 0
     assert list(tmp_path.iterdir()) == []

@@ -49,13 +49,13 @@ WORDS = [
 ]
 
 
-def test_words_survive(orb: Program, machine: str) -> None:
+def test_arguments_arrive_unchanged(orb: Program, machine: str) -> None:
     """Quoting: every word arrives unchanged, and none is joined or split."""
     answer = orb("run", "-m", machine, "printf", r"%s\0", *WORDS)
     assert answer.text.split("\0")[:-1] == WORDS
 
 
-def test_words_need_not_be_text(orb: Program, machine: str) -> None:
+def test_arguments_may_be_any_bytes(orb: Program, machine: str) -> None:
     """Quoting: a word may contain any byte except NUL."""
     word = bytes(range(1, 256))
     assert orb("run", "-m", machine, "printf", "%s", word).out == word
@@ -103,7 +103,7 @@ def test_no_terminal_without_one(orb: Program, machine: str) -> None:
     assert answer.text.split() == ["1", "1", "1"]
 
 
-def test_terminal_where_there_is_one(orb: Program, machine: str) -> None:
+def test_a_terminal_is_used_if_there_is_one(orb: Program, machine: str) -> None:
     """Tty and TERM: on a terminal, the command has one of the caller's size."""
     answer = orb.on_terminal(
         *("run", "-m", machine, "sh", "-c"),

@@ -1,4 +1,4 @@
-"""`make demo` and what it refuses, in a copy of what it needs of the checkout."""
+"""`make demo` and what it rejects, in a partial copy of the checkout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyinfra_orbstack.orbctl import Orbctl, create_args
 ROOT = Path(__file__).parent.parent.parent
 MACHINE, DATABASE = "demo-web-1", "demo-db-1"
 
-#: Operations on both machines, without those that need an init, which these machines have not.
+#: Operations on both machines, without those that need an init, which these machines lack.
 COUNT = 16
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="copier needs Python 3.10")
@@ -42,7 +42,7 @@ def checkout(tmp_path: Path, client: Orbctl) -> Iterator[Path]:
 
 @pytest.fixture
 def stranger(client: Orbctl) -> Iterator[str]:
-    """A machine that the demo did not make, with the name it would use; returns its id."""
+    """A machine that the demo did not create, with the name it would use; returns its id."""
     client.create(create_args(MACHINE, "ubuntu"))
     machine_id = client.info(MACHINE).id
     yield machine_id
@@ -62,7 +62,7 @@ def test_demo_deploys_and_can_be_repeated_and_removed(checkout: Path, client: Or
     assert said, first.stdout
     changed, count = map(int, said.groups())
     assert count == COUNT
-    # Of three packages the host, and with it its machines, may have some.
+    # The host, and so its machines, may already have some of the three packages.
     assert COUNT - 4 <= changed <= COUNT
     lines = first.stdout.splitlines()
     look = lines[lines.index("What it wrote, read in the machine:") + 1]
@@ -84,7 +84,7 @@ def test_demo_deploys_and_can_be_repeated_and_removed(checkout: Path, client: Or
     assert not {MACHINE, DATABASE} & {machine.name for machine in client.machines()}
 
 
-def test_machine_of_that_name_is_refused_and_not_touched(
+def test_an_existing_machine_of_that_name_is_rejected_and_unchanged(
     tmp_path: Path, stranger: str, client: Orbctl
 ) -> None:
     checkout = copy_checkout(tmp_path / "checkout")
@@ -102,7 +102,7 @@ def test_machine_of_that_name_is_refused_and_not_touched(
     assert client.info(MACHINE).id == stranger
 
 
-def test_machine_that_was_replaced_is_nobodys(checkout: Path, client: Orbctl) -> None:
+def test_a_replaced_machine_is_not_owned(checkout: Path, client: Orbctl) -> None:
     assert demo(checkout).returncode == 0
     assert client.delete(MACHINE, client.info(MACHINE).id)
     client.create(create_args(MACHINE, "ubuntu"))
@@ -115,7 +115,7 @@ def test_machine_that_was_replaced_is_nobodys(checkout: Path, client: Orbctl) ->
         client.delete(MACHINE, machine_id)
 
 
-def test_folder_that_is_not_the_demos_is_refused(checkout: Path) -> None:
+def test_a_directory_that_the_demo_did_not_create_is_rejected(checkout: Path) -> None:
     (checkout / "demo").mkdir()
     refused = demo(checkout)
     assert refused.returncode == 1
@@ -123,7 +123,9 @@ def test_folder_that_is_not_the_demos_is_refused(checkout: Path) -> None:
     assert list((checkout / "demo").iterdir()) == []
 
 
-def test_no_orbctl_is_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_orbctl_is_a_one_line_error(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("PYINFRA_ORBSTACK_ORBCTL", "/no/such/orbctl")
         refused = demo(checkout)

@@ -1,4 +1,4 @@
-"""The picture in README, as far as no demo is needed for it."""
+"""The picture in README, as far as it can be tested without the demo."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_examples_in_docstrings() -> None:
     assert (runner.tries, runner.failures) == (2, 0)
 
 
-def test_lines_appear_one_after_the_other_and_long_ones_are_cut() -> None:
+def test_lines_appear_in_order_and_long_ones_are_truncated() -> None:
     lines = [(0.0, "$ make demo"), (0.5, "  <two>"), (9.0, ""), (9.1, "x" * 200)]
     svg = PROGRAM["draw"](lines)
     assert texts(svg) == ["$\xa0make\xa0demo", "<two>", "x" * 99 + "…"]
-    # So many lines are uncovered at these times: 0, 0.5, 1.5 and 1.6 of 7.6 seconds.
+    # The numbers of lines shown after 0, 0.5, 1.5 and 1.6 of 7.6 seconds.
     for step in (
         "0.000% { transform: translateY(18px) }",
         "6.579% { transform: translateY(36px) }",
@@ -38,7 +38,7 @@ def test_lines_appear_one_after_the_other_and_long_ones_are_cut() -> None:
         assert step in svg
 
 
-def test_what_readme_shows_is_a_picture_of_the_whole_demo() -> None:
+def test_the_readme_picture_shows_the_whole_demo() -> None:
     shown = texts((ROOT / "docs" / "demo.svg").read_text(encoding="utf-8"))
     assert shown[0] == "$\xa0make\xa0demo"
     assert shown[-1] == "make\xa0clean"

@@ -1,11 +1,8 @@
-"""README and docs: what they tell to do is done, what they lead to is there.
+"""README and docs: their commands run, their links lead to something, their errors exist.
 
-A comment above each block of code says what becomes of it:
-
-- `<!-- run -->`: done, in a folder that the blocks of its page share. One of a shell runs there;
-  one of another language is a file, whose name is its first line's comment. `run: fails` has to.
-- `<!-- run by: FILE, more words -->`: FILE does the same.
-- `<!-- not run: REASON -->`: it cannot be done here.
+All blocks of a page share one directory. A block of shell commands runs there; a block in another
+language is a file, whose first line names it in a comment. `blocks.py` lists the blocks that
+something else runs, and those that nothing runs.
 """
 
 from __future__ import annotations
@@ -23,13 +20,14 @@ import pytest
 from pyinfra_orbstack.testing import unavailable
 
 from ..conftest import ROOT
+from .blocks import EXCEPTIONS
 
 pytestmark = [pytest.mark.docs, pytest.mark.timeout(300)]
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(
-    r"(?:^ *<!-- (?P<mark>[^>]*?) -->\n\n?)?^ *```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$",
+    r"^ *```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
 SHELLS = ("sh", "shell", "bash", "console")
@@ -40,46 +38,73 @@ SEEN = re.compile(
 
 
 class Block(NamedTuple):
-    """A block of code, and what becomes of it."""
+    """A code block, and what happens to it."""
 
-    mark: str
+    name: str
+    fate: str
     language: str
     code: str
 
 
 def blocks(page: Path) -> list[Block]:
     """All blocks of a page."""
-    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
-    return [Block(one["mark"] or "", one["language"], one["code"]) for one in found]
+    text = page.read_text(encoding="utf-8")
+    listed = EXCEPTIONS.get(str(page.relative_to(ROOT)), {})
+    found: list[Block] = []
+    headings: list[str] = []
+    end = 0
+    for block in BLOCK.finditer(text):
+        headings += re.findall(r"^#+ (.*)$", text[end : block.start()], re.MULTILINE)
+        end = block.end()
+        count = sum(one.name.partition(" (")[0] == headings[-1] for one in found) + 1
+        name = headings[-1] if count == 1 else f"{headings[-1]} ({count})"
+        fate = listed.get(name) or listed.get("*") or "run"
+        found.append(Block(name, fate, block["language"], block["code"]))
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_block_is_run_or_says_why_not(name: str) -> None:
+def test_every_block_is_run_or_listed_with_a_reason(name: str) -> None:
     page = ROOT / name
-    fences = len(re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.MULTILINE))
-    assert fences == 2 * len(blocks(page)), "a block is not closed"
-    for block in blocks(page):
-        kind, _, rest = block.mark.partition(": ")
-        assert kind in ("run", "run by", "not run"), f"no comment above:\n{block.code}"
+    text = page.read_text(encoding="utf-8")
+    found = blocks(page)
+    assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(found), "a block is not closed"
+    comments = re.findall(r"<!-- (?:not )?run\b.*", text)
+    assert not comments, "tests/docs/blocks.py lists what happens to a block; remove the comment"
+    for block in found:
+        kind, _, rest = block.fate.partition(": ")
         if kind == "run":
             assert rest in ("", "fails")
         elif kind == "run by":
             assert (ROOT / rest.split(",")[0]).exists(), rest
         else:
-            assert len(rest) > 10, f"why not?\n{block.code}"
+            assert kind == "not run"
+            assert len(rest) > 10, f"no reason:\n{block.code}"
+
+
+def test_listed_blocks_exist() -> None:
+    for name, listed in EXCEPTIONS.items():
+        found = blocks(ROOT / name)
+        names = [block.name for block in found]
+        assert len(names) == len(set(names)), f"{name}: a heading occurs twice"
+        assert listed.keys() <= {*names, "*"}, f"{name}: no such block"
+        assert listed.get("*", "run by").startswith("run by"), f"{name}: list each block"
+
+
+def to_run(page: Path) -> list[Block]:
+    """The blocks of a page that `make docs` runs."""
+    return [block for block in blocks(page) if block.fate in ("run", "run: fails")]
 
 
 def script(page: Path, folder: Path) -> list[str]:
     """Write the files of a page; return its commands as lines of a script."""
     lines = []
-    for block in blocks(page):
-        if block.mark.partition(":")[0] != "run":
-            continue
+    for block in to_run(page):
         if block.language in SHELLS:
             code = block.code
             if block.language == "console":
                 code = "".join(re.findall(r"^\$ (.*\n)", code, re.MULTILINE))
-            fails = block.mark == "run: fails"
+            fails = block.fate == "run: fails"
             lines.append(f"if (\n{code}) then exit 9; fi" if fails else code)
         else:
             first, _, rest = block.code.partition("\n")
@@ -91,15 +116,10 @@ def script(page: Path, folder: Path) -> list[str]:
     return lines
 
 
-RUN = [name for name, page in zip(NAMES, PAGES) if any(b.mark[:3] == "run" for b in blocks(page))]
-
-
-@pytest.mark.parametrize(
-    "name", [n for n in RUN if any(b.mark in ("run", "run: fails") for b in blocks(ROOT / n))]
-)
-def test_page_does_what_it_tells(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in NAMES if to_run(ROOT / name)])
+def test_commands_of_a_page_run(name: str, tmp_path: Path) -> None:
     if sys.platform != "linux":
-        pytest.skip("names of machines are the page's: only a simulator of its own can have them")
+        pytest.skip("the page names the machines, so they need a simulator of their own")
     simulator = Path(sys.executable).with_name("orbctl-simulator")
     programs, folder = tmp_path / "bin", tmp_path / "page"
     programs.mkdir()
@@ -142,7 +162,7 @@ LINKED = [*PAGES, *(ROOT / name for name in ("CODE_OF_CONDUCT.md", "SECURITY.md"
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link can lead to inside a page."""
+    """The anchors of a page."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     words = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
@@ -167,7 +187,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def texts() -> list[str]:
-    """Every text in the source, with a mark where a value is put in."""
+    """Every string in the source, with a mark for each inserted value."""
     found = []
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -189,6 +209,6 @@ TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("error", re.findall(r"^### `(.*)`$", TROUBLE, re.MULTILINE))
-def test_error_is_one_of_ours(error: str) -> None:
+def test_documented_errors_exist_in_the_source(error: str) -> None:
     pattern = re.compile(".*".join(re.escape(part) for part in error.split("...")), re.DOTALL)
     assert any(pattern.search(text) for text in texts()), error

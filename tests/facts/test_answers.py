@@ -1,4 +1,4 @@
-"""What a shell tells of `orbctl`, read back."""
+"""Parsing a shell's report on calls of `orbctl`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _program(folder: Path, script: str) -> Path:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_words_and_output_arrive_as_they_are(shell: str, tmp_path: Path) -> None:
+def test_arguments_and_output_arrive_unchanged(shell: str, tmp_path: Path) -> None:
     program = _program(tmp_path, 'printf "[%s]\\n" "$@"; cat; echo noise >&2')
     words = ["a b", "$(id)", "'\"`", "*", "\\n", "-x", ""]
     told = asking.answer(_ask(shell, program, *words))
@@ -43,7 +43,7 @@ def test_words_and_output_arrive_as_they_are(shell: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_failures_are_told_apart(shell: str, tmp_path: Path) -> None:
+def test_failures_are_distinguished(shell: str, tmp_path: Path) -> None:
     program = _program(tmp_path, 'echo out; echo "$1" >&2; echo later >&2; exit "$2"')
     with pytest.raises(orbctl.OrbctlError, match=r"^later$"):
         asking.answer(_ask(shell, program, "first", "3"))
@@ -55,7 +55,7 @@ def test_failures_are_told_apart(shell: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_later_call_that_fails_is_left_out(shell: str, tmp_path: Path) -> None:
+def test_a_failed_call_is_left_out(shell: str, tmp_path: Path) -> None:
     program = _program(tmp_path, 'echo "$1"; exit "$2"')
     lines = _ask(shell, program, "one", "0", then="; ask two 1; ask three 0")
     assert [text.strip() for text in asking.answers(lines)] == ["one", "three"]
@@ -64,12 +64,12 @@ def test_later_call_that_fails_is_left_out(shell: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "lines", [[], [""], ["[]"], ["[]", "", "orbctl: exit 0: ", "[{"], ["orbctl: exit"]]
 )
-def test_answer_that_was_cut_short_is_none(lines: list[str]) -> None:
+def test_a_truncated_answer_is_rejected(lines: list[str]) -> None:
     with pytest.raises(orbctl.BadAnswer, match="cut short"):
         asking.answers(lines)
 
 
 @given(st.lists(st.text(alphabet=st.characters(blacklist_characters="\n"))))
-def test_nothing_that_orbctl_prints_is_taken_for_its_end(lines: list[str]) -> None:
+def test_orbctl_output_never_counts_as_the_end_marker(lines: list[str]) -> None:
     printed = [*lines, "orbctl: exit 1: no"]
     assert asking.answer([*printed, "orbctl: exit 0: "]) == "\n".join(printed)

@@ -1,4 +1,4 @@
-"""Facts by pyinfra's own data files: the command they run, and what they read from its output."""
+"""Facts in pyinfra's own data files: their commands, and how they parse the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkout with a small suite, of which `make` makes runs that can be ended."""
+"""A checkout with a small suite, whose `make` runs can be interrupted."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ _LIBC = ctypes.CDLL(None)
 
 
 def _end_with_parent() -> None:
-    """A run in a session of its own would outlive the tests, if these are killed."""
+    """A run in its own session would outlive the tests if these are killed."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Checkout:
-    """A copy of what a run of `make` needs, with temporary files of its own."""
+    """A partial copy that `make` can run in, with its own temporary files."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "check out"
-        # Near the top, as podman takes no long paths.
+        # Near the top, because podman accepts no long paths.
         self.temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
         self.ready = folder / "ready"
         self.log = folder / "log"
@@ -63,13 +63,13 @@ class Checkout:
         (self.path / ".cache").mkdir()
         PODMAN.mkdir(parents=True, exist_ok=True)
         (self.path / ".cache" / "podman").symlink_to(PODMAN)
-        if not (NOX / "bin" / "nox").exists():  # pytest was started by hand
+        if not (NOX / "bin" / "nox").exists():  # pytest was started manually
             subprocess.run(["make", ".cache/nox/bin/nox"], cwd=ROOT, check=True)
         (self.path / ".cache" / "nox").symlink_to(NOX)
         self._environment()
 
     def _environment(self) -> None:
-        """An environment that is set up: the one that these tests run in."""
+        """The environment in which these tests run."""
         programs = self.path / ".venv" / "bin"
         programs.mkdir(parents=True)
         python = programs / "python"
@@ -79,16 +79,16 @@ class Checkout:
         (programs.parent / "installed").write_text("\n".join([digest, "coverage", "lint", "test"]))
 
     def start(self, target: str, **env: str) -> subprocess.Popen[bytes]:
-        """Start a target, with a session and a process group of its own."""
+        """Start a target in its own session and process group."""
         return self._start(["make", target, f"PYTHON={sys.executable}"], env)
 
     def ci(self) -> subprocess.Popen[bytes]:
-        """Start what CI does, but for every target but the tests, and wait until they run."""
+        """Start .ci/run with only the tests as its target, and wait until they run."""
         program = self.path / ".ci" / "run"
         program.parent.mkdir()
         text = (ROOT / ".ci" / "run").read_text()
         program.write_text(re.sub("^targets=.*", 'targets="test:5"', text, flags=re.MULTILINE))
-        # make finds this Python itself.
+        # make finds this Python on its own.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         running = self._start(["bash", str(program)], {"PATH": path})
         self.wait_for(self.ready.exists, running)
@@ -97,7 +97,7 @@ class Checkout:
     def _start(self, argv: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         self.ready.unlink(missing_ok=True)
         clean = {k: v for k, v in os.environ.items() if k[:6] not in ("PYTEST", "MAKEFL", "MAKELE")}
-        # Without workers the end is quicker.
+        # Without workers, it exits faster.
         clean["PYTEST_XDIST_AUTO_NUM_WORKERS"] = "0"
         for name in ("XDG_STATE_HOME", "ORBCTL_SIMULATOR_HOME", "CI", "PYINFRA_ORBSTACK_ORBCTL"):
             clean.pop(name, None)
@@ -115,13 +115,13 @@ class Checkout:
             )
 
     def test(self, target: str = "test", **env: str) -> subprocess.Popen[bytes]:
-        """Start the tests, and wait until all that they need is there."""
+        """Start the tests, and wait until everything that they need exists."""
         make = self.start(target, **env)
         self.wait_for(self.ready.exists, make)
         return make
 
     def make(self, target: str) -> int:
-        """Run a target to its end."""
+        """Run a target to completion."""
         return self.start(target).wait(120)
 
     def wait_for(self, condition: object, make: subprocess.Popen[bytes] | None = None) -> None:
@@ -133,7 +133,7 @@ class Checkout:
             time.sleep(0.05)
 
     def left(self) -> list[str]:
-        """What runs have left: processes, mounts, temporary files, records."""
+        """What runs left behind: processes, mounts, temporary files, records."""
         found = [str(path) for path in self.temporary.iterdir()]
         cache = self.path / ".cache"
         found += [str(path) for path in cache.glob("runs/*")]
@@ -144,11 +144,11 @@ class Checkout:
 
     @property
     def mark(self) -> str:
-        """What stands in the paths of all that is this checkout's."""
+        """The text that all paths of this checkout contain."""
         return str(self.temporary)
 
     def processes(self) -> Iterator[tuple[int, str]]:
-        """Processes that have something to do with it: by words, environment or mounts."""
+        """Processes that belong to it, by arguments, environment or mounts."""
         mark = self.mark.encode()
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)
@@ -160,12 +160,12 @@ class Checkout:
                 about += (folder / "mountinfo").read_bytes()
             except OSError:
                 continue
-            # Of ours the mounts are everybody's: only a machine's name its folder.
+            # Mounts are shared with other processes; only a machine's mounts name its directory.
             if mark in about:
                 yield pid, words.replace(b"\0", b" ").decode(errors="replace")[:200]
 
     def end(self) -> None:
-        """Kill what is left, should a test have failed, and delete its temporary files."""
+        """Kill what is left if a test failed, and delete its temporary files."""
         for pid, _ in list(self.processes()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

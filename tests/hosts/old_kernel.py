@@ -1,8 +1,8 @@
-"""Runs a program as on Linux 5.3, the oldest that the simulator runs on: newer calls are missing.
+"""Runs an executable as on Linux 5.3, the oldest supported version: newer system calls are missing.
 
     python old_kernel.py PROGRAM ...
 
-All that the program starts is on that kernel too. Needs root, which keeps sudo working in machines.
+Its child processes run the same way. Requires root, which keeps sudo working in machines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 
-#: close_range, openat2, pidfd_getfd, faccessat2, and all that came later; the numbers are the same
+#: close_range, openat2, pidfd_getfd, faccessat2, and all later ones; the numbers are the same
 #: on every architecture.
 FIRST = 436
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
@@ -22,14 +22,14 @@ LOAD, AT_LEAST, RETURN = 0x20, 0x35, 0x06
 
 
 class Program(ctypes.Structure):
-    """A filter, as the kernel takes it."""
+    """A filter in the kernel's format."""
 
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
 
 
 def forget() -> None:
-    """Have this process, and all that it starts, do without these system calls."""
-    # Code, where to go on if so and if not, value: the number of the call is the first word.
+    """Disable these system calls for this process and its children."""
+    # Code, jumps if true and if false, value: the first word is the number of the call.
     steps = [(LOAD, 0, 0, 0), (AT_LEAST, 0, 1, FIRST), (RETURN, 0, 0, ERRNO), (RETURN, 0, 0, ALLOW)]
     text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     program = Program(len(steps), ctypes.cast(text, ctypes.c_void_p))

@@ -1,4 +1,4 @@
-"""However a run of `make` ends, nothing of it is left; what a killed one leaves is found later."""
+"""A run of `make` leaves nothing behind; a later run finds what a killed one left."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def send(number: int, whom: str, make: int) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "name", ""),
 )
-def test_a_run_that_is_ended_leaves_nothing(
+def test_a_terminated_run_leaves_nothing(
     checkout: Checkout, number: int, whom: str, env: dict[str, str]
 ) -> None:
     make = checkout.test(**env)
     send(number, whom, make.pid)
     assert make.wait(120) != 0
-    # make that is killed waits for nobody.
+    # A killed make does not wait.
     checkout.wait_for(lambda: not list(checkout.processes()))
     assert checkout.left() == []
 
 
-def test_what_ci_runs_ends_its_target(checkout: Checkout) -> None:
+def test_sigterm_to_ci_reaches_its_target(checkout: Checkout) -> None:
     running = checkout.ci()
     running.terminate()
     assert running.wait(120) == 130
@@ -66,10 +66,8 @@ def test_what_ci_runs_ends_its_target(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2])
-def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
-    checkout: Checkout, seconds: float
-) -> None:
-    """While `make` starts, pytest collects, a machine is made: somewhere there."""
+def test_a_run_terminated_at_its_start_leaves_nothing(checkout: Checkout, seconds: float) -> None:
+    """While `make` starts, pytest collects tests, or a machine is created."""
     make = checkout.start("test")
     time.sleep(seconds)
     os.killpg(make.pid, TERM)
@@ -80,15 +78,15 @@ def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
 @pytest.mark.parametrize(
     ("whom", "target"), [("nox", "clean"), ("group", "clean"), ("group", "contract")]
 )
-def test_what_a_killed_run_leaves_is_removed_later(
+def test_leftovers_of_a_killed_run_are_removed_later(
     checkout: Checkout, whom: str, target: str
 ) -> None:
-    """By `make clean`, and by the next run of anything: here of tests that there are not."""
+    """By `make clean`, and by the next run of any target, here without tests."""
     make = checkout.test(WITH_CONTAINER="1")
     send(KILL, whom, make.pid)
     make.wait(120)
     if whom == "nox":
-        # The tests hear of it, and end.
+        # The tests get the signal, and exit.
         checkout.wait_for(lambda: not list(checkout.processes()))
     assert checkout.left() != []
     checkout.make(target)
@@ -97,8 +95,8 @@ def test_what_a_killed_run_leaves_is_removed_later(
     assert (checkout.path / ".cache").exists() == (target != "clean")
 
 
-def test_what_is_not_ours_is_not_removed(checkout: Checkout, tmp_path: Path) -> None:
-    """A note is a text in a file: it names temporary files, or nothing."""
+def test_machines_of_others_are_not_removed(checkout: Checkout, tmp_path: Path) -> None:
+    """A note is a file with text, which names temporary files or nothing."""
     runs = checkout.path / ".cache" / "runs"
     runs.mkdir()
     mine = tmp_path / "mine"
@@ -110,7 +108,7 @@ def test_what_is_not_ours_is_not_removed(checkout: Checkout, tmp_path: Path) -> 
     assert checkout.left() == []
 
 
-def test_a_run_that_goes_on_is_left_alone(checkout: Checkout) -> None:
+def test_a_running_run_is_left_alone(checkout: Checkout) -> None:
     make = checkout.test()
     before = sorted(checkout.left())
     assert checkout.make("clean") != 0
@@ -124,7 +122,7 @@ def test_a_run_that_goes_on_is_left_alone(checkout: Checkout) -> None:
 
 @pytest.mark.skipif(not importlib.util.find_spec("coverage"), reason="needs coverage.py")
 @pytest.mark.parametrize(("number", "target"), [(TERM, ""), (KILL, "contract")])
-def test_what_is_measured_no_more_measures_nothing(
+def test_an_interrupted_measurement_removes_its_hook(
     checkout: Checkout, number: int, target: str
 ) -> None:
     make = checkout.test("coverage")

@@ -1,4 +1,4 @@
-"""A part of the suite, run as it would run on hosts that differ from this one."""
+"""A part of the suite, run as on hosts that differ from this one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..conftest import ROOT
 
 LINUX = sys.platform == "linux"
 STICKY = Path("/proc/sys/fs/protected_regular")
-#: Of each folder some tests that write files, start programs or read what these print.
+#: From each directory, some tests that write files, or start processes and read their output.
 SOME = [
-    "tests/conformance/test_containers.py::test_an_image_with_busybox_alone",
+    "tests/conformance/test_containers.py::test_an_image_with_only_busybox",
     "tests/conformance/test_quoting_encoding_output.py::test_U1_cjk_and_emoji",
     "tests/connector/test_pyinfra_command.py",
     "tests/contract/test_lifecycle.py::test_mounts",
@@ -33,23 +33,23 @@ SOME = [
     "tests/unit/test_docker.py",
     "tests/unit/test_errors.py",
 ]
-#: Root writes over another user's file in a directory that everybody may write to.
+#: Root overwrites another user's file in a directory that everyone may write to.
 OTHERS_FILES = ["tests/conformance/test_files.py", "-k", "F9"]
-#: What needs no machine of its own to be telling.
+#: Tests that need no separate machine.
 WITHOUT_MACHINES = ["tests/unit", "tests/testing/test_runs.py", "tests/connector"]
 
 
 @dataclass(frozen=True)
 class Host:
-    """What is different on a host.
+    """The properties of a host.
 
     Attributes:
-        umask: Who may read what is made.
+        umask: The umask of processes.
         files: How many files a process may have open.
         env: Variables; None removes one.
-        odd_places: Whether the folder of temporary files is a link, with a space in its name.
-        sticky: What fs.protected_regular is.
-        through: A program that starts all others.
+        odd_places: Whether the directory for temporary files is a link with a space in its name.
+        sticky: The value of fs.protected_regular.
+        through: An executable that starts all others.
     """
 
     umask: int = 0o022
@@ -77,7 +77,7 @@ NOBODY = Host(
 
 @contextlib.contextmanager
 def sticky(value: int | None) -> Iterator[None]:
-    """Meanwhile fs.protected_regular has this value, on all of the computer; one test at a time."""
+    """Set fs.protected_regular to this value for the whole host; one test at a time."""
     if value is None:
         yield
         return
@@ -94,7 +94,7 @@ def sticky(value: int | None) -> Iterator[None]:
 
 
 def run(host: Host, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a program as on that host; its temporary files go into a folder."""
+    """Run an executable as on that host, with a directory for its temporary files."""
     temporary = folder / "tmp"
     temporary.mkdir()
     if host.odd_places:
@@ -138,10 +138,10 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="needs root on Linux")
 @pytest.mark.parametrize("name", HOSTS)
-def test_some_of_all_tests_pass(name: str, tmp_path: Path) -> None:
+def test_a_sample_of_all_tests_passes(name: str, tmp_path: Path) -> None:
     host = HOSTS[name]
     with sticky(host.sticky):
-        # Without machines the tests would be skipped, and that proves nothing here.
+        # Without machines, the tests would be skipped, which would prove nothing.
         done = run(host, tmp_path, "env", "CI=true", *PYTEST, *SOME)
     assert done.returncode == 0, done.stdout[-6000:]
     assert set(outcomes(done.stdout)) == {"passed"}
@@ -149,14 +149,14 @@ def test_some_of_all_tests_pass(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="needs root on Linux")
 @pytest.mark.parametrize("value", [0, 2])
-def test_files_of_others_can_be_written(value: int, tmp_path: Path) -> None:
+def test_files_of_other_users_can_be_written(value: int, tmp_path: Path) -> None:
     with sticky(value):
         done = run(Host(), tmp_path, "env", "CI=true", *PYTEST, *OTHERS_FILES)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
 @pytest.mark.skipif(not LINUX or not shutil.which("unshare"), reason="needs unshare")
-def test_a_user_without_an_entry_is_told_what_is_missing(tmp_path: Path) -> None:
+def test_a_user_without_an_account_gets_an_error(tmp_path: Path) -> None:
     probe = subprocess.run([*NOBODY.through, "true"], capture_output=True, text=True)
     if probe.returncode:
         pytest.skip(f"no user namespaces here: {probe.stderr.strip()}")

@@ -1,4 +1,4 @@
-"""Operations applied to the simulator through pyinfra's API, with every call of `orbctl` read."""
+"""Operations applied to the simulator through pyinfra's API, with a log of `orbctl` calls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _READING = ("info", "list", "logs", "ssh", "status", "version")
 
 
 def changes(words: Sequence[str]) -> bool:
-    """Whether a call of `orbctl` changes anything; `run` does, as it starts a stopped machine."""
+    """Whether a call of `orbctl` changes anything. `run` does: it starts stopped machines."""
     if words[0] == "config":
         return words[1] == "set"
     return words[0] not in _READING and list(words) != ["default"]
@@ -37,7 +37,7 @@ def changes(words: Sequence[str]) -> bool:
 
 @dataclass
 class Applied:
-    """What came of one operation."""
+    """The result of one operation."""
 
     will_change: bool = False
     changed: bool = False
@@ -53,27 +53,27 @@ class Applied:
 
 
 def read_calls(path: Path) -> list[list[str]]:
-    """The calls that the simulator has written down."""
+    """The calls in the simulator's log."""
     if not path.exists():
         return []
     return [json.loads(line)["argv"][1:] for line in path.read_text().splitlines()]
 
 
 def status(pid: int) -> dict[str, str]:
-    """What the kernel tells of a process."""
+    """A process's state, according to the kernel."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def kill_at(at: str, log: Path) -> None:
-    """Kill the shell that calls `orbctl`, and with it what it calls, as a crash would."""
+    """Kill the shell that calls `orbctl`, and its children, as in a crash."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for line in log.read_text().splitlines() if log.exists() else ():
             call = json.loads(line)
             if at in " ".join(call["argv"]) and call["exit"] is None:
                 pids = [call["pid"]]
-                # For an ordinary user the simulator is root's, and sudo stands between.
+                # For a non-root user, the simulator runs as root, behind sudo.
                 while (parent := int(status(pids[-1])["PPid"])) != os.getpid():
                     pids.append(parent)
                 sudo = ["sudo", "-n"] if os.geteuid() else []
@@ -83,7 +83,7 @@ def kill_at(at: str, log: Path) -> None:
 
 
 class Applier:
-    """Applies operations to ``@local``, as a deploy does."""
+    """Applies operations to ``@local``, like a deploy."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -101,12 +101,12 @@ class Applier:
         hosts: Sequence[Any] = ("@local",),
         config: Config | None = None,
     ) -> Applied:
-        """Apply a function that calls operations, and returns what the last one did."""
+        """Apply a function that calls operations; return the result of the last one."""
         done = Applied()
         self.log.unlink(missing_ok=True)
         lines = _Lines()
         logging.getLogger("pyinfra").addHandler(lines)
-        # What would change is looked for in a dry run only, as with `pyinfra -y`.
+        # Only a dry run looks for changes, as with `pyinfra -y`.
         state = State(Inventory((list(hosts), {})), config or Config(), check_for_changes=dry)
         metas = []
         try:
@@ -149,7 +149,7 @@ class _Lines(logging.Handler):
 def recorded(
     machines: Machines, simulated: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Whatever an operation makes is written down, and deleted at the end."""
+    """Machines that operations create are recorded, and deleted at the end."""
     if not simulated:
         pytest.skip("these tests read the simulator's log")
     patch = pytest.MonkeyPatch()
@@ -171,13 +171,13 @@ def apply_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applier]
 
 @pytest.fixture
 def apply(apply_session: Applier) -> Applier:
-    """Applies an operation and tells what came of it."""
+    """Applies an operation and returns the result."""
     return apply_session
 
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Spoils calls of the simulator."""
+    """Injects faults into calls of the simulator."""
 
     def spoil(**rule: Any) -> None:
         monkeypatch.setenv("ORBCTL_SIMULATOR_FAULTS", json.dumps([rule]))
@@ -193,9 +193,9 @@ def base(machines: Machines) -> str:
 
 @pytest.fixture
 def clone(machines: Machines, base: str) -> Iterator[str]:
-    """A running machine of its own."""
+    """A running machine for one test."""
     name = machines.clone(base)
     yield name
-    # Many an operation asks about each machine that there is.
+    # Many operations query every machine.
     if any(machine.name == name for machine in machines.client.machines()):
         machines.client.call("delete", "--force", name)

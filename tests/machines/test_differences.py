@@ -1,4 +1,4 @@
-"""Section M of the behaviour catalogue: what differs, what is too old, what is left behind."""
+"""Section M of the catalogue: differences, old versions, and leftovers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("wanted", "told"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_difference_fails_and_is_named(
+def test_a_difference_fails_and_is_reported(
     wanted: dict[str, Any], told: str, isolated: str, apply: Applier, client: Orbctl
 ) -> None:
     before = client.info(isolated)
@@ -78,16 +78,14 @@ def test_recreate_makes_a_new_machine(
     assert not apply(orbstack.machine, recreate=True, **args).changed
 
 
-def test_several_differences_are_named_at_once(isolated: str, apply: Applier) -> None:
+def test_several_differences_are_reported_together(isolated: str, apply: Applier) -> None:
     done = apply(orbstack.machine, machine=isolated, image="ubuntu", arch="arm64", isolated=False)
     for told in ("image is", "arch is", "isolated is"):
         assert told in done.error
 
 
-def test_user_is_changed_in_place_and_the_machine_is_kept(
-    clone: str, apply: Applier, client: Orbctl
-) -> None:
-    """The one of M6's differences that takes no new machine, not even where one is allowed."""
+def test_the_user_is_changed_in_place(clone: str, apply: Applier, client: Orbctl) -> None:
+    """The only difference of M6 that never needs a new machine, even if one is allowed."""
     before = client.info(clone)
     done = apply(orbstack.machine, machine=clone, user="daemon", recreate=True, wait=False)
     assert done.error == ""
@@ -98,7 +96,7 @@ def test_user_is_changed_in_place_and_the_machine_is_kept(
 
 @pytest.mark.parametrize("state", ["running", "stopped"])
 @pytest.mark.parametrize("operation", [orbstack.machine, orbstack.machine_user])
-def test_user_whom_the_machine_lacks_is_refused_and_changes_nothing(
+def test_a_missing_user_is_rejected_before_any_change(
     operation: Any, state: str, clone: str, apply: Applier, client: Orbctl
 ) -> None:
     if state == "stopped":
@@ -122,7 +120,7 @@ def test_user_whom_the_machine_lacks_is_refused_and_changes_nothing(
         ("ubuntu:noble", "ubuntu:noble"),
     ],
 )
-def test_other_words_for_an_image_are_no_difference(
+def test_synonyms_of_an_image_are_not_a_difference(
     machine_image: str, image: str, base: str, apply: Applier
 ) -> None:
     done = apply(orbstack.machine, machine=base, image=image)
@@ -131,7 +129,7 @@ def test_other_words_for_an_image_are_no_difference(
 
 
 @pytest.mark.parametrize("image", ["ubuntu:26.10", "ubuntu:plucky"])
-def test_unknown_version_is_a_warning_and_never_a_new_machine(
+def test_an_unknown_version_is_a_warning_and_never_recreates(
     image: str, base: str, apply: Applier
 ) -> None:
     done = apply(orbstack.machine, machine=base, image=image, recreate=True)
@@ -140,7 +138,7 @@ def test_unknown_version_is_a_warning_and_never_a_new_machine(
     assert f"image should be {image}" in done.log
 
 
-def test_limit_of_zero_is_no_limit(clone: str, apply: Applier, client: Orbctl) -> None:
+def test_a_limit_of_zero_means_no_limit(clone: str, apply: Applier, client: Orbctl) -> None:
     none = {"machine": clone, "cpus": 0, "memory": "0G", "disk": 0}
     assert not apply(orbstack.machine, **none).changed
     apply(orbstack.machine, machine=clone, cpus=1, memory=512)
@@ -167,7 +165,7 @@ def test_limits_restart_a_running_machine_only(
     assert client.info(name).id == before.id
 
 
-def test_refused_value_leaves_the_machine_running(
+def test_a_rejected_value_leaves_the_machine_running(
     clone: str, apply: Applier, client: Orbctl, faults: Callable[..., None]
 ) -> None:
     faults(match="config set", exit=1, stderr="[-32098] not today")
@@ -182,7 +180,7 @@ def test_rename_keeps_the_id(clone: str, machines: Machines, apply: Applier) -> 
     assert machines.own(to).id == before.id
 
 
-def test_rename_refuses_a_name_in_use(
+def test_rename_rejects_a_name_in_use(
     clone: str, base: str, apply: Applier, machines: Machines
 ) -> None:
     taken = apply(orbstack.renamed, machine=clone, to=base)
@@ -197,10 +195,10 @@ def test_deleting_an_absent_machine_changes_nothing(machines: Machines, apply: A
     assert (done.changed, done.error, done.changing) == (False, "", [])
 
 
-def test_only_the_machine_that_was_looked_at_is_deleted(
+def test_only_the_machine_that_was_compared_is_deleted(
     machines: Machines, base: str, apply: Applier, client: Orbctl
 ) -> None:
-    """Another machine takes its name between the look and the deletion."""
+    """Another machine gets its name between the comparison and the deletion."""
     name = machines.new_name()
     client.clone(base, name)
     old = machines.own(name)
@@ -223,7 +221,7 @@ def test_only_the_machine_that_was_looked_at_is_deleted(
 
 # Cloud-init -------------------------------------------------------------------------------------
 
-# The simulator has no cloud-init: this takes its file, as OrbStack would, and goes on without.
+# The simulator has no cloud-init: this reads the file, as OrbStack would, and continues without it.
 _WRAPPER = """#!/bin/sh
 if [ "$1" = export ]; then stat -c %a "$(dirname "$3")" >"$SEEN.mode"; fi
 if [ "$1" = create ] && [ "$2" = --user-data ]; then
@@ -236,7 +234,7 @@ exec "$SIMULATOR" "$@"
 
 @dataclass
 class CloudInit:
-    """A cloud-init file, and what `orbctl` has seen of it."""
+    """A cloud-init file, and its content as `orbctl` saw it."""
 
     path: Path
     seen: Path
@@ -286,7 +284,7 @@ def test_changed_cloud_init_is_a_difference(
     assert not apply(orbstack.machine, **args).changed
 
 
-def test_machine_made_without_a_record_is_a_warning(
+def test_creating_without_a_record_is_a_warning(
     cloud_init: CloudInit, base: str, apply: Applier
 ) -> None:
     done = apply(orbstack.machine, machine=base, cloud_init=str(cloud_init.path), recreate=True)
@@ -317,7 +315,7 @@ def test_S6_cloud_init_file_is_removed_after_a_failure(
 def test_S6_cloud_init_file_is_removed_when_pyinfra_is_killed(
     cloud_init: CloudInit, machines: Machines, apply: Applier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in a terminal reaches the shell, too; a killed pyinfra leaves it to end by itself."""
+    """Ctrl-C in a terminal also reaches the shell; after a kill of pyinfra, it exits on its own."""
     monkeypatch.setenv("ORBCTL_SIMULATOR_FAULTS", '{"match": "create", "hang": true}')
     apply.log.unlink(missing_ok=True)
     child = subprocess.Popen(
@@ -360,7 +358,7 @@ def test_interrupted_cloud_init_is_completed_by_the_next(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"], ids=["missing", "empty", "binary"])
-def test_cloud_init_is_checked_before_anything(
+def test_cloud_init_is_checked_before_any_change(
     content: bytes | None, machines: Machines, apply: Applier, tmp_path: Path
 ) -> None:
     path = tmp_path / "init.yaml"
@@ -393,7 +391,7 @@ GATED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 @pytest.mark.parametrize(("profile", "wanted", "told"), GATED.values(), ids=GATED)
-def test_too_old_an_orbstack_gives_one_line(
+def test_an_old_orbstack_is_a_one_line_error(
     profile: str,
     wanted: dict[str, Any],
     told: str,
@@ -411,7 +409,7 @@ def test_too_old_an_orbstack_gives_one_line(
     assert done.changing == []
 
 
-def test_what_old_versions_lack_can_be_wanted_off(
+def test_features_missing_in_old_versions_may_be_off(
     base: str, apply: Applier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORBCTL_SIMULATOR_PROFILE", "2.0")
@@ -424,7 +422,7 @@ def test_what_old_versions_lack_can_be_wanted_off(
 # Copies -----------------------------------------------------------------------------------------
 
 
-def test_running_source_runs_on_and_its_copy_is_stopped(
+def test_a_running_source_keeps_running_and_its_clone_is_stopped(
     base: str, machines: Machines, apply: Applier, client: Orbctl
 ) -> None:
     name = machines.new_name()
@@ -438,7 +436,7 @@ def test_running_source_runs_on_and_its_copy_is_stopped(
 
 
 @pytest.mark.parametrize("state", ["running", "stopped"])
-def test_export_leaves_the_state_as_found(
+def test_export_restores_the_machines_state(
     state: str, clone: str, apply: Applier, client: Orbctl, tmp_path: Path
 ) -> None:
     if state == "stopped":
@@ -448,7 +446,7 @@ def test_export_leaves_the_state_as_found(
     assert client.info(clone).state == state
 
 
-def test_S8_export_is_written_where_nobody_else_can_look(
+def test_S8_export_is_readable_only_by_its_owner(
     base: str, apply: Applier, cloud_init: CloudInit, tmp_path: Path
 ) -> None:
     assert apply(orbstack.exported, machine=base, path=str(tmp_path / "one.tar.zst")).error == ""
@@ -464,7 +462,7 @@ def test_S8_failed_export_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_S8_existing_file_and_folder_are_kept(base: str, apply: Applier, tmp_path: Path) -> None:
+def test_S8_existing_file_and_directory_are_kept(base: str, apply: Applier, tmp_path: Path) -> None:
     path = tmp_path / "one.tar.zst"
     path.write_text("mine")
     assert not apply(orbstack.exported, machine=base, path=str(path)).changed
@@ -472,7 +470,7 @@ def test_S8_existing_file_and_folder_are_kept(base: str, apply: Applier, tmp_pat
     assert "is a folder" in apply(orbstack.exported, machine=base, path=str(tmp_path)).error
 
 
-def test_machine_that_was_renamed_is_still_ours_and_no_other(
+def test_a_renamed_machine_is_still_owned(
     base: str, machines: Machines, apply: Applier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, client = Record(tmp_path / "record"), machines.client
@@ -483,7 +481,7 @@ def test_machine_that_was_renamed_is_still_ours_and_no_other(
     apply(orbstack.cloned, source=base, machine=first)
     client.clone(base, third)
     other = machines.own(third)
-    # A stranger under a name that stands in the record, as after a rename by hand.
+    # Another machine under a recorded name, as after a manual rename.
     apply(orbstack.renamed, machine=first, to=f"{first}-old")
     apply(orbstack.renamed, machine=third, to=first)
     assert {one.name for one in record.existing(client)} == {second, f"{first}-old"}
@@ -493,7 +491,7 @@ def test_machine_that_was_renamed_is_still_ours_and_no_other(
     assert record.delete_all(client) == []
 
 
-def test_what_operations_make_is_written_down(
+def test_machines_of_operations_are_recorded(
     base: str, machines: Machines, apply: Applier, tmp_path: Path
 ) -> None:
     made = [machines.new_name() for _ in range(3)]

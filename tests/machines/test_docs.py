@@ -1,4 +1,4 @@
-"""What the docs and the docstrings say, done as they say it."""
+"""The examples in docs and docstrings, executed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Page:
-    """The code of a page: its files, written out, and its commands, in order."""
+    """The code of a page: its files, written to disk, and its commands, in order."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
@@ -57,10 +57,10 @@ class Page:
 
 @pytest.mark.long
 @pytest.mark.smoke
-def test_machines_page_runs_as_it_stands(
+def test_machines_page_runs(
     client: orbctl.Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The names are those of the page, so they get an OrbStack of their own.
+    # The page's names need a separate simulator.
     monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(tmp_path / "simulator"))
     monkeypatch.setenv(orbctl.RECORD_VARIABLE, str(tmp_path / "record"))
     log = tmp_path / "log"
@@ -110,7 +110,7 @@ def test_machines_page_runs_as_it_stands(
 
 # docs/migrating.md ------------------------------------------------------------------------------
 
-#: What the versions before 1.0 had; `name` could be given by position only.
+#: The signatures before 1.0; `name` could only be passed by position.
 BEFORE = {
     "vm_create": "name, image, arch=None, user=None, present=True",
     "vm_clone": "source_name, new_name",
@@ -161,7 +161,7 @@ def test_old_signatures_are_kept(name: str) -> None:
     assert shown == re.sub(r"\bname\b(?!\w)", "machine", BEFORE[name])
 
 
-def test_migrating_page_names_everything_old_and_nothing_that_is_not_there() -> None:
+def test_migrating_page_lists_every_old_name_and_only_existing_new_ones() -> None:
     rows = _rows()
     assert {_call(old)[0] for old, _ in rows} == BEFORE.keys()
     for old, new in rows:
@@ -175,13 +175,13 @@ def test_migrating_page_names_everything_old_and_nothing_that_is_not_there() -> 
             assert set(parameters) <= real.keys(), called
 
 
-def test_no_parameter_has_a_name_that_pyinfra_keeps() -> None:
+def test_no_parameter_has_a_name_reserved_by_pyinfra() -> None:
     for module in (orbstack, vm):
         for name, operation in _operations(module):
             assert "name" not in inspect.signature(operation._inner).parameters, name
 
 
-def test_timing_is_there() -> None:
+def test_timing_module_exists() -> None:
     text = (ROOT / "docs" / "migrating.md").read_text()
     for name, parameters in map(
         _call, re.findall(r"`(timed\w*\(.*?\)|configure\w+\(.*?\))`", text)
@@ -211,12 +211,12 @@ SHOWING = {
     ("name", "data"),
     [
         *((name, {}) for name in SHOWING),
-        # What the connector says of a host is never what an operation is told.
+        # Data that the connector sets is never an operation's argument.
         ("vm_ip", {"vm_name": "other"}),
         ("vm_logs", {"vm_name": "other"}),
     ],
 )
-def test_what_only_shows_changes_nothing(
+def test_read_only_operations_change_nothing(
     name: str, data: dict[str, str], base: str, apply: Applier
 ) -> None:
     operation = getattr(vm, name)
@@ -232,7 +232,7 @@ def test_what_only_shows_changes_nothing(
     assert re.search(r"the fact ``OrbStack|ssh NAME@orb", str(operation._inner.__doc__))
 
 
-def test_connectivity_is_looked_at_and_not_changed(
+def test_connectivity_checks_change_nothing(
     apply: Applier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for program in ("ping", "curl", "nc", "host"):
@@ -256,7 +256,7 @@ def test_connectivity_is_looked_at_and_not_changed(
     assert "ping, curl or nc" in apply(vm.vm_test_connectivity, "a", "telnet").error
 
 
-def test_connectivity_is_looked_at_from_inside_a_machine(base: str, apply: Applier) -> None:
+def test_connectivity_is_checked_from_inside_a_machine(base: str, apply: Applier) -> None:
     done = apply.all(
         lambda: vm.vm_test_connectivity("nowhere.invalid"), hosts=[f"@orbstack/{base}"]
     )
@@ -264,14 +264,14 @@ def test_connectivity_is_looked_at_from_inside_a_machine(base: str, apply: Appli
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_each_old_operation_names_its_successor_once(
+def test_each_old_operation_warns_once_about_its_replacement(
     name: str, apply: Applier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the page has it: an operation, a fact or what else there is."""
+    """The replacement on the page: an operation, a fact or something else."""
     new = next(new for old, new in _rows() if _call(old)[0] == name)
     successor = re.match(r"(?:none; the command is )?`([^`(]+)", new)
     assert successor
-    # The call itself is looked at: what it runs is `orbctl`'s answer, and others test that.
+    # This tests only the call; other tests cover `orbctl`'s answers.
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/bin/false")
     needed = [
         parameter
@@ -285,7 +285,7 @@ def test_each_old_operation_names_its_successor_once(
     assert successor[1] in str(ours[0].message)
 
 
-def test_timing_names_its_successor_once() -> None:
+def test_timing_warns_once_about_its_replacement() -> None:
     for call, successor in (
         (lambda: timing.timed("sum")(print)(), "timing.timed is deprecated: use time.monotonic"),
         (lambda: timing.timed(print)(), "timing.timed is deprecated: use time.monotonic"),
@@ -351,13 +351,13 @@ OPERATIONS = [
 ]
 
 
-def test_every_operation_is_there() -> None:
+def test_every_old_operation_exists() -> None:
     assert {name for name, _ in OPERATIONS} >= {f"vm.{name}" for name in BEFORE}
     assert len(OPERATIONS) == len(BEFORE) + 11
 
 
 @pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
-def test_docstring_names_every_parameter(name: str, operation: Any) -> None:
+def test_docstrings_list_every_parameter(name: str, operation: Any) -> None:
     doc = inspect.cleandoc(operation._inner.__doc__)
     told = re.findall(r"^\+ (\w+): ", doc, re.MULTILINE)
     assert told == list(inspect.signature(operation._inner).parameters)
@@ -366,7 +366,7 @@ def test_docstring_names_every_parameter(name: str, operation: Any) -> None:
 
 @pytest.fixture(scope="module")
 def example_world(machines: Machines, base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A machine `web`, under a name that nobody else has, and its archive."""
+    """A machine for `web`, with a unique name, and its archive."""
     prefix = f"{machines.new_name()}-"
     folder = tmp_path_factory.mktemp("examples")
     machines.client.clone(base, f"{prefix}web")
@@ -420,7 +420,7 @@ FACTS = [
 
 
 @pytest.mark.parametrize(("name", "fact"), FACTS, ids=[name for name, _ in FACTS])
-def test_fact_docstring_tells_what_it_returns(
+def test_fact_docstrings_document_the_return_value(
     name: str, fact: Any, base: str, apply: Applier, capsys: pytest.CaptureFixture[str]
 ) -> None:
     doc = inspect.cleandoc(fact.__doc__)

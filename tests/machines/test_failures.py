@@ -1,4 +1,4 @@
-"""Wrong answers, and words that could be taken for something else."""
+"""Malformed answers, and hostile arguments."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .conftest import Applier
 WRONG_LISTS = ["null", "garbage", "truncated", "empty", "duplicate"]
 
 
-#: Before it, pyinfra ends the whole run, with one line, when a fact makes no sense of an answer.
+#: Earlier versions end the whole run, with one line, if a fact cannot parse an answer.
 FAILS_THE_HOST = hasattr(exceptions, "FactProcessError")
 
 
 def ask(fact: type[Any], **arguments: Any) -> tuple[Any, State, str]:
-    """Ask ``@local`` for a fact; also what pyinfra raised."""
+    """Read a fact of ``@local``; also return pyinfra's exception."""
     state = State(Inventory((["@local"], {})), Config())
     connect_all(state)
     host = next(iter(state.inventory))
@@ -48,7 +48,7 @@ def ask(fact: type[Any], **arguments: Any) -> tuple[Any, State, str]:
 def ask_in_vain(
     fact: type[Any], arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> str:
-    """Ask for a fact that cannot be had, and return what was told of it."""
+    """Read a fact that must fail, and return the error."""
     value, state, error = ask(fact, **arguments)
     assert value is None
     assert error
@@ -100,7 +100,7 @@ def test_other_facts(fact: type[Any], arguments: dict[str, Any], kind: type, bas
 
 
 @pytest.mark.parametrize("banner", ["stdout", "stderr", "stdout:after", "stderr:after"])
-def test_update_banner_is_no_answer(
+def test_the_update_banner_is_not_an_answer(
     banner: str, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = [(fact, args, ask(fact, **args)[0]) for fact, args, _ in FACTS if "machine" not in args]
@@ -114,7 +114,7 @@ def test_logs(base: str) -> None:
     assert any(base in line for line in lines)
 
 
-def test_no_machine_of_that_name_is_not_a_failure(machines: Machines) -> None:
+def test_deleting_a_missing_machine_is_not_a_failure(machines: Machines) -> None:
     assert ask(facts.OrbStackMachine, machine=machines.new_name())[::2] == ({}, "")
 
 
@@ -130,7 +130,7 @@ def test_status_does_not_start_orbstack(
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("fault", WRONG_LISTS)
-def test_D3_wrong_list_is_never_an_empty_one(
+def test_D3_a_malformed_list_is_never_an_empty_one(
     fault: str, faults: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     faults(match="list", list=fault)
@@ -172,7 +172,7 @@ def test_D1_failing_orbctl_fails_the_host(
 
 @pytest.mark.parametrize(
     ("fact", "arguments", "command"),
-    # These three may well have nothing to say.
+    # These three may be empty.
     [one for one in FACTS if one[2] not in ("logs", "default") and "key" not in one[1]],
     ids=_fact,
 )
@@ -203,7 +203,7 @@ def test_D1_missing_orbctl_fails_the_host(
 def test_orbctl_is_found_on_a_short_path(
     client: orbctl.Orbctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As over SSH on a Mac, where the shell is no login shell."""
+    """As over SSH on a Mac, where the shell is not a login shell."""
     monkeypatch.delenv(orbctl.COMMAND_VARIABLE)
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / ".orbstack" / "bin"
@@ -215,7 +215,7 @@ def test_orbctl_is_found_on_a_short_path(
     assert ask(facts.OrbStackVersion)[0] == "2.2.3"
 
 
-def test_log_that_looks_like_an_answer_is_a_log(
+def test_a_log_line_that_looks_like_an_error_is_a_log_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program = tmp_path / "orbctl"
@@ -227,7 +227,7 @@ def test_log_that_looks_like_an_answer_is_a_log(
 
 # Operations -------------------------------------------------------------------------------------
 
-# Each with arguments for which it would change something.
+# Each with arguments that would change something.
 CHANGING: dict[str, Callable[[str, str, Path], tuple[Callable[..., Any], dict[str, Any]]]] = {
     "machine": lambda base, new, path: (orbstack.machine, {"machine": new, "image": "ubuntu"}),
     "absent": lambda base, new, path: (orbstack.machine, {"machine": base, "present": False}),
@@ -304,13 +304,13 @@ def test_one_host_fails_alone(dry: bool, machines: Machines, apply: Applier) -> 
         lambda: orbstack.machine(machine=name, image="ubuntu"), hosts=["@local", broken], dry=dry
     )
     assert done.failed_hosts == {"@chroot//"}
-    # A raise would be the end of both.
+    # An exception would end both.
     assert ("could not be had" in done.error or "no orbctl" in done.error) is not dry
     assert [words[0] for words in done.changing] == ([] if dry else ["create", "run"])
 
 
 @pytest.mark.usefixtures("root_only")  # for @chroot
-def test_difference_fails_one_host_alone(base: str, apply: Applier) -> None:
+def test_a_difference_fails_only_its_host(base: str, apply: Applier) -> None:
     done = apply.all(
         lambda: orbstack.machine(machine=base, image="debian"), hosts=["@local", "@chroot//"]
     )
@@ -318,7 +318,7 @@ def test_difference_fails_one_host_alone(base: str, apply: Applier) -> None:
     assert done.failed_hosts == {"@local", "@chroot//"}
 
 
-def test_machine_is_no_place_for_operations_on_orbstack(base: str, apply: Applier) -> None:
+def test_operations_on_orbstack_are_rejected_inside_a_machine(base: str, apply: Applier) -> None:
     for operation, args in (
         (orbstack.machine, {"machine": base, "present": False}),
         (orbstack.config, {"key": "cpu", "value": 1}),
@@ -333,9 +333,9 @@ def test_machine_is_no_place_for_operations_on_orbstack(base: str, apply: Applie
 def test_sudo_of_a_deploy_does_not_reach_orbctl(
     machines: Machines, apply: Applier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """OrbStack is the user's; root has none."""
+    """OrbStack belongs to the user; root has none."""
     sudo = tmp_path / "sudo"
-    # With it the simulator becomes root, where it is not.
+    # The simulator needs it to become root.
     own = '"-n true" | *orbctl_simulator*'
     real = f'case "$*" in {own}) exec {shutil.which("sudo")} "$@";; esac'
     sudo.write_text(f"#!/bin/sh\n{real}\nexit 66\n")
@@ -348,7 +348,7 @@ def test_sudo_of_a_deploy_does_not_reach_orbctl(
     assert (done.error, done.changed) == ("", True)
 
 
-# Hostile words ----------------------------------------------------------------------------------
+# Hostile values ---------------------------------------------------------------------------------
 
 HOSTILE = {
     "command": "x; touch CANARY",
@@ -419,13 +419,13 @@ PARAMETERS: dict[str, Callable[[str, str, Any], tuple[Callable[..., Any], dict[s
     ),
 }
 
-#: `None` is a value that these take.
+#: `None` is a valid value for these.
 OPTIONAL = {"arch", "user", "user-existing", "memory", "image", "cloud_init", "default_machine"}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("what", PARAMETERS)
-def test_N_hostile_words_are_literal_or_refused(
+def test_N_hostile_values_are_literal_or_rejected(
     what: str,
     machines: Machines,
     base: str,
@@ -439,7 +439,7 @@ def test_N_hostile_words_are_literal_or_refused(
     canary = tmp_path / "canary"
     before = client.machines()
     if what not in ("exported-path", "config-value"):
-        # What gets through is seen in the log; nothing has to be made of it.
+        # The log shows what gets through; no machine is needed.
         makers = ("create", "clone", "import", "rename", "export", "config set")
         rules = [{"match": verb, "exit": 1, "stderr": "[-32098] no"} for verb in makers]
         monkeypatch.setenv("ORBCTL_SIMULATOR_FAULTS", json.dumps(rules))
@@ -451,7 +451,7 @@ def test_N_hostile_words_are_literal_or_refused(
         done = apply(operation, **args)
         assert not canary.exists(), (kind, done)
         for words in done.changing:
-            # It got through, as one word that is no flag; `orbctl` itself may refuse it.
+            # It got through as one argument that is not a flag; `orbctl` itself may reject it.
             literal = str(bad).rpartition("/")[2] if what == "exported-path" else str(bad)
             assert any(literal in one for one in words), (kind, words)
             assert not str(bad).startswith("-"), (kind, words)
@@ -468,7 +468,7 @@ def test_N_hostile_words_are_literal_or_refused(
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("flag", ["-y", "--dry"])
-def test_mistake_gives_one_line_and_no_traceback(flag: str) -> None:
+def test_a_mistake_is_a_one_line_error_without_traceback(flag: str) -> None:
     words = ["pyinfra_orbstack.operations.orbstack.machine", "machine=a b", "image=ubuntu"]
     done = subprocess.run(
         programs.pyinfra_argv(flag, "@local", *words),

@@ -1,4 +1,4 @@
-"""Section M of the behaviour catalogue: each operation, applied for real."""
+"""Section M of the catalogue: each operation, applied to real machines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPERATIONS = "pyinfra_orbstack.operations"
 
 
 class World:
-    """What a case may use: machines to begin with, and a look at what has become of them."""
+    """The world of a case: its machines, and how to inspect them."""
 
     def __init__(self, machines: Machines, base: str, folder: Path) -> None:
         self.machines, self.client, self.base, self.folder = machines, machines.client, base, folder
@@ -42,7 +42,7 @@ class World:
         return name
 
     def spare(self, state: str) -> str:
-        """A machine that any case may use in turn, in this state."""
+        """A shared machine in this state."""
         if not self._spare:
             self._spare = self.clone(running=False)
         if state == "running":
@@ -53,11 +53,11 @@ class World:
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
-        """Delete what a case has made: many an operation asks about each machine that there is."""
+        """Delete what a case created, because many operations query every machine."""
         made = self.machines.made
         yield
         for machine in self.client.machines():
-            # A name of ours ends in a number, and counts up.
+            # Our names end in an increasing number.
             number = self.machines.number(machine.name)
             if number > made and machine.name != self._spare:
                 self.client.call("delete", "--force", machine.name)
@@ -69,11 +69,11 @@ class World:
         return str(path)
 
     def other_user(self, name: str) -> str:
-        """A user whom every machine has, and who is not this one's default user."""
+        """A user that every machine has, and that is not this one's default user."""
         return "daemon" if self.client.info(name).username == "root" else "root"
 
     def not_default(self) -> str:
-        """A machine that is not the default one, which another one is."""
+        """A machine that is not the default machine."""
         self.client.call("default", self.base)
         return self.spare("stopped")
 
@@ -92,19 +92,19 @@ class World:
 
 @dataclass(frozen=True)
 class Case:
-    """One operation from one state: its arguments, and how the result is seen."""
+    """One operation from one state: its arguments, and how to check the result."""
 
     operation: Callable[..., Any]
     begin: Callable[[World], dict[str, Any]]
     holds: Callable[[World, dict[str, Any]], bool]
-    #: The commands that it may call to change something.
+    #: The commands that it may call to make changes.
     calls: set[str] = field(default_factory=set)
     idempotent: bool = True
-    #: Calls at which it is killed, to be completed by the next run.
+    #: Calls at which it is killed; the next run must complete it.
     interrupt: tuple[str, ...] = ()
 
     def apply(self, apply: Applier, args: dict[str, Any], dry: bool = False) -> Applied:
-        # Those of before 1.0 could take their arguments by position only.
+        # Before 1.0, arguments could only be passed by position.
         if self.operation in vars(vm).values():
             return apply(self.operation, *args.values(), dry=dry)
         return apply(self.operation, dry=dry, **args)
@@ -128,7 +128,7 @@ def _limits(world: World, args: dict[str, Any]) -> bool:
 def _user(state: str) -> Callable[[World, dict[str, Any]], bool]:
     def holds(world: World, args: dict[str, Any]) -> bool:
         machine = world.client.info(args["machine"])
-        # As that user, whom `run` takes by itself.
+        # As the default user of `run`.
         said = (
             world.client.call("run", "-m", machine.name, "-w", "/", "id", "-un")
             if (machine.running)
@@ -375,7 +375,7 @@ CASES = {
         {"run", "config"},
         interrupt=("run", "config set"),
     ),
-    # The old names call the new operations, of which every way to be interrupted is tested above.
+    # The old names call the new operations, whose interruptions are tested above.
     "vm_create": Case(
         vm.vm_create,
         lambda world: {
@@ -460,7 +460,7 @@ CASES = {
 
 @dataclass
 class Story:
-    """A case told to its end: planned, applied, and applied again."""
+    """A complete case: planned, applied, and applied again."""
 
     case: Case
     args: dict[str, Any]
@@ -511,9 +511,9 @@ def test_first_run_changed(story: Story) -> None:
 
 
 @pytest.mark.smoke
-def test_second_run_no_change(story: Story) -> None:
+def test_second_run(story: Story) -> None:
     assert story.second.error == ""
-    # To restart is to do something each time, and pyinfra is told so.
+    # A restart always changes something, and declares that to pyinfra.
     assert story.case.operation.is_idempotent is story.case.idempotent
     assert story.second.changed is not story.case.idempotent
     if story.case.idempotent:
@@ -571,7 +571,7 @@ def test_interrupted_run_is_completed_by_the_next(
 def test_killed_pyinfra_is_completed_by_the_next(
     world: World, apply: Applier, tmp_path: Path
 ) -> None:
-    """The whole run, killed at no chosen moment, several times."""
+    """The whole run, killed several times at random moments."""
     name = world.machines.new_name()
     argv = programs.pyinfra_argv("-y", "@local", f"{OPERATIONS}.orbstack.machine")
     argv += [f"machine={name}", "image=ubuntu"]
@@ -589,7 +589,7 @@ def test_killed_pyinfra_is_completed_by_the_next(
     assert not apply(orbstack.machine, machine=name, image="ubuntu").changed
 
 
-def test_what_earlier_operations_make_is_missing_in_a_dry_run_only(
+def test_only_a_dry_run_misses_machines_of_earlier_operations(
     world: World, apply: Applier, tmp_path: Path
 ) -> None:
     first, second, third, last = (world.machines.new_name() for _ in range(4))

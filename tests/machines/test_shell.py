@@ -1,4 +1,4 @@
-"""The shell of operations, in each shell that may run it: what is made is written down."""
+"""The operations' shell code, in every shell: created machines are recorded."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def shell(request: pytest.FixtureRequest) -> Iterator[Shell]:
 
 
 def holders(stream: IO[str], but: set[int]) -> list[str]:
-    """The processes that hold the other end of a pipe of ours."""
+    """The processes that hold the other end of one of our pipes."""
     pipe = os.readlink(f"/proc/self/fd/{stream.fileno()}")
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it may end meanwhile
+        with contextlib.suppress(OSError):  # it may exit meanwhile
             for fd in (process / "fd").iterdir():
                 if os.readlink(fd) == pipe and int(process.name) not in but:
                     found.append(str(fd))
@@ -119,7 +119,7 @@ def test_every_file_is_checked() -> None:
     assert done.stdout == ""
 
 
-def test_a_call_brings_the_functions_that_it_needs_and_no_others() -> None:
+def test_a_call_sends_only_the_functions_it_needs() -> None:
     text = shelltext.command("orb stop web")
     assert re.findall(r"^(\w+)\(\)", text, re.MULTILINE) == ["find_orbctl", "orb"]
     assert text.endswith("\norb stop web")
@@ -129,7 +129,7 @@ def test_a_call_brings_the_functions_that_it_needs_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("verb", ["create", "clone", "import"])
-def test_what_is_made_is_written_down(
+def test_created_machines_are_recorded(
     shell: Shell,
     name: str,
     record: Record,
@@ -162,9 +162,7 @@ def test_another_machine_of_that_name_is_not_removed(
     assert there(machines.client, base)
 
 
-def test_one_that_is_there_is_nobodys_to_write_down(
-    shell: Shell, base: str, record: Record
-) -> None:
+def test_an_existing_machine_is_not_recorded(shell: Shell, base: str, record: Record) -> None:
     child = shell(shelltext.words("make_machine", base, "create", "ubuntu", base))
     assert "machine already exists" in child.communicate(timeout=60)[1]
     assert child.returncode == 1
@@ -184,7 +182,7 @@ def test_a_record_that_cannot_be_written_fails_the_operation(
 
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_it_is_removed(
+def test_an_interrupted_creation_is_removed(
     shell: Shell,
     wrap: Callable[[str], None],
     name: str,
@@ -194,7 +192,7 @@ def test_interrupted_it_is_removed(
     number: signal.Signals,
     group: bool,
 ) -> None:
-    """By the terminal, which reaches all of it, or alone: then it waits for the call to end."""
+    """By the terminal, which reaches all processes, or alone: then it waits for the call."""
     wait = "hang" if group else "until [ -e $here/go ]; do sleep 0.1; done; exit"
     wrap(f'[ "$1" = create ] && {{ "$real" "$@"; : >$here/made; {wait}; }}')
     child = shell(shelltext.words("make_machine", name, "create", "ubuntu", name))
@@ -208,7 +206,7 @@ def test_interrupted_it_is_removed(
     assert record.path.read_text() == ""
 
 
-def test_its_caller_is_gone(
+def test_creation_continues_without_its_caller(
     shell: Shell,
     wrap: Callable[[str], None],
     name: str,
@@ -216,7 +214,7 @@ def test_its_caller_is_gone(
     record: Record,
     tmp_path: Path,
 ) -> None:
-    """Nobody reads what it says any more, and it goes on."""
+    """Its output has no reader anymore, and it continues."""
     wrap(
         '[ "$1" = create ] && { "$real" "$@"; s=$?; : >$here/made; echo noise >&2; '
         "until [ -e $here/go ]; do sleep 0.1; done; exit $s; }"
@@ -232,7 +230,7 @@ def test_its_caller_is_gone(
     until(lambda: record.path.read_text() == f"{name} {machine.id}\n")
 
 
-def test_an_answer_that_never_comes_is_given_up(
+def test_waiting_for_a_missing_answer_ends(
     shell: Shell, wrap: Callable[[str], None], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     functions = dict(shelltext.functions())
@@ -254,7 +252,7 @@ def test_an_answer_that_never_comes_is_given_up(
 # Through the operations
 
 
-def test_what_create_says_is_told_of_the_host(
+def test_output_of_create_is_logged_with_the_host(
     wrap: Callable[[str], None], name: str, apply: Applier, record: Record
 ) -> None:
     other = f'exec "$real" create --arch amd64 debian:12 {name}'
@@ -270,7 +268,7 @@ def test_what_create_says_is_told_of_the_host(
 
 
 @pytest.mark.parametrize("what", ["made", "cloned", "deleted"])
-def test_success_claims_the_record_too(
+def test_success_requires_a_written_record(
     name: str, base: str, apply: Applier, record: Record, machines: Machines, what: str
 ) -> None:
     if what == "deleted":
@@ -301,7 +299,7 @@ def test_a_busy_machine_is_waited_for(
     assert f"machine {clone} is starting: waiting for it" in done.log
 
 
-def test_one_that_stays_busy_fails_its_host(
+def test_a_machine_that_stays_busy_fails_its_host(
     wrap: Callable[[str], None], clone: str, apply: Applier
 ) -> None:
     change = 's/("state": *)"[a-z]+"/\\1"stopping"/'
@@ -312,7 +310,7 @@ def test_one_that_stays_busy_fails_its_host(
 
 
 @pytest.mark.parametrize("data", [{"orbstack_vm": True}, {"vm_name": "web"}, {}])
-def test_data_does_not_make_a_machine_of_a_host(
+def test_data_does_not_turn_a_host_into_a_machine(
     base: str, apply: Applier, data: dict[str, object]
 ) -> None:
     done = apply.all(lambda: orbstack.started(machine=base), hosts=[("@local", data)])
@@ -320,7 +318,7 @@ def test_data_does_not_make_a_machine_of_a_host(
 
 
 @pytest.mark.parametrize("data", [{"orbstack_vm": False}, {"orbstack_vm": None}])
-def test_data_does_not_make_another_host_of_a_machine(
+def test_data_does_not_redirect_a_machine(
     base: str, apply: Applier, data: dict[str, object]
 ) -> None:
     hosts = [(f"@orbstack/{base}", data)]
@@ -328,7 +326,7 @@ def test_data_does_not_make_another_host_of_a_machine(
     assert "target @local" in done.error
 
 
-def test_paths_on_the_mac_know_the_users_home(
+def test_tilde_works_in_paths_on_the_mac(
     base: str, apply: Applier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -340,10 +338,10 @@ def test_paths_on_the_mac_know_the_users_home(
 
 
 @pytest.mark.parametrize("call", ["look web", "state_of web", "until_it_answers web 60"])
-def test_what_watches_a_call_holds_no_stream_of_ours(
+def test_the_watcher_of_a_call_holds_no_streams(
     shell: Shell, wrap: Callable[[str], None], tmp_path: Path, call: str
 ) -> None:
-    """Or whoever reads that stream waits for it when all that calls was killed."""
+    """Otherwise, a reader of that stream would wait for it after the callers are killed."""
     wrap("hang")
     running = shell(f"find_orbctl; {call}")
     hanging = tmp_path / "hanging"
@@ -352,7 +350,7 @@ def test_what_watches_a_call_holds_no_stream_of_ours(
     killed = [pid]
     while killed[-1] != running.pid:
         killed.append(int(status(killed[-1])["PPid"]))
-    # The watcher is the one that is left.
+    # Only the watcher is left.
     for one in reversed(killed):
         os.kill(one, signal.SIGKILL)
     running.wait()

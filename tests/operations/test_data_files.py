@@ -1,4 +1,4 @@
-"""Operations by pyinfra's own data files: the commands they yield where the facts are these."""
+"""Operations in pyinfra's own data files: the commands they yield for given facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that go to `orbctl`, and what its answers are compared with."""
+"""Values passed to `orbctl`, and comparisons with its answers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_limits_as_settings(limits: dict[str, object], settings: dict[str, str])
         *({"disk": bad} for bad in (64, "64", "64X", "")),
     ],
 )
-def test_limits_that_could_mean_anything_are_refused(limits: dict[str, object]) -> None:
+def test_ambiguous_limits_are_rejected(limits: dict[str, object]) -> None:
     with pytest.raises(orbctl.BadValue):
         orbctl.limits(**limits)  # type: ignore[arg-type]
 
@@ -101,7 +101,7 @@ def test_same_mounts(wanted: list[str], told: str, same: bool | None) -> None:
     assert specification.same_mounts(wanted, told) is same
 
 
-def test_no_machine_is_never_all_of_orbstack() -> None:
+def test_an_empty_machine_name_never_means_all_of_orbstack() -> None:
     with pytest.raises(orbctl.BadValue, match="needs a machine"):
         orbctl.machine_args("stop")
     for name in ("", "--all", "-a", "a b", "docker", "k8s"):
@@ -109,7 +109,7 @@ def test_no_machine_is_never_all_of_orbstack() -> None:
             orbctl.machine_args("delete --force", name)
 
 
-def test_setting_can_be_cleared_but_is_no_flag() -> None:
+def test_a_setting_can_be_cleared_but_is_never_a_flag() -> None:
     assert orbctl.config_args("machine.web.mounts", "") == [
         *("config", "set", "machine.web.mounts", "")
     ]

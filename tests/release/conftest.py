@@ -9,7 +9,7 @@ import pytest
 
 from ..conftest import ROOT
 
-# The tools that are asked need Python 3.10.
+# The tools need Python 3.10.
 collect_ignore_glob = ["test_*"] if sys.version_info < (3, 10) else []
 
 
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def scripts() -> Iterator[Any]:
-    """The programs in scripts/, which are no package."""
+    """The scripts in scripts/, which is not a package."""
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(str(ROOT / "scripts"))
     for name in ("MAKEFLAGS", "MAKELEVEL", "VIRTUAL_ENV", "UV_PYTHON", "ITEM", "VERSION"):

@@ -1,4 +1,4 @@
-"""For each item of `make release-check` a fault that makes it fail, and no fault that does not."""
+"""Every item of `make release-check` has faults that make it fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..conftest import ROOT
 
 
 class Copy:
-    """The content of the checkout, in a repository of its own."""
+    """The content of the checkout, in a separate repository."""
 
     def __init__(self, scripts: Any, folder: Path) -> None:
         self.scripts = scripts
@@ -45,7 +45,7 @@ class Copy:
         self.git("commit", "--quiet", "--message", "Work")
 
     def write(self, name: str, old: str, new: str) -> None:
-        """Replace something that must be there, and commit."""
+        """Replace a text that must exist, and commit."""
         path = self.root / name
         text = path.read_text(encoding="utf-8")
         assert old in text, f"{old!r} is not in {name}"
@@ -59,7 +59,7 @@ class Copy:
         self.commit()
 
     def measured(self, **found: Any) -> None:
-        """Write down a result of the tests for the content as it is."""
+        """Record a result of the tests for the current content."""
         content = self.scripts.measure.tested(self.root)
         result = {"tree": content, "passed": True, "percent": 100.0}
         path = self.root / self.scripts.measure.RESULT
@@ -67,7 +67,7 @@ class Copy:
         path.write_text(json.dumps({**result, "files": {}, **found}))
 
     def check(self, item: str, releasing: bool = False) -> str:
-        """What the item says; raises if something is not as it should be."""
+        """The item's message; raises if the item fails."""
         said: str = self.scripts.ITEMS[item](self.scripts.Checkout(self.root, releasing))
         return said
 
@@ -334,7 +334,7 @@ def test_every_item_has_a_fault(scripts: Any) -> None:
     assert {item for item, *_ in FAULTS} | own == set(scripts.ITEMS)
 
 
-# The index: what it answers cannot be planted in a checkout -------------------------------------
+# The index: its answers cannot be planted in a checkout -----------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +350,7 @@ def test_index(
     url, folder = packages
 
     def ask(url: str = url) -> str:
-        # Not while wheels are built: that takes a backend from the usual index.
+        # Not while wheels are built, because that needs a backend from the usual index.
         with monkeypatch.context() as patch:
             patch.setenv("PIP_INDEX_URL", url)
             return copy.check("index")
@@ -407,7 +407,7 @@ def test_result_counts_for_the_same_content_only(copy: Copy, scripts: Any) -> No
     assert scripts.measure.recorded(copy.root) is None
 
 
-def test_check_ends_with_the_first_that_fails(copy: Copy, capsys: Any) -> None:
+def test_check_stops_at_the_first_failure(copy: Copy, capsys: Any) -> None:
     copy.add("CHANGELOG.md", "# Changelog\n")
     release_check = copy.scripts.release_check
     checkout = copy.scripts.Checkout(copy.root)
@@ -438,7 +438,7 @@ def test_items_by_name(copy: Copy) -> None:
 
 @pytest.fixture
 def quick(copy: Copy) -> Copy:
-    """A copy whose check is the changelog's alone."""
+    """A copy that checks only the changelog."""
     copy.write(
         "scripts/release_check.py", "releasing), items)", 'releasing), ["changelog", "build"])'
     )

@@ -84,7 +84,7 @@ def test_import_that_leads_out(
 
 
 @pytest.mark.usefixtures("root_only")
-def test_import_of_what_a_layer_may_not_be(own: Program, tmp_path: Path) -> None:
+def test_import_of_an_invalid_layer(own: Program, tmp_path: Path) -> None:
     """No device, no attribute that points into the base, and the host's files stay hidden."""
     private = [name for name in ("/root", "/home") if os.listdir(name)]
     redirect = {"SCHILY.xattr.trusted.overlay.redirect": private[0] if private else "/root"}
@@ -109,7 +109,7 @@ def test_import_of_what_a_layer_may_not_be(own: Program, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("root_only")
-def test_export_and_import_keep_what_there_is(own: Program, tmp_path: Path) -> None:
+def test_export_and_import_keep_attributes(own: Program, tmp_path: Path) -> None:
     """Hard links, holes, pipes, modes, attributes, deletions and odd names."""
     assert own("create", "debian", "one").code == 0
     script = (
@@ -171,7 +171,7 @@ def test_image_that_leads_out(own: Program, rootfs: Path, tmp_path: Path, outsid
 
 @pytest.mark.long
 @pytest.mark.usefixtures("root_only")
-def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> None:
+def test_installer_that_keeps_running(own: Program, rootfs: Path, tmp_path: Path) -> None:
     """An image's package manager may leave processes and print forever; nothing waits for them."""
     image = tmp_path / "image"
     subprocess.run(["cp", "-a", rootfs, image], check=True)
@@ -191,7 +191,7 @@ def test_installer_that_goes_on(own: Program, rootfs: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_archive_that_says_it_is_huge(own: Program, tmp_path: Path) -> None:
+def test_archive_that_claims_to_be_huge(own: Program, tmp_path: Path) -> None:
     """A header that claims more data than exists does not use up the host's memory."""
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, 1 << 40

@@ -33,7 +33,7 @@ def inits_start(booted: Booted, name: str) -> str:
     return booted.root_in(name, "cut -d' ' -f22 /proc/1/stat").text
 
 
-def test_is_up_when_create_returns(booted: Booted) -> None:
+def test_a_machine_is_running_when_create_returns(booted: Booted) -> None:
     """The init has finished booting, and no unit has failed."""
     name = booted.create()
     assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
@@ -96,14 +96,14 @@ def test_users_own_manager(booted: Booted, own_box: str) -> None:
     assert booted("run", "-m", own_box, "sh", "-c", unit).out == b"running\n"
 
 
-def test_no_marks_of_a_container(booted: Booted, box: str) -> None:
+def test_no_container_markers(booted: Booted, box: str) -> None:
     for path in ("/.dockerenv", "/run/.containerenv", "/usr/sbin/policy-rc.d"):
         assert booted.root_in(box, f"test -e {path}").code == 1
     assert booted.root_in(box, "systemd-detect-virt").text == "lxc\n"
     assert booted.root_in(box, "findmnt -n -o PROPAGATION /").text == "shared\n"
 
 
-def test_marks_of_a_container_in_an_image(booted: Booted, small_root: Path) -> None:
+def test_container_markers_in_an_image(booted: Booted, small_root: Path) -> None:
     """They are removed from an image that was built for containers."""
     have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
     os.mkfifo(small_root / "command")
@@ -119,7 +119,7 @@ def test_marks_of_a_container_in_an_image(booted: Booted, small_root: Path) -> N
 @pytest.mark.skipif(
     not os.path.exists("/lib/systemd/systemd"), reason="this host has no systemd to boot"
 )
-def test_hosts_own_root(booted: Booted) -> None:
+def test_host_root_as_base(booted: Booted) -> None:
     """It boots without the host's services, mounts and state directory."""
     name = booted.create(image="host")
     assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
@@ -138,7 +138,7 @@ def test_hosts_own_root(booted: Booted) -> None:
     assert booted("delete", name).code == 0
 
 
-def test_what_a_deploy_may_do(booted: Booted, box: str) -> None:
+def test_root_has_these_rights_in_a_machine(booted: Booted, box: str) -> None:
     """Root has rights in its namespaces that it lacks in machines without init."""
     for script in (
         "mount -t tmpfs none /mnt && umount /mnt",
@@ -209,7 +209,7 @@ def have_unit(booted: Booted, name: str, patience: str) -> None:
     assert booted(*words, stdin=UNIT.format(patience).encode()).code == 0
 
 
-def test_stop_is_in_order(booted: Booted, own_box: str) -> None:
+def test_stop_shuts_down_cleanly(booted: Booted, own_box: str) -> None:
     """Services run their own stop commands."""
     have_unit(booted, own_box, "100ms")
     pids = booted.pids(own_box)
@@ -322,9 +322,7 @@ def test_shared_below_a_temporary_directory(booted: Booted, tmp_path: Path) -> N
     assert booted("delete", name).code == 0
 
 
-def test_setting_up_writes_to_nothing_that_is_shared(
-    booted: Booted, small_root: Path, tmp_path: Path
-) -> None:
+def test_setup_does_not_write_to_shares(booted: Booted, small_root: Path, tmp_path: Path) -> None:
     """Users, names and the like are written to the machine's own files only."""
     have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
     os.mkfifo(small_root / "command")

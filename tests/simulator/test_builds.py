@@ -68,7 +68,7 @@ def in_machine(builder: Program, name: str, script: str) -> list[str]:
     return builder("run", "-m", name, "-u", "root", "sh", "-c", script).lines
 
 
-def test_second_machine_is_there_at_once(builder: Program, bookworm: str) -> None:
+def test_a_second_machine_is_created_at_once(builder: Program, bookworm: str) -> None:
     made = builder("create", "--strict-images", "debian:12", "two")
     assert (made.code, made.err) == (0, b"")
     (row,) = builder("image", "list").lines
@@ -76,7 +76,7 @@ def test_second_machine_is_there_at_once(builder: Program, bookworm: str) -> Non
     assert "built from http" in row
 
 
-def test_is_clean(builder: Program, bookworm: str) -> None:
+def test_the_base_image_is_clean(builder: Program, bookworm: str) -> None:
     """Only Debian packages that a deploy finds everywhere, and no traces of the build."""
     script = "dpkg-query -W -f '${Package}\\n'"
     packages = set(in_machine(builder, bookworm, script))
@@ -111,7 +111,7 @@ def test_apt_works_at_once(builder: Program, bookworm: str) -> None:
     assert upgradable == ["0"]
 
 
-def test_cloud_init_is_put_over_it(builder: Program, bookworm: str) -> None:
+def test_cloud_init_layer_is_added(builder: Program, bookworm: str) -> None:
     """Once, with Debian's own package; the image itself does not grow."""
     made = builder("create", "--variant", "cloud", "debian:bookworm", "cloud", timeout=280)
     assert made.code == 0, made
@@ -158,7 +158,7 @@ def test_wrong_signature(tmp_path: Path, builder: Program) -> None:
 
 
 @pytest.mark.parametrize("spec", ["fedora", "alpine", "debian:nosuch"])
-def test_what_cannot_be_built(builder: Program, spec: str) -> None:
+def test_images_that_cannot_be_built(builder: Program, spec: str) -> None:
     """One line with the reason; `create --strict-images` fails."""
     answer = builder("image", "build", spec)
     assert answer.code == 1

@@ -47,7 +47,9 @@ def test_killed_in_the_middle_of_create(own: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_half_made_machine_is_seen_and_swept(own: Program, tmp_path: Path) -> None:
+def test_a_partly_created_machine_is_removed_by_the_next_command(
+    own: Program, tmp_path: Path
+) -> None:
     """It is `creating` while its creator lives; once that has died, the next command removes it."""
     assert own("create", "debian", "whole").code == 0
     folder = tmp_path / "state" / "machines" / ("0" * 26)
@@ -94,7 +96,7 @@ def states(*command: str) -> set[str]:
     return found
 
 
-def test_killed_clone_lets_its_source_go_on(own: Program) -> None:
+def test_a_killed_clone_resumes_its_source(own: Program) -> None:
     """The source is paused while it is copied, but not forever."""
     assert own("create", "debian", "source").code == 0
     assert own("clone", "source", "quiet") == (0, b"", b"")
@@ -130,7 +132,7 @@ def test_twenty_at_once(own: Program) -> None:
     assert own("list", "-q").text == ""
 
 
-def test_one_name_for_two(own: Program) -> None:
+def test_several_creators_of_one_name(own: Program) -> None:
     """If several calls create a machine of the same name at the same time, only one succeeds."""
     calls = [own.started("create", "debian", "same") for _ in range(4)]
     errors = [call.communicate(timeout=60)[1] for call in calls]
@@ -178,7 +180,9 @@ def test_stop_during_run(orb: Program, made: Made, machine: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
-def test_ending_the_client_leaves_the_command(orb: Program, machine: str, number: int) -> None:
+def test_killing_the_client_leaves_the_command_running(
+    orb: Program, machine: str, number: int
+) -> None:
     """The harsh reading: if a signal ends `orbctl run`, its command in the machine continues."""
     go_on, mark = f"/tmp/go-on-{int(number)}", f"/tmp/mark-{int(number)}"
     script = f"echo up; until test -e {go_on}; do sleep 0.1; done; touch {mark}"
@@ -194,7 +198,7 @@ def test_ending_the_client_leaves_the_command(orb: Program, machine: str, number
 
 
 @pytest.mark.usefixtures("root_only")
-def test_reused_pid_is_no_machine(own: Program, tmp_path: Path) -> None:
+def test_a_reused_pid_is_not_a_machine(own: Program, tmp_path: Path) -> None:
     """A machine whose pid now belongs to another process, as after a reboot, is stopped."""
     own("create", "debian", "old")
     own("stop", "old")

@@ -57,7 +57,7 @@ def canary(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.long
-def test_nothing_of_a_call_is_seen(
+def test_a_machine_sees_nothing_of_a_call(
     orb: Program, victim: str, canary: int, tmp_path: Path, home: Path
 ) -> None:
     """Its environment, files and memory are never visible, at any moment.
@@ -205,7 +205,7 @@ def test_other_things_as_streams(orb: Program, victim: str, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("root_only")
-def test_null_of_the_caller(orb: Program, victim: str, tmp_path: Path) -> None:
+def test_the_callers_dev_null(orb: Program, victim: str, tmp_path: Path) -> None:
     """The machine's own is used instead, because the mode belongs to the host's."""
     null = tmp_path / "null"
     os.mknod(null, 0o600 | stat.S_IFCHR, os.makedev(1, 3))

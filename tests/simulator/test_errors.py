@@ -119,7 +119,7 @@ def test_output_without_a_reader_and_with_a_cut(orb: Program, machine: str) -> N
     assert without_reader(program, *words, stream="stdout") == 141
 
 
-def test_directory_that_is_gone(orb: Program, machine: str, tmp_path: Path) -> None:
+def test_deleted_directory(orb: Program, machine: str, tmp_path: Path) -> None:
     """The caller's cwd: a command then runs at home, and the log has no cwd for the call."""
     script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
     log = {**orb.env, "ORBCTL_SIMULATOR_LOG": str(tmp_path / "log")}
@@ -160,7 +160,7 @@ def test_list_twice_as_text(own: Program) -> None:
     assert own("list", "-q", env=rules).text == "one\n" * 2
 
 
-def test_rules_that_cannot_be_read(orb: Program) -> None:
+def test_unreadable_rules(orb: Program) -> None:
     env = {"ORBCTL_SIMULATOR_FAULTS": "/no/such/file"}
     refused(orb("list", env=env), "ORBCTL_SIMULATOR_FAULTS: ", "/no/such/file")
 
@@ -168,7 +168,7 @@ def test_rules_that_cannot_be_read(orb: Program) -> None:
 # Commands in a machine -------------------------------------------------------------------------
 
 
-def test_commands_that_cannot_be_run(orb: Program, machine: str) -> None:
+def test_commands_that_cannot_run(orb: Program, machine: str) -> None:
     script = "cd /tmp; echo 'echo ran $1' >plain; chmod 755 plain; ln -s loop loop; : >empty"
     assert orb("run", "-m", machine, "sh", "-c", script).code == 0
     assert orb("run", "-m", machine, "/tmp/plain", "as shell").text == "ran as shell\n"
@@ -193,7 +193,7 @@ def test_single_file_is_shared(made: Made, orb: Program, tmp_path: Path) -> None
     assert orb("run", "-m", name, "cat", "/opt/deep/er").text == "shared\n"
 
 
-def test_share_that_is_gone(own: Program, tmp_path: Path) -> None:
+def test_deleted_share(own: Program, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     assert own("create", "--isolated", "--mount", f"{tmp_path}/here:/x", "debian", "m").code == 0
     assert own("stop", "m").code == 0
@@ -202,7 +202,7 @@ def test_share_that_is_gone(own: Program, tmp_path: Path) -> None:
     refused(own("run", "-m", "m", "true"), "start 'm': mount ")
 
 
-def test_stop_while_a_client_stands_still(orb: Program, made: Made, machine: str) -> None:
+def test_stop_while_a_client_is_stopped(orb: Program, made: Made, machine: str) -> None:
     """The process that it should reap stays a zombie, which does not count as a machine."""
     name = made.clone(machine)
     call = orb.started("run", "-m", name, "sh", "-c", "echo up; sleep 60")
@@ -216,7 +216,7 @@ def test_stop_while_a_client_stands_still(orb: Program, made: Made, machine: str
     assert call.returncode == 137
 
 
-def test_process_that_is_gone() -> None:
+def test_process_that_exited() -> None:
     """A pid without a process is not a machine."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
@@ -232,7 +232,7 @@ def test_machine_without_its_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_machine_that_is_deleted_while_a_call_waits_for_it(own: Program, tmp_path: Path) -> None:
+def test_machine_deleted_while_a_call_waits(own: Program, tmp_path: Path) -> None:
     assert own("create", "debian", "brief").code == 0
     assert own("stop", "brief").code == 0
     (folder,) = (tmp_path / "state" / "machines").iterdir()
@@ -283,7 +283,7 @@ def packed(path: Path, *members: str) -> str:
     return str(path)
 
 
-def test_archives_that_are_no_machine(own: Program, tmp_path: Path) -> None:
+def test_archives_that_are_not_machines(own: Program, tmp_path: Path) -> None:
     refused(own("import", packed(tmp_path / "a", "other")), "not a machine that the simulator")
     refused(
         own("import", packed(tmp_path / "b", "machine")), "import", "contains no files of a machine"
@@ -295,7 +295,7 @@ def test_archives_that_are_no_machine(own: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("root_only")  # sudo has its own PATH
-def test_archive_without_the_program_for_it(own: Program, tmp_path: Path) -> None:
+def test_archive_without_its_decompressor(own: Program, tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(b"garbage" * 99)
     answer = own("import", str(tmp_path / "archive"), env={"PATH": str(tmp_path)})
     refused(answer, "zstd is not installed")
@@ -370,7 +370,7 @@ def test_doctor_where_more_is_mounted(elsewhere: Elsewhere, tmp_path: Path) -> N
 # Incomplete bases ------------------------------------------------------------------------------
 
 
-def test_base_without_anything(own: Program, rootfs: Path, tmp_path: Path) -> None:
+def test_empty_base(own: Program, rootfs: Path, tmp_path: Path) -> None:
     """No sudo, and nothing to install it with; no group of admins; no way to set passwords."""
     bare = tmp_path / "bare"
     shutil.copytree(rootfs, bare, symlinks=True)

@@ -146,7 +146,7 @@ def test_invalid_values(own: Program, flags: list[str]) -> None:
     assert answer.err.startswith(b"[-32098] create 'x': ")
 
 
-def test_cloud_init_is_refused(own: Program, tmp_path: Path) -> None:
+def test_cloud_init_is_rejected(own: Program, tmp_path: Path) -> None:
     """With one line that says what is required."""
     answer = own("create", "--user-data", str(tmp_path / "x"), "debian", "x")
     assert answer.code == 1
@@ -179,7 +179,7 @@ def test_orb(own: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["docker", "k8s", "update", "reset", "debug"])
-def test_what_is_not_simulated(own: Program, word: str) -> None:
+def test_commands_that_are_not_simulated(own: Program, word: str) -> None:
     answer = own(word)
     assert answer.code == 1
     assert answer.err.count(b"\n") == 1

@@ -204,7 +204,7 @@ def test_remove_while_in_use(users: list[Program], cache: Path, tmp_path: Path) 
     assert users[0]("image", "remove", "alpine:3.22").code == 1
 
 
-def test_remove_when_a_state_directory_is_gone(users: list[Program], tmp_path: Path) -> None:
+def test_remove_after_a_state_directory_was_deleted(users: list[Program], tmp_path: Path) -> None:
     """Its machines cannot be started anymore."""
     assert users[1]("create", "alpine:3.22", "one").code == 0
     users[1]("stop", "one")
@@ -423,7 +423,7 @@ def giving_up_after(path: str, count: int, server: Server) -> Callable[[Handler]
     return lambda handler: cutting(path, 1, 0 if server.asked_for(path)[1:] else count)(handler)
 
 
-def test_connection_that_brings_nothing(
+def test_silent_connection(
     users: list[Program], server: Server, mirror: Mirror, cache: Path
 ) -> None:
     """It is given up; the next pull resumes the download."""
@@ -440,7 +440,7 @@ def test_connection_that_brings_nothing(
     assert left(cache) == [KEY]
 
 
-def test_begun_with_something_else(
+def test_damaged_partial_download(
     users: list[Program], server: Server, mirror: Mirror, cache: Path
 ) -> None:
     """A damaged partial download is never used: the file is downloaded again."""
@@ -710,7 +710,7 @@ def test_cloud_init_in_a_layer(
     assert "installing" not in "".join(said[1])
 
 
-def test_taken_name_is_refused_before_anything_is_pulled(
+def test_a_name_in_use_is_rejected_before_any_download(
     users: list[Program], server: Server, with_host: None
 ) -> None:
     users[0]("create", "host", "one")
@@ -732,7 +732,7 @@ def test_saved_and_added(users: list[Program], tmp_path: Path) -> None:
     assert release(users[1], "one") == "ID=alpine"
 
 
-def test_save_where_it_cannot_be(users: list[Program], tmp_path: Path) -> None:
+def test_save_to_an_invalid_path(users: list[Program], tmp_path: Path) -> None:
     users[0]("image", "pull", "alpine:3.22")
     for name in ("none/image.tar", "."):
         answer = users[0]("image", "save", "alpine:3.22", str(tmp_path / name))
@@ -770,7 +770,7 @@ def test_cache_that_cannot_be_used(users: list[Program], tmp_path: Path, kind: s
         assert len(answer.err.splitlines()) == (not listed)
 
 
-def test_host_in_place_of_images(users: list[Program], with_host: None) -> None:
+def test_host_root_replaces_images(users: list[Program], with_host: None) -> None:
     """Requested by the environment, even if images exist: only the state directory's own count."""
     assert users[0]("image", "pull", "alpine:3.22").code == 0
     host = {"ORBCTL_SIMULATOR_IMAGES": "host"}

@@ -39,7 +39,7 @@ ROOTS = [
 
 
 @pytest.mark.parametrize(("there", "expected"), ROOTS, ids=lambda value: "+".join(value) or "none")
-def test_what_is_lacking(tmp_path: Path, there: list[str], expected: list[str]) -> None:
+def test_missing_parts_are_found(tmp_path: Path, there: list[str], expected: list[str]) -> None:
     """Only systemd requires a bus."""
     for name in there:
         (tmp_path / FILES[name]).parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def test_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["var", "var/lib/cloud", SEED, "etc", "etc/cloud/cloud.cfg.d"])
 @pytest.mark.parametrize("kind", ["link", "file", "dangling"])
-def test_seed_goes_nowhere_else(tmp_path: Path, place: str, kind: str) -> None:
+def test_a_seed_is_never_written_outside_the_image(tmp_path: Path, place: str, kind: str) -> None:
     """An image whose directories are something else gets no data: one line says so."""
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.mkdir()
@@ -185,7 +185,7 @@ def test_seed_goes_nowhere_else(tmp_path: Path, place: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["user-data", "meta-data"])
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
-def test_seed_replaces_what_has_its_name(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_seed_replaces_files_of_the_same_name(tmp_path: Path, name: str, kind: str) -> None:
     """It writes new files, and never into an existing one."""
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.write_text("as it was")

@@ -97,7 +97,7 @@ def test_devices_of_an_image_do_not_open(booted: Booted, small_root: Path) -> No
 
 
 @pytest.mark.parametrize("point", ["/", "/var/lib/docker", "/mnt/shared"])
-def test_nodev_cannot_be_taken_away(booted: Booted, sharing: str, point: str) -> None:
+def test_nodev_cannot_be_removed(booted: Booted, sharing: str, point: str) -> None:
     """Neither by root nor in namespaces that it creates."""
     for how in ("remount,dev", "remount,bind,dev", "remount,bind,rw,suid,dev"):
         for prefix in ("", "unshare -m ", "unshare -Urm "):
@@ -122,7 +122,7 @@ def sharing(booted: Booted, shared: Path) -> str:
 
 
 @pytest.mark.parametrize("point", ["/", "/dev", "/mnt/shared", "/var/lib/docker"])
-def test_what_the_host_mounted_stays(booted: Booted, sharing: str, point: str) -> None:
+def test_mounts_of_the_host_stay(booted: Booted, sharing: str, point: str) -> None:
     """Unmounting reveals nothing of the host."""
     for how in ("umount", "umount -l"):
         for prefix in ("", "unshare -m ", "unshare -Urm "):
@@ -164,7 +164,7 @@ def test_settings_of_the_kernel(booted: Booted, box: str) -> None:
     assert "/proc/sys/net/ipv4/ip_forward" in opened
 
 
-def test_networks_settings_are_its_own(booted: Booted, box: str) -> None:
+def test_a_machine_has_its_own_network_settings(booted: Booted, box: str) -> None:
     path = Path("/proc/sys/net/ipv4/ip_default_ttl")
     before = path.read_text()
     assert booted.root_in(box, f"echo 77 >{path} && cat {path}").text == "77\n"
@@ -218,7 +218,7 @@ def test_system_calls_that_reach_the_host(booted: Booted, box: str) -> None:
     assert error in (EPERM, EACCES, ENOENT, ENOSYS)
 
 
-def test_reboot_is_the_machines_own(booted: Booted, own_box: str) -> None:
+def test_reboot_affects_only_the_machine(booted: Booted, own_box: str) -> None:
     """No argument of the system call reaches the host, which would have ended this test."""
     for command in ("0x89ABCDEF", "0x00000000", "0x45584543", "0xD000FCE2"):
         result, error = call(booted, own_box, "reboot", "0xfee1dead", "672274793", command)
@@ -448,7 +448,7 @@ def test_supervisor_is_closed(booted: Booted, box: str) -> None:
         assert subprocess.run([*nobody, *look], capture_output=True).returncode != 0
 
 
-def test_ids_and_namespaces_are_its_own(booted: Booted, own_box: str) -> None:
+def test_a_machine_has_its_own_ids_and_namespaces(booted: Booted, own_box: str) -> None:
     """A machine's processes have their own ids and namespaces on the host."""
     init = booted.pids(own_box)[0]
     status = Path(f"/proc/{init}/status").read_text()

@@ -108,7 +108,7 @@ def test_capabilities(orb: Program, machine: str) -> None:
         assert int(sets["Inh"], 16) == 0
 
 
-def test_sudo_gives_no_more(orb: Program, machine: str) -> None:
+def test_sudo_grants_no_more_rights(orb: Program, machine: str) -> None:
     """A set-uid program cannot regain rights that are not in the bounding set."""
     shown = orb("run", "-m", machine, "sudo", "grep", "^CapEff", "/proc/self/status").text
     kept = sum(1 << number for number in KEPT_CAPABILITIES)
@@ -133,7 +133,7 @@ def test_sudo_gives_no_more(orb: Program, machine: str) -> None:
         "echo b >/proc/sysrq-trigger",
     ],
 )
-def test_rights_that_are_gone(orb: Program, machine: str, script: str) -> None:
+def test_root_without_init_lacks_these_rights(orb: Program, machine: str, script: str) -> None:
     assert as_root(orb, machine, script).code != 0
 
 
@@ -202,7 +202,7 @@ def test_simulator_in_a_chroot(own: Program, tmp_path: Path) -> None:
     assert answer.text == "caged\n"
 
 
-def test_temporary_files_are_its_own(orb: Program, machine: str, tmp_path: Path) -> None:
+def test_a_machine_has_its_own_temporary_files(orb: Program, machine: str, tmp_path: Path) -> None:
     """``/tmp`` and ``/run`` are the machine's own empty file systems."""
     assert as_root(orb, machine, f"ls {tmp_path}").code != 0
     for path in ("/tmp", "/run", "/dev/shm"):
@@ -211,7 +211,7 @@ def test_temporary_files_are_its_own(orb: Program, machine: str, tmp_path: Path)
     assert as_root(orb, machine, "stat -c %a /tmp").text == "1777\n"
 
 
-def test_processes_are_its_own(orb: Program, machine: str) -> None:
+def test_a_machine_sees_only_its_own_processes(orb: Program, machine: str) -> None:
     """It can neither see nor signal a process of the host."""
     names = as_root(orb, machine, "ls /proc | grep -c '^[0-9]*$'").text
     assert int(names) < 10
@@ -219,7 +219,7 @@ def test_processes_are_its_own(orb: Program, machine: str) -> None:
     assert as_root(orb, machine, "kill -9 1; sleep 0.1; echo alive").text == "alive\n"
 
 
-def test_pid_1_holds_nothing_of_the_callers(orb: Program, made: Made, home: Path) -> None:
+def test_pid_1_holds_none_of_the_callers_files(orb: Program, made: Made, home: Path) -> None:
     """No pipe, working directory or variable of the process that created the machine.
 
     It has one file open, through which it sees whether its state directory exists.
@@ -268,7 +268,7 @@ def tree_of(folder: Path) -> list[tuple[str, int, int, int, int]]:
 @pytest.mark.parametrize(
     "target", ["/etc", "/opt", "/home", "/usr/local/bin", "/root", "/etc/sudoers.d", "/"]
 )
-def test_setting_up_writes_nothing_of_the_host(own: Program, tmp_path: Path, target: str) -> None:
+def test_setup_does_not_write_to_the_host(own: Program, tmp_path: Path, target: str) -> None:
     """Users, sudo, names, resolver, password and home are the machine's, whatever is shared."""
     shared = tmp_path / "shared"
     (shared / "passwd").parent.mkdir()

@@ -58,7 +58,7 @@ def is_running_somewhere(mark: str) -> bool:
     return False
 
 
-def test_where_commands_run(booted: Booted, box: str) -> None:
+def test_commands_have_their_own_control_group(booted: Booted, box: str) -> None:
     """Commands run in their own control group of the machine, in every hierarchy."""
     shown = booted("run", "-m", box, "cat", "/proc/self/cgroup").text.splitlines()
     assert f"0::/{cgroups.COMMANDS}" in shown
@@ -111,7 +111,7 @@ def test_delete_of_a_machine_whose_supervisor_is_stopped(booted: Booted) -> None
     assert not any(ident in group for group in control_groups())
 
 
-def test_supervisor_that_root_of_the_machine_disowned(booted: Booted, own_box: str) -> None:
+def test_init_that_outlives_its_supervisor(booted: Booted, own_box: str) -> None:
     """An init that does not end with its parent is killed by the next command."""
     # prctl(PR_SET_PDEATHSIG, 0), by the machine's own init: a shell that executes the real one.
     script = "exec perl -e 'syscall(157, 1, 0); exec @ARGV' /lib/systemd/systemd"
@@ -204,7 +204,7 @@ def test_killed_in_the_middle_of_create(booted: Booted, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_machine_that_does_not_come_up(
+def test_machine_that_does_not_boot(
     booted: Booted, small_root: Path, init: str | None, reason: str
 ) -> None:
     """`create` fails with OrbStack's message and leaves nothing behind."""
@@ -254,7 +254,7 @@ def test_ten_at_once(booted: Booted) -> None:
         assert booted("delete", name).code == 0
 
 
-def test_why_a_host_cannot(booted: Booted, tmp_path: Path) -> None:
+def test_reasons_why_a_host_cannot_boot_machines(booted: Booted, tmp_path: Path) -> None:
     """The reason, in one line, is found by trying, and nothing is left behind."""
     code = "import sys; from orbctl_simulator import trial; sys.stdout.write(trial.why_not())"
     look = [*booted.program.command[:1], "-c", code]
@@ -298,7 +298,7 @@ def test_limits(booted: Booted) -> None:
     assert booted("delete", name).code == 0
 
 
-def test_host_that_has_mounted_no_control_groups(booted: Booted) -> None:
+def test_host_without_mounted_control_groups(booted: Booted) -> None:
     """Machines use control groups anyway, and leave none behind."""
     hide = "umount -l /sys/fs/cgroup; while umount -l /sys/fs/cgroup; do :; done 2>/dev/null"
     words = [*booted.program.command, "create", IMAGE, "unmounted"]

@@ -32,7 +32,7 @@ def address(booted: Booted, name: str) -> str:
     return ip4
 
 
-def test_what_a_clone_has(booted: Booted, box: str, copy: str) -> None:
+def test_contents_of_a_clone(booted: Booted, box: str, copy: str) -> None:
     """Its files with their owners, its own name, id and address."""
     look = "cat /root/kept; stat -c %U:%a /home/user/own; hostname"
     assert booted.root_in(copy, look).text == f"kept\nuser:600\n{copy}\n"
@@ -72,7 +72,7 @@ def test_address_answers_on_the_host(booted: Booted, box: str) -> None:
     assert seen == [b"here"]
 
 
-def test_what_list_and_info_show(booted: Booted, box: str) -> None:
+def test_output_of_list_and_info(booted: Booted, box: str) -> None:
     lines = [line for line in booted("list").lines if line.startswith(f"{box} ")]
     assert lines[0].split()[-1] == address(booted, box)
     info = booted("info", box, "-f", "json").json

@@ -109,7 +109,7 @@ def test_spoiled_lists(orb: Program, machine: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rules", ["{", '{"mach": "run"}', '{"list": "x"}', "[1]"])
-def test_wrong_rules_are_refused(orb: Program, rules: str) -> None:
+def test_invalid_rules_are_rejected(orb: Program, rules: str) -> None:
     """A typo would be a fault that never fires, and a test that proves nothing."""
     answer = orb("list", env={"ORBCTL_SIMULATOR_FAULTS": rules})
     assert answer.code == 1
@@ -154,7 +154,7 @@ def test_log_of_many_and_of_failures(orb: Program, machine: str, tmp_path: Path)
     assert len({line["pid"] for line in lines}) == 12
 
 
-def test_log_of_a_call_that_is_ended(orb: Program, machine: str, tmp_path: Path) -> None:
+def test_log_of_a_killed_call(orb: Program, machine: str, tmp_path: Path) -> None:
     program, file = logged(orb, tmp_path)
     call = program.started("run", "-m", machine, "sh", "-c", "echo up; sleep 1")
     assert call.stdout
@@ -389,7 +389,7 @@ def without_sudo(rootfs: Path, place: Path, installer: str) -> Path:
     return place
 
 
-def test_layer_is_made_once(rootfs: Path, tmp_path: Path, orb: Program) -> None:
+def test_layer_is_built_once(rootfs: Path, tmp_path: Path, orb: Program) -> None:
     """What the base lacks is installed into the cache, for all machines and state directories."""
     script = 'echo "$@"; id >/usr/bin/sudo; ls / >/usr/clutter; echo x >/root/clutter'
     base = without_sudo(rootfs, tmp_path / "base", script)
@@ -410,7 +410,7 @@ def test_layer_is_made_once(rootfs: Path, tmp_path: Path, orb: Program) -> None:
     assert not list(Path(cache).glob("*.build"))
 
 
-def test_layer_that_cannot_be_made(own: Program, rootfs: Path, tmp_path: Path) -> None:
+def test_layer_that_cannot_be_built(own: Program, rootfs: Path, tmp_path: Path) -> None:
     """One line with the reason, and no machine."""
     base = without_sudo(rootfs, tmp_path / "base", "echo E: no network; exit 100")
     cache = {"ORBCTL_SIMULATOR_CACHE": str(tmp_path / "cache")}

@@ -104,7 +104,7 @@ def test_creating_for_clones_and_imports(own: Program, tmp_path: Path) -> None:
     assert own("stop", "source").code == 0
 
 
-def test_others_are_not_held_up(own: Program) -> None:
+def test_other_hosts_are_not_delayed(own: Program) -> None:
     """Of several machines, only the one in transition fails; the others are changed."""
     for name in ("m", "n", "o"):
         assert own("create" if name == "m" else "clone", "debian" if name == "m" else "m", name)
@@ -122,7 +122,7 @@ def test_hold_is_a_number(orb: Program) -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_state_of_a_process_that_is_gone(own: Program, tmp_path: Path) -> None:
+def test_state_of_a_process_that_exited(own: Program, tmp_path: Path) -> None:
     """A state ends with its process, even if the pid is reused."""
     assert own("create", "debian", "m").code == 0
     (folder,) = (tmp_path / "state" / "machines").iterdir()
@@ -218,7 +218,7 @@ def locked(how: str, path: Path) -> Iterator[None]:
         holder.kill()
 
 
-def test_locks_are_asked_for_and_not_taken(tmp_path: Path) -> None:
+def test_locks_are_checked_and_not_taken(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not packages._is_record_locked(str(path))
     path.touch()

@@ -82,7 +82,7 @@ def test_deep_trees(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_removal_of_what_is_odd(tmp_path: Path, outside: Path) -> None:
+def test_removal_of_odd_files_and_links(tmp_path: Path, outside: Path) -> None:
     """Links are removed, but not their targets; names may be odd."""
     tree = tmp_path / "tree"
     for name in ("a/b", "a/\n", "x" * 255, "a/-rf", "\udcff", "a/.", "full"):
@@ -146,7 +146,7 @@ def test_links_that_appear_during_a_walk(tmp_path: Path, outside: Path) -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_copy_keeps_what_there_is(tmp_path: Path) -> None:
+def test_copies_keep_attributes(tmp_path: Path) -> None:
     """Hard links, holes, owners, modes, times, attributes; only one of overlayfs' own."""
     source = tmp_path / "source"
     (source / "folder").mkdir(parents=True)
@@ -223,7 +223,7 @@ def test_deep_machine(own: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("root_only")
-def test_nothing_leads_to_the_root(own: Program, tmp_path: Path) -> None:
+def test_nothing_leads_to_the_hosts_root(own: Program, tmp_path: Path) -> None:
     """Tools such as `pytest` find no link out of a state directory inside a project."""
     assert own("create", "debian", "m").code == 0
     assert script_in(own, "m", "ln -s / ~/way-out; ln -s / /way-out", "root").code == 0
@@ -236,7 +236,7 @@ def test_nothing_leads_to_the_root(own: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", ["file", "link", "folder"])
-def test_pull_over_what_was_pulled(
+def test_pull_over_an_earlier_pull(
     orb: Program, victim: str, tmp_path: Path, outside: Path, first: str
 ) -> None:
     """Whatever an earlier copy contains, the next one stays below its target."""
@@ -278,7 +278,7 @@ def test_pull_of_one_name_twice(orb: Program, victim: str, tmp_path: Path, outsi
     assert b"a symbolic link" in refused.err
 
 
-def test_what_a_pull_brings(orb: Program, victim: str, tmp_path: Path) -> None:
+def test_files_that_pull_copies(orb: Program, victim: str, tmp_path: Path) -> None:
     """Hard links, holes and odd names are kept; pipes and the like are skipped, and named."""
     script = (
         "cd; mkdir out; cd out; echo x >a; ln a b; mkdir c; ln a c/d; truncate -s 1T holes;"
@@ -303,7 +303,7 @@ def test_what_a_pull_brings(orb: Program, victim: str, tmp_path: Path) -> None:
     assert linked.text == "3\n"
 
 
-def test_pull_of_what_cannot_be_read(orb: Program, victim: str, tmp_path: Path) -> None:
+def test_pull_of_an_unreadable_file(orb: Program, victim: str, tmp_path: Path) -> None:
     """A pipe does not block it, and names in messages are safe for a terminal."""
     script = "cd; mkfifo pipe; mkdir secret; : >\"secret/$(printf '\\033[31m')\"; chmod 0 secret/*"
     assert script_in(orb, victim, script, "user").code == 0
@@ -319,7 +319,7 @@ def test_pull_of_what_cannot_be_read(orb: Program, victim: str, tmp_path: Path) 
     assert b"\x1b" not in answer.err
 
 
-def test_push_changes_no_share(own: Program, tmp_path: Path) -> None:
+def test_push_does_not_write_to_a_share(own: Program, tmp_path: Path) -> None:
     """A copy into a machine goes below what is mounted there, and never into it."""
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o777)

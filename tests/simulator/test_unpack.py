@@ -204,7 +204,7 @@ def test_nothing_outside_is_touched(
         assert program("image", "list").text == ""
 
 
-def test_what_is_kept(
+def test_attributes_that_are_kept(
     hostile: Hostile, pull: Callable[[bytes], Answer], cache: Path, program: Program
 ) -> None:
     """Owners by number, modes with their set-uid bits, times, links, holes, capabilities."""
@@ -256,7 +256,7 @@ def test_devices_are_left_out(
     assert program("run", "-m", "one", "ls", "/sda").code != 0
 
 
-def test_marks_of_a_container(
+def test_container_markers(
     hostile: Hostile, pull: Callable[[bytes], Answer], program: Program
 ) -> None:
     """Files that prevent services from starting, or that machines must not share, are removed."""

@@ -22,13 +22,13 @@ ROOT = Path(__file__).parent.parent.parent
 # copier needs Python 3.10.
 collect_ignore_glob = ["test_*"] if sys.version_info < (3, 10) else []
 
-#: Renders with these answers into a folder of this name.
+#: Renders with these answers into a directory of this name.
 Render = Callable[..., Project]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Neither the developer's settings for copier and git, nor an active environment, count."""
+    """Ignore the developer's settings for copier and git, and an active environment."""
     patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("settings")
     (folder / "copier.yml").write_text("{}\n")
@@ -40,7 +40,7 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     ours = ["UV_PYTHON", "UV_PROJECT_ENVIRONMENT", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL"]
     for name in [*ours, "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"]:
         patch.delenv(name, raising=False)
-    # Fetching an interpreter would need more of the network than the package index.
+    # Downloading an interpreter would need more than the package index.
     patch.setenv("UV_PYTHON", sys.executable)
     patch.setenv("UV_PYTHON_DOWNLOADS", "never")
     yield
@@ -49,7 +49,7 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template as it is in the checkout, in a repository of its own without any tag."""
+    """The template of this checkout, in a separate repository without tags."""
     folder = tmp_path_factory.mktemp("template")
     shutil.copy(ROOT / "copier.yml", folder)
     ignore = shutil.ignore_patterns("__pycache__", ".*_cache")
@@ -62,7 +62,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def render(template: Path, tmp_path: Path) -> Render:
-    """Render the template, as a user does who trusts nothing."""
+    """Render the template without `--trust`."""
 
     def render(
         name: str = "myproj",
@@ -95,7 +95,7 @@ def render(template: Path, tmp_path: Path) -> Render:
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our own wheel, since no index has this version before it is released."""
+    """Our own wheel, because no index has this version before its release."""
     folder = tmp_path_factory.mktemp("wheels")
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True)
@@ -105,7 +105,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rendered projects find our wheel beside whatever the computer's index offers."""
+    """Rendered projects find our wheel in addition to the host's index."""
     for name, separator in (("UV_FIND_LINKS", ","), ("PIP_FIND_LINKS", " ")):
         before = os.environ.get(name)
         monkeypatch.setenv(name, separator.join([*([before] if before else []), str(wheels)]))
@@ -113,7 +113,7 @@ def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def destroy(client: Orbctl) -> Iterator[Callable[[Project], None]]:
-    """Delete at the end what projects made, however the test went."""
+    """Delete everything that projects created at the end, even if the test fails."""
     projects: list[Project] = []
     yield projects.append
     for project in projects:
@@ -122,11 +122,11 @@ def destroy(client: Orbctl) -> Iterator[Callable[[Project], None]]:
 
 # Machines that boot ------------------------------------------------------------------------------
 
-#: Machines of real images that boot, as users have them; other tests have the host's root.
+#: Booting machines of real images, as users have them; other tests use the host's root.
 BOOTED = {"ORBCTL_SIMULATOR_IMAGES": "none", "ORBCTL_SIMULATOR_INIT": "image"}
-#: Ubuntu with the packages of the sample in it, under a name that no test asks for otherwise.
+#: Ubuntu with the sample's packages, under a name that no other test uses.
 PREPARED = "devuan:daedalus"
-#: Leaves the packages, stopped, and takes away what each machine has of its own.
+#: Stops the packages' services, and removes what must differ between machines.
 PREPARE = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
@@ -141,14 +141,14 @@ PACK = "tar -C / --one-file-system --numeric-owner --exclude ./var/lib/apt/lists
 
 @pytest.fixture
 def boots(client: Orbctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Machines of projects boot, and get their packages from the distribution."""
+    """Projects' machines boot, and install packages from the distribution."""
     for name, value in BOOTED.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
 def prepared_image(client: Orbctl, simulated: bool, worker_folder: Path) -> str:
-    """ubuntu:noble with the packages of the sample in it, made once for all workers."""
+    """ubuntu:noble with the sample's packages, prepared once for all workers."""
     if not simulated:
         return "ubuntu:noble"
     packed = worker_folder / "prepared.tar"
@@ -162,13 +162,13 @@ def prepared_image(client: Orbctl, simulated: bool, worker_folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def worker_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A folder that the workers of this run share."""
+    """A directory that the workers of this run share."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if hasattr(request.config, "workerinput") else own
 
 
 def simulator(*words: str, stdin: str = "") -> None:
-    """Have the simulator do something with machines that boot."""
+    """Run a command of the simulator, with machines that boot."""
     program = Path(sys.executable).with_name("orbctl-simulator")
     env = {**os.environ, **BOOTED}
     done = subprocess.run([program, *words], env=env, input=stdin, capture_output=True, text=True)
@@ -177,7 +177,7 @@ def simulator(*words: str, stdin: str = "") -> None:
 
 
 def prepare(packed: Path) -> None:
-    """Write the root of a machine that has the packages."""
+    """Write the root file system of a machine with the packages."""
     name = f"prepare-{secrets.token_hex(4)}"
     simulator("create", "--user", "root", "ubuntu:noble", name)
     try:
@@ -194,7 +194,7 @@ def prepare(packed: Path) -> None:
 
 @pytest.fixture
 def prepared(boots: None, prepared_image: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tests of projects take this image in place of their own: no package is fetched."""
-    # What fails shall not take longer than it has to.
+    """The projects' tests use this image instead of their own, so no package is downloaded."""
+    # Stop at the first failure.
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-x --orbstack-image {prepared_image}")
     return prepared_image

@@ -1,4 +1,4 @@
-"""A rendered project, and what is asked of each; every check raises if its answer is no."""
+"""A rendered project, and its checks, which raise if they fail."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ else:
     import tomli as tomllib
 
 
-#: With this no machine can be had.
+#: With this, no machine can be created.
 NO_MACHINES = {"ORBCTL_SIMULATOR_HOME": "/dev/null"}
 
 
 def run(folder: Path, *argv: str, env: dict[str, str] | None = None, timeout: float = 600) -> str:
-    """Run a command, which must succeed, and return all it printed."""
+    """Run a command that must succeed, and return its output."""
     done = subprocess.run(
         argv,
         cwd=folder,
@@ -48,7 +48,7 @@ def git(folder: Path, *args: str) -> str:
 
 
 def tool(name: str) -> str:
-    """A program installed beside this interpreter, or on PATH."""
+    """An executable next to this interpreter, or on PATH."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.exists() else shutil.which(name) or name
 
@@ -64,11 +64,11 @@ class Project:
         return (self.path / name).read_text(encoding="utf-8")
 
     def has(self, name: str) -> bool:
-        """Whether there is a file or folder."""
+        """Whether a file or directory exists."""
         return (self.path / name).exists()
 
     def write(self, name: str, old: str, new: str) -> None:
-        """Replace something that must be there."""
+        """Replace a text that must exist."""
         text = self.text(name)
         assert old in text, f"{old!r} is not in {name}"
         (self.path / name).write_text(text.replace(old, new, 1), encoding="utf-8")
@@ -91,7 +91,7 @@ class Project:
         return folder.name
 
     def commit(self) -> None:
-        """Put all of it under git."""
+        """Commit everything."""
         if not self.has(".git"):
             git(self.path, "init", "-q")
         git(self.path, "add", "-A")
@@ -102,7 +102,7 @@ class Project:
         return run(self.path, "make", *args, env=env)
 
     def use_image(self, image: str) -> None:
-        """Have its containers made of an image that this computer has."""
+        """Use a local image for its containers."""
         self.write("compose.yaml", "debian:bookworm-slim", image)
 
     def machines(self) -> list[str]:
@@ -113,7 +113,7 @@ class Project:
         return [host.split("/", 1)[1] for host in hosts]
 
     def update(self, source: Path, **data: Any) -> None:
-        """`copier update` to the newest tag of a template, which must leave no conflict."""
+        """`copier update` to the latest tag of a template, which must leave no conflict."""
         import copier
 
         with warnings.catch_warnings():
@@ -127,10 +127,10 @@ class Project:
     # Checks
 
     def check_files(self, *, odd: bool = False) -> None:
-        """Every file that other tools parse can be parsed, and no template syntax is left.
+        """Every file that other tools parse is valid, and no template syntax is left.
 
         Args:
-            odd: What the user answered looks like template syntax.
+            odd: Whether the answers look like template syntax.
         """
         assert self.toml["project"]["name"] == self.answers["project_name"]
         for path in self.files():
@@ -145,7 +145,7 @@ class Project:
             assert not text.endswith("\n\n"), f"{path} ends in empty lines"
 
     def files(self) -> list[Path]:
-        """Files as rendered, without what tools add."""
+        """The rendered files, without those that tools add."""
         made = {".git", ".venv", "dist", "__pycache__", "uv.lock", ".orbstack"}
         return [
             path
@@ -155,12 +155,12 @@ class Project:
         ]
 
     def check_tests(self, *files: str) -> None:
-        """Its own tests, or some, pass here: quicker than with an environment of its own."""
-        # There must be machines and containers, so that nothing is skipped.
+        """Its own tests, or some of them, pass here: faster than in its own environment."""
+        # Under CI, missing machines or containers fail instead of being skipped.
         self._pytest(*files, env={"CI": "true"})
 
     def check_tests_without_machines(self) -> None:
-        """Those of its own tests pass that need none; the others have to be there, too."""
+        """The tests that need no machine pass; the others are skipped."""
         said = self._pytest("--orbstack", "simulator", env={"CI": "", **NO_MACHINES})
         passed, skipped = map(int, re.findall(r"(\d+) (?:passed|skipped)", said))
         assert passed > 20, said
@@ -171,7 +171,7 @@ class Project:
         return run(self.path, *command, env={"PYTHONPATH": str(self.path / "src"), **env})
 
     def check_workflows(self) -> None:
-        """GitHub would take its workflows, and an auditor has nothing to say."""
+        """GitHub's schemas accept its workflows, and zizmor finds nothing."""
         schema = tool("check-jsonschema")
         workflows = sorted(str(path) for path in self.path.glob(".github/workflows/*.yml"))
         assert workflows
@@ -202,12 +202,12 @@ class Project:
         try:
             run(self.path, tool("actionlint"), *workflows)
         except (AssertionError, OSError) as said:
-            # A fork by one author: it may be wrong.
+            # This is a fork by one author, and may be wrong.
             warnings.warn(f"actionlint: {said}", stacklevel=1)
 
     @staticmethod
     def check_workflow(workflow: dict[str, Any], name: str) -> None:
-        """Rights are given job by job, every job ends in time, every action is pinned."""
+        """Every job has its own permissions and a timeout, and every action is pinned."""
         assert workflow["permissions"] == {}, name
         for job in workflow["jobs"].values():
             assert job["timeout-minutes"] <= 30, name
@@ -217,7 +217,7 @@ class Project:
                 assert uses is None or len(uses.partition("@")[2]) == 40, f"{name}: {uses}"
 
     def check_no_conflict(self) -> None:
-        """An update has left nothing for the user to sort out."""
+        """An update left no conflict."""
         for path in self.files():
             assert "<<<<<<<" not in path.read_text(encoding="utf-8"), f"conflict in {path}"
         assert not list(self.path.rglob("*.rej"))
@@ -240,7 +240,7 @@ class Project:
         return contents
 
     def all_checks(self) -> None:
-        """Everything that a user, and GitHub, would run."""
+        """Everything that a user and GitHub would run."""
         self.check_files()
         self.make("lint")
         self.make("test", CI="true")

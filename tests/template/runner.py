@@ -1,4 +1,4 @@
-"""A runner of GitHub's, as far as the steps of a rendered workflow see it."""
+"""A GitHub runner, as far as the steps of a rendered workflow need it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from tests.template.project import Project, tool
 
-#: Records how it was called, with standard input where that is the text, and answers from files.
+#: Records its calls, with stdin if that is the text, and answers from files.
 GH = """#!/bin/sh
 here=$(dirname "$0")
 printf '%s\\n' "$*" >>"$here/gh.log"
@@ -31,9 +31,9 @@ class Runner:
     """Runs jobs of a project's workflow, with a `gh` that only records.
 
     Attributes:
-        place: A directory for what a runner has outside of the checkout.
-        summary: What the steps wrote into the job's summary.
-        printed: All that the steps printed.
+        place: A directory for a runner's files outside of the checkout.
+        summary: The job's summary, which the steps wrote.
+        printed: The output of the steps.
     """
 
     def __init__(self, project: Project, place: Path) -> None:
@@ -50,12 +50,12 @@ class Runner:
         return found
 
     def job(self, name: str, job: str, **values: str) -> dict[str, str]:
-        """Run all that a job runs; raise at the first step that fails.
+        """Run all steps of a job; raise at the first one that fails.
 
         Args:
             name: The workflow.
             job: The job.
-            values: What expressions mean, with `_` for each dot.
+            values: The values of expressions, with `_` for each dot.
 
         Returns:
             The outputs of its steps.
@@ -104,7 +104,7 @@ class Runner:
         assert done.returncode == 0, f"{done.returncode}: {step['run']}\n{done.stdout}"
 
     def asked(self) -> list[str]:
-        """How `gh` was called since this was last asked."""
+        """The calls of `gh` since the last query."""
         log = self.place / "gh.log"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def expand(env: dict[str, str], values: dict[str, str]) -> dict[str, str]:
 
 
 def outputs(text: str) -> dict[str, str]:
-    """Names and values in one of the files that GitHub reads back."""
+    """Names and values in one of the files that GitHub reads."""
     found: dict[str, str] = {}
     lines = iter(text.splitlines())
     for line in lines:
@@ -134,6 +134,6 @@ def outputs(text: str) -> dict[str, str]:
 
 
 def end_agent(env: dict[str, str]) -> None:
-    """End the agent that a job has started, as the end of a runner does."""
+    """Kill the agent that a job started, like the end of a job on GitHub."""
     if "SSH_AGENT_PID" in env:
         subprocess.run(["ssh-agent", "-k"], env={**os.environ, **env}, capture_output=True)

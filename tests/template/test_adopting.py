@@ -1,4 +1,4 @@
-"""docs/adopting.md, followed word by word in a repository that never saw the template."""
+"""docs/adopting.md, followed word for word in a repository without the template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.template.project import Project, git, run, tool
 
 PAGE = ROOT / "docs" / "adopting.md"
 
-#: A repository as many are: includes, a folder for a role, one inventory, pyinfra's own config.
+#: A typical repository: includes, a directory for a role, one inventory, pyinfra's config.
 REPOSITORY = {
     "README.md": "# Shop\n\nOur servers.\n",
     "requirements.txt": "pyinfra\n",
@@ -59,7 +59,7 @@ def repository(template: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> dict[str, str]:
-    """An environment with uv, in which copier is the one that is here."""
+    """An environment with uv, in which `copier` is the installed one."""
     folder = tmp_path / "tools"
     folder.mkdir()
     copier, uv = f"{shlex.quote(sys.executable)} -m copier", shlex.quote(tool("uv"))
@@ -96,7 +96,7 @@ def blocks() -> list[tuple[str, str]]:
 @pytest.mark.template
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("client", "index")
-def test_a_repository_that_follows_the_page(
+def test_a_repository_can_follow_the_page(
     shop: Project, tools: dict[str, str], repository: Path
 ) -> None:
     *steps, (_, update) = blocks()
@@ -110,7 +110,7 @@ def test_a_repository_that_follows_the_page(
         text = text.replace("gh:elazar/pyinfra-orbstack", str(repository))
         said = run(shop.path, "sh", "-exc", text, env={**tools, "GIT_PAGER": "cat"})
         if "copier copy" in text:
-            # What was there is as it was.
+            # Existing files are unchanged.
             kept = {name: words for name, words in REPOSITORY.items() if name != "inventory.py"}
             assert {name: shop.text(name) for name in kept} == kept
             assert shop.text("inventories/production.py") == REPOSITORY["inventory.py"]

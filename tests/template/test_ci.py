@@ -1,4 +1,4 @@
-"""A project's workflows: what they keep for later runs, and what they keep to."""
+"""A project's workflows: the image that they cache, and the lock file that they use."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ARCH = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
 
 
 def steps(project: Project) -> list[dict[str, Any]]:
-    """Those before `make test` that run something."""
+    """The steps before `make test` that run commands."""
     test = yaml.safe_load(project.text(".github/workflows/ci.yml"))["jobs"]["test"]
     assert test["steps"][-1]["run"] == "make test"
     return [step for step in test["steps"][:-1] if "run" in step]
 
 
 class Runner:
-    """A computer of GitHub's, as far as these steps see it."""
+    """A GitHub runner, as far as these steps need it."""
 
     def __init__(self, place: Path, project: Project, images: str) -> None:
         self.project = project
@@ -62,7 +62,7 @@ class Runner:
 
 @pytest.mark.usefixtures("root_only")
 def test_the_image_is_fetched_once(render: Render, tmp_path: Path) -> None:
-    """A run without it pulls and keeps it; a later one elsewhere needs no server."""
+    """A run without the image pulls and stores it; a later run elsewhere needs no server."""
     root = tmp_path / "root"
     for name, text in (("etc/os-release", "ID=alpine\n"), ("bin/sh", "")):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def test_the_image_is_fetched_once(render: Render, tmp_path: Path) -> None:
 
 
 def started(template: Path, place: Path, without: str = "") -> Project:
-    """A project put under git by the very words that copier shows."""
+    """A project committed with exactly the commands that copier prints."""
     place.mkdir()
     argv = [sys.executable, "-m", "copier", "copy", "--defaults", "-r", "HEAD", str(template)]
     done = subprocess.run([*argv, "myproj"], cwd=place, capture_output=True, text=True, check=True)
@@ -100,12 +100,12 @@ def started(template: Path, place: Path, without: str = "") -> Project:
 
 
 def with_uv() -> dict[str, str]:
-    """An environment that has uv."""
+    """An environment with uv."""
     return {"PATH": os.pathsep.join([str(Path(tool("uv")).parent), os.environ["PATH"]])}
 
 
 def environment(project: Project, workflow: str) -> dict[str, str]:
-    """What a workflow gives to every step."""
+    """The environment that a workflow sets for every step."""
     found: dict[str, str] = yaml.safe_load(project.text(f".github/workflows/{workflow}.yml"))["env"]
     return {**with_uv(), **found}
 
@@ -113,7 +113,7 @@ def environment(project: Project, workflow: str) -> dict[str, str]:
 @pytest.mark.template
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize("workflow", ["ci", "coverage"])
-def test_the_lock_is_in_the_first_commit_and_ci_keeps_to_it(
+def test_the_lock_file_is_committed_and_ci_uses_it(
     template: Path, tmp_path: Path, workflow: str
 ) -> None:
     project = started(template, tmp_path / "here")
@@ -125,9 +125,9 @@ def test_the_lock_is_in_the_first_commit_and_ci_keeps_to_it(
     locked = project.text("uv.lock")
     env = environment(project, workflow)
 
-    # The lock is enough.
+    # The lock file is enough.
     run(project.path, "uv", "lock", env=env)
-    # Somebody has added a requirement and forgotten the lock, or the lock itself.
+    # A requirement was added without updating the lock, or the lock is missing.
     project.write("pyproject.toml", '"jinja2>=3.1,<4"', '"jinja2>=3.1,<4", "six>=1.16"')
     for lint in (["make", "lint"], ["uv", "run", "true"]):
         with pytest.raises(AssertionError, match=r"needs to be updated"):
@@ -155,7 +155,7 @@ def test_every_workflow_that_runs_uv_is_locked(render: Render) -> None:
 @pytest.mark.template
 @pytest.mark.usefixtures("index")
 def test_in_a_larger_repository_it_is_committed_there(template: Path, tmp_path: Path) -> None:
-    """By the same words, without `git init`."""
+    """By the same commands, without `git init`."""
     top = tmp_path / "top"
     top.mkdir()
     git(top, "init", "-q")

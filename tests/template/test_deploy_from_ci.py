@@ -1,4 +1,4 @@
-"""`deploy_from_ci`: the workflow's commands, run against a server, and who may do what in it."""
+"""`deploy_from_ci`: the workflow's commands, run against a server, and its permissions."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_commands_reach_a_server(project: Project, server: Server, tmp_path:
 
 
 @pytest.mark.timeout(600)
-def test_what_would_be_unsafe_fails_before_anything_is_changed(
+def test_an_unsafe_change_fails_before_any_change(
     project: Project, server: Server, tmp_path: Path
 ) -> None:
     runner = Runner(project, tmp_path / "runner")
@@ -135,7 +135,7 @@ def test_what_would_be_unsafe_fails_before_anything_is_changed(
         runner.job("deploy", "plan", secrets_SSH_KEY=server.key)
 
 
-# Who may do what ------------------------------------------------------------------------------
+# Permissions ----------------------------------------------------------------------------------
 
 
 def jobs(project: Project) -> dict[str, dict[str, Any]]:
@@ -164,7 +164,7 @@ def test_secrets_are_out_of_reach_of_forks(render: Render) -> None:
     assert all(job["permissions"] == {"contents": "read"} for job in secret.values())
 
 
-def test_one_deploy_at_a_time_of_the_commit_that_was_approved(render: Render) -> None:
+def test_only_one_deploy_runs_of_the_approved_commit(render: Render) -> None:
     deploy = jobs(render(deploy_from_ci=True))["deploy"]
     assert deploy["concurrency"] == {"group": "production", "cancel-in-progress": False}
     assert deploy["steps"][0]["with"]["ref"] == "${{ github.sha }}"
@@ -189,7 +189,7 @@ def test_code_owners(render: Render) -> None:
         )
 
 
-def test_nothing_of_it_is_there_by_default(render: Render) -> None:
+def test_nothing_of_ci_deploys_is_rendered_by_default(render: Render) -> None:
     project = render()
     for name in (".github/workflows/deploy.yml", ".github/load-key.sh", "docs/deploying.md"):
         assert not project.has(name), name
@@ -199,13 +199,13 @@ def test_workflows_and_scripts_pass_the_linters(render: Render) -> None:
     project = render(deploy_from_ci=True, github_user="zoe-dev", publish_to_pypi=False)
     project.check_files()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # what actionlint says
+        warnings.simplefilter("error")  # actionlint's findings
         project.check_workflows()
     run(project.path, tool("shellcheck"), *map(str, project.path.glob(".github/*.sh")))
 
 
-def test_the_settings_that_the_page_tells(render: Render, tmp_path: Path) -> None:
-    """Run with a `gh` that only records: each environment has its branches, reviewers and key."""
+def test_the_settings_on_the_page_are_valid(render: Render, tmp_path: Path) -> None:
+    """Run with a `gh` that only records calls: environments have branches, reviewers and keys."""
     project = render(deploy_from_ci=True)
     (block,) = re.findall(r"```sh\n(.*?)```", project.text("docs/deploying.md"), re.DOTALL)
     (project.path / "deploy_key").write_text("key\n")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.template
 
 PAGE = (ROOT / "template" / "docs" / "environments.md").read_text(encoding="utf-8")
 STAGING, DATA, HOSTS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-#: What the page puts into files, by name.
+#: The files on the page, by name.
 FILES = {re.match(r"# (\S+)\n", text)[1]: text.split("\n", 1)[1] for text in (STAGING, DATA)}  # type: ignore[index]
 
 
@@ -29,7 +29,7 @@ def with_staging(project: Project, inventory: str = FILES["inventories/staging.p
 
 
 def inventories_pass(project: Project) -> bool:
-    """Whether its own test of inventories does."""
+    """Whether its own test of inventories passes."""
     done = subprocess.run(
         [
             sys.executable,
@@ -52,7 +52,7 @@ def inventories_pass(project: Project) -> bool:
 
 
 def groups_of(project: Project, inventory: str) -> str:
-    """An inventory of the same groups as another, without hosts."""
+    """An inventory with the same groups as another one, without hosts."""
     read = inventory_files.execute(project.path / "inventories" / f"{inventory}.py")
     names = [name for name, value in read.items() if isinstance(value, list) and name[0] != "_"]
     return "".join(f"{name}: list[str] = []\n" for name in names)
@@ -64,7 +64,7 @@ def test_any_number_of_inventories_has_the_same_groups(render: Render) -> None:
     assert inventories_pass(with_staging(project, same))
     (project.path / "inventories" / "qa.py").write_text(same)
     assert inventories_pass(project)
-    # One group less, or more, in one of them.
+    # One group too few, or too many, in one of them.
     for wrong in (same.split("\n", 1)[1], f"{same}other: list[str] = []\n"):
         (project.path / "inventories" / "qa.py").write_text(wrong)
         assert not inventories_pass(project)
@@ -72,7 +72,7 @@ def test_any_number_of_inventories_has_the_same_groups(render: Render) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("index")
-def test_staging_as_the_page_has_it_passes_the_linter(render: Render) -> None:
+def test_staging_from_the_page_passes_the_linter(render: Render) -> None:
     project = render()
     assert inventories_pass(with_staging(project))
     project.make("lint")
@@ -97,7 +97,7 @@ def test_data_of_one_host_and_of_an_environment(
 ODD = "a 'b' \"c\" $(touch pwned) $$x `touch pwned`; #"
 
 
-#: What is given to a target, and how the arguments of `pyinfra-orbstack` begin.
+#: The variables of a target, and the first arguments of `pyinfra-orbstack`.
 GIVEN: list[tuple[str, dict[str, str], list[str]]] = [
     ("deploy", {}, ["deploy", "--serial=", "--args=", "--", "local"]),
     ("plan", {}, ["plan", "--args=", "--", "local"]),
@@ -111,12 +111,12 @@ GIVEN: list[tuple[str, dict[str, str], list[str]]] = [
     ("plan", {"LIMIT": ODD, "ARGS": ODD}, ["plan", f"--limit={ODD}", f"--args={ODD}"]),
     ("drift", {"LIMIT": ODD, "ARGS": ODD}, ["drift", f"--limit={ODD}", f"--args={ODD}"]),
     ("trust", {"LIMIT": ODD}, ["trust", f"--limit={ODD}", "--", "local"]),
-    # A variable of a script that was forgotten: not to every host.
+    # A script's unset variable must not select every host.
     ("deploy", {"LIMIT": ""}, ["deploy", "--limit=", "--serial="]),
 ]
 
 
-def test_make_hands_on_what_it_is_given(render: Render, tmp_path: Path) -> None:
+def test_make_passes_its_variables_on(render: Render, tmp_path: Path) -> None:
     project = render()
     (tmp_path / "bin").mkdir()
     uv = tmp_path / "bin" / "uv"
@@ -139,7 +139,7 @@ def test_make_hands_on_what_it_is_given(render: Render, tmp_path: Path) -> None:
 
 
 def test_pyinfra_does_not_notice_a_failure_without_waiting(tmp_path: Path) -> None:
-    """Which is why a rolling deploy does without; the page says so."""
+    """That is why a rolling deploy does not use `--no-wait`; the page says so."""
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.operations import server\nserver.shell(name='Break', commands='false')\n"
     )

@@ -1,4 +1,4 @@
-"""docs/first-deploy.md of a rendered project: done as it tells, up to a server."""
+"""docs/first-deploy.md of a rendered project, followed step by step, up to a server."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ pytestmark = [pytest.mark.template, pytest.mark.timeout(1200), pytest.mark.usefi
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"# (\S+)\n")
-#: What the page names in place of something that the reader has.
+#: The page's placeholders for the reader's own values.
 SERVER, ADDRESS, KEY = "web1.example.com", "192.0.2.1", "ssh-ed25519 AAAA... you@example.com"
 
 
 class Server:
-    """A machine with an SSH server, which lets one user in by key alone."""
+    """A machine with an SSH server that accepts one user, only by key."""
 
     def __init__(self, client: Orbctl, name: str, home: Path) -> None:
         self.client, self.name, self.home = client, name, home
@@ -43,7 +43,7 @@ class Server:
         self.root(script)
 
     def root(self, script: str) -> str:
-        """What a script of root's prints."""
+        """Run a script as root and return its output."""
         argv = self.client.argv(["run", "-m", self.name, "-u", "root", "sh", "-ec", script])
         return run(self.home, *argv, env=self.client.environment())
 
@@ -54,7 +54,7 @@ def server(machines: Machines, prepared: str, tmp_path: Path) -> Server:
 
 
 def change(project: Project, block: str) -> None:
-    """Take lines out of a file and put lines in, as a difference shows it."""
+    """Apply a diff to a file."""
     name, *lines = block.splitlines()
     for part in "\n".join(lines).split("\n\n"):
         kept = [line for line in part.splitlines() if line]
@@ -64,7 +64,7 @@ def change(project: Project, block: str) -> None:
 
 
 def do(project: Project, language: str, block: str, env: dict[str, str]) -> str:
-    """Do what a block tells; return what its commands print."""
+    """Carry out a block; return the output of its commands."""
     if language == "sh":
         return run(project.path, "sh", "-exc", block, env=env)
     if language == "diff":
@@ -78,7 +78,7 @@ def do(project: Project, language: str, block: str, env: dict[str, str]) -> str:
     return ""
 
 
-def test_the_page_does_what_it_tells(
+def test_the_page_can_be_followed(
     render: Render,
     client: Orbctl,
     prepared: str,
@@ -110,7 +110,7 @@ def test_the_page_does_what_it_tells(
     assert "SystemMaxUse=500M" in server.root(journal)
     assert any("Journal | Settings" in text and "make plan" in text for text in said)
 
-    # What the page says becomes of the server.
+    # The server's state, as the page describes it.
     ssh = ["ssh", "-i", str(server.home / ".ssh" / "id_ed25519"), "-o", "BatchMode=yes"]
     ssh += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
     assert run(project.path, *ssh, f"ops@{server.address}", "sudo", "id", "-un").endswith("root\n")

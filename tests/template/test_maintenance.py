@@ -1,4 +1,4 @@
-"""Staying current: what the workflow *Maintenance* runs, and what `make lint` refuses."""
+"""Staying current: the commands of the workflow *Maintenance*, and `make lint`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORKFLOWS = ROOT / "template/.github/workflows"
 
 
 def instead(runner: Runner, name: str, script: str) -> None:
-    """Have a runner find this under a name."""
+    """Put an executable where a runner finds it."""
     path = runner.place / name
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -37,7 +37,7 @@ def instead(runner: Runner, name: str, script: str) -> None:
 # A new version of the template ------------------------------------------------------------------
 
 
-def test_one_issue_while_the_template_has_a_new_version(
+def test_one_issue_is_open_while_the_template_is_outdated(
     render: Render, template: Path, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"
@@ -79,7 +79,7 @@ def test_one_issue_while_the_template_has_a_new_version(
 
 
 class Vulnerable(http.server.BaseHTTPRequestHandler):
-    """The service that `uv audit` asks, as far as it asks: one package has a vulnerability."""
+    """The service that `uv audit` queries: one package has a vulnerability."""
 
     package = ""
 
@@ -107,7 +107,7 @@ class Vulnerable(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service() -> Iterator[str]:
-    """Where it listens."""
+    """Its URL."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Vulnerable) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -125,7 +125,7 @@ def test_a_known_vulnerability_fails(
     project.make("lock")
     runner = Runner(project, tmp_path / "runner")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # Only the service is another one.
+    # Only the service is different.
     uv = shlex.quote(tool("uv"))
     instead(runner, "uv", f'verb=$1; shift; exec {uv} "$verb" --service-url {service} "$@"')
     monkeypatch.setattr(Vulnerable, "package", "no-such-package")
@@ -135,7 +135,7 @@ def test_a_known_vulnerability_fails(
         runner.job("maintenance", "packages")
 
 
-def test_a_workflow_with_a_hole_fails(render: Render, tmp_path: Path) -> None:
+def test_an_insecure_workflow_fails(render: Render, tmp_path: Path) -> None:
     project = render()
     runner = Runner(project, tmp_path / "runner")
     zizmor = shlex.quote(tool("zizmor"))
@@ -147,7 +147,7 @@ def test_a_workflow_with_a_hole_fails(render: Render, tmp_path: Path) -> None:
         runner.job("maintenance", "workflows", github_token="token")
 
 
-def test_each_schedule_starts_what_it_is_for(render: Render) -> None:
+def test_each_schedule_starts_its_own_job(render: Render) -> None:
     workflow = yaml.safe_load(render().text(".github/workflows/maintenance.yml"))
     week, month = (one["cron"] for one in workflow[True]["schedule"])
     left_out = {
@@ -160,15 +160,15 @@ def test_each_schedule_starts_what_it_is_for(render: Render) -> None:
 # Pinned actions ---------------------------------------------------------------------------------
 
 
-def test_dependabot_sees_every_action_somewhere() -> None:
-    """It looks into files that end in .yml only: what is pinned elsewhere has to follow."""
+def test_dependabot_covers_every_action() -> None:
+    """It reads only files that end in .yml, so actions pinned elsewhere must match them."""
 
     def used(paths: list[Path]) -> set[str]:
         return {line for path in paths for line in re.findall("uses: (.*)", path.read_text())}
 
     seen = used([*WORKFLOWS.glob("*.yml"), *ROOT.glob(".github/workflows/*.yml")])
     others = used(list(WORKFLOWS.glob("*.jinja")))
-    # Dependabot of the project itself raises this one.
+    # The project's own Dependabot updates this one.
     assert {line.partition("@")[0] for line in others - seen} == {"actions/cache"}
 
 
@@ -181,7 +181,7 @@ def token(count: int, letters: str = LETTERS) -> str:
     return "".join(random.Random(count).choices(letters, k=count))
 
 
-#: No secret of anybody's, and in no file of ours.
+#: Not a real secret, and in none of our files.
 PLANTED = {
     "GitHub": f'TOKEN = "ghp_{token(36)}"',
     "AWS": f'KEY = "AKIA{token(16, string.ascii_uppercase)}"',
@@ -195,16 +195,16 @@ PLANTED = {
 
 @pytest.fixture
 def scanned(render: Render, index: None) -> Project:
-    """A project in which nothing is found, with all that can be asked for."""
+    """A project without findings, with all options."""
     project = render(docker=True, codecov=True, deploy_from_ci=True, github_user="zoe-dev")
-    project.make("scan")  # before it is under git
+    project.make("scan")  # before `git init`
     project.commit()
     project.make("scan")
     return project
 
 
 @pytest.mark.template
-def test_what_must_not_be_committed_is_found(scanned: Project) -> None:
+def test_secrets_and_conflicts_are_found(scanned: Project) -> None:
     for kind, line in PLANTED.items():
         for name in ("group_data/planted.py", "it's a note.md"):
             path = scanned.path / name
@@ -216,7 +216,7 @@ def test_what_must_not_be_committed_is_found(scanned: Project) -> None:
             path.unlink()
     # What git ignores is never committed.
     (scanned.path / ".venv/planted.py").write_text(PLANTED["GitHub"])
-    # Public keys and hashes are no secrets.
+    # Public keys and hashes are not secrets.
     public = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{token(43)} ops@example"
     (scanned.path / "known_hosts").write_text(f"web1.example.org {public.rsplit(' ', 1)[0]}\n")
     (scanned.path / "group_data/mine.py").write_text(
@@ -226,7 +226,7 @@ def test_what_must_not_be_committed_is_found(scanned: Project) -> None:
 
 
 @pytest.mark.template
-def test_the_hook_finds_it_before_a_commit(scanned: Project) -> None:
+def test_the_hook_finds_secrets_before_a_commit(scanned: Project) -> None:
     install = [tool("uv"), "tool", "run", "--quiet", "pre-commit", "install"]
     run(scanned.path, *install)
     (scanned.path / "planted.md").write_text(PLANTED["GitHub"])

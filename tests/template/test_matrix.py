@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.template, pytest.mark.timeout(600), pytest.mark.usefix
 FILLED = {"user_name": 'Zoë "Z" O\'Neil', "user_email": "zoe@example.org", "github_user": "zoe-dev"}
 LONG = "a-project-whose-name-has-forty-characters"[:40]
 #: Every combination of yes and no, with and without identity; every other choice at least once.
-#: All run their tests on machines of a prepared image; tests/template/test_render.py takes both
-#: images as they are, without any package of the sample.
+#: All run their tests on machines from a prepared image; tests/template/test_render.py uses both
+#: original images, without the sample's packages.
 COMBINATIONS: list[dict[str, Any]] = [
     {"publish_to_pypi": True, "codecov": False, "license": "MIT"},
     {
@@ -49,7 +49,7 @@ COMBINATIONS: list[dict[str, Any]] = [
 def shared_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """One environment for all projects of a worker: answers do not change what they depend on."""
+    """One environment for all projects of a worker: answers do not change dependencies."""
     folder = tmp_path_factory.getbasetemp() / "shared"
     monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", str(folder / "venv"))
     monkeypatch.setenv("MYPY_CACHE_DIR", str(folder / "mypy"))
@@ -63,11 +63,11 @@ def test_every_combination_passes_everything(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the lock in git, as CI has it."""
+    """With the lock file committed, as in CI."""
     project = render(**answers)
     if answers.get("docker"):
         project.use_image(request.getfixturevalue("small_image"))
-    request.getfixturevalue("prepared")  # from here on, machines are others
+    request.getfixturevalue("prepared")  # from here on, other machines are used
     project.make("lock")
     project.commit()
     monkeypatch.setenv("UV_LOCKED", "1")
@@ -76,16 +76,16 @@ def test_every_combination_passes_everything(
 
 
 @pytest.mark.usefixtures("boots")
-def test_lowest_versions_of_what_it_asks_for_will_do(render: Render) -> None:
-    """In CI's way, so that nothing is skipped, and on another image than the default one."""
+def test_the_lowest_required_versions_work(render: Render) -> None:
+    """As in CI, so that nothing is skipped, and with an image other than the default one."""
     project = render(image="debian:bookworm")
     assert " passed" in project.make("test", UV_RESOLUTION="lowest-direct", CI="true")
     versions = run(project.path, tool("uv"), "pip", "freeze", "--python", ".venv")
     assert "pyinfra==3.9\n" in versions or "pyinfra==3.9.0\n" in versions
 
 
-def test_nothing_but_the_index_is_needed(render: Render) -> None:
-    """By what runs here, that is; machines have a network of their own."""
+def test_only_the_index_is_needed(render: Render) -> None:
+    """On the host, that is; machines have a network of their own."""
     project = render()
     run(project.path, tool("uv"), "sync", "--quiet")
     nowhere = "http://127.0.0.1:9"
@@ -95,7 +95,7 @@ def test_nothing_but_the_index_is_needed(render: Render) -> None:
 
 
 @pytest.mark.usefixtures("client")
-def test_without_uv_it_gets_one_of_its_own(render: Render, tmp_path: Path) -> None:
+def test_without_uv_the_project_installs_it(render: Render, tmp_path: Path) -> None:
     project = render()
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -144,7 +144,7 @@ def test_commands(
         project.make("destroy")
     assert re.search(f"deleted: {both}", project.make("destroy", YES="1"))
     assert not set(names) & {machine.name for machine in client.machines()}
-    # One that somebody else made is not this project's to delete.
+    # A machine that another process created must not be deleted.
     client.create(create_args(web, prepared))
     stranger = client.info(web)
     try:
@@ -180,7 +180,7 @@ def test_commands_for_containers(render: Render, containers: Containers, small_i
 
 
 @pytest.mark.usefixtures("client")
-def test_servers_are_never_touched_unasked(render: Render) -> None:
+def test_servers_are_never_changed_without_confirmation(render: Render) -> None:
     project = render()
     with pytest.raises(AssertionError, match=r"production.py has no hosts yet"):
         project.make("deploy", INVENTORY="production")
@@ -203,7 +203,7 @@ def test_release(render: Render) -> None:
             project.make("release", VERSION=version)
     git(project.path, "add", "-A")
     git(project.path, "commit", "-qm", "Lock")
-    # Its tests run, without their machines.
+    # Its tests run, but those that need machines are skipped.
     said = project.make("release", VERSION="1.2.3", CI="", **NO_MACHINES)
     assert "git push --atomic origin HEAD v1.2.3" in said
     assert project.toml["project"]["version"] == "1.2.3"
@@ -216,7 +216,7 @@ def test_release(render: Render) -> None:
     assert not project.has("hacked")
 
 
-def test_archives_hold_the_package_alone(render: Render) -> None:
+def test_archives_contain_only_the_package(render: Render) -> None:
     project = render(**FILLED)
     planted = "host-1.internal.example"
     secret = "correct-horse-battery-staple"
@@ -325,10 +325,10 @@ def test_faults_in_a_project_are_caught(
         spoil("inventories/local.py", "\ndb = ", "\nqueue = "),
     ],
 )
-def test_a_group_that_one_inventory_lacks_is_caught(
+def test_a_group_missing_from_one_inventory_is_found(
     render: Render, fault: Callable[[Project], None]
 ) -> None:
-    """Whether or not there are machines: here there are none, which is quicker."""
+    """With or without machines: here without, which is faster."""
     project = render()
     fault(project)
     caught = "FAILED tests/test_inventories.py::test_every_inventory_has_the_same_groups"

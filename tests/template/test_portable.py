@@ -1,4 +1,4 @@
-"""Makefiles and scripts keep to what a Mac has: GNU make 3.81, bash 3.2 and BSD tools."""
+"""Makefiles and scripts use only a Mac's own tools: GNU make 3.81, bash 3.2, BSD tools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.template.conftest import ROOT, Render
 from tests.template.project import git
 
-#: What to look for, and what lacks it.
+#: Patterns of features, and the tool that lacks them.
 LACKING = {
     # make 3.82 and later
     r"^\.(ONESHELL|RECIPEPREFIX|SHELLFLAGS|EXTRA_PREREQS|NOTINTERMEDIATE)\b": "make 3.81",
@@ -59,7 +59,7 @@ def flaws(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_files_use_nothing_that_a_mac_lacks(path: Path) -> None:
+def test_files_use_only_tools_that_a_mac_has(path: Path) -> None:
     assert list(flaws(path.read_text())) == []
 
 
@@ -83,7 +83,7 @@ def test_files_use_nothing_that_a_mac_lacks(path: Path) -> None:
         "\trm --force file",
     ],
 )
-def test_each_would_be_found(line: str) -> None:
+def test_each_fault_is_found(line: str) -> None:
     assert len(list(flaws(line))) == 1
 
 
@@ -93,7 +93,7 @@ def test_help_is_the_first_target(path: Path) -> None:
     assert targets[0] == "help"
 
 
-def test_makefile_and_noxfile_know_the_same_targets() -> None:
+def test_makefile_and_noxfile_have_the_same_targets() -> None:
     text = (ROOT / "Makefile").read_text()
     listed = set(re.findall(r"^([a-z][a-z-]*):.*##", text, re.MULTILINE)) - {"help"}
     sessions = re.findall(
@@ -105,13 +105,13 @@ def test_makefile_and_noxfile_know_the_same_targets() -> None:
 
 
 def program(path: Path, script: str) -> None:
-    """Put a program where `make` finds it before all others."""
+    """Put an executable first on PATH for `make`."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
 
 def make(folder: Path, *words: str, path: Path, **variables: str) -> str:
-    """What make, and the programs that it starts, print."""
+    """The output of make and of its processes."""
     environment = {**os.environ, **variables}
     environment["PATH"] = f"{path}{os.pathsep}{os.environ['PATH']}"
     for name in {"EXACTLY", "MAKEFLAGS", "MAKELEVEL"} - set(variables):
@@ -122,7 +122,7 @@ def make(folder: Path, *words: str, path: Path, **variables: str) -> str:
     ).stdout
 
 
-def test_make_knows_whether_a_python_was_named(tmp_path: Path) -> None:
+def test_make_detects_an_explicit_python(tmp_path: Path) -> None:
     program(tmp_path / "python3", "exit 0")
     folder = tmp_path / "checkout"
     programs = folder / ".cache" / "nox" / "bin"
@@ -141,7 +141,7 @@ def test_make_knows_whether_a_python_was_named(tmp_path: Path) -> None:
 
 
 class Makefile(NamedTuple):
-    """A Makefile that programs of ours are called by; `folder` is its own."""
+    """A Makefile that calls our executables, in the directory `folder`."""
 
     folder: Path
     path: Path
@@ -151,7 +151,7 @@ class Makefile(NamedTuple):
 
 @pytest.fixture
 def makefile(request: pytest.FixtureRequest, render: Render, tmp_path: Path) -> Makefile:
-    """Ours, or a rendered one with all there is."""
+    """Our own, or a rendered one with all options."""
     folder, programs = tmp_path / "ours", tmp_path / "bin"
     if request.param == "theirs":
         folder = render(docker=True).path
@@ -170,7 +170,7 @@ def makefile(request: pytest.FixtureRequest, render: Render, tmp_path: Path) -> 
 
 
 BOTH = pytest.mark.parametrize("makefile", ["ours", "theirs"], indirect=True)
-#: `make` expands some of these, a shell the others.
+#: `make` would expand some of these, a shell the others.
 ODD = ["$(shell touch pwned)", "${shell touch pwned}", "`touch pwned`", "$$(touch pwned)"]
 ODD += ['"; touch pwned; "', "'; touch pwned; '", "touch pwned;", "$(info $(shell touch pwned))"]
 
@@ -179,10 +179,10 @@ ODD += ['"; touch pwned; "', "'; touch pwned; '", "touch pwned;", "$(info $(shel
 @pytest.mark.parametrize("odd", ODD)
 def test_no_value_is_run(makefile: Makefile, odd: str) -> None:
     assert {"VERSION", "it.is"} <= set(makefile.variables)
-    # ANYTHING is nobody's: what the command line gives reaches every program.
+    # ANYTHING is not used: variables from the command line reach every process.
     names = {*makefile.variables, "CURDIR", "ANYTHING"}
     for target in makefile.targets:
-        # Without these two the programs are never started.
+        # Without these two, nothing is started.
         for some in (names - {"PYTHON", "UV"}, names, {"SHELL"}):
             words = [f"{name}={odd}" for name in sorted(some)]
             make(makefile.folder, target, *words, path=makefile.path)
@@ -200,7 +200,7 @@ VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0")).map(str.
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(value=VALUES | st.sampled_from(ODD))
-def test_every_value_arrives_as_it_is(makefile: Makefile, value: str) -> None:
+def test_every_value_arrives_unchanged(makefile: Makefile, value: str) -> None:
     for words, variables in ([f"VERSION={value}"], {}), ([], {"VERSION": value}):
         make(makefile.folder, "release", *words, path=makefile.path, **variables)
         assert (makefile.folder / "value").read_bytes() == value.encode()
@@ -208,8 +208,8 @@ def test_every_value_arrives_as_it_is(makefile: Makefile, value: str) -> None:
 
 
 @pytest.mark.parametrize("exactly", ["", "1"], ids=["any", "exactly"])
-def test_python_that_is_named_is_taken(exactly: str, tmp_path: Path) -> None:
-    """Else the oldest gives way to one that copier runs on."""
+def test_an_explicit_python_is_used(exactly: str, tmp_path: Path) -> None:
+    """Otherwise, the oldest is replaced by one that copier supports."""
     begin = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import environments; "
 
     def run(python: str, code: str) -> str:

@@ -1,4 +1,4 @@
-"""What publishes a rendered project: from a tag alone, and what GitHub is told to see to."""
+"""Publishing a rendered project: only from tags, and with the documented GitHub settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def jobs(path: Path) -> dict[str, Any]:
         ("refs/pull/1/merge", False),
     ],
 )
-def test_nothing_but_a_tag_is_published(path: Path, ref: str, good: bool, tmp_path: Path) -> None:
+def test_only_tags_are_published(path: Path, ref: str, good: bool, tmp_path: Path) -> None:
     first = jobs(path)["build"]["steps"][0]
     words = ("bash", "-e", "-c", first["run"])
     if good:
@@ -50,17 +50,17 @@ def test_nothing_but_a_tag_is_published(path: Path, ref: str, good: bool, tmp_pa
 
 
 @BOTH
-def test_every_job_waits_for_that(path: Path) -> None:
+def test_every_job_waits_for_the_tag_check(path: Path) -> None:
     needs = {name: job.get("needs", []) for name, job in jobs(path).items()}
     needs = {name: [of] if isinstance(of, str) else of for name, of in needs.items()}
     assert [name for name, of in needs.items() if not of] == ["build"]
     assert "if" not in jobs(path)["build"]["steps"][0]
-    # A condition could let a job run although what it needs has failed.
+    # With a condition, a job could run even though a required job failed.
     assert not [name for name, job in jobs(path).items() if "if" in job]
 
 
 class Gh:
-    """A program in place of `gh`, which writes down what GitHub would be asked."""
+    """A stand-in for `gh` that records its requests to GitHub."""
 
     def __init__(self, folder: Path, answers: str = "") -> None:
         folder.mkdir()
@@ -81,7 +81,7 @@ with open({str(self._asked)!r}, "a") as file:
         return [tuple(json.loads(line)) for line in self._asked.read_text().splitlines()]
 
 
-def test_the_settings_that_the_page_tells(render: Render, tmp_path: Path) -> None:
+def test_the_settings_on_the_page_are_valid(render: Render, tmp_path: Path) -> None:
     project = render()
     page = project.text("docs/releasing.md")
     gh = Gh(tmp_path / "bin", "if words[:2] == ['api', 'user']: print(4711)")
@@ -95,7 +95,7 @@ def test_the_settings_that_the_page_tells(render: Render, tmp_path: Path) -> Non
             put[place] = json.loads(said)
         else:
             posted.append((place, json.loads(said) if said else words[4:]))
-    # Custom policies alone count, and the one that there is means tags.
+    # Only custom policies apply, and the only one is for tags.
     custom = {"protected_branches": False, "custom_branch_policies": True}
     environments = {
         job["environment"] for job in jobs(WORKFLOWS[1]).values() if "environment" in job
@@ -111,7 +111,7 @@ def test_the_settings_that_the_page_tells(render: Render, tmp_path: Path) -> Non
 
 
 def check_rules(rulesets: list[Any], check: str) -> None:
-    """Branches need the check that CI has; a version's tag stays where it is, for everybody."""
+    """Branches require CI's check; nobody can move the tag of a version."""
     main, new, versions = rulesets
     assert all(one["enforcement"] == "active" for one in rulesets)
     (required,) = (rule for rule in main["rules"] if rule["type"] == "required_status_checks")
@@ -155,7 +155,7 @@ NOTES = "### Added\n\n- Ours: `## [1.2.3]` and [a link](https://example.org).\n"
 
 
 def release_on_github(project: Project, gh: Gh, tag: str) -> None:
-    """What the workflow's last step does in the project's folder."""
+    """Run the workflow's last step in the project's directory."""
     (step,) = (step for step in jobs(WORKFLOWS[1])["release"]["steps"] if "run" in step)
     (project.path / "CHANGELOG.md").write_text(CHANGELOG)
     (project.path / "dist").mkdir(exist_ok=True)
@@ -179,7 +179,7 @@ def test_the_release_has_the_section(
     assert ("--prerelease" in words) is ("rc" in version)
 
 
-def test_a_release_that_is_there_stays(render: Render, tmp_path: Path) -> None:
+def test_an_existing_release_stays(render: Render, tmp_path: Path) -> None:
     project = render()
     gh = Gh(tmp_path / "bin")
     release_on_github(project, gh, "v1.2.3")
@@ -195,8 +195,8 @@ def test_no_release_without_a_section(render: Render, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["ours", "rendered"])
-def test_a_change_passes_when_every_job_has(place: str, render: Render) -> None:
-    """Protected branches ask for one job, which needs all others."""
+def test_a_change_passes_when_every_job_passes(place: str, render: Render) -> None:
+    """Protected branches require one job, which needs all others."""
     folder = ROOT if place == "ours" else render().path
     found = jobs(folder / ".github/workflows/ci.yml")
     assert set(found["passed"]["needs"]) == {*found} - {"passed"}

@@ -1,4 +1,4 @@
-"""The questions: each can be left to its default, and no bad answer gets through."""
+"""The questions: each has a default, and invalid answers are rejected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COPIER = yaml.safe_load((ROOT / "copier.yml").read_text())
 QUESTIONS = {name: asked for name, asked in COPIER.items() if not name.startswith("_")}
 ASKED = {name: asked for name, asked in QUESTIONS.items() if asked.get("when") is not False}
 
-#: Defaults that follow from something, in words.
+#: Descriptions of computed defaults.
 FOLLOWS = {
     "project_name": "the directory's name, turned into a valid package name",
     "license": "`MIT` when publishing, else `proprietary`",
@@ -38,7 +38,7 @@ FOLLOWS = {
 
 
 def flaws(questions: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with questions."""
+    """Faults in questions."""
     for name, asked in questions.items():
         if "default" not in asked:
             yield f"{name} has no default"
@@ -70,12 +70,12 @@ def test_every_question_has_default_help_and_a_limit() -> None:
     assert list(flaws(QUESTIONS)) == []
 
 
-def test_a_question_without_default_would_be_noticed() -> None:
+def test_a_question_without_default_is_detected() -> None:
     spoilt = {**QUESTIONS, "new": {"type": "str", "help": "Really?", "validator": "x"}}
     assert list(flaws(spoilt)) == ["new has no default"]
 
 
-def test_nothing_needs_trust() -> None:
+def test_no_trust_is_required() -> None:
     assert not {"_tasks", "_migrations", "_jinja_extensions"} & set(COPIER)
 
 
@@ -89,7 +89,7 @@ def test_reserved_names_cover_what_python_reserves() -> None:
     assert {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)} <= reserved
 
 
-def test_floor_is_a_version_that_there_is(render: Render) -> None:
+def test_the_minimum_version_exists(render: Render) -> None:
     group = render().toml["dependency-groups"]["test"]
     requirements = [Requirement(line) for line in group if isinstance(line, str)]
     (floor,) = (
@@ -99,7 +99,7 @@ def test_floor_is_a_version_that_there_is(render: Render) -> None:
         for one in needed.specifier
         if one.operator == ">="
     )
-    # A candidate stands for the version to come.
+    # A release candidate counts as its final version.
     assert floor <= Version(Version(__version__).base_version)
 
 
@@ -117,7 +117,7 @@ def newest_tag() -> str | None:
     return max(known, key=lambda tag: known[tag]) if known else None
 
 
-def test_newest_tag_holds_the_template() -> None:
+def test_the_newest_tag_contains_the_template() -> None:
     tag = newest_tag()
     if tag is None:
         pytest.skip("no tags in this clone")
@@ -139,7 +139,7 @@ def test_newest_tag_holds_the_template() -> None:
         ("x" * 60, "x" * 34),
     ],
 )
-def test_odd_folder_names_give_good_projects(render: Render, folder: str, name: str) -> None:
+def test_odd_directory_names_render_valid_projects(render: Render, folder: str, name: str) -> None:
     project = render(folder)
     assert project.answers["project_name"] == name
     assert project.package == name.replace("-", "_")
@@ -167,7 +167,7 @@ def test_odd_folder_names_give_good_projects(render: Render, folder: str, name: 
         ("image", "ubuntu; true", "use DISTRO or DISTRO:VERSION"),
     ],
 )
-def test_bad_answers_are_refused(
+def test_invalid_answers_are_rejected(
     render: Render, tmp_path: Path, question: str, answer: str, reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -176,28 +176,28 @@ def test_bad_answers_are_refused(
 
 
 def texts(validator: str) -> list[str]:
-    """What a validator may print, as copier shows it."""
+    """The possible messages of a validator, as copier shows them."""
     parts = (" ".join(part.split()) for part in re.split(r"{%.*?%}", validator, flags=re.DOTALL))
     return [part for part in parts if part]
 
 
 def shown(question: str, text: str) -> str:
-    """How copier shows that."""
+    """The message as copier shows it."""
     return f"Validation error for question '{question}': {text}"
 
 
-def test_no_text_of_a_validator_is_cut() -> None:
+def test_no_validator_message_is_truncated() -> None:
     found = [
         shown(name, text)
         for name, asked in ASKED.items()
         for text in texts(asked.get("validator", ""))
     ]
     assert len(found) >= 9
-    # An answer that is repeated would have any length.
+    # A message that repeats the answer could have any length.
     assert [text for text in found if len(text) > 79 or "{{" in text] == []
 
 
-def test_a_text_of_that_length_is_shown_whole(template: Path, tmp_path: Path) -> None:
+def test_a_text_of_that_length_is_not_truncated(template: Path, tmp_path: Path) -> None:
     copier = template / "copier.yml"
     before = copier.read_text()
     text = "at most 40 characters".ljust(79 - len(shown("project_name", "")), "x")
@@ -221,14 +221,14 @@ def test_a_text_of_that_length_is_shown_whole(template: Path, tmp_path: Path) ->
 
 
 def asked_in_a_terminal(argv: list[str], typed: bytes, last: str) -> str:
-    """What a program shows on a terminal of the usual width, after this was typed."""
+    """The output of an executable on a terminal of the usual width, after this input."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(argv[0], argv)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     said = b""
     try:
-        # It is quiet once it has shown all.
+        # No more output means that everything is shown.
         while select.select([terminal], [], [], 1 if last.encode() in said else 60)[0]:
             said += os.read(terminal, 4096)
             if b"\x1b[6n" in said:  # it asks where the cursor is
@@ -245,7 +245,7 @@ def asked_in_a_terminal(argv: list[str], typed: bytes, last: str) -> str:
 
 
 @pytest.mark.template
-def test_a_bad_answers_file_ends_in_one_clear_line(template: Path, tmp_path: Path) -> None:
+def test_a_bad_answers_file_is_a_one_line_error(template: Path, tmp_path: Path) -> None:
     answers, target = tmp_path / "answers.yml", tmp_path / "project"
     answers.write_text("project_name: my Project\n")
     argv = [sys.executable, "-m", "copier", "copy", "--defaults", "--data-file", str(answers)]

@@ -1,4 +1,4 @@
-"""What the template renders, as far as a few seconds are enough to see it."""
+"""The template's output, checked within a few seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILLED = {
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("boots")
 def test_default_project_passes_its_own_tests(render: Render) -> None:
-    """With packages that come from the distribution, as on a user's computer."""
+    """With packages from the distribution, as on a user's host."""
     project = render()
     project.check_files()
     assert project.answers == {
@@ -49,7 +49,7 @@ def test_default_project_passes_its_own_tests(render: Render) -> None:
 
 
 @pytest.mark.template
-def test_hosts_can_be_written_in_every_way_that_pyinfra_reads(render: Render) -> None:
+def test_hosts_can_be_written_in_every_form_that_pyinfra_reads(render: Render) -> None:
     project = render(docker=True)
     project.write(
         "inventories/local.py",
@@ -69,7 +69,7 @@ web = [""",
         "tests/test_inventories.py",
         "tests/test_containers.py",
         "-k",
-        "named or groups or those",
+        "named or groups or only",
     ]
     project.check_tests(*named)
     project.write("inventories/local.py", "@orbstack/myproj-q-1", "@orbstack/q-1")
@@ -91,14 +91,14 @@ def test_project_with_containers_passes_its_own_tests(render: Render, small_imag
 def test_library_comes_from_a_checkout(render: Render) -> None:
     project = render()
     run(project.path, tool("uv"), "add", "--quiet", "--group", "test", "--editable", str(ROOT))
-    # Other tests run it with machines; here it matters where the plugin comes from.
+    # Other tests run it with machines; this one checks where the plugin comes from.
     project.make("test", CI="", **NO_MACHINES)
     code = "import pyinfra_orbstack as it; print(it.__file__)"
     said = run(project.path, tool("uv"), "run", "--quiet", "python", "-c", code)
     assert said == f"{ROOT}/src/pyinfra_orbstack/__init__.py\n"
 
 
-def test_free_text_stays_what_it_is(render: Render) -> None:
+def test_free_text_is_kept_unchanged(render: Render) -> None:
     project = render(description=ODD, user_name=ODD.replace(",", ""))
     project.check_files(odd=True)
     assert project.toml["project"]["description"] == ODD
@@ -108,7 +108,7 @@ def test_free_text_stays_what_it_is(render: Render) -> None:
     assert f"Copyright (c) {ODD}" in project.text("LICENSE")
 
 
-def test_empty_identity_leaves_no_gaps(render: Render) -> None:
+def test_an_empty_identity_leaves_no_gaps(render: Render) -> None:
     project = render()
     meta = project.toml["project"]
     assert "authors" not in meta
@@ -135,7 +135,7 @@ def test_filled_identity_is_used(render: Render) -> None:
         assert badge in readme
 
 
-def test_what_is_not_wanted_is_not_there(render: Render) -> None:
+def test_declined_features_are_not_rendered(render: Render) -> None:
     project = render(publish_to_pypi=False)
     assert not project.has(".github/workflows/publish.yml")
     assert not project.has(".github/workflows/coverage.yml")
@@ -158,7 +158,7 @@ def test_what_is_not_wanted_is_not_there(render: Render) -> None:
             assert "docker" not in str(path) + path.read_text().lower(), path
 
 
-def test_what_is_published_has_all_of_it(render: Render) -> None:
+def test_a_published_project_has_all_its_files(render: Render) -> None:
     project = render()
     for name in ("SECURITY.md", ".github/ISSUE_TEMPLATE", ".github/PULL_REQUEST_TEMPLATE.md"):
         assert project.has(name), name
@@ -172,11 +172,11 @@ def test_what_is_published_has_all_of_it(render: Render) -> None:
     assert "MIT License" in project.text("LICENSE")
 
 
-def test_a_license_that_was_chosen_stays(render: Render) -> None:
+def test_a_chosen_license_stays(render: Render) -> None:
     assert render(publish_to_pypi=False, license="Apache-2.0").answers["license"] == "Apache-2.0"
 
 
-def test_agents_are_told_in_thirty_lines(render: Render) -> None:
+def test_instructions_for_agents_are_short(render: Render) -> None:
     project = render()
     text = project.text("AGENTS.md")
     assert len(text.splitlines()) <= 30
@@ -210,7 +210,7 @@ def test_two_projects_have_different_machines(render: Render) -> None:
 
 
 @pytest.mark.parametrize("target", ["some where/it's", "."])
-def test_message_says_where_to_go(template: Path, tmp_path: Path, target: str) -> None:
+def test_the_message_shows_the_directory(template: Path, tmp_path: Path, target: str) -> None:
     here = tmp_path / "here"
     here.mkdir()
     argv = [sys.executable, "-m", "copier", "copy", "--defaults", "-r", "HEAD", str(template)]
@@ -223,7 +223,7 @@ def test_message_says_where_to_go(template: Path, tmp_path: Path, target: str) -
 
 
 @pytest.mark.usefixtures("client")
-def test_makefile_without_uv_or_python_says_so(render: Render, tmp_path: Path) -> None:
+def test_makefile_without_uv_or_python_prints_an_error(render: Render, tmp_path: Path) -> None:
     project = render()
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -260,7 +260,7 @@ def deploy_that_never_settles(project: Project) -> None:
         lambda project: project.write("group_data/containers.py", "_sudo = False", "_sudo = True"),
     ],
 )
-def test_its_tests_notice_a_broken_deploy_of_containers(
+def test_the_projects_tests_find_a_broken_deploy_of_containers(
     render: Render, small_image: str, fault: Callable[[Project], None]
 ) -> None:
     project = render(docker=True)
@@ -273,7 +273,7 @@ def test_its_tests_notice_a_broken_deploy_of_containers(
 @pytest.mark.template
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("fault", [broken_deploy, deploy_that_never_settles])
-def test_its_tests_notice_a_broken_deploy(render: Render, fault: object) -> None:
+def test_the_projects_tests_find_a_broken_deploy(render: Render, fault: object) -> None:
     assert callable(fault)
     project = render()
     fault(project)

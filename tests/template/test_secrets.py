@@ -1,4 +1,4 @@
-"""Secrets of a rendered project: they reach servers, and nobody sees them on the way."""
+"""Secrets of a rendered project: they reach servers, and are never visible."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PAGE = (ROOT / "template" / "docs" / "secrets.md.jinja").read_text(encoding="utf
 DEPLOY, LARGER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 (YAML,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-#: Whatever quotes it, or a line of it, these words stay.
+#: These words remain however the secret, or a line of it, is quoted.
 SECRET = "it's $correct-horse\nbattery-staple"
-#: As tools keep it.
+#: The secret on one line, for tools that store single lines.
 ONE_LINE = "correct-horse $battery-staple"
 TRACES = ["correct-horse", "battery-staple"]
 COMMAND = str(Path(sys.executable).with_name("pyinfra-orbstack"))
@@ -89,11 +89,13 @@ def read(client: Orbctl, name: str, path: str = "/etc/app/token") -> str:
 
 
 def traces(text: str) -> list[str]:
-    """Lines in which the secret can be seen."""
+    """Lines that show the secret."""
     return [line for line in text.splitlines() if any(trace in line for trace in TRACES)]
 
 
-def test_it_comes_from_the_environment(project: Project, names: list[str], client: Orbctl) -> None:
+def test_the_secret_comes_from_the_environment(
+    project: Project, names: list[str], client: Orbctl
+) -> None:
     first = (
         "from pyinfra.operations import server\nserver.shell(name='1', commands='touch first')\n"
     )
@@ -126,22 +128,24 @@ def test_it_comes_from_the_environment(project: Project, names: list[str], clien
     assert run("deploy", APP_TOKEN="another\n").returncode == 0
     found = client.call("run", "-m", names[0], "sudo", "stat", "-c", "%a", "/etc/app/token").stdout
     assert found == b"600\n"
-    # Here the secret is neither needed nor used.
+    # The secret is neither needed nor used here.
     for given in ({}, {"APP_TOKEN": SECRET}):
         done = run("deploy", inventory="local", **given)
         assert done.returncode == 0, done.stdout
         assert read(client, names[0]) == "not-secret-APP_TOKEN"
 
 
-def test_a_large_one_arrives_whole(project: Project, names: list[str], client: Orbctl) -> None:
-    """More than a pipe holds, and no character that is one byte."""
+def test_a_large_secret_arrives_complete(
+    project: Project, names: list[str], client: Orbctl
+) -> None:
+    """Larger than a pipe's buffer, with characters of several bytes."""
     text = f"{IMPORTS}big = HiddenValue('ä\\n' * 200_000 + 'end')\n"
     deploys(project, f"{text}secret_file(name='Big', content=big, dest='/etc/big')\n")
     assert run("deploy").returncode == 0
     assert read(client, names[0], "/etc/big") == "ä\n" * 200_000 + "end"
 
 
-def test_it_arrives_over_ssh_unseen(project: Project, sshd: Sshd) -> None:
+def test_the_secret_arrives_over_ssh_unseen(project: Project, sshd: Sshd) -> None:
     port = free_port()
     sshd.start(port)
     sshd.put_key(project.path / "key")
@@ -183,7 +187,7 @@ BREAK = "server.shell(name='Break', commands=[test])\n"
 
 
 @pytest.mark.parametrize("transport", ["session", "spawn"])
-def test_nothing_that_is_printed_shows_it(
+def test_no_output_shows_the_secret(
     project: Project, names: list[str], client: Orbctl, transport: str
 ) -> None:
     well = f"{IMPORTS}token = secret('APP_TOKEN')\n{DEPLOY.partition(chr(10))[2]}"
@@ -208,7 +212,7 @@ def test_nothing_that_is_printed_shows_it(
     ):
         check(verb, words, expected)
     assert [read(client, name) for name in names] == [SECRET, SECRET]
-    # pyinfra's own diff shows what is put, whoever puts it: the page says so.
+    # pyinfra's own diff shows the content of files: the page says so.
     deploys(project, well + FAILING + BREAK)
     for words in ("", "-vvv --debug-all"):
         check("deploy", words, 1)
@@ -226,8 +230,8 @@ def test_nothing_that_is_printed_shows_it(
     ],
     ids=["put", "arguments", "line", "command", "stdin", "output"],
 )
-def test_what_cannot_be_hidden_would_be_found(project: Project, text: str, words: str) -> None:
-    """The page tells of each; and a secret that is shown does not escape these tests."""
+def test_leaks_of_a_secret_are_found(project: Project, text: str, words: str) -> None:
+    """The page lists each of them, and these tests find a secret that is shown."""
     deploys(project, f"{IMPORTS}token = secret('APP_TOKEN')\n{text}")
     verbs = ("plan", "deploy") if words in ("--diff", "") else ("deploy",)
     for verb in verbs:
@@ -236,7 +240,7 @@ def test_what_cannot_be_hidden_would_be_found(project: Project, text: str, words
 
 
 @pytest.mark.parametrize("as_file", [True, False], ids=["file", "function"])
-def test_the_plugin_tells_no_secret(
+def test_the_plugin_prints_no_secret(
     project: Project,
     as_file: bool,
     orbstack_machines: MachineFactory,
@@ -273,8 +277,8 @@ def test_the_plugin_tells_no_secret(
     assert [traces(text) for text in told] == [[]] * len(told)
 
 
-def test_data_is_shown_by_pyinfra_itself(project: Project) -> None:
-    """Which is why no secret belongs into it."""
+def test_pyinfra_shows_the_data_itself(project: Project) -> None:
+    """That is why it must not contain secrets."""
     (project.path / "group_data" / "web.py").write_text("port = 8080\n")
     words = ["inventories/production.py", "debug-inventory"]
     done = subprocess.run(["pyinfra", *words], capture_output=True, text=True, check=True)
@@ -282,8 +286,8 @@ def test_data_is_shown_by_pyinfra_itself(project: Project) -> None:
 
 
 @pytest.mark.usefixtures("prepared")
-def test_its_own_tests_need_no_secret(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the page tells, done in a project, leaves `make test` and CI green."""
+def test_the_projects_tests_need_no_secret(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project that follows the page passes `make test` and CI."""
     monkeypatch.delenv("APP_TOKEN", raising=False)
     project = render()
     with (project.path / "deploy.py").open("a") as file:
@@ -291,16 +295,16 @@ def test_its_own_tests_need_no_secret(render: Render, monkeypatch: pytest.Monkey
     project.check_tests("tests/test_deploy.py", "tests/test_secrets.py")
 
 
-# Where it comes from ---------------------------------------------------------------------------
+# Sources of secrets ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def shop(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project whose `make` has uv run our own checkout, in a home of its own."""
+    """A project whose `make` runs this checkout through uv, with a separate home."""
     deploys(project, DEPLOY)
     tools = tmp_path / "tools"
     tools.mkdir()
-    # Without an environment of the project's own, which would take its time.
+    # Without the project's own environment, which would take time.
     uv = f'shift 3; exec {tool("uv")} run --quiet --no-project {COMMAND} "$@"'
     (tools / "uv").write_text(f"#!/bin/sh\n{uv}\n")
     (tools / "uv").chmod(0o755)
@@ -323,14 +327,14 @@ def bash(script: str, stdin: str = "") -> str:
 
 
 @pytest.mark.usefixtures("shop")
-def test_it_can_be_typed(names: list[str], client: Orbctl) -> None:
+def test_the_secret_can_be_typed(names: list[str], client: Orbctl) -> None:
     typed = "it's $correct-horse \\n"
     assert traces(bash(SHELL[0], f"{typed}\n")) == []
     assert read(client, names[0]) == typed
 
 
 @pytest.mark.usefixtures("shop")
-def test_it_can_come_from_pass(names: list[str], client: Orbctl) -> None:
+def test_the_secret_can_come_from_pass(names: list[str], client: Orbctl) -> None:
     if not shutil.which("pass"):
         pytest.skip("pass is not installed")
     key = "%no-protection\nKey-Type: eddsa\nKey-Curve: ed25519\nName-Real: shop\n"
@@ -344,7 +348,7 @@ def test_it_can_come_from_pass(names: list[str], client: Orbctl) -> None:
     assert read(client, names[0]) == ONE_LINE
 
 
-def test_it_can_come_from_sops(shop: Project, names: list[str], client: Orbctl) -> None:
+def test_the_secret_can_come_from_sops(shop: Project, names: list[str], client: Orbctl) -> None:
     if not (shutil.which("sops") and shutil.which("age-keygen")):
         pytest.skip("sops and age are not installed")
     folder = Path.home() / ".config" / "sops" / "age"
@@ -358,7 +362,7 @@ def test_it_can_come_from_sops(shop: Project, names: list[str], client: Orbctl) 
     assert read(client, names[0]) == ONE_LINE
 
 
-def test_it_can_come_from_a_file(shop: Project, names: list[str], client: Orbctl) -> None:
+def test_the_secret_can_come_from_a_file(shop: Project, names: list[str], client: Orbctl) -> None:
     Path(".env").write_text(f"APP_TOKEN='{ONE_LINE}'\n")
     assert traces(bash(SHELL[4])) == []
     assert read(client, names[0]) == ONE_LINE
@@ -366,6 +370,6 @@ def test_it_can_come_from_a_file(shop: Project, names: list[str], client: Orbctl
     assert git(shop.path, "status", "--porcelain", "--", ".env") == ""
 
 
-def test_githubs_workflow_gives_it() -> None:
+def test_the_github_workflow_passes_the_secret() -> None:
     (step,) = yaml.safe_load(re.sub(r"{% (end)?raw %}", "", YAML))
     assert step["env"] == {"APP_TOKEN": "${{ secrets.APP_TOKEN }}"}

@@ -1,6 +1,6 @@
-"""`copier update`: the template moves on, the user has moved on too, and nothing collides.
+"""`copier update`: the template and the project have changed, without conflicts.
 
-The tags are made in a temporary repository, so that a clone without tags tests the same.
+The tags are created in a temporary repository, so a clone without tags tests the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def replace(path: Path, old: str, new: str) -> None:
 
 
 def evolve(repository: Path) -> None:
-    """What a next version of the template is likely to bring."""
+    """Typical changes in a new version of the template."""
     folder = repository / "template"
     replace(folder / "pyproject.toml.jinja", "ruff>=0.14,<0.18", "ruff>=0.14,<0.19")
     replace(folder / ".github/workflows/ci.yml.jinja", "timeout-minutes: 20", "timeout-minutes: 25")
@@ -53,7 +53,7 @@ def release(repository: Path, tag: str) -> None:
 
 @pytest.fixture
 def repository(template: Path, tmp_path: Path) -> Path:
-    """The template with an old version, which projects are made from, and a new one."""
+    """The template with an old version, from which projects are rendered, and a new one."""
     folder = tmp_path / "template"
     shutil.copytree(template, folder)
     git(folder, "tag", OLD)
@@ -61,7 +61,7 @@ def repository(template: Path, tmp_path: Path) -> Path:
 
 
 def edit(project: Project) -> dict[str, str]:
-    """What people do to their project; returns what must still be there, file by file."""
+    """Typical edits of users; returns the texts that must be kept, by file."""
     project.write("pyproject.toml", 'version = "0.1.0"', 'version = "1.4.0"')
     project.write(
         "pyproject.toml",
@@ -114,7 +114,7 @@ def test_plain_update(render: Render, repository: Path) -> None:
     check_evolved(project)
 
 
-def test_update_keeps_what_the_user_did(render: Render, repository: Path) -> None:
+def test_update_keeps_the_users_changes(render: Render, repository: Path) -> None:
     project = made_from(render, repository)
     kept = edit(project)
     (project.path / "uv.lock").write_text("# The project's own.\n")
@@ -131,7 +131,7 @@ def test_update_keeps_what_the_user_did(render: Render, repository: Path) -> Non
     assert not project.has("SECURITY.md")
 
 
-def test_a_conflict_would_be_noticed(render: Render, repository: Path) -> None:
+def test_a_conflict_is_detected(render: Render, repository: Path) -> None:
     project = made_from(render, repository)
     project.write("README.md", "## More\n", "## Less\n")
     project.commit()
@@ -146,7 +146,7 @@ def test_a_conflict_would_be_noticed(render: Render, repository: Path) -> None:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `uv tool run`, and `uvx`, run the copier that is here."""
+    """An environment in which `uv tool run` and `uvx` run the installed copier."""
     folder = tmp_path / "tools"
     folder.mkdir()
     python = shlex.quote(sys.executable)
@@ -159,7 +159,7 @@ def tools(tmp_path: Path) -> dict[str, str]:
 
 
 def in_repository(render: Render, repository: Path, place: str) -> Project:
-    """A project in a directory of a repository; "." is a repository of its own."""
+    """A project in a directory of a repository; "." means its own repository."""
     top = repository.parent / "top"
     project = render(f"top/{place}/myproj" if place != "." else "top", source=repository)
     if place != ".":
@@ -191,7 +191,7 @@ def test_make_update(
 
 
 @pytest.mark.template
-def test_nothing_that_was_deleted_comes_back(
+def test_deleted_files_stay_deleted(
     render: Render, repository: Path, tools: dict[str, str]
 ) -> None:
     project = made_from(render, repository, docker=True)
@@ -224,7 +224,7 @@ def test_make_update_names_conflicts(
 
 
 @pytest.mark.template
-def test_what_the_readme_tells_can_be_updated(
+def test_a_project_rendered_as_in_the_readme_can_be_updated(
     template: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:
     checkout = tmp_path / "pyinfra-orbstack"
@@ -253,7 +253,7 @@ def test_what_the_readme_tells_can_be_updated(
         ("~/template", True),
     ],
 )
-def test_a_relative_source_is_refused_before_copier_is_asked(
+def test_a_relative_source_is_rejected_before_copier_runs(
     render: Render, repository: Path, tmp_path: Path, written: str, good: bool
 ) -> None:
     project = made_from(render, repository)
@@ -288,10 +288,10 @@ def test_answers_in_another_file(
 
 
 @pytest.mark.template
-def test_the_page_does_what_it_tells(
+def test_the_page_can_be_followed(
     render: Render, repository: Path, tools: dict[str, str], tmp_path: Path
 ) -> None:
-    """Every block of a shell; the second one switches an answer, the last one moves a workflow."""
+    """Every shell block; the second one changes an answer, the last one moves a workflow."""
     project = in_repository(render, repository, "deep/er")
     page = project.text("docs/updating.md")
     update, switch, move = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
@@ -352,7 +352,7 @@ def nothing(project: Project) -> dict[str, str]:
         ({"github_user": "zoe", "deploy_from_ci": True}, {"deploy_from_ci": False}),
     ],
 )
-def test_update_that_switches_answers(
+def test_update_can_change_answers(
     render: Render,
     repository: Path,
     request: pytest.FixtureRequest,
@@ -370,7 +370,7 @@ def test_update_that_switches_answers(
     assert {key: project.answers[key] for key in after} == after
     published = project.answers["publish_to_pypi"]
     assert project.has(".github/workflows/publish.yml") == published
-    # The user may have deleted what was there.
+    # The user may have deleted existing files.
     assert edits is edit or project.has("SECURITY.md") == published
     assert project.has(".github/ISSUE_TEMPLATE") == published
     assert ("matrix" in project.text(".github/workflows/ci.yml")) == published
@@ -381,7 +381,7 @@ def test_update_that_switches_answers(
         assert words in project.text(name), name
     if before or edits is nothing:
         project.check_tests_without_machines()
-        # What is done to machines follows from no answer that was switched: one of them is enough.
+        # The changed answers do not affect machines, so one case is enough.
         fresh = render("fresh/myproj", source=repository, ref=NEW, **{**before, **after})
         if edits is nothing:
             assert applied(project) == applied(fresh)
@@ -391,7 +391,7 @@ def test_update_that_switches_answers(
 
 
 def applied(project: Project) -> dict[str, str]:
-    """What a deploy, and its tests, are made of."""
+    """The files of a deploy and its tests."""
     folders = ("src", "tests", "inventories", "group_data")
     files = [path for path in project.files() if path.relative_to(project.path).parts[0] in folders]
     return {
@@ -401,7 +401,7 @@ def applied(project: Project) -> dict[str, str]:
 
 
 def without(repository: Path, question: str) -> None:
-    """What a version was like that did not ask this yet."""
+    """A version without this question."""
     copier = repository / "copier.yml"
     text = copier.read_text()
     condition = rf"{{% if not \((?:\w+ and )?{question}.*?%}}"
@@ -431,7 +431,7 @@ def before_question(
     edits: Callable[[Project], dict[str, str]],
     **answers: Any,
 ) -> tuple[Project, dict[str, str]]:
-    """A project of a release without a question, its edits, and a newer release with it."""
+    """A project from a release without the question, its edits, and a newer release."""
     git(repository, "tag", "-d", OLD)
     without(repository, question)
     release(repository, OLD)
@@ -452,7 +452,7 @@ def answer_later(
     words: str,
     kept: dict[str, str],
 ) -> None:
-    """No is the default, and changes nothing; a later yes brings files, and words in the README."""
+    """The default, no, changes nothing; a later yes adds files, and text in the README."""
     project.update(repository)
     assert git(project.path, "diff", "--name-only").split() == [".copier-answers.yml"]
     assert project.answers[question] is False
@@ -470,7 +470,7 @@ def answer_later(
 
 @pytest.mark.template
 @pytest.mark.parametrize("edits", [nothing, edit])
-def test_update_that_brings_the_question_about_containers(
+def test_update_adds_the_question_about_containers(
     render: Render,
     repository: Path,
     client: Orbctl,
@@ -492,7 +492,7 @@ def test_update_that_brings_the_question_about_containers(
 
 
 @pytest.mark.parametrize("edits", [nothing, edit])
-def test_update_that_brings_the_question_about_deploys(
+def test_update_adds_the_question_about_deploys(
     render: Render, repository: Path, edits: Callable[[Project], dict[str, str]]
 ) -> None:
     project, kept = before_question(render, repository, "deploy_from_ci", edits, github_user="zoe")

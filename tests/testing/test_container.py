@@ -1,4 +1,4 @@
-"""A container of the plugin: what can be done to it, and that it is never left behind."""
+"""Containers of the plugin: what they can do, and that none is left behind."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_containers_are_deleted_in_any_order(
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A suite with one test, which makes a container of the image in IMAGE."""
+    """A suite with one test, which creates a container from the image in IMAGE."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     pytester.makepyfile(
@@ -136,7 +136,7 @@ def test_a_killed_run_leaves_no_container(
 
 
 @pytest.mark.parametrize("ci", [False, True])
-def test_no_containers_is_a_skip_and_under_ci_a_failure(
+def test_missing_containers_skip_tests_and_fail_in_ci(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: bool
 ) -> None:
     command = suite.path / "docker"
@@ -151,7 +151,7 @@ def test_no_containers_is_a_skip_and_under_ci_a_failure(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("containers")
-def test_an_image_that_cannot_be_run_is_a_reason_to_skip(
+def test_an_image_that_cannot_run_skips_the_test(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGE", "localhost/no-such-image:1")

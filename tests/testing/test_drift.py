@@ -1,4 +1,4 @@
-"""`pyinfra-orbstack drift`: its exit status, what it names, and what it never shows."""
+"""`pyinfra-orbstack drift`: its exit status, what it lists, and what it never shows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) ->
 
 
 def drift(*words: str) -> tuple[int, list[str], str]:
-    """The exit status, the lines on stdout, and all that was printed."""
+    """The exit status, the lines on stdout, and the whole output."""
     command = Path(sys.executable).with_name("pyinfra-orbstack")
     done = subprocess.run(
         [str(command), "drift", *(words or ("local",))],
@@ -66,7 +66,7 @@ def drift(*words: str) -> tuple[int, list[str], str]:
     return done.returncode, done.stdout.splitlines(), done.stdout + done.stderr
 
 
-def test_what_has_changed_since_is_named(folder: Path, names: list[str], client: Orbctl) -> None:
+def test_drift_lists_only_what_changed(folder: Path, names: list[str], client: Orbctl) -> None:
     everything = sorted(
         f"@orbstack/{name}: App | {what}" for name in names for what in ("Token", "files.line")
     )
@@ -78,13 +78,13 @@ def test_what_has_changed_since_is_named(folder: Path, names: list[str], client:
     # One of them was changed by hand.
     client.call("run", "-m", names[1], "sh", "-c", "echo other >>/tmp/token")
     assert drift()[:2] == (2, [f"@orbstack/{names[1]}: App | Token"])
-    # It was looked at alone.
+    # Drift only read it.
     said = client.call("run", "-m", names[1], "cat", "/tmp/token").stdout
     assert said == f"{SECRET}\nother\n".encode()
 
 
 @pytest.mark.long
-def test_a_machine_that_is_not_up_is_a_difference(
+def test_a_machine_that_is_not_running_is_drift(
     folder: Path, names: list[str], machines: Machines, client: Orbctl
 ) -> None:
     assert cli.main(["deploy", "local"]) == 0
@@ -102,8 +102,8 @@ def test_a_machine_that_is_not_up_is_a_difference(
 
 
 @pytest.mark.long
-def test_an_error_is_no_drift(folder: Path, names: list[str], machines: Machines) -> None:
-    # A host that cannot be reached; what differs elsewhere is named all the same.
+def test_an_error_is_not_drift(folder: Path, names: list[str], machines: Machines) -> None:
+    # One host cannot be reached; differences on the others are still listed.
     missing = machines.new_name()
     hosts = [f"@orbstack/{names[0]}", f"@orbstack/{missing}"]
     (folder / "inventories" / "some.py").write_text(f"web = {hosts!r}\n")
@@ -127,19 +127,19 @@ def test_an_error_is_no_drift(folder: Path, names: list[str], machines: Machines
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("words", [["nowhere"], ["--", "-x"], ["--nonsense"], ["local", "more"]])
-def test_mistakes_are_no_drift(words: list[str]) -> None:
+def test_mistakes_are_not_drift(words: list[str]) -> None:
     status, lines, said = drift(*words)
     assert (status, lines) == (1, []), said
 
 
-def test_mistakes_with_other_verbs_are_as_ever() -> None:
+def test_mistakes_in_other_commands_are_unchanged() -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["plan"])
     assert ended.value.code == 2
     assert cli.main(["drift"]) == 1
 
 
-# What pyinfra tells -----------------------------------------------------------------------------
+# pyinfra's reports -----------------------------------------------------------------------------
 
 
 def operation(name: str, *hosts: str, maybe: tuple[str, ...] = ()) -> dict[str, object]:
@@ -153,7 +153,7 @@ def operation(name: str, *hosts: str, maybe: tuple[str, ...] = ()) -> dict[str, 
     }
 
 
-def test_hosts_and_names_are_told() -> None:
+def test_hosts_and_names_are_reported() -> None:
     plan = [operation("A\n b", "x", "y"), operation("C", maybe=("x",)), operation("D")]
     printed = f"loading\n{{}}\n[1]\n{json.dumps({'plan': plan, 'results': None})}\nbye\n"
     assert plans.changes(printed) == ["x: A b", "y: A b"]
@@ -163,7 +163,7 @@ def test_hosts_and_names_are_told() -> None:
             plans.changes(nothing)
 
 
-def test_a_pyinfra_that_is_too_old_is_named() -> None:
+def test_a_pyinfra_that_is_too_old_is_an_error() -> None:
     for good in ("3.9", "3.9.1", "3.10.0", "4.0", "3.10rc1"):
         plans.check_version(good)
     for old in ("3.8.2", "3.2", "2.9"):
@@ -172,7 +172,7 @@ def test_a_pyinfra_that_is_too_old_is_named() -> None:
 
 
 def test_make_fails_when_something_would_change(tmp_path: Path) -> None:
-    """The target hands on what the verb says, as far as make can."""
+    """The target passes on the command's exit status, as far as make can."""
     text = (Path(__file__).parents[2] / "template" / "Makefile.jinja").read_text()
     (recipe,) = [line for line in text.splitlines() if "$(PROJECT) drift " in line]
     (tmp_path / "Makefile").write_text(f"PROJECT = sh -c 'exit $$CODE' x\ndrift:\n{recipe}\n")

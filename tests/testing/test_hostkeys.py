@@ -1,4 +1,4 @@
-"""`pyinfra-orbstack trust`: the keys of servers, recorded where pyinfra then insists on them."""
+"""`pyinfra-orbstack trust`: records servers' keys, which pyinfra then requires."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, port: int, sshd: Sshd, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.operations import server\nserver.shell(name='Say', commands='echo reached')\n"
     )
-    # Nothing of the user's own is read or written.
+    # The user's own files are neither read nor written.
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("YES", raising=False)
@@ -54,7 +54,7 @@ def inventory(*hosts: object) -> None:
 
 
 def command(*words: str, **environment: str) -> tuple[int, str, str]:
-    """The exit status of a verb, what it prints, and what it complains of."""
+    """The exit status of a command, its output and its errors."""
     done = subprocess.run(
         [COMMAND, *words, "production"],
         env={**os.environ, **environment},
@@ -95,11 +95,11 @@ def test_a_server_is_reached_only_with_its_key(folder: Path, port: int, sshd: Ss
 
 
 @pytest.mark.long
-def test_another_key_is_refused(folder: Path, port: int, sshd: Sshd) -> None:
+def test_a_changed_host_key_is_rejected(folder: Path, port: int, sshd: Sshd) -> None:
     inventory(("127.0.0.1", {"ssh_port": port}))
     assert command("trust", YES="1")[0] == 0
     before = Path("known_hosts").read_bytes()
-    # All keys are others; one is; none of those that are known is offered.
+    # All keys changed; one changed; none of the known keys is offered.
     for kinds, keys in ((" ".join(KINDS), "second"), ("ecdsa", "first")):
         sshd.start(port, keys, kinds)
         status, shown, said = command("trust", YES="1")
@@ -110,14 +110,14 @@ def test_another_key_is_refused(folder: Path, port: int, sshd: Sshd) -> None:
         status, _, said = command("deploy", YES="1")
         assert status == 1
         assert "Connected" not in said
-    # As it says.
+    # Follow its instructions.
     forget = re.search(r"ssh-keygen -R .*", line)
     assert forget
     subprocess.run(shlex.split(forget[0]), check=True, capture_output=True)
     assert command("trust", YES="1")[0] == 0
     assert command("deploy", YES="1")[0] == 0
 
-    # One more kind of key beside one that is known.
+    # An additional kind of key, besides a known one.
     sshd.start(port, "first", "ecdsa rsa")
     status, shown, _ = command("trust", YES="1")
     assert status == 0
@@ -125,7 +125,7 @@ def test_another_key_is_refused(folder: Path, port: int, sshd: Sshd) -> None:
     assert sshd.fingerprint("ecdsa") not in shown
 
 
-def test_one_that_does_not_answer_keeps_no_other_back(folder: Path, port: int) -> None:
+def test_one_silent_server_does_not_delay_the_others(folder: Path, port: int) -> None:
     silent = free_port()
     inventory(
         ("nowhere.invalid", {}),
@@ -149,7 +149,7 @@ def test_one_that_does_not_answer_keeps_no_other_back(folder: Path, port: int) -
     assert said.startswith("LIMIT: nothing in inventories/production.py matches 'god'; ")
 
 
-def test_an_alias_of_the_users_ssh_is_followed(folder: Path, port: int) -> None:
+def test_an_alias_in_the_users_ssh_config_is_followed(folder: Path, port: int) -> None:
     (folder / "home" / ".ssh").mkdir(parents=True)
     (folder / "home" / ".ssh" / "config").write_text(
         f"Host shop\n  HostName 127.0.0.1\n  Port {port}\n"
@@ -163,7 +163,7 @@ def test_an_alias_of_the_users_ssh_is_followed(folder: Path, port: int) -> None:
 
 
 @pytest.mark.parametrize(("answer", "recorded"), [("y\n", True), ("\n", False), ("\x04", False)])
-def test_somebody_is_asked(folder: Path, port: int, answer: str, recorded: bool) -> None:
+def test_deploys_to_servers_ask_first(folder: Path, port: int, answer: str, recorded: bool) -> None:
     inventory(("127.0.0.1", {"ssh_port": port}))
     pid, terminal = pty.fork()
     if pid == 0:
@@ -193,7 +193,9 @@ def test_somebody_is_asked(folder: Path, port: int, answer: str, recorded: bool)
         ([("-oProxyCommand=touch hacked", {})], GROUP_DATA, "-oProxyCommand=touch hacked: "),
     ],
 )
-def test_mistakes_are_one_line(folder: Path, hosts: list[object], data: str, reason: str) -> None:
+def test_mistakes_are_one_line_errors(
+    folder: Path, hosts: list[object], data: str, reason: str
+) -> None:
     Path("group_data", "production.py").write_text(f"{data}\n")
     inventory(*hosts)
     status, shown, said = command("trust", YES="1")
@@ -203,7 +205,7 @@ def test_mistakes_are_one_line(folder: Path, hosts: list[object], data: str, rea
     assert not Path("hacked").exists()
 
 
-def test_a_file_that_cannot_be_read_is_one_line(folder: Path, port: int) -> None:
+def test_an_unreadable_file_is_a_one_line_error(folder: Path, port: int) -> None:
     Path("known_hosts").mkdir()
     inventory(("127.0.0.1", {"ssh_port": port}))
     status, _, said = command("trust", YES="1")
@@ -212,7 +214,7 @@ def test_a_file_that_cannot_be_read_is_one_line(folder: Path, port: int) -> None
     assert line.startswith("127.0.0.1: known_hosts cannot be read: ")
 
 
-def test_without_the_client_of_openssh_it_says_so(
+def test_a_missing_openssh_client_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inventory("a")
@@ -249,7 +251,7 @@ def test_new_keys(known: hostkeys.Keys, offered: hostkeys.Keys, new: hostkeys.Ke
 
 
 @pytest.mark.parametrize("before", ["", "# ours\n", "# ours"])
-def test_what_is_in_the_file_stays(tmp_path: Path, before: str) -> None:
+def test_existing_entries_stay(tmp_path: Path, before: str) -> None:
     path = tmp_path / "known_hosts"
     path.write_text(before)
     hostkeys.record(SERVER._replace(file=path), {"ssh-rsa": "AAAA"})

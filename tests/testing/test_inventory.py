@@ -9,7 +9,7 @@ import pytest
 
 from pyinfra_orbstack.testing import Inventory, MachineFactory
 
-#: A host is told of another: by a fact, and by its data.
+#: A host reads another host's fact and data.
 SITE = """
 from pyinfra import host, inventory
 from pyinfra.facts.server import Hostname
@@ -50,7 +50,7 @@ def test_members(site: Inventory) -> None:
 
 
 @pytest.mark.parametrize("how", ["file", "function"])
-def test_a_deploy_reaches_all_and_tells_one_of_the_other(
+def test_a_deploy_reaches_all_hosts_and_shares_their_data(
     site: Inventory, tmp_path: Path, how: str
 ) -> None:
     (tmp_path / "deploy.py").write_text(SITE)
@@ -76,7 +76,7 @@ def test_a_deploy_reaches_all_and_tells_one_of_the_other(
 
 
 @pytest.mark.parametrize("how", ["file", "function"])
-def test_a_host_that_fails_is_named(site: Inventory, tmp_path: Path, how: str) -> None:
+def test_a_failed_host_is_named(site: Inventory, tmp_path: Path, how: str) -> None:
     text = (
         "from pyinfra import host\nfrom pyinfra.operations import server\n"
         "server.shell(name='Fail here', commands='test ! -e /tmp/fail')\n"
@@ -93,7 +93,7 @@ def test_a_host_that_fails_is_named(site: Inventory, tmp_path: Path, how: str) -
     assert result.failed == ["Fail here"]
 
 
-def test_one_of_them_can_be_deployed_to_alone(site: Inventory, tmp_path: Path) -> None:
+def test_a_deploy_can_target_one_host_of_an_inventory(site: Inventory, tmp_path: Path) -> None:
     (tmp_path / "deploy.py").write_text(
         "from pyinfra import host, inventory\nfrom pyinfra.operations import server\n"
         "name = ' '.join([*(one.name for one in inventory), host.data.word])\n"
@@ -103,7 +103,7 @@ def test_one_of_them_can_be_deployed_to_alone(site: Inventory, tmp_path: Path) -
     assert result.changed == [f"{site['web-2'].host} own"]
 
 
-def test_what_is_no_inventory_is_refused_before_a_machine_is_made(
+def test_an_invalid_inventory_is_rejected_before_creation(
     orbstack_machines: MachineFactory,
 ) -> None:
     before = orbstack_machines.engine.record.machines()
@@ -118,7 +118,7 @@ def test_what_is_no_inventory_is_refused_before_a_machine_is_made(
     assert orbstack_machines.engine.record.machines() == before
 
 
-def test_those_that_were_made_go_when_one_cannot_be(orbstack_machines: MachineFactory) -> None:
+def test_a_failed_creation_deletes_the_other_machines(orbstack_machines: MachineFactory) -> None:
     before = orbstack_machines.engine.record.machines()
     with pytest.raises(ValueError, match="name"):
         orbstack_machines.inventory({"web": ["web-1", "not a name"]})

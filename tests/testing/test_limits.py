@@ -1,4 +1,4 @@
-"""LIMIT, SERIAL and ARGS: for which hosts a verb is, how many at a time, and with what else."""
+"""LIMIT, SERIAL and ARGS: which hosts, how many at a time, and which options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyinfra_orbstack.orbctl import Orbctl
 
 from ..conftest import Machines
 
-#: It fails on the machine that `broken` names, after it has left its trace.
+#: Fails on the machine that `broken` names, after writing its trace.
 DEPLOY = """
 from pyinfra import host
 from pyinfra.operations import server
@@ -53,7 +53,7 @@ def folder(
 
 
 def when(client: Orbctl, name: str, step: str) -> int:
-    """When a machine took a step; 0: it did not."""
+    """When a machine ran a step; 0: it did not."""
     text = f"cat /tmp/{step} 2>/dev/null || echo 0"
     return int(client.call("run", "-m", name, "sh", "-c", text).stdout)
 
@@ -83,7 +83,7 @@ def test_a_deploy_is_limited(
 
 @pytest.mark.parametrize("verb", ["deploy", "plan", "drift"])
 @pytest.mark.parametrize("limit", ["wbe", "db,wbe", "@orbstack/nothing-*", "", " ", ",", "$(id)"])
-def test_a_limit_that_means_nothing_is_one_line(
+def test_a_limit_without_a_match_is_a_one_line_error(
     folder: Path,
     names: list[str],
     client: Orbctl,
@@ -114,7 +114,7 @@ def test_a_plan_and_drift_are_limited(
     assert cli.main(["drift", "--limit=db", "local"]) == 2
     lines = capfd.readouterr().out.splitlines()
     assert lines == [f"@orbstack/{names[0]}: First", f"@orbstack/{names[0]}: Second"]
-    # One that is not up is looked at only if it is meant.
+    # A stopped machine is checked only if it is selected.
     client.stop(names[1])
     try:
         assert cli.main(["plan", "--limit=db", "local"]) == 0
@@ -126,7 +126,7 @@ def test_a_plan_and_drift_are_limited(
     assert reached(client, names) == []
 
 
-def test_only_those_that_are_meant_have_to_be_asked_about(
+def test_confirmation_covers_only_the_selected_hosts(
     folder: Path, names: list[str], client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["deploy", "--limit=*.example", "mixed"]) == 1
@@ -137,7 +137,7 @@ def test_only_those_that_are_meant_have_to_be_asked_about(
 
 @pytest.mark.long
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_rolling_deploy_takes_some_at_a_time(
+def test_a_rolling_deploy_runs_in_batches(
     folder: Path, names: list[str], client: Orbctl, size: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["deploy", f"--serial={size}", "local"]) == 0
@@ -160,13 +160,13 @@ def test_a_rolling_deploy_stops_at_the_first_failure(
 
 
 @pytest.mark.long
-def test_a_limited_deploy_rolls(folder: Path, names: list[str], client: Orbctl) -> None:
+def test_a_limited_deploy_can_be_rolling(folder: Path, names: list[str], client: Orbctl) -> None:
     assert cli.main(["deploy", "--limit=web", "--serial=1", "local"]) == 0
     assert reached(client, names) == [1, 2]
 
 
 @pytest.mark.parametrize("serial", ["0", "-1", "x", "1.5", "$(id)", " 1", "1 ", "٣", "9999999"])
-def test_a_number_that_is_none_is_one_line(
+def test_an_invalid_number_is_a_one_line_error(
     folder: Path, serial: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["deploy", f"--serial={serial}", "local"]) == 1
@@ -176,7 +176,7 @@ def test_a_number_that_is_none_is_one_line(
 
 
 @pytest.mark.long
-def test_arguments_reach_pyinfra_as_they_are(
+def test_arguments_reach_pyinfra_unchanged(
     folder: Path, names: list[str], client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "deploy.py").write_text(
@@ -205,7 +205,7 @@ def test_arguments_reach_pyinfra_as_they_are(
         ("-vvy", "ARGS cannot contain -y: use YES=1"),
     ],
 )
-def test_arguments_that_are_refused(
+def test_invalid_arguments_are_rejected(
     folder: Path, verb: str, words: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([verb, f"--args={words}", "local"]) == 1
@@ -213,7 +213,7 @@ def test_arguments_that_are_refused(
 
 
 @pytest.mark.usefixtures("folder")
-def test_nothing_of_the_environment_hides_what_would_change(
+def test_no_environment_variable_hides_drift(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYINFRA_YES", "1")
@@ -225,7 +225,7 @@ def test_nothing_of_the_environment_hides_what_would_change(
 # Reading files ---------------------------------------------------------------------------------
 
 
-def test_hosts_have_the_data_that_pyinfra_gives_them(
+def test_hosts_have_the_same_data_as_in_pyinfra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -261,7 +261,7 @@ def test_hosts_have_the_data_that_pyinfra_gives_them(
 
 
 @given(host=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_a_limit_is_for_one_host_alone(host: str) -> None:
+def test_a_limit_pattern_matches_only_its_host(host: str) -> None:
     _, pattern = inventory_files.limit_words([host])
     assert fnmatch(host, pattern)
     if host[0].isalnum():

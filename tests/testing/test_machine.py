@@ -1,4 +1,4 @@
-"""What the plugin's machines can do, each on a real machine."""
+"""Features of the plugin's machines, each on a real machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def folder(path: str) -> None:
     files.directory(name="Make it", path=path)
 
 
-def test_deploy_file_runs_elsewhere_and_says_what_it_did(machine: Machine, tmp_path: Path) -> None:
+def test_a_deploy_file_runs_in_a_child_process_and_reports_results(
+    machine: Machine, tmp_path: Path
+) -> None:
     path = tmp_path / "deploy.py"
     path.write_text(DEPLOY)
     before = set(sys.modules)
@@ -67,18 +69,18 @@ def test_functions_and_operations_give_the_same_object(machine: Machine) -> None
         assert [step.name.split(" | ")[-1] for step in first.steps] == ["Make it"]
         assert first.ok
         assert len(first.changed) == 1
-    assert machine.fact(File, path="/tmp/one") is False  # a folder, not a file
+    assert machine.fact(File, path="/tmp/one") is False  # a directory, not a file
     assert machine.assert_idempotent(folder, "/tmp/one").changed == []
     assert socket.socket.__module__ == "socket"
 
 
-def test_what_changes_each_time_is_not_idempotent(machine: Machine) -> None:
+def test_an_operation_that_always_changes_is_not_idempotent(machine: Machine) -> None:
     with pytest.raises(AssertionError, match=r"changed.*Always"):
         machine.assert_idempotent(server.shell, commands="true", name="Always")
 
 
 @pytest.mark.parametrize("how", ["file", "function"])
-def test_failures_are_named(machine: Machine, tmp_path: Path, how: str) -> None:
+def test_failures_are_reported(machine: Machine, tmp_path: Path, how: str) -> None:
     path = tmp_path / "deploy.py"
     path.write_text(
         "from pyinfra.operations import server\n"
@@ -101,7 +103,7 @@ def test_failures_are_named(machine: Machine, tmp_path: Path, how: str) -> None:
         machine.apply(what)
 
 
-def test_deploy_file_that_is_no_python_fails(machine: Machine, tmp_path: Path) -> None:
+def test_a_deploy_file_with_invalid_python_fails(machine: Machine, tmp_path: Path) -> None:
     path = tmp_path / "deploy.py"
     path.write_text("this is no Python\n")
     with pytest.raises(AssertionError, match="this is no Python"):
@@ -110,14 +112,14 @@ def test_deploy_file_that_is_no_python_fails(machine: Machine, tmp_path: Path) -
         machine.apply(tmp_path / "nowhere.py")
 
 
-def test_deploy_file_that_hangs_is_ended(machine: Machine, tmp_path: Path) -> None:
+def test_a_deploy_file_that_hangs_is_killed(machine: Machine, tmp_path: Path) -> None:
     path = tmp_path / "deploy.py"
     path.write_text("import time\ntime.sleep(300)\n")
     with pytest.raises(AssertionError, match="more than 4 s"):
         machine.apply(path, timeout=4)
 
 
-def test_looking_into_a_machine(machine: Machine) -> None:
+def test_reading_a_machine(machine: Machine) -> None:
     assert machine.fact(Hostname) == machine.name
     assert "root" in machine.fact(Users)
     assert machine.run("echo $((1 + 1)); exit 3", check=False)[:2] == (3, "2\n")
@@ -131,7 +133,7 @@ def test_looking_into_a_machine(machine: Machine) -> None:
         machine.read("/nowhere")
 
 
-def test_a_command_that_takes_too_long_is_ended(machine: Machine) -> None:
+def test_a_command_that_takes_too_long_is_killed(machine: Machine) -> None:
     with pytest.raises(TimeoutError, match=r"'sleep 4321 & sleep 4321' on .* within 1 s"):
         machine.run("sleep 4321 & sleep 4321", timeout=1)
     assert machine.run("pgrep -f 'sleep 432[1]'", check=False).stdout == ""
@@ -142,7 +144,7 @@ class Broken(FactBase[str]):
         return "echo hopeless >&2; false"
 
 
-def test_a_fact_that_fails_says_why_and_spoils_nothing(machine: Machine) -> None:
+def test_a_failed_fact_says_why_and_affects_no_other_host(machine: Machine) -> None:
     with pytest.raises(AssertionError, match="hopeless"):
         machine.fact(Broken)
     assert machine.fact(Hostname) == machine.name
@@ -178,7 +180,7 @@ def test_groups_and_data_reach_the_deploy(
             assert name.endswith(" 1 [3]")
 
 
-def test_data_that_no_file_can_hold_is_refused(
+def test_data_that_cannot_be_written_to_a_file_is_rejected(
     orbstack_machines: MachineFactory, tmp_path: Path
 ) -> None:
     path = tmp_path / "deploy.py"
@@ -196,7 +198,7 @@ def test_user_and_name_of_a_machine(orbstack_machines: MachineFactory) -> None:
         assert machine.run("whoami").stdout == "alice\n"
 
 
-# Failures that are ignored, steps that run every time -------------------------------------------
+# Ignored failures, steps that run every time ----------------------------------------------------
 
 IGNORING = """
 from pyinfra.operations import server
@@ -206,7 +208,7 @@ server.shell(name="After", commands="true")
 
 
 @pytest.mark.parametrize("how", ["file", "function"])
-def test_what_is_ignored_is_no_failure(machine: Machine, tmp_path: Path, how: str) -> None:
+def test_an_ignored_error_is_not_a_failure(machine: Machine, tmp_path: Path, how: str) -> None:
     (tmp_path / "deploy.py").write_text(IGNORING)
 
     def function() -> None:
@@ -248,6 +250,6 @@ def test_steps_that_run_every_time(machine: Machine, tmp_path: Path) -> None:
         machine.assert_idempotent(tmp_path / "deploy.py", but="Reload")
 
 
-def test_where_it_is_reached(machine: Machine) -> None:
+def test_how_an_inventory_host_is_reached(machine: Machine) -> None:
     assert machine.ip4 == machine.engine.client.info(machine.name).ip4
     assert machine.domain == f"{machine.name}.orb.local"

@@ -1,4 +1,4 @@
-"""What a test asks over the network, of servers on this computer."""
+"""Requests of a test over the network, to servers on this host."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def get(port: int, path: str = "/", seconds: float = 20) -> network.Response:
     return network.get("127.0.0.1", port, path, {"Host": "shop"}, seconds)
 
 
-def test_what_a_server_answers(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_returns_the_response(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     found = get(port, "/a?b=c")
     assert (found.status, found.text) == (200, "/a?b=c of shop: é")
@@ -64,8 +64,8 @@ def test_what_a_server_answers(port: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert (moved.status, moved.headers["location"]) == (301, "/there")
 
 
-def test_a_server_that_comes_late_is_waited_for(free_port: int) -> None:
-    """At first the port is closed, then a server hangs up, then one answers."""
+def test_a_slow_server_is_waited_for(free_port: int) -> None:
+    """First the port is closed, then a server closes the connection, then one answers."""
 
     def serve() -> None:
         time.sleep(0.5)
@@ -80,12 +80,12 @@ def test_a_server_that_comes_late_is_waited_for(free_port: int) -> None:
     thread.join()
 
 
-def test_nobody_answers_in_time(free_port: int) -> None:
+def test_no_answer_in_time(free_port: int) -> None:
     with pytest.raises(AssertionError, match=r"127\.0\.0\.1:\d+/x did not .* 0.5 s: .*refused"):
         get(free_port, "/x", seconds=0.5)
 
 
-def test_a_server_that_says_nothing_is_not_waited_for_longer() -> None:
+def test_a_silent_server_is_not_waited_for_longer() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as mute,
         pytest.raises(AssertionError, match=r"within 0\.5 s: .*timed out"),

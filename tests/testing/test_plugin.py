@@ -1,4 +1,4 @@
-"""How the plugin behaves in pytest runs: what it leaves behind, whatever happens to them."""
+"""The plugin in pytest runs: it leaves nothing behind, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TWO_TESTS = """
 
 @pytest.fixture(autouse=True)
 def state(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
-    """Records of their own; a run within pytester does not fail for want of machines."""
+    """Separate records; a run within pytester does not fail without machines."""
     monkeypatch.setenv("XDG_STATE_HOME", str(pytester.path / "state"))
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
@@ -46,14 +46,14 @@ def names(client: Orbctl) -> set[str]:
 
 @pytest.fixture
 def nothing_left(client: Orbctl, pytester: pytest.Pytester) -> Iterator[None]:
-    """After the test there are the machines that were there before, and no records."""
+    """After the test, the same machines exist as before, and no records."""
     before = names(client)
     yield
     assert names(client) == before
     assert not [path for path in (pytester.path / "state").rglob("*") if path.is_file()]
 
 
-def test_loading_it_loads_nothing_heavy() -> None:
+def test_loading_the_plugin_imports_nothing_heavy() -> None:
     code = "import sys, pyinfra_orbstack.testing; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert not {"pyinfra", "gevent", "pyinfra_orbstack.orbctl"} & set(loaded.split())
@@ -78,7 +78,7 @@ def test_names_cannot_collide(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("named", [True, False])
-def test_no_tests_are_looked_for_in_machines(
+def test_machine_files_are_not_collected_as_tests(
     pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
     if not is_simulator(client.command):
@@ -103,7 +103,7 @@ def test_no_tests_are_looked_for_in_machines(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_machines_that_were_not_deleted_go_at_the_end(pytester: pytest.Pytester) -> None:
+def test_remaining_machines_are_deleted_at_the_end(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TWO_TESTS)
     pytester.runpytest_subprocess().assert_outcomes(passed=2, failed=1)
 
@@ -116,7 +116,7 @@ def test_a_run_that_stops_early_leaves_nothing(pytester: pytest.Pytester, args: 
     assert pytester.runpytest_subprocess(*args).ret == 1
 
 
-def test_nothing_is_done_without_the_fixtures(pytester: pytest.Pytester) -> None:
+def test_nothing_happens_without_the_fixtures(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test(): pass")
     pytester.runpytest_subprocess("--orbstack=real").assert_outcomes(passed=1)
     assert not (pytester.path / "state").exists()
@@ -142,7 +142,7 @@ def test_workers_share_one_base(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
-def test_workers_with_simulators_of_their_own_share_nothing(
+def test_workers_with_separate_simulators_share_nothing(
     pytester: pytest.Pytester, client: Orbctl
 ) -> None:
     if not is_simulator(client.command):
@@ -175,7 +175,7 @@ def test_workers_with_simulators_of_their_own_share_nothing(
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("", "skipped"), ("true", "errors")])
-def test_no_machines_is_a_skip_and_under_ci_a_failure(
+def test_missing_machines_skip_tests_and_fail_in_ci(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str, outcome: str
 ) -> None:
     monkeypatch.setenv("PYINFRA_ORBSTACK_ORBCTL", "/no/such/orbctl")
@@ -186,14 +186,14 @@ def test_no_machines_is_a_skip_and_under_ci_a_failure(
     result.stdout.fnmatch_lines(["*no machines: *names '/no/such/orbctl', which is no program*"])
 
 
-def test_real_means_real(pytester: pytest.Pytester, client: Orbctl) -> None:
+def test_the_option_real_requires_orbstack(pytester: pytest.Pytester, client: Orbctl) -> None:
     pytester.makepyfile("def test(orbstack_machine): pass")
     result = pytester.runpytest_subprocess("--orbstack=real", "-rs")
     result.assert_outcomes(**({"skipped": 1} if is_simulator(client.command) else {"passed": 1}))
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_unknown_image_is_a_reason_to_skip(pytester: pytest.Pytester) -> None:
+def test_an_unknown_image_skips_the_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test(orbstack_machine): pass")
     result = pytester.runpytest_subprocess("--orbstack-image=nosuchdistro:1", "-rs")
     result.assert_outcomes(skipped=1)
@@ -222,7 +222,7 @@ SLEEPER = """
 
 
 def start(pytester: pytest.Pytester, *options: str) -> subprocess.Popen[bytes]:
-    """Start a run and wait until its test is in the middle of something."""
+    """Start a run and wait until its test is running."""
     pytester.makepyfile(SLEEPER)
     ready = pytester.path / "ready"
     ready.unlink(missing_ok=True)
@@ -250,7 +250,7 @@ INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
         (TERM, "group", ["-n", "2"]),
     ],
 )
-def test_a_run_that_is_ended_leaves_nothing(
+def test_a_terminated_run_leaves_nothing(
     pytester: pytest.Pytester, number: int, whom: str, options: list[str]
 ) -> None:
     run = start(pytester, *options)
@@ -261,10 +261,10 @@ def test_a_run_that_is_ended_leaves_nothing(
 @pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("seconds", [0.5, 1, 2])
-def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
+def test_a_run_terminated_at_its_start_leaves_nothing(
     pytester: pytest.Pytester, seconds: float
 ) -> None:
-    """Python starts, a base is made, a machine is cloned: somewhere there."""
+    """While Python starts, the base is created, or a machine is cloned."""
     pytester.makepyfile(SLEEPER)
     run = subprocess.Popen([sys.executable, "-m", "pytest", "-q"], start_new_session=True)
     time.sleep(seconds)
@@ -275,10 +275,10 @@ def test_a_run_that_is_ended_while_it_begins_leaves_nothing(
 @pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(("first", "then", "seconds"), [(INT, TERM, 0.1), (TERM, HUP, 0.5)])
-def test_what_is_put_in_order_is_not_disturbed(
+def test_cleanup_is_not_interrupted(
     pytester: pytest.Pytester, first: int, then: int, seconds: float
 ) -> None:
-    """As a CI that loses patience does, but for the last of its signals."""
+    """Like a CI system at its time limit, except for its last signal."""
     run = start(pytester)
     os.killpg(run.pid, first)
     time.sleep(seconds)
@@ -296,7 +296,7 @@ HANDLERS = """
 """
 
 
-def test_handlers_that_somebody_set_stay(pytester: pytest.Pytester) -> None:
+def test_signal_handlers_set_by_others_stay(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         "import signal\nsignal.signal(signal.SIGTERM, signal.default_int_handler)"
     )
@@ -304,7 +304,7 @@ def test_handlers_that_somebody_set_stay(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
-def test_handlers_are_given_back(pytester: pytest.Pytester) -> None:
+def test_signal_handlers_are_restored(pytester: pytest.Pytester) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     pytester.makepyfile("def test(): pass")
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
@@ -319,7 +319,7 @@ def test_handlers_are_given_back(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
-def test_a_killed_run_is_swept_by_the_next_and_nothing_else_is(
+def test_the_next_run_deletes_only_what_a_killed_run_left(
     pytester: pytest.Pytester, client: Orbctl
 ) -> None:
     before = names(client)
@@ -328,7 +328,7 @@ def test_a_killed_run_is_swept_by_the_next_and_nothing_else_is(
     assert len(left) == 2
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    # Another machine now bears the name of one that was recorded.
+    # Another machine now has the name of a recorded one.
     taken = next(name for name in left if name.startswith("base-"))
     client.delete(taken, client.info(taken).id)
     client.create(create_args(taken, "ubuntu"))
@@ -343,7 +343,9 @@ def test_a_killed_run_is_swept_by_the_next_and_nothing_else_is(
 
 
 @pytest.mark.long
-def test_a_run_that_is_still_going_is_not_swept(pytester: pytest.Pytester, client: Orbctl) -> None:
+def test_machines_of_a_current_run_are_not_deleted(
+    pytester: pytest.Pytester, client: Orbctl
+) -> None:
     before = names(client)
     run = start(pytester)
     try:
@@ -360,10 +362,10 @@ def test_a_run_that_is_still_going_is_not_swept(pytester: pytest.Pytester, clien
 @pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_ends_while_it_makes_a_machine_leaves_none(
+def test_a_run_that_ends_during_creation_leaves_no_machine(
     pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Killed, what makes the machine goes on without it and writes it down for the next run."""
+    """After a kill, the creating shell continues, and records the machine for the next run."""
     slow, made = pytester.path / "orbctl-slow", pytester.path / "made"
     slow.write_text(
         f'#!/bin/sh\n[ $1 = create ] && {{ {client.command} "$@"; : >{made}; sleep 2; exit; }}\n'
@@ -393,7 +395,7 @@ def test_a_run_that_ends_while_it_makes_a_machine_leaves_none(
 
 @pytest.mark.parametrize("init", ["none", "image"])
 def test_init(pytester: pytest.Pytester, init: str) -> None:
-    """The option decides, also over the environment."""
+    """The option overrides the environment."""
     pytester.makepyfile(
         f"""
         import os

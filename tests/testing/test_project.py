@@ -1,4 +1,4 @@
-"""The verbs of a generated project's Makefile, in a folder with nothing but inventories."""
+"""The commands of a rendered project's Makefile, in a directory with only inventories."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Path:
     return tmp_path
 
 
-def test_hosts_of_an_inventory_are_read_as_pyinfra_does(tmp_path: Path) -> None:
+def test_hosts_of_an_inventory_are_read_as_in_pyinfra(tmp_path: Path) -> None:
     path = tmp_path / "inventory.py"
     path.write_text(LOCAL)
     assert inventory_files.inventory_hosts(path) == ["@orbstack/NAME", "@orbstack/stopped-*"]
@@ -74,13 +74,13 @@ def test_groups_of_an_inventory_are_read_once(
     assert (tmp_path / "read").read_text() == "x"
 
 
-def test_a_host_that_is_a_list_is_refused(tmp_path: Path) -> None:
+def test_a_host_given_as_a_list_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "inventory.py").write_text('web = [["@orbstack/a"]]\n')
     with pytest.raises(inventory_files.CommandError, match="a host is a name, or a tuple"):
         inventory_files.inventory_hosts(tmp_path / "inventory.py")
 
 
-def test_ctrl_d_is_no_answer(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+def test_ctrl_d_means_no(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
     made = [SimpleNamespace(name=name, id="A1")]
     monkeypatch.setattr(orbctl.Record, "machines", lambda self: {name: "A1"})
     monkeypatch.setattr(orbctl.Record, "existing", lambda self, client: made)
@@ -143,7 +143,7 @@ def test_each_verb_explains_itself(words: list[str]) -> None:
         (["destroy", "patterns"], "inventories/patterns.py names no machine of this computer"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_are_one_line_errors(
     argv: list[str], reason: str, capsys: pytest.CaptureFixture[str], client: Orbctl
 ) -> None:
     assert client
@@ -202,7 +202,7 @@ def test_life_of_a_project(
     ],
 )
 @pytest.mark.parametrize("verb", ["plan", "drift", "deploy", "trust", "destroy"])
-def test_an_inventory_that_cannot_be_read_is_one_line(
+def test_an_unreadable_inventory_is_a_one_line_error(
     folder: Path,
     verb: str,
     text: str,
@@ -219,7 +219,7 @@ def test_an_inventory_that_cannot_be_read_is_one_line(
     assert more == []
 
 
-def test_a_folder_without_inventories_is_one_line(
+def test_a_directory_without_inventories_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -227,7 +227,7 @@ def test_a_folder_without_inventories_is_one_line(
     assert capsys.readouterr().err == f"there is no inventory in {tmp_path}/inventories\n"
 
 
-# What a plan promises --------------------------------------------------------------------------
+# Promises of a plan ----------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -253,7 +253,7 @@ def test_a_folder_without_inventories_is_one_line(
         ),
     ],
 )
-def test_a_plan_names_what_cannot_work(
+def test_a_plan_reports_what_cannot_work(
     folder: Path,
     name: str,
     machines: Machines,
@@ -262,7 +262,7 @@ def test_a_plan_names_what_cannot_work(
     said: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """One line for that host, and the others are planned all the same."""
+    """One line for that host; the others are still planned."""
     there = machines.create()
     hosts = [(f"@orbstack/{name}", data), f"@orbstack/{there}"]
     (folder / "inventories" / "some.py").write_text(f"web = {hosts!r}\n")
@@ -295,7 +295,7 @@ def test_a_plan_resolves_data_as_pyinfra_does(
     )
 
 
-def test_a_plan_that_pyinfra_cannot_begin_says_what_pyinfra_said(
+def test_a_plan_that_pyinfra_cannot_start_shows_its_error(
     folder: Path, name: str, client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert client
@@ -307,7 +307,7 @@ def test_a_plan_that_pyinfra_cannot_begin_says_what_pyinfra_said(
     assert "would be" not in printed.out
 
 
-def test_a_plan_of_patterns_names_those_that_are_stopped(
+def test_a_plan_of_patterns_lists_stopped_machines(
     folder: Path, machines: Machines, client: Orbctl, capfd: pytest.CaptureFixture[str]
 ) -> None:
     running, stopped = machines.create(), machines.create()
@@ -345,12 +345,12 @@ def test_a_plan_shows_no_content_of_files(
         assert cli.main(["deploy", "some"]) == 0
 
 
-# How a verb is ended ---------------------------------------------------------------------------
+# Signals to a command --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_what_ends_a_verb_ends_pyinfra(folder: Path, machines: Machines, number: int) -> None:
-    """It is told, so that it can put things in order, and waited for."""
+def test_signals_to_a_command_reach_pyinfra(folder: Path, machines: Machines, number: int) -> None:
+    """It gets the signal, so that it can clean up, and is waited for."""
     name = machines.create()
     (folder / "inventories" / "some.py").write_text(f"web = ['@orbstack/{name}']\n")
     (folder / "deploy.py").write_text(
@@ -368,14 +368,14 @@ def test_what_ends_a_verb_ends_pyinfra(folder: Path, machines: Machines, number:
     assert (folder / "ended").read_text() == str(int(number))
 
 
-def test_a_program_that_is_killed_has_the_status_that_shells_give_it() -> None:
+def test_a_killed_program_has_the_shells_exit_status() -> None:
     assert cli.call(["sh", "-c", "kill -9 $$"], dict(os.environ)) == 128 + 9
 
 
 # Which machines are destroyed ------------------------------------------------------------------
 
 
-def test_destroy_is_for_one_inventory(
+def test_destroy_applies_to_one_inventory(
     folder: Path,
     name: str,
     client: Orbctl,
@@ -385,7 +385,7 @@ def test_destroy_is_for_one_inventory(
     monkeypatch.setenv("YES", "1")
     staged, renamed = f"{name}-staged", f"{name}-renamed"
     hosts = [(f"@orbstack/{one}", {"orbstack_image": "ubuntu"}) for one in (staged, renamed)]
-    # A pattern, and what another inventory names, was not made for this one.
+    # Patterns and machines of another inventory do not belong to this one.
     (folder / "inventories" / "staging.py").write_text(f"web = {[*hosts, '@orbstack/*']!r}\n")
     record = Record(folder / ".orbstack" / "machines")
     try:
@@ -402,7 +402,7 @@ def test_destroy_is_for_one_inventory(
         assert cli.main(["destroy", "staging"]) == 0
         assert "no machine of inventories/staging.py that is still there" in capfd.readouterr().out
 
-        # What no inventory names any more is told of, and goes with all others.
+        # Machines in no inventory are reported, and deleted with all others.
         (folder / "inventories" / "local.py").write_text(f"web = ['@orbstack/{name}-new']\n")
         assert cli.main(["destroy", "local"]) == 0
         said = capfd.readouterr().out
@@ -415,7 +415,7 @@ def test_destroy_is_for_one_inventory(
         record.delete_all(client)
 
 
-def test_one_that_cannot_be_deleted_keeps_no_other_alive(
+def test_one_failed_deletion_does_not_stop_the_others(
     folder: Path,
     name: str,
     machines: Machines,
@@ -435,7 +435,7 @@ def test_one_that_cannot_be_deleted_keeps_no_other_alive(
         for one in names:
             client.clone(source, one)
             record.add(client.info(one))
-        capfd.readouterr()  # what was said of the image
+        capfd.readouterr()  # messages about the image
         fault = {"match": f"delete -f {names[0]}", "exit": 1, "stderr": "[-32098] not today\n"}
         (folder / "faults.json").write_text(json.dumps([fault]))
         monkeypatch.setenv("YES", "1")
@@ -450,14 +450,14 @@ def test_one_that_cannot_be_deleted_keeps_no_other_alive(
 
 
 @pytest.mark.long
-def test_containers_have_a_deploy_of_their_own(
+def test_containers_have_their_own_deploy(
     folder: Path,
     containers: Containers,
     small_image: str,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Neither is `orbctl` looked for.
+    # `orbctl` is not searched for either.
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, "/no such")
     name = containers.run(small_image)
     (folder / "inventories" / "app.py").write_text(f"web = ['@orbstack/docker/{name}']\n")

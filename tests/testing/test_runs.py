@@ -1,4 +1,4 @@
-"""A function has the data that a deploy file has, and names of groups are names."""
+"""A function gets the same data as a deploy file, and group names are never paths."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FILES = {
     "group_data/notes.txt": "not Python\n",
 }
 GROUPS = {"web": {"c": "given", "d": "given"}, "listed": {}, "Web": {"case": 1}, "größe": {"x": 1}}
-#: What a deploy sees: this is a file, and the body of a function.
+#: The data that a deploy sees, as a file and as the body of a function.
 DEPLOY = """
 import json
 from pyinfra import config, host
@@ -72,13 +72,13 @@ def run(machine: Machine, tmp_path: Path) -> Run:
 def seen(steps: list[results.Step]) -> dict[str, Any]:
     (step,) = steps
     told: dict[str, Any] = json.loads(step.name)
-    # Older versions of pyinfra take these for data, too.
+    # Older versions of pyinfra also treat these as data.
     for name in ("Path", "os", "inventory", "PORT", "left"):
         told["data"].pop(name, None)
     return {**told, "uid": step.output}
 
 
-def test_a_function_has_what_a_file_has(run: Run, machine: Machine) -> None:
+def test_a_function_gets_the_same_data_as_a_file(run: Run, machine: Machine) -> None:
     path = run.root / "deploy.py"
     path.write_text(DEPLOY)
     steps, ok, log = run.file(path, machine.environment(), 100)
@@ -102,7 +102,7 @@ def test_a_function_has_what_a_file_has(run: Run, machine: Machine) -> None:
     assert "other" not in of_file["groups"]
 
 
-def test_a_machine_is_known_that_is_younger_than_a_listing(
+def test_a_machine_newer_than_the_listing_is_found(
     orbstack_machines: MachineFactory, machine: Machine
 ) -> None:
     inventory.list_machines()
@@ -111,13 +111,13 @@ def test_a_machine_is_known_that_is_younger_than_a_listing(
         assert step.name == young.id
 
 
-def test_what_is_imported_or_not_listed_is_no_data(run: Run) -> None:
+def test_imported_or_private_names_are_not_data(run: Run) -> None:
     _, (host,) = run.connect()
     assert not {"Path", "os", "inventory", "PORT", "left"} & set(host.data.dict())
     host.disconnect()
 
 
-def test_data_of_all_can_be_given(run: Run, machine: Machine) -> None:
+def test_data_of_all_hosts_can_be_passed(run: Run, machine: Machine) -> None:
     groups = {"all": {"a": "given"}, "machine": {}}
     given = Run(run.root, [Member(machine.host, "machine", groups, {"d": "own"})])
     path = run.root / "deploy.py"
@@ -167,7 +167,7 @@ def refused(make: Callable[..., object]) -> None:
             assert len(str(caught.value).splitlines()) == 1
 
 
-def test_what_is_no_name_is_refused_before_a_machine_is_made(
+def test_an_invalid_name_is_rejected_before_a_machine_is_created(
     orbstack_machines: MachineFactory, machine: Machine
 ) -> None:
     before = {one.name for one in machine.engine.client.machines()}
@@ -175,7 +175,7 @@ def test_what_is_no_name_is_refused_before_a_machine_is_made(
     assert {one.name for one in machine.engine.client.machines()} == before
 
 
-def test_what_is_no_name_is_refused_before_a_container_is_made(
+def test_an_invalid_name_is_rejected_before_a_container_is_created(
     containers: Containers, orbstack_containers: ContainerFactory
 ) -> None:
     before = containers.client.containers()
@@ -184,13 +184,13 @@ def test_what_is_no_name_is_refused_before_a_container_is_made(
 
 
 @pytest.mark.parametrize("groups", ["web", b"web", [1], [None], {1: {}}, [("web", {})]], ids=repr)
-def test_what_is_no_text_is_refused(groups: Any) -> None:
+def test_content_that_is_not_text_is_rejected(groups: Any) -> None:
     with pytest.raises(TypeError, match=r"groups are a list|name of a group is text"):
         check_groups(groups)
 
 
 @given(st.lists(NAMES, min_size=1, max_size=3))
-def test_a_name_that_is_taken_is_one_file(names: list[str]) -> None:
+def test_a_group_name_is_always_one_file_name(names: list[str]) -> None:
     try:
         groups: Groups = check_groups(names)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What may go wrong while machines are made, used and deleted, and what users answer."""
+"""Failures while machines are created, used and deleted, and users' answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyinfra_orbstack.testing.engine import delete_all
 
 
 def failing(folder: Path) -> str:
-    """An `orbctl` that does nothing but fail."""
+    """An `orbctl` that always fails."""
     path = folder / "failing-orbctl"
     path.write_text("#!/bin/sh\necho 'not today' >&2\nexit 1\n")
     path.chmod(0o755)
@@ -53,10 +53,10 @@ def test_a_machine_that_cannot_be_deleted_is_named(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_is_half_made_is_removed(
+def test_a_partly_created_machine_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    """Interrupted while it is cloned, when there is a machine already."""
+    """Interrupted during a clone, when a machine already exists."""
     engine, name = machine.engine, f"half-{secrets.token_hex(4)}"
     real, made = engine.client.command, tmp_path / "made"
     slow = tmp_path / "orbctl"
@@ -83,7 +83,7 @@ def test_what_is_half_made_is_removed(
     assert engine.record.intents() == []
 
 
-def test_what_cannot_be_written_down_is_removed(
+def test_a_machine_that_cannot_be_recorded_is_removed(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, name = machine.engine, f"lost-{secrets.token_hex(4)}"
@@ -100,7 +100,7 @@ def test_a_machine_that_does_not_answer_is_waited_for(machine: Machine) -> None:
         machine.engine.wait("no-such-machine", seconds=0.6)
 
 
-def test_records_that_cannot_be_worked_off_stay(
+def test_records_that_cannot_be_processed_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -113,10 +113,10 @@ def test_records_that_cannot_be_worked_off_stay(
     assert Record(folder / "machines").machines() == {"left": "01KHVDCW7HTAGRPMB823KADP9B"}
 
 
-# Verbs of a project ----------------------------------------------------------------------------
+# Commands of a project -------------------------------------------------------------------------
 
 
-def test_a_shell_begins_at_home(machine: Machine) -> None:
+def test_a_shell_starts_in_the_home_directory(machine: Machine) -> None:
     words = [str(Path(sys.executable).with_name("pyinfra-orbstack")), "shell", machine.name]
     done = subprocess.run(words, input="pwd; exit 3\n", capture_output=True, text=True, timeout=100)
     assert done.returncode == 3, done.stderr
@@ -125,14 +125,14 @@ def test_a_shell_begins_at_home(machine: Machine) -> None:
 
 
 class Terminal(io.StringIO):
-    """Somebody who types."""
+    """A user who types."""
 
     def isatty(self) -> bool:
         return True
 
 
 class Interrupted(Terminal):
-    """Somebody who types Ctrl-C."""
+    """A user who types Ctrl-C."""
 
     def readline(self, *_: object) -> str:
         raise KeyboardInterrupt
@@ -166,17 +166,17 @@ def test_destroy_asks(
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A computer without any `orbctl`, but for a simulator in this environment."""
+    """A host without `orbctl`, except the simulator in this environment."""
     monkeypatch.delenv(orbctl.COMMAND_VARIABLE, raising=False)
     sudo = shutil.which("sudo")
-    if sudo:  # the simulator needs it for an ordinary user
+    if sudo:  # the simulator needs it for a non-root user
         (tmp_path / "sudo").symlink_to(sudo)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(orbctl, "KNOWN_FOLDERS", [str(tmp_path)])
 
 
 @pytest.mark.usefixtures("nowhere", "client")
-def test_the_simulator_is_named_where_it_is_used(
+def test_the_simulator_is_named_when_it_is_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
@@ -188,7 +188,7 @@ def test_the_simulator_is_named_where_it_is_used(
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_no_orbctl_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orbctl_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OrbctlMissing, match="install OrbStack"):
         programs.choose_orbctl()

@@ -1,4 +1,4 @@
-"""docs/architecture.md is true: each module calls its own floor and those below."""
+"""docs/architecture.md is correct: each module calls only its own layer and those below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PICTURE = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
 
 
 def _floors() -> dict[str, int]:
-    """The floor of each module of the page's table, counted from the top."""
+    """The layer of each module in the page's table, counted from the top."""
     floor, found = 0, {}
     for title, modules in re.findall(r"^([\w ]*) \| ((?:`\w+`(?:, )?)+) \|", PAGE, re.MULTILINE):
         floor += bool(title)
@@ -34,7 +34,7 @@ def _room(path: Path) -> str:
 
 
 def _imported(path: Path) -> set[str]:
-    """Our own modules that a file imports at run time, without what is below a package."""
+    """Our own modules that a file imports at run time, without submodules of packages."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     checked = [
         one
@@ -52,18 +52,18 @@ def _imported(path: Path) -> set[str]:
     return names
 
 
-def test_every_module_has_a_floor_and_every_name_is_a_module() -> None:
+def test_every_module_has_a_layer_and_every_name_is_a_module() -> None:
     assert {_room(path) for path in FILES} == FLOORS.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_is_imported_from_a_floor_above(path: Path) -> None:
+def test_no_module_imports_from_a_layer_above(path: Path) -> None:
     room = _room(path)
     above = {name for name in _imported(path) if FLOORS[name] < FLOORS[room]}
     assert not above, f"{room} imports {above}"
 
 
-def test_the_picture_shows_the_floors_in_their_order() -> None:
+def test_the_picture_shows_the_layers_in_order() -> None:
     shown = re.findall(r">([\w, ]+)</text>", PICTURE)
     names = [name for text in shown for name in text.split(", ") if name in FLOORS]
     assert names == sorted(names, key=FLOORS.__getitem__)
@@ -71,6 +71,6 @@ def test_the_picture_shows_the_floors_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("name", re.findall(r"`([\w/.]+(?:\.\w+|/))`", PAGE))
-def test_every_file_that_is_named_is_there(name: str) -> None:
+def test_every_named_file_exists(name: str) -> None:
     folders = (ROOT, PACKAGE, PACKAGE / "shell", ROOT / "src" / "orbctl_simulator")
     assert any((folder / name).exists() for folder in folders)

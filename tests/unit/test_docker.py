@@ -1,4 +1,4 @@
-"""The door to the docker command: what goes in, and reading what comes out."""
+"""The calls of the docker command: arguments, and parsing of the output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyinfra_orbstack.targets import HostName
 WEB = "4" * 64
 OLD = "4" * 63 + "5"
 
-# As the engine answers, less what is not read.
+# The engine's answer, reduced to the values that are read.
 RECORDS: dict[str, dict[str, Any]] = {
     WEB: {
         "Id": WEB,
@@ -113,27 +113,27 @@ def test_the_running_containers_are_hosts(two: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["docker/old", f"docker/{OLD}", f"docker/{OLD[:63]}5"])
-def test_a_named_container_need_not_run(two: Path, name: str) -> None:
+def test_a_named_container_may_be_stopped(two: Path, name: str) -> None:
     data, groups = hosts(name)["@orbstack/docker/old"]
     assert data["container_state"] == "exited"
     assert "orbstack_start" not in data
     assert groups == ["@orbstack", "orbstack_containers"]
 
 
-def test_an_unclear_name_is_judged_when_it_is_connected_to(two: Path) -> None:
+def test_an_ambiguous_name_is_resolved_on_connect(two: Path) -> None:
     for name in ("444", "missing"):
         data, groups = hosts(f"docker/{name}")[f"@orbstack/docker/{name}"]
         assert data == {"container_name": name}
         assert groups == ["@orbstack", "orbstack_containers"]
 
 
-def test_patterns_choose_among_those_that_run(two: Path) -> None:
+def test_patterns_select_running_containers(two: Path) -> None:
     assert list(hosts("docker/shop-*")) == ["@orbstack/docker/shop-web-1"]
     assert list(hosts("docker/*")) == ["@orbstack/docker/shop-web-1"]
 
 
-def test_a_pattern_without_a_match_fails_as_a_host_and_alone(two: Path) -> None:
-    """pyinfra expands it also where ``--limit`` leaves it out."""
+def test_a_pattern_without_a_match_fails_only_as_its_own_host(two: Path) -> None:
+    """pyinfra expands it even if ``--limit`` excludes it."""
     assert hosts("docker/o*") == {"@orbstack/docker/o*": ({}, ["@orbstack"])}
     reason = "no running container matches 'o*' (there are: shop-web-1)"
     assert inventory.no_match(HostName(True, "o*")) == reason
@@ -162,13 +162,13 @@ def test_no_container(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "null", "garbage", "{}", "[{}]", '[{"Id": "4"}]'])
-def test_odd_answers(fake: Fake, answer: str) -> None:
+def test_malformed_answers(fake: Fake, answer: str) -> None:
     fake(f"[ $1 = ps ] && echo {WEB} || echo '{answer}'")
     with pytest.raises(DockerError, match="did not answer with containers"):
         Docker().containers()
 
 
-def test_a_container_that_goes_while_they_are_listed(fake: Fake) -> None:
+def test_a_container_removed_during_the_listing(fake: Fake) -> None:
     left = json.dumps([RECORDS[WEB]])
     fake(
         f"case $1 in ps) printf '%s\\n' {WEB} {OLD};; container) echo '{left}'; "
@@ -180,7 +180,7 @@ def test_a_container_that_goes_while_they_are_listed(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize("advice", ["See 'docker run --help'.", "Run 'docker run --help' for more"])
-def test_the_advice_below_an_error_is_left_out(advice: str) -> None:
+def test_hints_below_an_error_are_left_out(advice: str) -> None:
     said = f"docker: Error response from daemon: No such image: web:1\n\n{advice}\n"
     assert str(docker.error_of(said, 125)) == "No such image: web:1"
 
@@ -194,12 +194,12 @@ def test_orbstacks_context_is_used_where_there_is_one(fake: Fake) -> None:
     ]
 
 
-def test_without_that_context_it_is_the_command_as_it_is(fake: Fake) -> None:
+def test_without_the_orbstack_context_the_command_is_unchanged(fake: Fake) -> None:
     fake("[ $1 != context ]", named=False)
     assert len(Docker().argv([])) == 1
 
 
-def test_a_named_command_is_taken_as_it_is(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_command_is_used_unchanged(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake("exit 0")
     Docker().containers()
     assert calls.read_text().splitlines() == ["ps --all --quiet --no-trunc"]
@@ -218,7 +218,7 @@ def test_a_command_that_hangs(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "name", ["-v", "--help", "a b", "../x", "$(id)", "a\nb", "", "a/b", "web\0", ";id"]
 )
-def test_what_cannot_be_a_name_reaches_no_command(two: Path, name: str) -> None:
+def test_an_invalid_name_reaches_no_command(two: Path, name: str) -> None:
     with pytest.raises(DockerError, match="cannot be a container's name"):
         Docker().inspect(name)
     assert not two.exists()
@@ -250,7 +250,7 @@ def test_image_names(image: str, name: str | None) -> None:
 
 
 def compose(**labels: str) -> dict[str, str]:
-    """What compose labels a container of a service with."""
+    """The labels that compose sets on a service's container."""
     labels = {"project": "my_shop", "service": "web_app", **labels}
     return {f"com.docker.compose.{key.replace('_', '-')}": value for key, value in labels.items()}
 

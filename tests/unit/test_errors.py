@@ -1,4 +1,4 @@
-"""What goes wrong at the doors to other programs is one typed error, which says what it was."""
+"""Failures of other executables are one typed error with the reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def program(folder: Path, name: str, script: str) -> str:
 
 
 @pytest.mark.parametrize("machine_id", ["", "-f", "01KH/..", "a b", "a\nb"])
-def test_what_can_be_no_id(machine_id: str) -> None:
+def test_invalid_ids(machine_id: str) -> None:
     with pytest.raises(BadValue, match="machine id"):
         orbctl.check_id(machine_id)
 
@@ -39,7 +39,7 @@ def test_no_command_becomes_a_flag() -> None:
         orbctl.run_args("web", ["-u", "root"])
 
 
-def test_orbctl_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orbctl_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(tmp_path / "none"))
     with pytest.raises(OrbctlMissing, match="which is no program"):
         Orbctl()
@@ -54,13 +54,13 @@ def test_orbctl_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Orbctl(str(tmp_path / "none")).machines()
 
 
-def test_orbctl_that_hangs(tmp_path: Path) -> None:
+def test_orbctl_hangs(tmp_path: Path) -> None:
     hanging = Orbctl(program(tmp_path, "orbctl", "sleep 60"))
     with pytest.raises(OrbctlError, match=r"orbctl list did not answer in 0\.2 s"):
         hanging.call("list", timeout=0.2)
 
 
-def test_machine_that_is_another_by_now(tmp_path: Path) -> None:
+def test_machine_replaced_meanwhile(tmp_path: Path) -> None:
     answer = '{"record": {"id": "01KHVDCW7HTAGRPMB823KADP9B", "name": "web", "state": "running"}}'
     called = tmp_path / "called"
     client = Orbctl(program(tmp_path, "orbctl", f"echo $1 >>'{called}'; echo '{answer}'"))
@@ -73,14 +73,14 @@ def test_machine_that_is_another_by_now(tmp_path: Path) -> None:
     assert not gone.delete("web", "01KHVDCW7HTAGRPMB823KADP9B")
 
 
-def test_record_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_record(tmp_path: Path) -> None:
     record = Record(tmp_path / "none")
     record.forget("01KHVDCW7HTAGRPMB823KADP9B")
     assert record.machines() == {}
     assert not (tmp_path / "none").exists()
 
 
-def test_fact_about_what_can_be_no_machine() -> None:
+def test_fact_about_an_invalid_machine_name() -> None:
     with pytest.raises(FactValueError, match="machine name"):
         OrbStackMachine().command("-x")
 
@@ -88,7 +88,7 @@ def test_fact_about_what_can_be_no_machine() -> None:
 # docker ----------------------------------------------------------------------------------------
 
 
-def test_docker_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docker_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(docker.COMMAND_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(orbctl, "KNOWN_FOLDERS", [str(tmp_path)])
@@ -96,7 +96,7 @@ def test_docker_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Docker()
 
 
-def test_docker_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docker_is_not_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "docker"
     broken.write_text("#!/no/such/interpreter\n")
     broken.chmod(0o755)
@@ -105,7 +105,7 @@ def test_docker_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Docker().containers()
 
 
-def test_docker_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docker_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "[ $1 = start ] && { echo 'Error: no space' >&2; exit 1; }; echo '[]'"
     monkeypatch.setenv(docker.COMMAND_VARIABLE, program(tmp_path, "docker", script))
     with pytest.raises(DockerError, match="no space"):
@@ -117,14 +117,14 @@ def test_docker_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # Processes -------------------------------------------------------------------------------------
 
 
-def test_terminal_for_a_program_that_is_not_there() -> None:
+def test_terminal_for_a_missing_program() -> None:
     before = len(os.listdir("/dev/fd"))
     with pytest.raises(FileNotFoundError):
         Child(["/no/such/program"], tty=True)
     assert len(os.listdir("/dev/fd")) == before
 
 
-def test_input_that_cannot_be_read_is_no_input() -> None:
+def test_unreadable_input_is_an_error() -> None:
     def pieces() -> object:
         yield b"half"
         raise ValueError("no more")
@@ -134,7 +134,7 @@ def test_input_that_cannot_be_read_is_no_input() -> None:
 
 
 def test_output_that_another_process_holds_open() -> None:
-    """It ends with the process that was started, and what that has printed is all there."""
+    """It ends with the started process, and all of its output is there."""
     done = process.run(["sh", "-c", "sleep 60 & echo pid $!"], timeout=20)
     assert done.returncode == 0
     word, pid = done.stdout.split()
@@ -143,7 +143,7 @@ def test_output_that_another_process_holds_open() -> None:
 
 
 def test_writing_after_the_end() -> None:
-    # In a Python of its own: gevent's subprocesses of other tests may take its status.
+    # In a separate Python: gevent's subprocesses in other tests may reap it.
     code = """if True:
         from pyinfra_orbstack.process import Child
         child = Child(["cat"])
@@ -159,11 +159,11 @@ def test_writing_after_the_end() -> None:
     assert done.stdout.splitlines() == ["stdin is closed", "0"], done.stderr
 
 
-def test_process_that_goes_on() -> None:
+def test_process_that_keeps_running() -> None:
     child = Child(["sleep", "60"])
     assert child.wait(0.1) is None
     child.end()
-    # Its status may be taken: other tests of this process use gevent's own subprocesses.
+    # Its status may be reaped: other tests in this process use gevent's subprocesses.
     assert child.gone
 
 

@@ -1,4 +1,4 @@
-"""Signals, in a Python of their own: what is called, what is put off, and how the process ends."""
+"""Signals in a separate Python: what is called, what is postponed, and how it exits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def say(word):
 
 
 class Program:
-    """Python code that runs, and what it says."""
+    """Running Python code, and its output."""
 
     def __init__(self, code: str, *, before: str = "", patched: bool = False) -> None:
         patch = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
@@ -48,10 +48,10 @@ class Program:
 
 @pytest.mark.parametrize("patched", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_callbacks_come_first_and_what_they_start_comes_to_its_end(
+def test_callbacks_run_first_and_their_processes_finish(
     tmp_path: Path, number: int, patched: bool
 ) -> None:
-    """Whatever follows: other signals, or the end of this process."""
+    """Whatever follows: other signals, or the exit of this process."""
     code = f"""
         def begin():
             say("called")
@@ -67,7 +67,7 @@ def test_callbacks_come_first_and_what_they_start_comes_to_its_end(
     program = Program(code, patched=patched)
     program.wait_for("ready")
     program.kill(number)
-    # Python handles signals that came together by their numbers, not in their order.
+    # Python handles simultaneous signals by number, not in order of arrival.
     program.wait_for("called")
     program.kill(number, signal.SIGINT, pause=0.02)
     status = program.end()[0]
@@ -80,9 +80,7 @@ def test_callbacks_come_first_and_what_they_start_comes_to_its_end(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_process_that_is_told_to_end_waits_for_what_it_has_started(
-    tmp_path: Path, number: int
-) -> None:
+def test_a_terminated_process_waits_for_its_children(tmp_path: Path, number: int) -> None:
     code = f"""
         start = lambda: process.Detached(["sh", "-c", "sleep 0.5; echo >{tmp_path / "done"}"])
         with interrupts.at_interrupt(start):
@@ -97,7 +95,7 @@ def test_a_process_that_is_told_to_end_waits_for_what_it_has_started(
 
 
 def test_greenlets_are_interrupted_once() -> None:
-    """A second Ctrl-C does not reach what they do then."""
+    """A second Ctrl-C does not interrupt their cleanup."""
     code = """
         def work(number):
             try:
@@ -135,7 +133,7 @@ def test_greenlets_are_interrupted_once() -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -15), (signal.SIGHUP, -1)]
 )
-def test_a_shield_puts_everything_off(number: int, status: int) -> None:
+def test_a_shield_postpones_all_interrupts(number: int, status: int) -> None:
     code = """
         def work():
             with interrupts.shielded():
@@ -174,7 +172,7 @@ def test_a_shield_in_the_main_greenlet() -> None:
     assert program.end() == (0, ["whole", "main"], "")
 
 
-def test_hosts_that_nobody_waits_for_clean_up_before_the_end() -> None:
+def test_unawaited_hosts_clean_up_before_exit() -> None:
     code = """
         def work():
             with interrupts.interruptible():
@@ -191,7 +189,7 @@ def test_hosts_that_nobody_waits_for_clean_up_before_the_end() -> None:
     assert Program(code).end() == (5, ["ready", "7"], "")
 
 
-def test_the_end_of_the_interpreter_is_an_interrupt(tmp_path: Path) -> None:
+def test_interpreter_exit_is_an_interrupt(tmp_path: Path) -> None:
     code = f"""
         start = lambda: process.Detached(["sh", "-c", "sleep 0.3; echo >{tmp_path / "done"}"])
 
@@ -211,7 +209,7 @@ def test_the_end_of_the_interpreter_is_an_interrupt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_signals_that_are_ignored_stay_so(number: int) -> None:
+def test_ignored_signals_stay_ignored(number: int) -> None:
     before = f"import signal; signal.signal({int(number)}, signal.SIG_IGN)\n"
     code = """
         with interrupts.at_interrupt(lambda: say("called")):
@@ -225,7 +223,7 @@ def test_signals_that_are_ignored_stay_so(number: int) -> None:
     assert program.end() == (0, ["end"], "")
 
 
-def test_handlers_of_others_are_left_alone() -> None:
+def test_signal_handlers_of_others_are_kept() -> None:
     before = (
         "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os.write(1, b'theirs\\n'))\n"
     )
@@ -287,7 +285,7 @@ def test_a_callback_that_fails_does_not_stop_the_others() -> None:
 
 
 @pytest.mark.parametrize("end", ["exit", "terminate", "interrupt"])
-def test_a_fork_ends_nothing_of_the_original(end: str) -> None:
+def test_a_fork_does_not_interrupt_the_original(end: str) -> None:
     code = f"""
         called = []
         with interrupts.at_interrupt(lambda: called.append(os.write(1, b"called\\n"))):

@@ -1,4 +1,4 @@
-"""The local end of a transfer: files and IO objects, whole or not at all."""
+"""The local end of a transfer: files and IO objects, completely or not at all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(source: Any) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A directory in which nothing of ours stays."""
+    """A directory in which none of our files stays."""
     yield tmp_path
     assert [path.name for path in tmp_path.rglob(f"{ROOM}*")] == []
 
@@ -80,7 +80,7 @@ def bytes_once(data: bytes) -> Any:
     return Once()
 
 
-def test_text_is_sent_as_it_is() -> None:
+def test_text_is_sent_unchanged() -> None:
     assert read(io.StringIO("a\r\nb\rc\n", newline="")) == b"a\r\nb\rc\n"
     assert read(io.StringIO("ü\0🦀")) == "ü\0🦀".encode()
 
@@ -124,13 +124,13 @@ def test_an_unreadable_source(folder: Path) -> None:
         read(folder / "secret")
 
 
-def test_a_device_without_an_end_is_no_source() -> None:
+def test_an_endless_device_is_rejected_as_a_source() -> None:
     with pytest.raises(OSError, match="cannot read /dev/zero: it is a device"):
         read("/dev/zero")
 
 
 class Odd(io.RawIOBase):
-    """Something that behaves badly after a while."""
+    """An object that misbehaves after a while."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers = list(answers)
@@ -153,7 +153,7 @@ class Odd(io.RawIOBase):
         (3.5, "float"),
     ],
 )
-def test_an_object_that_breaks_in_the_middle(answer: Any, reason: str) -> None:
+def test_an_io_object_that_fails_midway(answer: Any, reason: str) -> None:
     pieces = localfile.pieces(Odd(b"one", answer))
     assert next(pieces) == b"one"
     with pytest.raises(OSError, match=f"^cannot read the Odd object: .*{reason}"):
@@ -169,8 +169,8 @@ def test_a_closed_object() -> None:
         write(closed, NEW)
 
 
-def test_a_pipe_does_not_stop_other_greenlets() -> None:
-    """Whoever waits for a process to print something lets other hosts go on."""
+def test_a_blocking_pipe_does_not_block_other_greenlets() -> None:
+    """Waiting for a process's output does not block other hosts."""
     reader, writer = os.pipe()
     turns: list[int] = []
 
@@ -187,7 +187,7 @@ def test_a_pipe_does_not_stop_other_greenlets() -> None:
     assert turns == [0, 1, 2, 3, 4]
 
 
-def test_waiting_for_a_pipe_can_be_given_up() -> None:
+def test_waiting_for_a_pipe_can_be_aborted() -> None:
     """Neither a timeout nor the end of pyinfra waits for it."""
     code = (
         "import os, gevent\n"
@@ -206,7 +206,7 @@ def test_waiting_for_a_pipe_can_be_given_up() -> None:
 # Writing files -----------------------------------------------------------------------------------
 
 
-def test_a_new_file_has_the_umask(folder: Path) -> None:
+def test_a_new_file_respects_the_umask(folder: Path) -> None:
     for mask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
         before = os.umask(mask)
         write(str(folder / f"new{mask}"), NEW)
@@ -215,7 +215,7 @@ def test_a_new_file_has_the_umask(folder: Path) -> None:
         assert (folder / f"new{mask}").stat().st_mode & 0o7777 == mode
 
 
-def test_an_old_file_stays_what_it_is(folder: Path) -> None:
+def test_an_existing_file_keeps_its_attributes(folder: Path) -> None:
     path = folder / "file"
     path.write_bytes(OLD)
     path.chmod(0o640)
@@ -248,7 +248,7 @@ def test_attributes_are_kept(folder: Path) -> None:
     assert os.getxattr(path, "user.note") == b"kept"
 
 
-def test_all_names_of_a_file_change(folder: Path) -> None:
+def test_all_hard_links_of_a_file_change(folder: Path) -> None:
     path, other = folder / "file", folder / "other"
     path.write_bytes(OLD)
     os.link(path, other)
@@ -257,7 +257,7 @@ def test_all_names_of_a_file_change(folder: Path) -> None:
     assert path.stat().st_nlink == 2
 
 
-def test_a_dangling_link_gets_its_file(folder: Path) -> None:
+def test_a_dangling_link_target_is_created(folder: Path) -> None:
     (folder / "link").symlink_to("new")
     write(folder / "link", NEW)
     assert (folder / "link").is_symlink()
@@ -296,14 +296,14 @@ def test_files_that_cannot_be_written(
     assert (folder / "file").read_bytes() == OLD
 
 
-def test_devices_take_what_they_are_given() -> None:
+def test_devices_are_written_directly() -> None:
     write(os.devnull, NEW)
     assert not Path(os.devnull).is_file()
     with pytest.raises(OSError, match="cannot write /dev/full: No space left on device"):
         write("/dev/full", NEW)
 
 
-def test_a_file_in_a_full_file_system_stays(folder: Path, full: None) -> None:
+def test_a_full_file_system_keeps_the_old_file(folder: Path, full: None) -> None:
     path = folder / "file"
     path.write_bytes(OLD)
     for target in (path, folder / "new"):
@@ -313,7 +313,7 @@ def test_a_file_in_a_full_file_system_stays(folder: Path, full: None) -> None:
     assert not (folder / "new").exists()
 
 
-def test_a_file_with_two_names_in_a_full_file_system_stays(
+def test_a_full_file_system_keeps_a_hard_linked_file(
     folder: Path, full: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = folder / "file"
@@ -342,7 +342,7 @@ def test_a_file_with_two_names_in_a_full_file_system_stays(
     kept.parent.rmdir()
 
 
-def test_nothing_changes_before_the_end(folder: Path) -> None:
+def test_nothing_changes_before_the_transfer_is_complete(folder: Path) -> None:
     path = folder / "file"
     path.write_bytes(OLD)
     held = io.BytesIO(OLD)
@@ -355,7 +355,7 @@ def test_nothing_changes_before_the_end(folder: Path) -> None:
     assert not (folder / "new").exists()
 
 
-def test_a_begun_file_can_be_begun_again(folder: Path) -> None:
+def test_a_transfer_can_be_restarted(folder: Path) -> None:
     for destination in (folder / "new", io.BytesIO()):
         with localfile.writing(destination) as arrival:
             arrival.write(b"half of something else")
@@ -366,7 +366,7 @@ def test_a_begun_file_can_be_begun_again(folder: Path) -> None:
         assert done == NEW
 
 
-def test_nobody_else_reads_it_meanwhile(folder: Path) -> None:
+def test_other_users_cannot_read_the_partial_file(folder: Path) -> None:
     with localfile.writing(folder / "new") as arrival:
         (room,) = folder.glob(f"{ROOM}*")
         assert room.stat().st_mode & 0o777 == 0o700
@@ -374,8 +374,8 @@ def test_nobody_else_reads_it_meanwhile(folder: Path) -> None:
 
 
 @pytest.mark.skipif(bool(os.geteuid()), reason="root alone becomes somebody else")
-def test_a_file_that_may_only_be_written_over(folder: Path) -> None:
-    """Its directory takes no new files: it is copied over, and owner and mode stay."""
+def test_a_file_that_can_only_be_overwritten(folder: Path) -> None:
+    """Its directory accepts no new files: it is overwritten, and keeps its owner and mode."""
     for outer in Path(tempfile.gettempdir()).parents:
         if not outer.stat().st_mode & 0o001:
             pytest.skip(f"other users cannot enter {outer}, where temporary files are")
@@ -408,7 +408,7 @@ def test_a_file_that_may_only_be_written_over(folder: Path) -> None:
     os.rmdir(elsewhere)
 
 
-def test_what_a_killed_process_left_goes_with_the_next_file(tmp_path: Path) -> None:
+def test_the_next_file_removes_leftovers_of_a_killed_process(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from pyinfra_orbstack import localfile\n"
@@ -432,7 +432,7 @@ def test_what_a_killed_process_left_goes_with_the_next_file(tmp_path: Path) -> N
 
 
 def objects(folder: Path) -> Iterator[tuple[Any, Any]]:
-    """Objects that held more, and what reads them."""
+    """Objects with longer content, and how to read them."""
     yield (held := io.BytesIO(OLD)), held.getvalue
     yield (text := io.StringIO(OLD.decode())), lambda: text.getvalue().encode()
     for number, mode in enumerate(("r+b", "r+", "w+b", "w+", "wb", "w", "a+b")):
@@ -451,14 +451,14 @@ def objects(folder: Path) -> Iterator[tuple[Any, Any]]:
     yield spooled, lambda: (spooled.seek(0), spooled.read())[1].encode()
 
 
-def test_objects_hold_what_arrived_and_no_more(folder: Path) -> None:
+def test_io_objects_contain_exactly_the_transferred_bytes(folder: Path) -> None:
     for number, (held, content) in enumerate(objects(folder)):
         write(held, NEW)
         assert content() == NEW, number
         held.close()
 
 
-def test_objects_that_cannot_be_shortened(folder: Path) -> None:
+def test_io_objects_that_cannot_be_truncated(folder: Path) -> None:
     class Simple:
         def __init__(self, data: bytes) -> None:
             self._file = io.BytesIO(data)
@@ -482,7 +482,7 @@ def test_objects_that_cannot_be_shortened(folder: Path) -> None:
     assert sink.data == NEW
 
 
-def test_an_error_leaves_an_object_as_it_was(folder: Path) -> None:
+def test_an_error_leaves_an_io_object_unchanged(folder: Path) -> None:
     class Breaks(io.BytesIO):
         left = 1
 
@@ -501,8 +501,8 @@ def test_an_error_leaves_an_object_as_it_was(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xff", "ä 🦀".encode()])
-def test_text_that_cannot_be_taken_leaves_it_as_it_was(folder: Path, data: bytes) -> None:
-    """Bytes that are no text, and text that its encoding lacks."""
+def test_text_that_is_not_utf_8_leaves_the_object_unchanged(folder: Path, data: bytes) -> None:
+    """Bytes that are not text, and characters that its encoding lacks."""
     with (folder / "latin").open("w+", encoding="latin-1") as text:
         text.write("old ü")
         text.seek(2)
@@ -513,7 +513,7 @@ def test_text_that_cannot_be_taken_leaves_it_as_it_was(folder: Path, data: bytes
         assert text.read() == "old ü"
 
 
-def test_a_full_disk_leaves_an_open_file_as_it_was(folder: Path, full: None) -> None:
+def test_a_full_disk_leaves_an_open_file_unchanged(folder: Path, full: None) -> None:
     path = folder / "file"
     path.write_bytes(OLD)
     too_large = pytest.raises(OSError, match=f"cannot write {path}: File too large")
@@ -522,7 +522,7 @@ def test_a_full_disk_leaves_an_open_file_as_it_was(folder: Path, full: None) -> 
     assert path.read_bytes() == OLD
 
 
-def test_an_object_that_is_in_use(folder: Path) -> None:
+def test_an_io_object_in_use(folder: Path) -> None:
     held = io.BytesIO(OLD)
     with (
         held.getbuffer(),
@@ -532,7 +532,7 @@ def test_an_object_that_is_in_use(folder: Path) -> None:
     assert held.getvalue() == OLD
 
 
-def test_large_content_does_not_wait_in_memory() -> None:
+def test_large_content_is_not_buffered_in_memory() -> None:
     with open(os.devnull, "wb") as nowhere, localfile.writing(nowhere) as arrival:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for _ in range(64):

@@ -1,4 +1,4 @@
-"""The parsers and builders of the one door to OrbStack."""
+"""The parsers and builders for calls of `orbctl`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BANNER = (
 )
 
 
-def test_list_is_read() -> None:
+def test_list_is_parsed() -> None:
     (machine,) = orbctl.parse_list(json.dumps([RECORD]))
     assert (machine.name, machine.distro, machine.version) == ("ubuntu", "ubuntu", "noble")
     assert machine.running
@@ -36,12 +36,14 @@ def test_list_is_read() -> None:
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize(("before", "after"), [("", ""), (BANNER, ""), ("", BANNER)])
-def test_list_is_read_around_the_update_banner(indent: int | None, before: str, after: str) -> None:
+def test_list_is_parsed_despite_the_update_banner(
+    indent: int | None, before: str, after: str
+) -> None:
     text = before + json.dumps([RECORD], indent=indent) + "\n" + after
     assert [machine.name for machine in orbctl.parse_list(text)] == ["ubuntu"]
 
 
-def test_empty_list_is_no_machine() -> None:
+def test_an_empty_list_means_no_machines() -> None:
     assert orbctl.parse_list("[]\n") == []
 
 
@@ -60,7 +62,7 @@ def test_empty_list_is_no_machine() -> None:
         json.dumps([{**RECORD, "image": "ubuntu"}]),
     ],
 )
-def test_an_odd_list_is_an_error_and_not_an_empty_one(text: str) -> None:
+def test_a_malformed_list_is_an_error_not_an_empty_list(text: str) -> None:
     with pytest.raises(BadAnswer):
         orbctl.parse_list(text)
 
@@ -77,7 +79,7 @@ def test_fields_that_this_orbstack_does_not_report_are_unknown() -> None:
     assert machine.created is None
 
 
-def test_info_is_read_in_both_shapes() -> None:
+def test_info_is_parsed_in_both_forms() -> None:
     new = {"record": RECORD, "disk_size": 847974400, "ip4": "192.168.139.64", "ip6": ""}
     machine = orbctl.parse_info(json.dumps(new))
     assert (machine.ip4, machine.ip6, machine.disk_size) == ("192.168.139.64", None, 847974400)
@@ -102,14 +104,14 @@ def test_the_time_of_creation_is_read_from_the_id() -> None:
         ("", orbctl.OrbctlError, "exit code 3, nothing on stderr"),
     ],
 )
-def test_errors_are_typed_and_one_line(stderr: str, kind: type, text: str) -> None:
+def test_errors_are_typed_and_have_one_line(stderr: str, kind: type, text: str) -> None:
     error = orbctl.error_of(stderr, 3)
     assert type(error) is kind
     assert str(error) == text
 
 
 @pytest.mark.parametrize("name", ["web-1", "Web.1", "größe", "a_b", "$(id)", "a;b", "'"])
-def test_names_that_a_machine_could_bear_are_passed_on(name: str) -> None:
+def test_valid_machine_names_are_passed_on(name: str) -> None:
     assert orbctl.check_name(name) == name
     assert orbctl.run_args(name, ["true"]) == ["run", "-m", name, "-w", "/", "true"]
 
@@ -119,7 +121,7 @@ def test_names_that_a_machine_could_bear_are_passed_on(name: str) -> None:
     ["", "-m", "--help", "-m; rm -rf", "a b", "../x", ".", "..", "a\nb", "a\0b", "a\tb", "docker"]
     + ["k8s", "default", "all", "none"],
 )
-def test_names_that_would_mean_something_else_are_refused(name: str) -> None:
+def test_names_with_another_meaning_are_rejected(name: str) -> None:
     with pytest.raises(BadValue):
         orbctl.check_name(name)
 
@@ -148,7 +150,7 @@ def test_image_and_mounts_cannot_be_flags(image: str, mount: str) -> None:
         orbctl.create_args("web", image, isolated=True, mounts=[mount])
 
 
-def test_create_names_every_flag() -> None:
+def test_create_passes_every_flag() -> None:
     args = orbctl.create_args(
         "web",
         "ubuntu:noble",

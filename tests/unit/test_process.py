@@ -21,12 +21,12 @@ PATCH += "from pyinfra_orbstack.process import Child\nbegun = time.monotonic()\n
 
 
 def patched(code: str) -> str:
-    """Run code in a patched Python and return what it prints."""
+    """Run code in a patched Python and return its output."""
     command = [sys.executable, "-c", PATCH + code]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
 
 
-def test_a_process_sees_the_end_of_its_input_at_once() -> None:
+def test_a_process_sees_the_end_of_input_immediately() -> None:
     code = """
 child = Child(["cat"])
 child.write(b"text")
@@ -38,7 +38,7 @@ print(child.wait(5), time.monotonic() - begun < 2)
     assert patched(code) == "0 True\n"
 
 
-def test_a_process_that_does_not_read_can_be_ended_while_it_is_written_to() -> None:
+def test_a_process_that_does_not_read_can_be_killed_during_a_write() -> None:
     code = """
 child = Child(["sleep", "30"])
 writer = gevent.spawn(child.try_write, b"x" * 1_000_000)
@@ -57,7 +57,7 @@ PLAIN = "import os, sys, signal, time, gevent\nfrom pyinfra_orbstack import proc
 
 
 def python(code: str, *, patched: bool = False, **options: Any) -> str:
-    """Run code in a Python of its own and return what it prints."""
+    """Run code in a separate Python and return its output."""
     first = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
     command = [sys.executable, "-c", first + PLAIN + textwrap.dedent(code)]
     done = subprocess.run(
@@ -83,7 +83,7 @@ def test_status_streams_and_stdin() -> None:
         (["true", "\ud800"], "a word that no command line can hold"),
     ],
 )
-def test_what_cannot_be_started(words: list[str], reason: str) -> None:
+def test_processes_that_cannot_be_started(words: list[str], reason: str) -> None:
     with pytest.raises(OSError, match=reason):
         process.run(words)
     with pytest.raises(OSError, match=reason):
@@ -94,7 +94,7 @@ def test_what_cannot_be_started(words: list[str], reason: str) -> None:
     ("content", "reason"),
     [("", "Exec format"), ("text", "Exec format"), ("#!/no/such/interpreter\n", "No such file")],
 )
-def test_files_that_are_no_programs(tmp_path: Path, content: str, reason: str) -> None:
+def test_files_that_are_not_executable(tmp_path: Path, content: str, reason: str) -> None:
     program = tmp_path / "program"
     program.write_text(content)
     with pytest.raises(PermissionError):
@@ -104,13 +104,13 @@ def test_files_that_are_no_programs(tmp_path: Path, content: str, reason: str) -
         process.run([str(program)])
 
 
-def test_a_program_that_says_127_by_itself() -> None:
+def test_a_program_that_exits_with_127() -> None:
     text = "echo 'sh: 1: something: not found' >&2; exit 127"
     assert process.run(["sh", "-c", text]).returncode == 127
 
 
-def test_a_lost_status_is_none() -> None:
-    """Somebody ends the shell in between, and with it the only one who knows."""
+def test_a_lost_exit_status_is_reported_as_unknown() -> None:
+    """The shell in between is killed, and only it knew the status."""
     with pytest.raises(OSError, match="how it ended is unknown"):
         process.run(["sh", "-c", "kill -9 $PPID"])
     child = Child(["true"])
@@ -158,7 +158,7 @@ OTHERS = """
 """
 
 
-def test_other_processes_of_the_program_are_left_alone() -> None:
+def test_the_programs_other_processes_are_left_alone() -> None:
     assert python(OTHERS.format(before="")) == "3 4 5 6 7\n"
 
 
@@ -193,7 +193,7 @@ LOCAL = """
 @pytest.mark.long
 @pytest.mark.parametrize("patched", [False, True])
 def test_pyinfras_local_in_the_same_process(patched: bool) -> None:
-    """It has gevent reap all children, ours too: their statuses are right all the same."""
+    """It makes gevent reap all children, ours too: their statuses are still correct."""
     assert python(LOCAL, patched=patched).endswith("1 2 False True True True 3 True\n")
 
 
@@ -219,7 +219,7 @@ def test_worker_threads(patched: bool) -> None:
     assert python(code, patched=patched) == "126 True\n"
 
 
-def test_a_slow_process_stalls_nobody() -> None:
+def test_a_slow_process_blocks_no_other_host() -> None:
     code = """
         ticks = []
         def tick():
@@ -240,7 +240,7 @@ def test_a_slow_process_stalls_nobody() -> None:
 
 @pytest.mark.parametrize("missing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_without_standard_streams(tmp_path: Path, missing: str) -> None:
-    """New descriptors then get their numbers."""
+    """New descriptors then reuse their numbers."""
     code = f"""
         done = process.run(["sh", "-c", "cat; echo err >&2; exit 3"], stdin=b"in")
         one = process.Detached(["sh", "-c", "echo err >&2; exit 4"]).result(5)
@@ -259,7 +259,7 @@ def test_without_standard_streams(tmp_path: Path, missing: str) -> None:
     )
 
 
-def test_only_standard_streams_are_handed_on() -> None:
+def test_only_standard_streams_are_inherited() -> None:
     code = """
         fd = os.open("/dev/null", os.O_RDONLY)
         os.set_inheritable(fd, True)
@@ -274,7 +274,7 @@ def test_only_standard_streams_are_handed_on() -> None:
 
 
 def test_too_many_open_files() -> None:
-    """Whatever number is short: one error that says so, and nothing is left open."""
+    """Whatever number is missing: one error, and nothing stays open."""
     code = """
         import resource
         process.run(["true"])  # gevent opens its own
@@ -305,7 +305,7 @@ def test_too_many_open_files() -> None:
     assert python(code) == 4 * line
 
 
-def test_a_stream_whose_reader_is_gone_has_ended() -> None:
+def test_a_stream_without_a_reader_has_ended() -> None:
     child = Child(["sh", "-c", "sleep 30"])
     child.readers[STDOUT].kill()
     assert child.read(5) == (STDOUT, b"")
@@ -320,8 +320,8 @@ def test_streams_that_others_hold_open_end_with_the_process() -> None:
     child.end()
 
 
-def test_detached_goes_on_when_this_process_is_killed(tmp_path: Path) -> None:
-    """Nor is it killed for writing to somebody who is gone."""
+def test_detached_process_survives_when_this_process_is_killed(tmp_path: Path) -> None:
+    """Nor does SIGPIPE kill it."""
     code = f"""
         process.Detached(["sh", "-c", "sleep 0.5; echo said >&2; echo >{tmp_path / "done"}"])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -344,7 +344,7 @@ def test_detached_has_an_empty_stdin() -> None:
     assert python(code, input="ours") == "0 b'/dev/null\\n'\n<class 'bytes'>\n"
 
 
-def test_detached_that_takes_too_long_is_ended() -> None:
+def test_detached_process_that_takes_too_long_is_killed() -> None:
     one = process.Detached(["sh", "-c", "sleep 4343 & sleep 4343"])
     with pytest.raises(TimeoutError):
         one.result(0.3)
@@ -353,7 +353,7 @@ def test_detached_that_takes_too_long_is_ended() -> None:
     assert "sleep 4343" not in listed
 
 
-def test_nobody_is_left_to_be_reaped() -> None:
+def test_no_zombie_processes_remain() -> None:
     code = """
         for _ in range(5):
             process.run(["true"])

@@ -1,4 +1,4 @@
-"""The exchange as bytes: however they are cut, and whatever is missing or odd."""
+"""The exchange as bytes, cut anywhere, with anything missing or malformed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def said(exchange: Exchange, *lines: str) -> bytes:
 
 
 def report(exchange: Exchange, stream: int, status: int = 0) -> bytes:
-    """What a control shell says after a command."""
+    """The control shell's report after a command."""
     return said(exchange, f"status {status}", "copied 0", "end")
 
 
@@ -50,9 +50,7 @@ def report(exchange: Exchange, stream: int, status: int = 0) -> bytes:
     parts=st.lists(st.one_of(st.binary(max_size=60), st.integers(0, 999)), max_size=8),
     places=PLACES,
 )
-def test_text_and_lines_come_out_as_they_went_in(
-    parts: list[bytes | int], places: list[int]
-) -> None:
+def test_text_and_lines_are_unchanged(parts: list[bytes | int], places: list[int]) -> None:
     token = b"0123456789abcdef" * 2
     data = b"".join(
         token + b" line %d\n" % part if isinstance(part, int) else part for part in parts
@@ -66,7 +64,7 @@ def test_text_and_lines_come_out_as_they_went_in(
 
 
 @given(st.binary(max_size=100), PLACES)
-def test_nothing_is_held_back_but_what_may_be_a_token(data: bytes, places: list[int]) -> None:
+def test_only_a_possible_token_is_held_back(data: bytes, places: list[int]) -> None:
     token = b"abcab"
     stream = MarkedStream(token)
     passed = b"".join(
@@ -87,7 +85,7 @@ def test_nothing_is_held_back_but_what_may_be_a_token(data: bytes, places: list[
     places=PLACES,
     kind=st.sampled_from([PIPES, TERMINAL]),
 )
-def test_output_and_status_come_out_whole(
+def test_output_and_status_arrive_complete(
     before: bytes,
     body: bytes,
     after: bytes,
@@ -118,7 +116,7 @@ def test_output_and_status_come_out_whole(
     assert exchange.outcome() == status
 
 
-def test_what_an_earlier_exchange_has_said_is_output() -> None:
+def test_tokens_of_earlier_exchanges_are_output() -> None:
     earlier, exchange = Exchange(), Exchange()
     for stream in PIPES:
         body = said(earlier, "begin", "status 0", "copied 0", "end")
@@ -127,7 +125,7 @@ def test_what_an_earlier_exchange_has_said_is_output() -> None:
     assert exchange.outcome() == 3
 
 
-#: All that a command needs to be a success, by stream.
+#: Everything that a success requires, by stream.
 WHOLE = {STDOUT: ["status 0", "input 0", "copied 0"], STDERR: ["status 0", "copied 0"]}
 
 
@@ -150,7 +148,7 @@ def test_a_whole_report_is_a_success() -> None:
     [[], ["{}"], ["{} "], ["{} 0", "{} 0"], ["{} 256"], ["{} -1"], ["{} 0 0"], ["{} x"], ["{} ٣"]],
     ids=["missing", "empty", "blank", "twice", "256", "negative", "two", "letter", "digit"],
 )
-def test_an_odd_report_is_no_success(stream: int, word: str, lines: list[str]) -> None:
+def test_a_malformed_report_is_an_error(stream: int, word: str, lines: list[str]) -> None:
     reports = {key: list(value) for key, value in WHOLE.items()}
     reports[stream].remove(f"{word} 0")
     reports[stream] += [line.format(word) for line in lines]
@@ -160,7 +158,7 @@ def test_an_odd_report_is_no_success(stream: int, word: str, lines: list[str]) -
 
 @pytest.mark.parametrize("status", [1, 127, 137, 141])
 @pytest.mark.parametrize("stream", PIPES)
-def test_a_copy_that_failed_is_no_success(stream: int, status: int) -> None:
+def test_a_failed_copy_is_an_error(stream: int, status: int) -> None:
     reports = {key: list(value) for key, value in WHOLE.items()}
     reports[stream].remove("copied 0")
     reports[stream].append(f"copied {status}")
@@ -168,7 +166,7 @@ def test_a_copy_that_failed_is_no_success(stream: int, status: int) -> None:
         outcome(reports)
 
 
-def test_two_streams_that_differ_are_no_success() -> None:
+def test_two_differing_streams_are_an_error() -> None:
     with pytest.raises(OutcomeUnknown, match="exit status did not arrive"):
         outcome({**WHOLE, STDERR: ["status 1", "copied 0"]})
 
@@ -181,7 +179,7 @@ def test_a_command_need_not_read_its_stdin() -> None:
             outcome({**WHOLE, STDOUT: ["status 0", f"input {written}", "copied 0"]})
 
 
-def test_what_looks_like_a_token_at_a_timeout_is_output() -> None:
+def test_a_partial_token_at_a_timeout_is_output() -> None:
     exchange = Exchange()
     for stream in PIPES:
         exchange.receive(stream, said(exchange, "begin"))
@@ -193,7 +191,7 @@ def test_what_looks_like_a_token_at_a_timeout_is_output() -> None:
     assert exchange.release() == []
 
 
-def test_hello_is_said_on_all_streams_and_before_ready() -> None:
+def test_the_handshake_covers_all_streams_and_precedes_ready() -> None:
     exchange = Exchange(hello=True)
     stat = STAT.decode()
     assert exchange.receive(STDERR, b"banner" + said(exchange, "hello")) == [Stray(b"banner")]
@@ -235,12 +233,12 @@ def test_no_process(line: bytes) -> None:
     ("text", "reason"),
     [("a\0b", "holds a NUL byte"), ("a\ud800", r"holds '\\ud800'"), ("\udfff", r"holds '\\udfff'")],
 )
-def test_texts_that_no_command_line_can_hold(text: str, reason: str) -> None:
+def test_texts_too_long_for_a_command_line(text: str, reason: str) -> None:
     with pytest.raises(OSError, match=reason):
         protocol.check_text(text)
 
 
-def test_a_file_name_that_is_no_utf_8() -> None:
+def test_a_file_name_that_is_not_utf_8() -> None:
     assert protocol.check_text("cat '\udcff'") == b"cat '\xff'"
 
 
@@ -248,7 +246,7 @@ SCRIPTS = st.binary(max_size=400).map(lambda data: data.replace(b"\0", b""))
 
 
 @given(st.lists(SCRIPTS, max_size=4))
-def test_words_of_a_call_arrive(words: list[bytes]) -> None:
+def test_arguments_of_a_call_arrive(words: list[bytes]) -> None:
     script = b"f() { printf '%s|' \"$@\"; }\n" + protocol.call("f", *words, "end")
     wanted = b"".join(word + b"|" for word in [*words, b"end"])
     for shell in SHELLS:
@@ -256,13 +254,13 @@ def test_words_of_a_call_arrive(words: list[bytes]) -> None:
 
 
 @given(SCRIPTS)
-def test_what_is_typed_arrives_and_shows_nothing(script: bytes) -> None:
+def test_typed_input_arrives_and_is_not_echoed(script: bytes) -> None:
     keys = protocol.typed(script)
     *lines, last, _ = keys.split(b"\n")
     digits = b"".join(lines)
     assert last == b". %d" % len(digits)
     assert max(map(len, lines), default=0) <= 1000
-    # No two of a token's digits follow each other.
+    # No two consecutive digits of a token.
     assert not set(b"abcdefghijklmnopqrstuvwxyz89") & set(digits)
     for shell in SHELLS:
         text = b"printf '" + digits + b"'"

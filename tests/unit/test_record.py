@@ -1,4 +1,4 @@
-"""The record: whole whatever happens, one protocol in Python and in each shell."""
+"""The record: always complete, with one protocol in Python and in every shell."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def lines(record: Record) -> list[str]:
 
 
 def left(record: Record) -> list[str]:
-    """What lies beside the record but the two files."""
+    """Files next to the record, except its two files."""
     names = {record.path.name, f"{record.path.name}.orbctl"}
     return sorted(one.name for one in record.path.parent.iterdir() if one.name not in names)
 
 
-# What is in it
+# Content
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def left(record: Record) -> list[str]:
     ["", "web", "web ID more", "-x ID", "a/b ID", "docker ID", "web -x", "web I/D", "web ?"]
     + ["web ? 1", "web ? 1 - 4", "web ? x - 4 place", "web\x00 ID", "\x1b[31mweb ID", "web ID;id"],
 )
-def test_lines_that_are_cut_short_or_hostile_name_nothing(record: Record, line: str) -> None:
+def test_truncated_or_hostile_lines_name_no_machine(record: Record, line: str) -> None:
     record.path.parent.mkdir()
     record.path.write_text(f"first ID1\n{line}\nlast ID2\n{line}")
     assert record.machines() == {"first": "ID1", "last": "ID2"}
@@ -107,7 +107,7 @@ def test_lines_that_are_cut_short_or_hostile_name_nothing(record: Record, line: 
     record.add(machine(3))
     assert record.machines() == {"first": "ID1", "last": "ID2", "m3": "ID3"}
     record.forget("ID1", "ID3")
-    # What is not ours to read is not ours to remove.
+    # A file that we cannot read is never removed.
     assert lines(record) == [one for one in (line, "last ID2", line) if one]
 
 
@@ -124,7 +124,7 @@ def test_any_bytes_survive(tmp_path_factory: pytest.TempPathFactory, data: bytes
     assert kept == b"".join(line + b"\n" for line in data.split(b"\n") if line)
 
 
-def test_who_may_read_it_stays_so_and_a_symlink_stays_one(record: Record, tmp_path: Path) -> None:
+def test_permissions_and_symlinks_are_kept(record: Record, tmp_path: Path) -> None:
     real = tmp_path / "real"
     real.write_text("m1 ID1\n")
     real.chmod(0o640)
@@ -142,7 +142,7 @@ def test_shells_follow_a_symlink_and_keep_the_mode(
     record: Record, shell: Shell, tmp_path: Path
 ) -> None:
     real = tmp_path / "real file"
-    real.write_text("m1 ID1")  # cut short
+    real.write_text("m1 ID1")  # truncated
     real.chmod(0o640)
     record.path.parent.mkdir()
     record.path.symlink_to("../real file")
@@ -153,8 +153,8 @@ def test_shells_follow_a_symlink_and_keep_the_mode(
     assert sorted(one.name for one in tmp_path.glob("real*")) == ["real file", "real file.orbctl"]
 
 
-def test_an_intent_becomes_a_line_and_nothing_else_stays(record: Record, shell: Shell) -> None:
-    """Both write the same lines: what one intends, the other reads."""
+def test_an_intent_is_replaced_by_one_line(record: Record, shell: Shell) -> None:
+    """Both write the same lines, and read each other's intents."""
     assert shell("name=web since=1700000000; intend").wait(20) == 0
     (intent,) = record.intents()
     assert (intent.name, intent.since, intent.until) == ("web", 1700000000, None)
@@ -187,7 +187,7 @@ def test_names_that_look_like_numbers_or_patterns(record: Record, shell: Shell) 
 
 
 @pytest.mark.parametrize("trouble", ["directory", "below a file", "loop", "dangling"])
-def test_a_record_that_cannot_be_written_is_one_line(
+def test_an_unwritable_record_is_a_one_line_error(
     record: Record, shell: Shell, tmp_path: Path, trouble: str
 ) -> None:
     record.path.parent.mkdir()
@@ -199,7 +199,7 @@ def test_a_record_that_cannot_be_written_is_one_line(
     elif trouble == "loop":
         record.path.symlink_to(record.path.name)
     else:
-        # Its folder is made, as that of any record.
+        # Its directory is created, like that of any record.
         record.path.symlink_to("new/machines")
     child = shell("name=web since=1; confirm ID1")
     said = child.communicate(timeout=60)[1]
@@ -226,7 +226,7 @@ def _limited(size: int) -> Callable[[], None]:
     return limit
 
 
-def test_a_full_disk_leaves_it_as_it_was(record: Record) -> None:
+def test_a_full_disk_leaves_the_file_unchanged(record: Record) -> None:
     for number in range(1000):
         record.path.parent.mkdir(exist_ok=True)
         with record.path.open("a") as file:
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_it_as_it_was(record: Record) -> None:
 
 @pytest.mark.parametrize("shell_name", SHELLS)
 def test_a_full_disk_in_a_shell(record: Record, shell_name: str) -> None:
-    """Also where awk or the shell does not say that it could not write."""
+    """Even if awk or the shell does not report a failed write."""
     record.path.parent.mkdir()
     record.path.write_text("".join(f"m{number} ID{number}\n" for number in range(1000)))
     before = record.path.read_bytes()
@@ -294,7 +294,7 @@ def test_ten_writers_of_both_kinds_lose_nothing(record: Record, shell: Shell) ->
     shells = [shell(call) for _ in range(5)]
     for number in range(0, 100, 4):
         record.forget(f"OLD{number}", f"OLD{number + 1}", f"OLD{number + 2}", f"OLD{number + 3}")
-        # Who reads meanwhile sees whole lines, and all that nobody takes out.
+        # A concurrent reader sees complete lines, and all that are not removed.
         read = record.machines()
         assert {f"old{other}" for other in range(100, 200)} <= set(read)
     for child in [*python, *shells]:
@@ -304,7 +304,7 @@ def test_ten_writers_of_both_kinds_lose_nothing(record: Record, shell: Shell) ->
     assert left(record) == []
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_away(record: Record, shell: Shell) -> None:
+def test_a_killed_process_loses_its_lock(record: Record, shell: Shell) -> None:
     record.path.parent.mkdir()
     holding = shell('token=$$.1; hold "$record.lock"; hold "$record.next"; echo; sleep 60')
     assert holding.stdout is not None
@@ -320,9 +320,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_away(record: Record, she
     assert left(record) == []
 
 
-def test_a_lock_of_python_is_seen_by_the_shell_and_the_other_way(
-    record: Record, shell: Shell
-) -> None:
+def test_python_and_shell_respect_each_others_locks(record: Record, shell: Shell) -> None:
     code = (
         "import sys, time\nfrom pyinfra_orbstack.orbctl import Record\n"
         "with Record(sys.argv[1]).held(): print(flush=True); time.sleep(60)\n"
@@ -334,17 +332,17 @@ def test_a_lock_of_python_is_seen_by_the_shell_and_the_other_way(
         waiting = shell("name=web since=1; intend")
         time.sleep(0.5)
         assert waiting.poll() is None
-        # Not waited for by its parent yet: it stays in the list of processes.
+        # Its parent has not waited for it yet, so it stays in the process list.
         holding.kill()
         assert waiting.wait(20) == 0
     assert [one.name for one in record.intents()] == ["web"]
     assert left(record) == []
 
 
-def test_a_lock_that_nobody_can_be_holding_any_more(
+def test_a_stale_lock_is_removed(
     record: Record, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process number may be another's by now: it is a minute old."""
+    """The process id may be reused by now: it is a minute old."""
     record.path.parent.mkdir()
     lock = record.path.with_name("machines.lock")
 
@@ -361,7 +359,7 @@ def test_a_lock_that_nobody_can_be_holding_any_more(
     assert left(record) == []
 
 
-def test_waiting_for_the_lock_ends_and_stops_no_other_host(
+def test_waiting_for_the_lock_ends_and_blocks_no_other_host(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gevent
@@ -386,7 +384,7 @@ def test_waiting_for_the_lock_ends_and_stops_no_other_host(
 @pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
-def test_writers_that_are_killed_anywhere_leave_it_whole(record: Record, shell: Shell) -> None:
+def test_killed_writers_leave_the_record_complete(record: Record, shell: Shell) -> None:
     record.path.parent.mkdir()
     keep = [f"keep{number} KEEP{number}" for number in range(50)]
     record.path.write_text("\n".join(keep) + "\n")
@@ -398,7 +396,7 @@ def test_writers_that_are_killed_anywhere_leave_it_whole(record: Record, shell: 
         child.kill()
         child.wait()
         assert set(keep) <= set(lines(record))
-    # Parts of the last one may still be at work; they end by themselves.
+    # Processes of the last one may still run; they exit on their own.
     deadline = time.monotonic() + 20
     while True:
         record.add(machine(1))
@@ -409,10 +407,10 @@ def test_writers_that_are_killed_anywhere_leave_it_whole(record: Record, shell: 
         time.sleep(0.1)
 
 
-# Deleting what stands in it
+# Deleting recorded machines
 
 
-def test_each_is_tried_and_each_failure_named(record: Record, orbctl: Path) -> None:
+def test_every_deletion_is_tried_and_every_failure_reported(record: Record, orbctl: Path) -> None:
     names = ["a", "keep-1", "b", "keep-2", "c"]
     orbctl.write_text("".join(f"{name} ID{number}\n" for number, name in enumerate(names)))
     for number, name in enumerate(names):
@@ -427,7 +425,9 @@ def test_each_is_tried_and_each_failure_named(record: Record, orbctl: Path) -> N
     assert orbctl.read_text().split() == ["keep-1", "ID1", "keep-2", "ID3"]
 
 
-def test_what_is_gone_is_forgotten_where_it_was_made(record: Record, orbctl: Path) -> None:
+def test_deleted_machines_are_forgotten_by_the_orbctl_that_created_them(
+    record: Record, orbctl: Path
+) -> None:
     record.add(machine(1))
     assert record.delete_all(Orbctl()) == []
     assert record.machines() == {}
@@ -435,7 +435,7 @@ def test_what_is_gone_is_forgotten_where_it_was_made(record: Record, orbctl: Pat
 
 
 @pytest.mark.parametrize("elsewhere", ["simulator", "program", "home", "unknown"])
-def test_what_another_orbctl_may_have_is_not_forgotten(
+def test_machines_of_another_orbctl_are_not_forgotten(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str
 ) -> None:
     record.add(machine(1))
@@ -454,7 +454,7 @@ def test_what_another_orbctl_may_have_is_not_forgotten(
     assert record.machines() == {"m1": "ID1"}
 
 
-def test_one_that_is_renamed_meanwhile_is_deleted_all_the_same(
+def test_a_machine_renamed_meanwhile_is_deleted(
     record: Record, orbctl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orbctl.write_text("old ID1\n")
@@ -473,7 +473,7 @@ def test_one_that_is_renamed_meanwhile_is_deleted_all_the_same(
     assert record.machines() == {}
 
 
-# Intents that nobody confirms any more
+# Intents of processes that exited
 
 #: Made at 2016-07-30 23:54:10 UTC.
 ULID, MADE = "01ARZ3NDEKTSV4RRFFQ69G5FAV", 1469922850
@@ -492,7 +492,7 @@ def intend(record: Record) -> Iterator[Callable[..., None]]:
     return write  # type: ignore[return-value]
 
 
-def test_what_is_proven_is_written_down_and_deleted(
+def test_a_proven_machine_is_recorded_and_deleted(
     record: Record, orbctl: Path, intend: Callable[..., None]
 ) -> None:
     orbctl.write_text(f"web {ULID}\n")
@@ -504,7 +504,7 @@ def test_what_is_proven_is_written_down_and_deleted(
 
 
 @pytest.mark.parametrize("until", [None, MADE - 1])
-def test_what_only_may_be_ours_is_named_and_stays(
+def test_an_unproven_machine_is_reported_and_stays(
     record: Record, orbctl: Path, intend: Callable[..., None], until: int | None
 ) -> None:
     orbctl.write_text(f"web {ULID}\n")
@@ -513,13 +513,13 @@ def test_what_only_may_be_ours_is_named_and_stays(
         record.delete_all(Orbctl())
     assert orbctl.read_text() == f"web {ULID}\n"
     assert len(record.intents()) == 1
-    # Where nobody else gives such names to machines, the name is proof enough.
+    # If only we use such names, the name is enough proof.
     assert record.delete_all(Orbctl(), names_are_ours=True) == ["web"]
     assert lines(record) == []
 
 
 @pytest.mark.parametrize("what", ["older", "another's", "absent"])
-def test_an_intent_of_which_nothing_came_goes(
+def test_an_intent_without_a_machine_is_removed(
     record: Record, orbctl: Path, intend: Callable[..., None], what: str
 ) -> None:
     since = MADE + 10 if what == "older" else MADE - 2
@@ -532,13 +532,13 @@ def test_an_intent_of_which_nothing_came_goes(
     assert record.intents() == []
 
 
-def test_one_that_is_only_about_to_begin_is_waited_for(
+def test_a_machine_about_to_be_created_is_waited_for(
     record: Record,
     orbctl: Path,
     intend: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The `orbctl` that a killed run has left may be quicker to begin than we are to look."""
+    """The `orbctl` of a killed run may start before we check."""
     import gevent
 
     monkeypatch.setattr(record_module, "SHOWN", 2.0)
@@ -550,7 +550,7 @@ def test_one_that_is_only_about_to_begin_is_waited_for(
     assert "orbctl delete --force web" in said
 
 
-def test_one_that_is_being_made_is_left_alone(
+def test_a_machine_being_created_is_left_alone(
     record: Record, orbctl: Path, intend: Callable[..., None]
 ) -> None:
     orbctl.write_text(f"web {ULID}\n")
@@ -560,7 +560,7 @@ def test_one_that_is_being_made_is_left_alone(
     assert orbctl.read_text() == f"web {ULID}\n"
 
 
-def test_an_intent_of_another_orbctl_is_named(
+def test_an_intent_of_another_orbctl_is_reported(
     record: Record,
     orbctl: Path,
     intend: Callable[..., None],

@@ -44,7 +44,7 @@ class Here:
 
 
 class Runner:
-    """Runs texts in one way and keeps what they print."""
+    """Runs texts on one transport and keeps their output."""
 
     def __init__(self, shell: list[str], way: str, workdir: str | None = None) -> None:
         self.target = Here(shell)
@@ -86,7 +86,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     words=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), max_size=4),
     stdin=st.binary(max_size=300),
 )
-def test_any_words_and_any_stdin_arrive_as_they_are(words: list[str], stdin: bytes) -> None:
+def test_any_arguments_and_stdin_arrive_unchanged(words: list[str], stdin: bytes) -> None:
     for shell in SHELLS.values():
         runner = Runner(shell, "session")
         try:
@@ -103,7 +103,9 @@ def test_exit_codes(run: Runner, status: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("KILL", 137), ("SEGV", 139)])
-def test_signals_are_128_and_more_and_leave_no_message(run: Runner, name: str, status: int) -> None:
+def test_signals_exit_with_128_plus_n_and_print_nothing(
+    run: Runner, name: str, status: int
+) -> None:
     assert run(f"kill -{name} $$") == (status, b"", b"")
 
 
@@ -111,7 +113,7 @@ def test_streams_are_apart(run: Runner) -> None:
     assert run("echo out; echo err >&2") == (0, b"out\n", b"err\n")
 
 
-def test_all_bytes_pass_both_ways(run: Runner) -> None:
+def test_all_bytes_pass_in_both_directions(run: Runner) -> None:
     data = bytes(range(256)) * 200
     assert run("cat", data) == (0, data, b"")
     assert run("cat >&2", data) == (0, b"", data)
@@ -121,24 +123,24 @@ def test_stdin_is_empty_by_default(run: Runner) -> None:
     assert run("wc -c")[1].strip() == b"0"
 
 
-def test_a_command_gets_three_files_and_no_more(run: Runner) -> None:
+def test_a_command_gets_only_three_open_files(run: Runner) -> None:
     listed = run("for f in /proc/self/fd/*; do echo ${f##*/}; done")[1].split()
     assert {b"0", b"1", b"2"} <= set(listed)
     # The loop's own directory, open while it runs, is the only other one.
     assert len(listed) <= 4
 
 
-def test_an_unread_stdin_is_no_error(run: Runner) -> None:
+def test_unread_stdin_is_not_an_error(run: Runner) -> None:
     assert run("true", b"x" * 60_000) == (0, b"", b"")
 
 
 @pytest.mark.parametrize("text", ["echo 'open", "(", "if true"])
-def test_broken_syntax_is_the_shells_own_verdict(run: Runner, text: str) -> None:
+def test_broken_syntax_is_reported_by_the_shell(run: Runner, text: str) -> None:
     assert run(text)[0] == 2
     assert run("echo on") == (0, b"on\n", b"")
 
 
-def test_nothing_reaches_the_next_command(run: Runner) -> None:
+def test_no_state_reaches_the_next_command(run: Runner) -> None:
     run("cd /usr; umask 077; export LEFT=over; f() { :; }; exec 3>&1; trap 'echo bye' EXIT")
     assert run("echo ${LEFT-none} $(umask); pwd; command -v f")[1] == (
         b"none %04o\n%s\n" % (current_umask(), os.path.expanduser("~").encode())
@@ -151,14 +153,14 @@ def current_umask() -> int:
     return mask
 
 
-def test_a_long_text_is_refused_before_it_is_sent(run: Runner) -> None:
+def test_a_text_that_is_too_long_is_rejected_before_it_is_sent(run: Runner) -> None:
     assert run("true " + "x" * 120_000)[0] == 0
     with pytest.raises(OSError, match="bytes long"):
         run("true " + "x" * 200_000)
     assert run("echo on")[1] == b"on\n"
 
 
-def test_a_timeout_ends_all_that_was_started(run: Runner) -> None:
+def test_a_timeout_kills_everything_the_command_started(run: Runner) -> None:
     name = f"34567.{os.getpid()}"
     with pytest.raises(TimeoutError):
         run(f"sleep {name} & setsid sleep {name} & (sleep {name}; true)", seconds=0.3)
@@ -183,7 +185,7 @@ def running(word: str) -> list[str]:
     "stream",
     ["", "profile says hello\n" * 3],
 )
-def test_what_a_profile_prints_is_dropped(stream: str) -> None:
+def test_profile_output_is_dropped(stream: str) -> None:
     noisy = f"printf '%s' {stream!r} >&2; printf '%s' {stream!r}; exec sh \"$@\""
     runner = Runner(["sh", "-c", noisy, "sh"], "session")
     try:
@@ -192,12 +194,12 @@ def test_what_a_profile_prints_is_dropped(stream: str) -> None:
         runner.session.close()
 
 
-def test_no_shell_is_not_started_and_says_what_came_instead() -> None:
+def test_a_connection_without_a_shell_quotes_its_output() -> None:
     with pytest.raises(session.NotStarted, match="no such machine"):
         Runner(["sh", "-c", "echo no such machine >&2; exit 1"], "session")("true")
 
 
-def test_a_connection_that_ends_in_the_middle_is_no_success() -> None:
+def test_a_connection_that_ends_early_is_an_error() -> None:
     runner = Runner(["sh"], "session")
     runner.session.open()
     assert runner.session.connection is not None
@@ -208,12 +210,12 @@ def test_a_connection_that_ends_in_the_middle_is_no_success() -> None:
 
 
 @pytest.mark.parametrize("stdin", [b"-none", b"-rest", b"none", b"rest", b"null", b"%s", b"-"])
-def test_stdin_that_looks_like_a_word_of_ours(run: Runner, stdin: bytes) -> None:
+def test_stdin_that_looks_like_the_protocol(run: Runner, stdin: bytes) -> None:
     assert run("cat", stdin) == (0, stdin, b"")
 
 
 @pytest.mark.long
-def test_a_hundred_mebibytes(run: Runner) -> None:
+def test_an_upload_of_100_mib(run: Runner) -> None:
     size = 100 * 2**20
     seen = {STDOUT: 0, STDERR: 0}
 
@@ -234,10 +236,10 @@ def test_closed_streams(run: Runner) -> None:
     assert run("exec >&-; echo err >&2; exit 5") == (5, b"", b"err\n")
 
 
-def test_children_that_hold_the_output_belong_to_the_command(run: Runner) -> None:
+def test_children_holding_the_output_count_as_the_command(run: Runner) -> None:
     text = "(sleep 0.3; echo late; echo late >&2) & echo early; exit 6"
     assert run(text) == (6, b"early\nlate\n", b"late\n")
-    # The shell ends long before what it has left.
+    # The shell exits long before its background process.
     assert run("sleep 0.3 >/dev/null 2>&1 & exit 7", b"x" * 30_000) == (7, b"", b"")
 
 
@@ -286,12 +288,12 @@ def test_a_directory_is_one_path(
         ("\ud800", "the directory holds .* no character"),
     ],
 )
-def test_a_directory_that_is_none(way: str, name: str, reason: str) -> None:
+def test_an_invalid_directory(way: str, name: str, reason: str) -> None:
     with pytest.raises(OSError, match=reason):
         Runner(["sh"], way, name)("true")
 
 
-def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+def test_a_directory_name_that_is_not_utf_8(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/\xff\xfe"
     os.mkdir(name)
     for way in ("session", "spawn", "terminal"):

@@ -1,4 +1,4 @@
-"""Every process between a command and us, killed and stopped: no success with less than all."""
+"""Every process between a command and us, killed and stopped: a success is complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAYS = ("session", "session-stdin", "spawn", "terminal")
 
 
 class Ran:
-    """A command that runs, and its output until now."""
+    """A running command, and its output so far."""
 
     def __init__(self, session: ShellSession, way: str, text: str, seconds: float = 30) -> None:
         self.session = session
@@ -55,16 +55,16 @@ class Ran:
             gevent.sleep(0.01)
 
     def status(self) -> int | None:
-        """The exit status; None where the outcome is unknown."""
+        """The exit status; None if the outcome is unknown."""
         try:
             return int(self.job.get(timeout=30))
         except OutcomeUnknown:
             return None
 
     def chain(self) -> list[int]:
-        """The control shell, the command, and what else the shell runs.
+        """The control shell, the command, and the shell's other processes.
 
-        Those two keep their places when what writes stdin has ended.
+        The first two keep their places when the process that writes stdin has exited.
         """
         self.wait_for(b"begun")
         shell, command = self.session.ending.shell, self.session.ending.command
@@ -103,15 +103,15 @@ def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Ran]]:
 def hit(
     start: Callable[..., Ran], text: str, act: Callable[[int], object], **options: Any
 ) -> list[Ran]:
-    """Run a command once for each process of its chain, and do something to that one."""
+    """Run a command once for each process of its chain, and act on that process."""
     count = len(start(text).chain())
     assert count > 1
     runs = []
     for place in range(count):
-        # At once, lest it ends first.
+        # Immediately, before it exits.
         runs.append(start(text, **options))
         chain = runs[-1].chain()
-        # What writes its stdin may have ended by now.
+        # The process that writes its stdin may have exited by now.
         act(chain[min(place, len(chain) - 1)])
     return runs
 
@@ -119,10 +119,10 @@ def hit(
 TEXT = "echo begun; sleep 0.5; echo late; echo late >&2; exit 3"
 
 
-def test_whoever_is_killed(start: Callable[..., Ran]) -> None:
+def test_any_process_in_the_chain_killed(start: Callable[..., Ran]) -> None:
     runs = hit(start, TEXT, lambda pid: os.kill(pid, signal.SIGKILL))
     statuses = [ran.status() for ran in runs]
-    # The command's own process says so itself; without the others nothing is known, or all.
+    # The command's own process reports its signal; without the others, the outcome is unknown.
     assert set(statuses) <= {None, 3, 128 + signal.SIGKILL}
     assert 128 + signal.SIGKILL in statuses
     assert None in statuses
@@ -131,7 +131,7 @@ def test_whoever_is_killed(start: Callable[..., Ran]) -> None:
             assert b"".join(ran.out.values()).split() == [b"begun", b"late", b"late"]
 
 
-def test_whoever_is_stopped_is_waited_for(start: Callable[..., Ran]) -> None:
+def test_a_stopped_process_is_waited_for(start: Callable[..., Ran]) -> None:
     def pause(pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
         gevent.spawn_later(1, os.kill, pid, signal.SIGCONT)
@@ -141,17 +141,17 @@ def test_whoever_is_stopped_is_waited_for(start: Callable[..., Ran]) -> None:
         assert b"".join(ran.out.values()).split() == [b"begun", b"late", b"late"]
 
 
-def test_whoever_stays_stopped_is_ended_by_the_timeout(start: Callable[..., Ran]) -> None:
+def test_a_process_that_stays_stopped_is_killed_by_the_timeout(start: Callable[..., Ran]) -> None:
     mark = f"66{os.getpid()}"
     text = f"echo begun; sleep {mark}"
     for ran in hit(start, text, lambda pid: os.kill(pid, signal.SIGSTOP), seconds=3):
         with pytest.raises(TimeoutError):
             ran.job.get(timeout=30)
-    assert len(running(mark)) == 1  # the one that was only counted
+    assert len(running(mark)) == 1  # only the run that counts the processes
 
 
 def copiers(ran: Ran) -> list[int]:
-    """The processes that copy the output of a command, and no more: two programs called cat."""
+    """Only the processes that copy the output of a command: two called cat."""
     found = []
     for pid in ran.chain():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -161,7 +161,7 @@ def copiers(ran: Ran) -> list[int]:
     return found
 
 
-def test_copiers_that_are_killed_when_only_what_stays_behind_prints(
+def test_copiers_killed_while_only_background_processes_print(
     start: Callable[..., Ran],
 ) -> None:
     text = "(sleep 0.7; echo later; echo later >&2) & echo begun"
@@ -199,7 +199,7 @@ def test_a_cat(start: Callable[..., Ran], tmp_path: Path, kind: str) -> None:
         {"PATH": str(tmp_path), "REAL": shutil.which("cat") or ""},
     )
     status = ran.status()
-    # A terminal is not copied, and some busyboxes are their own cat.
+    # A terminal is not copied, and in some busyboxes cat is a builtin.
     assert status in (None, 0)
     if status == 0:
         assert b"".join(ran.out.values()).split() == [b"begun", b"and", b"more", b"more"]
@@ -215,7 +215,7 @@ echo THE-END; exit 5
 def test_no_process_shows_a_token(
     start: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does any environment, in all of this computer."""
+    """Nor does any environment on this host."""
     tokens = []
     real = secrets.token_hex
 
@@ -230,5 +230,5 @@ def test_no_process_shows_a_token(
     assert b"THE-END" in seen
     assert b"orb_exec" in seen or b"dash" in seen or b"sh" in seen
     exchange = [token for token in tokens if token.encode() in seen]
-    # That of a prompt does, which means nothing when the command runs.
+    # The token of a prompt does, but it is meaningless once the command runs.
     assert len(exchange) <= (1 if ran.way == "terminal" else 0)

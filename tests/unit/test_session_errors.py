@@ -20,19 +20,19 @@ from .test_session import Here, Runner, running
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers are waited for less long."""
+    """Shorter timeouts for answers."""
     monkeypatch.setattr(session, "ANSWER_TIMEOUT", 1.5)
 
 
 @pytest.mark.parametrize("way", ["session", "spawn"])
-def test_client_that_is_not_there(way: str) -> None:
+def test_client_is_missing(way: str) -> None:
     with pytest.raises(NotStarted, match="cannot run /no/such/client: No such file"):
         Runner(["/no/such/client"], way)("true")
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("way", ["session", "spawn"])
-def test_shell_that_says_nothing(way: str) -> None:
+def test_silent_shell(way: str) -> None:
     with pytest.raises(NotStarted, match="did not answer"):
         Runner(["sh", "-c", "exec sleep 60"], way)("true")
 
@@ -40,7 +40,7 @@ def test_shell_that_says_nothing(way: str) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("quick")
 def test_shell_that_stops_answering() -> None:
-    """What comes on stderr instead is no answer."""
+    """Output on stderr is not an answer."""
     runner = Runner(["sh", "-c", '(sleep 1; echo late >&2) & exec sh "$@"', "sh"], "session")
     runner.session.open()
     assert runner.session.connection is not None
@@ -55,14 +55,14 @@ def test_shell_that_stops_answering() -> None:
     runner.session.close()
 
 
-def test_shell_that_talks_too_much() -> None:
+def test_shell_that_prints_too_much() -> None:
     flood = f"head -c {session.MOST_STRAY + 1} /dev/zero | tr '\\0' x; exec sh \"$@\""
     with pytest.raises(NotStarted, match="bytes came where an answer was expected"):
         Runner(["sh", "-c", flood, "sh"], "session")("true")
 
 
-def test_command_that_cannot_be_ended() -> None:
-    """The call that should end it is another one, and may fail."""
+def test_command_that_cannot_be_killed() -> None:
+    """The call that should kill it is separate, and may fail."""
 
     class Locked(Here):
         def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
@@ -92,7 +92,7 @@ def test_terminal_that_loses_what_is_typed(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
 @pytest.mark.parametrize("delay", ["sleep 1", "sleep 0.2; stty -echo; sleep 1"])
 def test_timeout_before_the_command_begins(tmp_path: Path, way: str, delay: str) -> None:
-    """It does not run then, nor later."""
+    """It runs neither then nor later."""
     slow = ["sh", "-c", f'{delay} 2>/dev/null; exec sh "$@"', "sh"]
     began = time.monotonic()
     with pytest.raises(TimeoutError):
@@ -105,7 +105,7 @@ def test_timeout_before_the_command_begins(tmp_path: Path, way: str, delay: str)
 @pytest.mark.long
 @pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
 def test_timeout_at_every_moment(way: str) -> None:
-    """Whenever it comes, what was begun is gone, and what was not begun does not begin."""
+    """Whenever it comes, a started command is killed, and another one does not start."""
     mark = f"55{os.getpid()}"
     for step in range(25):
         with pytest.raises(TimeoutError):
@@ -125,7 +125,7 @@ def test_texts_that_cannot_be_sent(way: str, text: str, reason: str) -> None:
 
 @pytest.mark.long
 def test_too_many_open_files() -> None:
-    """One error, at once: trying again does not help. A command that runs is ended all the same."""
+    """One error, without a retry, which would not help. A running command is still killed."""
     code = """
         import resource
         from pyinfra_orbstack.session import NotStarted, ShellSession

@@ -1,4 +1,4 @@
-"""What a machine is made from: every value that cannot work is named with its key."""
+"""The specification of a machine: an invalid value is reported with its key."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_mount_is_one_value() -> None:
         specification.create_args("web", data(orbstack_isolated=True, orbstack_mounts=["-v"]))
 
 
-def test_good_values_become_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valid_values_become_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "init.yml").write_text("#cloud-config\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     values = data(
@@ -92,8 +92,8 @@ def test_good_values_become_arguments(tmp_path: Path, monkeypatch: pytest.Monkey
     )
 
 
-def test_every_key_that_counts_for_a_machine_is_looked_at() -> None:
-    """One that is added to the connector belongs here too."""
+def test_every_machine_key_is_checked() -> None:
+    """A key that is added to the connector must be added here too."""
     elsewhere = {"user", "workdir", "create", "start", "boot_timeout", "transport"}
 
     class Looked(dict[str, Any]):
@@ -116,18 +116,18 @@ def test_every_key_that_counts_for_a_machine_is_looked_at() -> None:
         ("orbstack_boottimeout", "orbstack_boot_timeout"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest(key: str, nearest: str) -> None:
+def test_an_unknown_key_error_suggests_the_nearest_key(key: str, nearest: str) -> None:
     with pytest.raises(
         BadValue, match=f"^{key} is not a key of this connector; did you mean {nearest}"
     ):
         specification.check_keys(["port", key], connector_data_meta)
 
 
-def test_keys_need_not_be_text() -> None:
+def test_keys_may_be_any_type() -> None:
     specification.check_keys([1, None, ("orbstack_imag",)])  # type: ignore[list-item]
 
 
-def test_other_keys_are_the_users_own() -> None:
+def test_other_keys_are_accepted() -> None:
     given = [*connector_data_meta, "orbstack_vm", "vm_name", "orbstack", "_sudo", "ssh_user", "orb"]
     specification.check_keys(given, connector_data_meta)
 
@@ -135,7 +135,7 @@ def test_other_keys_are_the_users_own() -> None:
 @pytest.mark.parametrize(
     "image", ["ubuntu", "ubuntu:noble", "ubuntu:27.04", "debian:sid", "arch:x"]
 )
-def test_an_image_that_there_may_be(image: str) -> None:
+def test_an_image_that_may_exist(image: str) -> None:
     specification.check_image(image)
 
 
@@ -148,15 +148,15 @@ def test_an_image_that_there_may_be(image: str) -> None:
         ("debian:nosuch", "unknown version of debian (known: bookworm, "),
     ],
 )
-def test_an_image_that_there_cannot_be(image: str, reason: str) -> None:
+def test_an_image_that_cannot_exist(image: str, reason: str) -> None:
     with pytest.raises(BadValue) as caught:
         specification.check_image(image)
     assert f"orbstack_image {image!r}: {reason}" in str(caught.value)
 
 
 @given(st.text(max_size=20), st.sampled_from(sorted(connector_data_meta)))
-def test_whatever_stands_there_is_one_line(text: str, key: str) -> None:
-    """A value of the wrong kind is pyinfra's to refuse; text is ours."""
+def test_any_text_is_accepted_or_a_one_line_error(text: str, key: str) -> None:
+    """pyinfra rejects values of the wrong type; we check strings."""
     if isinstance(connector_data_meta[key].default, (bool, list)):
         return
     said = args = None

@@ -129,7 +129,7 @@ while time.monotonic() < until:
     assert one.asks("one.orb.local") == one.ip4
 
 
-def test_machines_that_end_by_themselves(own: Net) -> None:
+def test_machines_that_shut_down_themselves(own: Net) -> None:
     """Their names are removed; with the last one, the router exits. No call is needed."""
     one, two = own.join("one"), own.join("two")
     two.end()

@@ -61,7 +61,7 @@ def test_programs_have_no_rights_on_the_host(net: Net, web: Machine) -> None:
     )
 
 
-def test_router_holds_nothing_of_the_callers(net: Net, web: Machine) -> None:
+def test_router_holds_none_of_the_callers_files(net: Net, web: Machine) -> None:
     """No pipe that another process waits for, no variable, no directory."""
     pid = net.router()
     held = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
@@ -88,7 +88,7 @@ def namespaces() -> set[str]:
     return found
 
 
-def test_the_host_is_as_before(own: Net) -> None:
+def test_the_host_is_unchanged(own: Net) -> None:
     before = host_now()
     assert own.leftovers() == []
     first, second = own.join("first"), own.join("second", isolated=True)

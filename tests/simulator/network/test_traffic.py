@@ -55,7 +55,7 @@ def test_rename(net: Net, web: Machine, db: Machine) -> None:
     assert net("addresses", db.id) == f"{db.ip4} {db.ip6}"
 
 
-def test_dotted_name_takes_no_other(net: Net, web: Machine) -> None:
+def test_a_dotted_name_does_not_replace_a_public_one(net: Net, web: Machine) -> None:
     """A machine that is named after a website does not replace it."""
     for name in ("deb.debian.org", "localhost", "host.orb.internal"):
         odd = net.join(name)
@@ -64,7 +64,7 @@ def test_dotted_name_takes_no_other(net: Net, web: Machine) -> None:
         net("forget", odd.id)
 
 
-def test_names_that_no_server_takes(net: Net, web: Machine) -> None:
+def test_names_that_are_not_valid_in_dns(net: Net, web: Machine) -> None:
     """They are valid machine names, and do not affect the others."""
     for name in ("a..b", "end.", "end-", "x" * 63):
         odd = net.join(name)
@@ -144,7 +144,7 @@ def test_isolated(
     alone.ip("addr", "del", f"{near(alone, 251)}/32", "dev", "eth0")
 
 
-def test_isolated_from_what_needs_no_answer(web: Machine, alone: Machine) -> None:
+def test_isolated_from_one_way_packets(web: Machine, alone: Machine) -> None:
     listen = """
 s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 s.bind(("::", 5354)); s.settimeout(2); print("ready", flush=True)

@@ -49,7 +49,7 @@ def deploy(
     return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_it_is_waited_for(booted: Booted, tmp_path: Path, kind: str) -> None:
+def test_cloud_init_is_waited_for(booted: Booted, tmp_path: Path, kind: str) -> None:
     done = deploy(booted, tmp_path, kind, WORKS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert booted.root_in(NAME, "cat /root/ran").text == "done\n"
@@ -58,7 +58,7 @@ def test_it_is_waited_for(booted: Booted, tmp_path: Path, kind: str) -> None:
     assert booted("delete", NAME).code == 0
 
 
-def test_its_failure_is_the_hosts(booted: Booted, tmp_path: Path, kind: str) -> None:
+def test_a_cloud_init_failure_fails_its_host(booted: Booted, tmp_path: Path, kind: str) -> None:
     done = deploy(booted, tmp_path, kind, FAILS)
     told = done.stdout + done.stderr
     assert done.returncode == 1, told

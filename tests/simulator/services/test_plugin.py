@@ -75,7 +75,7 @@ def test_it(orbstack_machines):
 """
 
 
-def test_machines_are_asked_over_the_network(booted: Booted, tmp_path: Path) -> None:
+def test_machines_are_reached_over_the_network(booted: Booted, tmp_path: Path) -> None:
     (tmp_path / "deploy.py").write_text(DEPLOY)
     (tmp_path / "test_it.py").write_text(TESTS)
     beside = Path(sys.executable).with_name("orbctl-simulator")
