@@ -71,6 +71,8 @@ class Docstrings(griffe.Extension):  # type: ignore[misc]
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Adjust a class, and parse its docstring."""
+        if "__init__" in cls.members and not cls.members["__init__"].docstring:
+            cls.del_member("__init__")  # not for users: something else makes these objects
         fact = next((one for one in cls.bases if is_fact(one)), None)
         if fact is not None and "command" in cls.members:
             # `host.get_fact` passes its arguments to the command.
