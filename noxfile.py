@@ -288,7 +288,7 @@ def coverage(session: nox.Session) -> None:
     run(PYTHON, "scripts/measure.py", *session.posargs)
 
 
-@target("test", "docs", for_copier=True)
+@target("test", "docs", "browser", for_copier=True)
 def docs(session: nox.Session) -> None:
     """Build the documentation, and run its instructions."""
     build = [PYTHON, "-m", "mkdocs", "build", "--strict"]

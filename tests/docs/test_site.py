@@ -123,6 +123,12 @@ def test_search_holds_every_error(site: Site) -> None:
     assert missing == set()
 
 
+def test_pages_open_with_what_they_are_for(site: Site) -> None:
+    for path in site.pages():
+        text = (site.folder / path / "index.html").read_text(encoding="utf-8")
+        assert re.search(r"</h1>\s*<p>(?!<img)", text), path
+
+
 class _Links(HTMLParser):
     """Collects what a page links to, and what can be linked to in it."""
 
