@@ -87,7 +87,7 @@ def _fetch(cache: Path, root: Path) -> None:
     # The system's own record says what is there already.
     settings += ["Dir::State::status=/var/lib/dpkg/status", "Debug::NoLocking=1"]
     # apt would give up root for a user who may not write here.
-    settings += ["APT::Sandbox::User=root", "Acquire::Retries=2", "APT::Update::Error-Mode=any"]
+    settings += ["APT::Sandbox::User=root", "Acquire::Retries=2", "Acquire::http::Timeout=20"]
     apt = ["apt-get", "-qq", "-y", *(word for one in settings for word in ("-o", one))]
     _run([*apt, "update"])
     _run([*apt, "install", "--no-install-recommends", "--download-only", PACKAGE])

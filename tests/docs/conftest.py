@@ -51,20 +51,24 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless browser; see `scripts/browser.py` for which one."""
-    from playwright.sync_api import sync_playwright
+def browser() -> Iterator[Any]:
+    """The module in `scripts/` that finds or fetches a browser."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        import browser
 
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(ROOT / "scripts"))
-    import browser
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def chromium(browser: Any) -> Iterator[Any]:
+    """A headless browser, started."""
+    from playwright.sync_api import sync_playwright
 
     try:
         found = browser.find(ROOT / ".cache" / "browser")
     except browser.Unavailable as reason:
         unavailable(str(reason), "browser")
-    finally:
-        patch.undo()
     env = {**os.environ, **found.environment}
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=found.executable, env=env)

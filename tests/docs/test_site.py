@@ -102,6 +102,20 @@ def test_search_finds_an_error_by_its_text(chromium: Any, site: Site) -> None:
     page.close()
 
 
+def test_browser_of_the_computer_comes_first(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not start is not taken; without any, and without apt, the reason says so."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(browser, "MAC", tmp_path / "none")
+    for name, status in (("chromium", 127), ("google-chrome", 0)):
+        with pytest.raises(browser.Unavailable, match="there is no apt"):
+            browser.find(tmp_path / "cache")
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {status}\n")
+        (tmp_path / name).chmod(0o755)
+    assert browser.find(tmp_path / "cache").executable == tmp_path / "google-chrome"
+
+
 # Without one -------------------------------------------------------------------------------------
 
 
