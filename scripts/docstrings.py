@@ -34,13 +34,13 @@ ITEM = re.compile(r"\+ (\*{0,2}\w+): (.*)")
 HEADING = re.compile(r"\*\*(Returns|Raises|Examples?):\*\*\s*(.*)")
 CODE = re.compile(r"^\.\. code:: ?(\w*)\n\n?((?:(?: {4}.*)?(?:\n|\Z))+)", re.MULTILINE)
 
-OPERATION_RETURNS = "The operation's result; for example, pass its ``did_change`` to ``_if``."
+OPERATION_RETURNS = "the operation's result; for example, pass its ``did_change`` to ``_if``"
 OPERATION_RAISES = {
-    "OperationValueError": "An argument is not valid.",
-    "OperationError": "The current state does not allow this. While operations run, the host "
-    "fails instead.",
+    "OperationValueError": "an argument is not valid",
+    "OperationError": "the current state does not allow this; while operations run, the host "
+    "fails instead",
 }
-FACT_RAISES = {"FactValueError": "An argument is not valid."}
+FACT_RAISES = {"FactValueError": "an argument is not valid"}
 
 Sections = list[griffe.DocstringSection]
 
@@ -106,7 +106,7 @@ def describe_fact(cls: griffe.Class, base: Any, sections: Sections) -> None:
     first = sections[0]
     assert isinstance(first, griffe.DocstringSectionText)
     said, _, rest = first.value.partition("\n\n")
-    text = said[len("Returns ") :] if said.startswith("Returns ") else said
+    text = said.removeprefix("Returns ").rstrip(".")
     kind = base.slice if isinstance(base, griffe.ExprSubscript) else base
     made: Sections = [
         griffe.DocstringSectionReturns([item(griffe.DocstringReturn, kind, text, name="")])
