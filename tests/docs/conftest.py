@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import functools
-import http.server
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -18,10 +16,23 @@ from ..conftest import ROOT
 
 
 class Site(NamedTuple):
-    """The built documentation, and the address that serves it."""
+    """The built documentation."""
 
     folder: Path
-    url: str
+    #: A name that no server has: the browser gets each file from the tests.
+    url: str = "http://docs.test/"
+
+    def answer(self, route: Any) -> None:
+        """Answer a browser's request. Over a network, one that changes meanwhile would fail it."""
+        path = unquote(urlsplit(route.request.url).path)
+        file = self.folder / path.lstrip("/")
+        file = file / "index.html" if path.endswith("/") else file
+        if not route.request.url.startswith(self.url):
+            route.abort()
+        elif file.is_file():
+            route.fulfill(path=file)
+        else:
+            route.fulfill(status=404)
 
     def pages(self) -> list[str]:
         """The path of each page that a reader can reach."""
@@ -29,25 +40,14 @@ class Site(NamedTuple):
         return sorted(f"{path.relative_to(self.folder)}/".replace("./", "") for path in found)
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        """Keep requests out of the tests' output."""
-
-
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("site")
     argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    handler = functools.partial(_Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Site(folder, f"http://127.0.0.1:{server.server_port}/")
-        server.shutdown()
-        thread.join()
+    return Site(folder)
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +61,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def chromium(browser: Any) -> Iterator[Any]:
-    """A headless browser, started."""
+def chromium(browser: Any, site: Site) -> Iterator[Any]:
+    """A headless browser, started, which sees the site and no network."""
     from playwright.sync_api import sync_playwright
 
     try:
@@ -72,5 +72,8 @@ def chromium(browser: Any) -> Iterator[Any]:
     env = {**os.environ, **found.environment}
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=found.executable, env=env)
-        yield started
+        context = started.new_context(reduced_motion="reduce")
+        context.set_default_timeout(120_000)  # on a busy computer
+        context.route("**/*", lambda route: site.answer(route))
+        yield context
         started.close()
