@@ -290,12 +290,13 @@ def coverage(session: nox.Session) -> None:
     run(PYTHON, "scripts/measure.py", *session.posargs)
 
 
-@target("test", "docs", for_copier=True)
+@target("test", "docs", "browser", for_copier=True)
 def docs(session: nox.Session) -> None:
     """Build the documentation, and run its instructions."""
     build = [PYTHON, "-m", "mkdocs", "build", "--strict"]
     run(*build, env={**environment(), "NO_MKDOCS_2_WARNING": "1"})
-    pytest("tests/docs", "-m", "docs")
+    # A page in one process while the browser looks at the site in another.
+    pytest("tests/docs", "-m", "docs", "-n", "2", "--dist", "loadfile")
 
 
 @target("release", for_copier=True)

@@ -216,9 +216,12 @@ def draw(data: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     counts = list(data["deploys"])
-    figure, axes = pyplot.subplots(
-        1, len(counts) + 1, figsize=(4 * len(counts) + 3, 4.2), layout="constrained"
-    )
+    # In two columns, so that the text can be read beside that of the page.
+    rows = (len(counts) + 2) // 2
+    figure, grid = pyplot.subplots(rows, 2, figsize=(8, 3.2 * rows), layout="constrained")
+    axes = [*grid.flat][: len(counts) + 1]
+    for axis in grid.flat[len(axes) :]:
+        axis.remove()
     colours = dict(zip(SHOWN, ("#2f6fde", "#8fb4f0", "#7a7a7a", "#d98324", "#b04a4a")))
     colours.update(container=colours["session"], docker="#5a9367")
     key: dict[str, Any] = {}
@@ -246,7 +249,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlabel("milliseconds" if axis is axes[-1] else "seconds")
-    figure.legend(key.values(), key, frameon=False, loc="outside lower center", ncols=len(key))
+    figure.legend(key.values(), key, frameon=False, loc="outside lower center", ncols=4)
     figure.savefig(path, metadata={"Date": None})
     # matplotlib leaves spaces at line ends, which no editor of this project would keep.
     lines = path.read_text(encoding="utf-8").splitlines()

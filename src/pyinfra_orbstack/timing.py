@@ -44,8 +44,16 @@ def _timed(operation_name: str) -> Iterator[None]:
 def timed_operation(operation_name: str) -> contextlib.AbstractContextManager[None]:
     """Log how long the body takes, whether it succeeds or not.
 
-    >>> with timed_operation("build"):
-    ...     pass
+    + operation_name: what the log calls it
+
+    **Returns:** a context manager
+
+    **Example:**
+
+    .. code:: python
+
+        with timed_operation("build"):
+            build()
     """
     _warn("timed_operation")
     return _timed(operation_name)
@@ -56,10 +64,18 @@ def timed(operation_name: F) -> F: ...
 @overload
 def timed(operation_name: str | None = None) -> Callable[[F], F]: ...
 def timed(operation_name: Any = None) -> Any:
-    """Decorate a function so that `timed_operation` wraps each of its calls.
+    """Decorate a function so that ``timed_operation`` wraps each of its calls.
 
-    >>> @timed("build")
-    ... def build() -> None: ...
+    + operation_name: what the log calls it; by default the name of the function
+
+    **Returns:** the decorated function, or a decorator
+
+    **Example:**
+
+    .. code:: python
+
+        @timed("build")
+        def build(): ...
     """
     _warn("timed")
     title = None if callable(operation_name) else operation_name
@@ -76,6 +92,15 @@ def timed(operation_name: Any = None) -> Any:
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Show log messages in programs that do not set up logging themselves."""
+    """Show log messages in programs that do not set up logging themselves.
+
+    + level: the least important level to show
+
+    **Example:**
+
+    .. code:: python
+
+        configure_logging(logging.DEBUG)
+    """
     _warn("configure_logging")
     logging.basicConfig(format="%(asctime)s - %(name)s - %(levelname)s - %(message)s", level=level)

@@ -30,7 +30,31 @@ Setting = Union[bool, int, str]
 
 
 class MachineData(TypedDict):
-    """One machine. Where OrbStack omits a value, text is empty and anything else is None."""
+    """One machine. Where OrbStack omits a value, text is empty and anything else is ``None``.
+
+    + id: its id, which it keeps when it is renamed
+    + name: its name
+    + state: ``running``, ``stopped`` or a state in between, such as ``starting``
+    + distro: its distribution, such as ``ubuntu``
+    + version: version of the distribution, such as ``noble``
+    + arch: ``arm64`` or ``amd64``
+    + variant: variant of the image
+    + username: its default user
+    + isolated: whether it shares nothing with the Mac
+    + isolate_network: whether access to other machines and the Mac is blocked
+    + forward_ssh_agent: whether it may use the Mac's SSH agent
+    + ip4: its IPv4 address, if it runs
+    + ip6: its IPv6 address, if it runs
+    + domain: its domain name, such as ``web.orb.local``
+    + created: when it was created
+
+    **Example:**
+
+    .. code:: python
+
+        machines = host.get_fact(OrbStackMachines)
+        running = [one["name"] for one in machines.values() if one["state"] == "running"]
+    """
 
     id: str
     name: str
@@ -198,6 +222,12 @@ class OrbStackMachineLogs(_OrbctlFact[list[str]]):
 
     + machine: name of the machine
     + all_logs: whether to include OrbStack's own log messages about it
+
+    **Example:**
+
+    .. code:: python
+
+        lines = host.get_fact(OrbStackMachineLogs, machine="web")
     """
 
     @override
@@ -241,6 +271,12 @@ class OrbStackConfigValue(_OrbctlFact[str]):
     Returns one setting as OrbStack prints it, or ``""`` if it is not set.
 
     + key: name of the setting
+
+    **Example:**
+
+    .. code:: python
+
+        memory = int(host.get_fact(OrbStackConfigValue, key="memory_mib"))
     """
 
     @override
@@ -256,6 +292,12 @@ class OrbStackConfigValue(_OrbctlFact[str]):
 class OrbStackVersion(_OrbctlFact[str]):
     """
     Returns OrbStack's version, such as ``2.2.3``.
+
+    **Example:**
+
+    .. code:: python
+
+        major = int(host.get_fact(OrbStackVersion).split(".")[0])
     """
 
     @override
@@ -270,6 +312,13 @@ class OrbStackVersion(_OrbctlFact[str]):
 class OrbStackStatus(_OrbctlFact[str]):
     """
     Returns ``running``, ``starting`` or ``stopped``; asking does not start OrbStack.
+
+    **Example:**
+
+    .. code:: python
+
+        if host.get_fact(OrbStackStatus) == "running":
+            machines = host.get_fact(OrbStackMachines)
     """
 
     @override
@@ -284,6 +333,12 @@ class OrbStackStatus(_OrbctlFact[str]):
 class OrbStackDefaultMachine(_OrbctlFact[str]):
     """
     Returns the name of the machine that ``orb`` uses by default, or ``""`` if there is none.
+
+    **Example:**
+
+    .. code:: python
+
+        default = host.get_fact(OrbStackDefaultMachine)
     """
 
     @override

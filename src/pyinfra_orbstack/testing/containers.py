@@ -17,7 +17,16 @@ from pyinfra_orbstack.testing.targets import Target
 
 
 class Container(Target):
-    """A disposable container, which a test may change in any way."""
+    """A disposable container, which a test may change in any way.
+
+    **Example:**
+
+    .. code:: python
+
+        def test_tools(orbstack_containers):
+            with orbstack_containers("debian:13") as container:
+                container.assert_idempotent("deploy_containers.py")
+    """
 
     kind = "container"
 
@@ -35,11 +44,31 @@ class Container(Target):
         self._holder = holder
 
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
-        """The local command line that runs a command in the container."""
+        """Return the local command line that runs a command in the container.
+
+        + words: the command and its arguments
+        + user: who runs it; the image's user by default
+        + tty: whether to give it a terminal
+
+        **Returns:** the words of the command line, for ``subprocess``
+
+        **Example:**
+
+        .. code:: python
+
+            subprocess.run(container.argv("cat", "/etc/os-release"), check=True)
+        """
         return self._client.argv(docker.exec_args(self.id, words, user=user, tty=tty))
 
     def delete(self) -> None:
-        """Delete the container."""
+        """Delete the container.
+
+        **Example:**
+
+        .. code:: python
+
+            container.delete()  # earlier than at the end of the run
+        """
         self._disconnect()
         _let_go(self._holder)
 
@@ -49,10 +78,17 @@ _WAIT = "echo ready; read -r _"
 
 
 class ContainerFactory:
-    """Creates containers; see `orbstack_containers`.
+    """Creates containers; the fixture ``orbstack_containers`` is one.
 
     This process holds a pipe open for each container, and the engine removes the container when
     the pipe closes. None is left behind, even if this process is killed.
+
+    **Example:**
+
+    .. code:: python
+
+        with orbstack_containers("debian:13") as container:
+            container.apply("deploy.py")
     """
 
     def __init__(self, root: Path) -> None:
@@ -74,11 +110,18 @@ class ContainerFactory:
     ) -> Container:
         """Create a container that runs only a waiting shell.
 
-        Args:
-            image: Image with a shell, as in ``docker run``; it is pulled if it is missing.
-            name: Prefix of its name; a random suffix makes the name unique.
-            groups: Groups of the host, by name or with their data.
-            data: Data of the host, which takes precedence over that of groups.
+        + image: image with a shell, as in ``docker run``; it is pulled if it is missing
+        + name: prefix of its name; a random suffix makes the name unique
+        + groups: groups of the host, by name or with their data
+        + data: data of the host, which takes precedence over that of groups
+
+        **Returns:** the container, which runs
+
+        **Example:**
+
+        .. code:: python
+
+            container = orbstack_containers("debian:13", "tools", groups=["tools"])
         """
         groups = runs.check_groups(groups)
         name = docker.check_name(f"{name}-{secrets.token_hex(4)}")
@@ -107,7 +150,14 @@ class ContainerFactory:
         return made
 
     def delete_all(self) -> None:
-        """Delete the remaining containers."""
+        """Delete the remaining containers.
+
+        **Example:**
+
+        .. code:: python
+
+            orbstack_containers.delete_all()  # earlier than at the end of the run
+        """
         for container in self._made:
             container.delete()
 

@@ -18,7 +18,16 @@ Host = Union[str, "tuple[str, Mapping[str, Any]]"]
 
 
 class Machine(Target):
-    """A disposable machine, which a test may change in any way; its name is also its hostname."""
+    """A disposable machine, which a test may change in any way; its name is also its hostname.
+
+    **Example:**
+
+    .. code:: python
+
+        def test_site(orbstack_machine):
+            orbstack_machine.apply("deploy.py")
+            assert orbstack_machine.http("/").status == 200
+    """
 
     kind = "machine"
 
@@ -30,7 +39,20 @@ class Machine(Target):
         self._machine = machine
 
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
-        """The local command line that runs a command in the machine."""
+        """Return the local command line that runs a command in the machine.
+
+        + words: the command and its arguments
+        + user: who runs it; the machine's default user by default
+        + tty: has no effect: ``orbctl`` decides by itself
+
+        **Returns:** the words of the command line, for ``subprocess``
+
+        **Example:**
+
+        .. code:: python
+
+            subprocess.run(machine.argv("journalctl", "--no-pager"), check=True)
+        """
         return self.engine.client.argv(orbctl.run_args(self.name, words, user=user))
 
     def environment(self) -> dict[str, str]:
@@ -58,23 +80,49 @@ class Machine(Target):
     ) -> network.Response:
         """GET a path from this host, as soon as something answers at the port.
 
-        Args:
-            path: Path to request.
-            port: Port to connect to.
-            headers: Headers of the request; ``Host`` is the machine's domain by default.
-            timeout: Seconds to wait for an answer.
+        + path: path to request
+        + port: port to connect to
+        + headers: headers of the request; ``Host`` is the machine's domain by default
+        + timeout: seconds to wait for an answer
+
+        **Returns:** the server's response, whatever its status; a redirect is not followed
+
+        **Raises:**
+
+        + AssertionError: no server answered in time
+
+        **Example:**
+
+        .. code:: python
+
+            assert "Welcome" in machine.http("/", port=8080).text
         """
         host = self.domain if port == 80 else f"{self.domain}:{port}"
         return network.get(self.ip4, port, path, {"Host": host, **(headers or {})}, timeout)
 
     def restart(self) -> None:
-        """Restart the machine and wait until it answers."""
+        """Restart the machine and wait until it answers.
+
+        **Example:**
+
+        .. code:: python
+
+            machine.restart()
+            assert machine.http("/").status == 200  # the service is enabled
+        """
         self._disconnect()
         self.engine.client.restart(self.name)
         self.engine.wait(self.name)
 
     def delete(self) -> None:
-        """Delete it, unless machines are kept; the end of the run retries a failed deletion."""
+        """Delete it, unless machines are kept; the end of the run retries a failed deletion.
+
+        **Example:**
+
+        .. code:: python
+
+            machine.delete()  # earlier than at the end of the run
+        """
         self._disconnect()
         if self.engine.keep:
             return
@@ -89,6 +137,15 @@ class Inventory(Deployable):
     """Machines of a test as the hosts of one inventory; a deploy is applied to all of them.
 
     ``inventory["web-1"]`` is one of them, by the name that the test gave it.
+
+    **Example:**
+
+    .. code:: python
+
+        def test_shop(orbstack_machines):
+            with orbstack_machines.inventory({"web": ["web-1", "web-2"], "db": ["db"]}) as shop:
+                shop.assert_idempotent("deploy.py")
+                assert shop["web-1"].http("/").status == 200
     """
 
     def __init__(self, machines: Mapping[str, Machine]) -> None:
@@ -109,20 +166,47 @@ class Inventory(Deployable):
         return len(self._machines)
 
     def group(self, name: str) -> list[Machine]:
-        """The machines of a group."""
+        """Return the machines of a group.
+
+        + name: name of the group
+
+        **Returns:** its machines, in the order of the inventory; none if there is no such group
+
+        **Example:**
+
+        .. code:: python
+
+            for machine in shop.group("web"):
+                assert machine.http("/").status == 200
+        """
         return [machine for machine in self if name in machine.member.groups]
 
     def environment(self) -> dict[str, str]:
         return self._environment()
 
     def delete(self) -> None:
-        """Delete the machines."""
+        """Delete the machines.
+
+        **Example:**
+
+        .. code:: python
+
+            shop.delete()  # earlier than at the end of the run
+        """
         for machine in self:
             machine.delete()
 
 
 class MachineFactory:
-    """Creates machines; see `orbstack_machines`."""
+    """Creates machines; the fixture ``orbstack_machines`` is one.
+
+    **Example:**
+
+    .. code:: python
+
+        with orbstack_machines("web", groups=["web"]) as machine:
+            machine.apply("deploy.py")
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -138,12 +222,19 @@ class MachineFactory:
     ) -> Machine:
         """Create a machine: a clone of one that the run creates once for each image and user.
 
-        Args:
-            name: Prefix of its name; a random suffix makes the name unique.
-            image: Image; by default the value of `--orbstack-image` or ``orbstack_image``.
-            user: Its default user; by default the one that `orbctl create` chooses.
-            groups: Groups of the host, by name or with their data.
-            data: Data of the host, which takes precedence over that of groups.
+        + name: prefix of its name; a random suffix makes the name unique
+        + image: image; by default the value of ``--orbstack-image`` or ``orbstack_image``
+        + user: its default user; by default the one that ``orbctl create`` chooses
+        + groups: groups of the host, by name or with their data
+        + data: data of the host, which takes precedence over that of groups
+
+        **Returns:** the machine, which runs
+
+        **Example:**
+
+        .. code:: python
+
+            machine = orbstack_machines("web", image="debian:bookworm", data={"port": 8080})
         """
         groups = runs.check_groups(groups)
         return Machine(self.engine, self.engine.make(name, image, user), groups, data or {})
@@ -158,12 +249,24 @@ class MachineFactory:
     ) -> Inventory:
         """Create machines as the hosts of one inventory.
 
-        Args:
-            groups: Hosts by group, in the form of an inventory file: names, or names with data. A
-                name that is in several groups is one machine.
-            every: Groups that contain all of them, by name or with their data.
-            image: Image, as for one machine.
-            user: Default user, as for one machine.
+        + groups: hosts by group, in the form of an inventory file: names, or names with data. A
+          name that is in several groups is one machine.
+        + every: groups that contain all of them, by name or with their data
+        + image: image, as for one machine
+        + user: default user, as for one machine
+
+        **Returns:** the machines, which run
+
+        **Raises:**
+
+        + TypeError: the hosts of a group are a single text instead of a list
+        + ValueError: there is no host
+
+        **Example:**
+
+        .. code:: python
+
+            shop = orbstack_machines.inventory({"web": ["web"], "db": [("db", {"port": 5432})]})
         """
         runs.check_groups(list(groups))
         every = runs.check_groups(every)

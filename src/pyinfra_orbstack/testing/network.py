@@ -14,10 +14,16 @@ PAUSE = 0.2
 class Response(NamedTuple):
     """A server's response.
 
-    Attributes:
-        status: HTTP status, such as 200.
-        headers: Headers by name, in lower case.
-        text: The body.
+    + status: HTTP status, such as 200
+    + headers: headers by name, in lower case
+    + text: the body
+
+    **Example:**
+
+    .. code:: python
+
+        answer = machine.http("/")
+        assert answer.headers["content-type"] == "text/html"
     """
 
     status: int

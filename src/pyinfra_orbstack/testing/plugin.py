@@ -135,9 +135,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def orbstack_machines(request: pytest.FixtureRequest) -> MachineFactory:
-    """Create machines: ``with orbstack_machines(groups=["web"]) as machine: ...``.
+    """Create machines. Without ``with`` a machine lives until the run ends.
 
-    Without ``with`` a machine lives until the run ends.
+    **Returns:** what creates machines
+
+    **Example:**
+
+    .. code:: python
+
+        def test_site(orbstack_machines):
+            with orbstack_machines(groups=["web"]) as machine:
+                machine.assert_idempotent("deploy.py")
     """
     from pyinfra_orbstack.testing.engine import Engine
     from pyinfra_orbstack.testing.machines import MachineFactory
@@ -150,16 +158,34 @@ def orbstack_machines(request: pytest.FixtureRequest) -> MachineFactory:
 
 @pytest.fixture
 def orbstack_machine(orbstack_machines: MachineFactory) -> Iterator[Machine]:
-    """A fresh machine for one test."""
+    """A fresh machine for one test.
+
+    **Returns:** the machine, which runs
+
+    **Example:**
+
+    .. code:: python
+
+        def test_deploy(orbstack_machine):
+            orbstack_machine.assert_idempotent("deploy.py")
+    """
     with orbstack_machines() as machine:
         yield machine
 
 
 @pytest.fixture(scope="session")
 def orbstack_containers(request: pytest.FixtureRequest) -> Iterator[ContainerFactory]:
-    """Create containers: ``with orbstack_containers("debian:13") as container: ...``.
+    """Create containers. Without ``with`` a container lives until the run ends.
 
-    Without ``with`` a container lives until the run ends.
+    **Returns:** what creates containers
+
+    **Example:**
+
+    .. code:: python
+
+        def test_tools(orbstack_containers):
+            with orbstack_containers("debian:13") as container:
+                container.assert_idempotent("deploy.py")
     """
     from pyinfra_orbstack.testing.containers import ContainerFactory
 

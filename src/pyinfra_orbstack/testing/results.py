@@ -27,14 +27,20 @@ if TYPE_CHECKING:
 class Step:
     """One operation on one host.
 
-    Attributes:
-        name: Its name, as pyinfra shows it.
-        host: Name of the host.
-        changed: Whether it ran any command, and all of them succeeded.
-        failed: Whether a command failed, and the run with it.
-        seconds: How long it took.
-        output: The output of its commands.
-        ignored: Whether a command failed and ``_ignore_errors`` let the run continue.
+    + name: its name, as pyinfra shows it
+    + host: name of the host
+    + changed: whether it ran any command, and all of them succeeded
+    + failed: whether a command failed, and the run with it
+    + seconds: how long it took
+    + output: the output of its commands
+    + ignored: whether a command failed and ``_ignore_errors`` let the run continue
+
+    **Example:**
+
+    .. code:: python
+
+        slowest = max(result.steps, key=lambda step: step.seconds)
+        print(slowest.name, slowest.seconds)
     """
 
     name: str
@@ -50,11 +56,18 @@ class Step:
 class Result:
     """The result of a run.
 
-    Attributes:
-        steps: The operations that ran, in order.
-        ok: Whether the run completed and nothing failed.
-        seconds: How long it took, connecting included.
-        log: pyinfra's output.
+    + steps: the operations that ran, in order
+    + ok: whether the run completed and nothing failed
+    + seconds: how long it took, connecting included
+    + log: pyinfra's output
+
+    **Example:**
+
+    .. code:: python
+
+        result = machine.apply("broken.py", check=False)
+        assert not result.ok
+        assert result.failed == ["Install nginx"]
     """
 
     steps: Sequence[Step]

@@ -32,7 +32,18 @@ Self = TypeVar("Self", bound="Deployable")
 
 
 class Ran(NamedTuple):
-    """The result of a command."""
+    """The result of a command.
+
+    + status: its exit status
+    + stdout: its output
+    + stderr: its error output
+
+    **Example:**
+
+    .. code:: python
+
+        assert machine.run("hostname").stdout.strip() == machine.name
+    """
 
     status: int
     stdout: str
@@ -42,8 +53,13 @@ class Ran(NamedTuple):
 class Deployable(abc.ABC):
     """Something that deploys are applied to: one host, or all hosts of an inventory.
 
-    Attributes:
-        name: Its name, or their names.
+    + name: its name, or their names
+
+    **Example:**
+
+    .. code:: python
+
+        machine.assert_idempotent("deploy.py")
     """
 
     name: str
@@ -66,10 +82,27 @@ class Deployable(abc.ABC):
 
     @abc.abstractmethod
     def delete(self) -> None:
-        """Delete the target."""
+        """Delete the target.
+
+        **Example:**
+
+        .. code:: python
+
+            machine.delete()  # earlier than at the end of the run
+        """
 
     def environment(self) -> dict[str, str]:
-        """The environment of that command line, and of a `pyinfra` in a process of its own."""
+        """Return the environment of a ``pyinfra`` or ``orbctl`` that a test starts itself.
+
+        **Returns:** this process's environment, with what selects the same machines
+
+        **Example:**
+
+        .. code:: python
+
+            argv = ["pyinfra", machine.host, "exec", "--", "uptime"]
+            subprocess.run(argv, env=machine.environment(), check=True)
+        """
         env = orbctl.Orbctl.environment()
         env.pop(orbctl.PLAN_VARIABLE, None)
         return env
@@ -81,11 +114,27 @@ class Deployable(abc.ABC):
     ) -> Result:
         """Apply a deploy and return its result.
 
-        Args:
-            deploy: A deploy file, relative to the directory of the project's pytest configuration,
-                or a deploy function or operation, which receives the other arguments.
-            check: Raise `AssertionError`, with pyinfra's log, if something fails.
-            timeout: Time limit for a deploy file, in seconds.
+        + deploy: a deploy file, relative to the directory of the project's pytest configuration,
+          or a deploy function or operation
+        + args: arguments of the function or operation
+        + check: whether to raise an error, with pyinfra's log, if something fails
+        + timeout: time limit for a deploy file, in seconds
+        + kwargs: keyword arguments of the function or operation
+
+        **Returns:** what each operation changed, and pyinfra's log
+
+        **Raises:**
+
+        + AssertionError: an operation failed, or the deploy file exceeded the time limit
+        + FileNotFoundError: there is no such deploy file
+        + TypeError: a deploy file was given arguments
+
+        **Example:**
+
+        .. code:: python
+
+            assert machine.apply("deploy.py").changed
+            machine.apply(server.user, name="Create the shop user", user="shop", _sudo=True)
         """
         began = time.monotonic()
         if callable(deploy):
@@ -117,13 +166,25 @@ class Deployable(abc.ABC):
     ) -> Result:
         """Apply a deploy twice and assert that the second run changes nothing.
 
-        Args:
-            deploy: As for `apply`, as are the other arguments.
-            but: Names of operations that the deploy runs every time; ``Name`` also matches
-                ``Deploy | Name``.
+        + deploy: a deploy file, function or operation, as for ``apply``
+        + args: arguments, as for ``apply``
+        + but: names of operations that the deploy runs every time; ``Name`` also matches
+          ``Deploy | Name``
+        + kwargs: keyword arguments, as for ``apply``
 
-        Raises:
-            ValueError: The deploy has no operation with one of these names.
+        **Returns:** the result of the second run
+
+        **Raises:**
+
+        + AssertionError: a run failed, or the second one changed something
+        + TypeError: ``but`` is a single text instead of a list
+        + ValueError: the deploy has no operation with one of the names in ``but``
+
+        **Example:**
+
+        .. code:: python
+
+            machine.assert_idempotent("deploy.py", but=["Restart the site"])
         """
         if isinstance(but, str):
             raise TypeError(f"but is a list of names, not {but!r}")
@@ -147,10 +208,15 @@ def _names(step: Step) -> set[str]:
 class Target(Deployable):
     """A single host for deploys: what machines and containers share.
 
-    Attributes:
-        name: Its name.
-        id: Its id.
-        host: Its pyinfra host name.
+    + name: its name
+    + id: its id
+    + host: its pyinfra host name
+
+    **Example:**
+
+    .. code:: python
+
+        assert machine.host == f"@orbstack/{machine.name}"
     """
 
     #: The group that contains it.
@@ -175,12 +241,44 @@ class Target(Deployable):
 
     @abc.abstractmethod
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
-        """The local command line that runs a command in the target."""
+        """Return the local command line that runs a command in the target.
+
+        + words: the command and its arguments
+        + user: who runs it
+        + tty: whether to give it a terminal
+
+        **Returns:** the words of the command line, for ``subprocess``
+
+        **Example:**
+
+        .. code:: python
+
+            subprocess.run(machine.argv("uptime"), check=True)
+        """
 
     # Inspecting
 
     def fact(self, fact: type[FactBase[Any]], *args: Any, **kwargs: Any) -> Any:
-        """Return one of pyinfra's facts; global arguments such as ``_sudo=True`` work."""
+        """Return one of pyinfra's facts.
+
+        + fact: the fact
+        + args: arguments of the fact
+        + kwargs: keyword arguments of the fact, and global ones such as ``_sudo=True``
+
+        **Returns:** the value of the fact
+
+        **Raises:**
+
+        + AssertionError: the fact could not be read, with pyinfra's log
+
+        **Example:**
+
+        .. code:: python
+
+            from pyinfra.facts.deb import DebPackages
+
+            assert "nginx" in machine.fact(DebPackages)
+        """
         with runs.log() as log:
             if self._connection is None:
                 self._connection = self._run.connect()
@@ -205,15 +303,24 @@ class Target(Deployable):
     ) -> Ran:
         """Run a command in the target, without pyinfra.
 
-        Args:
-            command: Text for the shell, or a list of words.
-            user: Who runs it; by default a machine's user, who may use sudo, or an image's.
-            stdin: Its input.
-            check: Raise `AssertionError` if its exit status is not 0.
-            timeout: Time limit in seconds.
+        + command: text for the shell, or a list of words
+        + user: who runs it; by default a machine's user, who may use sudo, or an image's
+        + stdin: its input
+        + check: whether to raise an error if its exit status is not 0
+        + timeout: time limit in seconds
 
-        Raises:
-            TimeoutError: It took too long; it and everything that it started are killed.
+        **Returns:** its exit status and output
+
+        **Raises:**
+
+        + AssertionError: its exit status is not 0, and ``check`` is set
+        + TimeoutError: it took too long; it and everything that it started are killed
+
+        **Example:**
+
+        .. code:: python
+
+            assert machine.run("systemctl is-active nginx").stdout.strip() == "active"
         """
         text = command if isinstance(command, str) else shlex.join(command)
         printed = {process.STDOUT: bytearray(), process.STDERR: bytearray()}
@@ -235,7 +342,23 @@ class Target(Deployable):
         return ran
 
     def read(self, path: str, *, user: str = "root") -> str:
-        """Return the text of a file."""
+        """Return the text of a file.
+
+        + path: path of the file in the target
+        + user: who reads it
+
+        **Returns:** its text
+
+        **Raises:**
+
+        + AssertionError: that user cannot read it, or there is no such file
+
+        **Example:**
+
+        .. code:: python
+
+            assert "shop" in machine.read("/etc/passwd")
+        """
         return self.run(["cat", "--", path], user=user).stdout
 
     def _disconnect(self) -> None:
