@@ -90,4 +90,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "A prepared image": "run by: tests/template/conftest.py, in prepare and prepared",
         "In CI": "not run: it needs GitLab; tests/template runs its commands",
     },
+    "docs/web-server.md": {
+        "Install": "not run: scripts/rehearsal.py does the same, from an index on loopback",
+    },
 }
