@@ -183,7 +183,9 @@ def test_no_machines_is_a_skip_and_under_ci_a_failure(
     pytester.makepyfile("def test(orbstack_machine): pass")
     result = pytester.runpytest_subprocess("-rs")
     result.assert_outcomes(**{outcome: 1})
-    result.stdout.fnmatch_lines(["*no machines: *names '/no/such/orbctl', which is no program*"])
+    result.stdout.fnmatch_lines(
+        ["*no machines: *is set to '/no/such/orbctl', but no such executable was found*"]
+    )
 
 
 def test_real_means_real(pytester: pytest.Pytester, client: Orbctl) -> None:

@@ -185,7 +185,7 @@ def test_what_is_no_name_is_refused_before_a_container_is_made(
 
 @pytest.mark.parametrize("groups", ["web", b"web", [1], [None], {1: {}}, [("web", {})]], ids=repr)
 def test_what_is_no_text_is_refused(groups: Any) -> None:
-    with pytest.raises(TypeError, match=r"groups are a list|name of a group is text"):
+    with pytest.raises(TypeError, match=r"groups must be a list|name of a group must be text"):
         check_groups(groups)
 
 
