@@ -53,7 +53,7 @@ def refuse_strangers(client: Orbctl, hosts: list[str]) -> None:
     for machine in client.machines():
         if machine.name in names and recorded.get(machine.name) != machine.id:
             raise CommandError(
-                f"there already is a machine {machine.name!r} that this demo did not make: "
+                f"there already is a machine {machine.name!r} that this demo did not create: "
                 "rename or delete it, then try again"
             )
 
@@ -71,7 +71,7 @@ def deploy(environment: dict[str, str]) -> tuple[int, int]:
     # pyinfra's own table: hosts, success (with changes), error, no change.
     counts = [0 if word == "-" else int(word) for word in re.findall(r"\s(\d+|-)(?=\s|$)", total)]
     if child.wait() or len(counts) != 4 or counts[2]:
-        raise CommandError("the deploy failed; see its output above")
+        raise CommandError("the deploy failed: see its output above")
     return counts[1], counts[3]
 
 
@@ -84,7 +84,7 @@ def demo() -> None:
     """Render, create, deploy, deploy again, and report it."""
     existing = (DEMO / ".copier-answers.yml").exists()
     if DEMO.exists() and not existing:
-        raise CommandError(f"{DEMO} is there and was not made by this demo: move it away first")
+        raise CommandError(f"{DEMO} exists and was not created by this demo: move it away first")
     command = programs.choose_orbctl()
     reach = programs.settings(command)
     os.environ.update(reach)
@@ -113,7 +113,7 @@ def demo() -> None:
     again, unchanged = deploy(environment)
     if again:
         raise CommandError(
-            f"the second run changed {again} operations, it should have changed nothing"
+            f"the second run changed {again} operations instead of none: see its output above"
         )
     print(f"\nThe first run changed {changed} things, the second none of {unchanged}.")
     command_line = str(Path(sys.executable).with_name("pyinfra"))

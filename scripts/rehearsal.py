@@ -101,7 +101,7 @@ def upload(copy: Checkout, url: str) -> None:
         copy.tool(*twine, "--repository-url", f"{url}/", *copy.dist)
     except Problem as refused:
         answered = re.search(r"HTTPError: 4\d\d", str(refused))
-        need(answered, f"the second upload failed in a strange way: {refused}")
+        need(answered, f"the second upload failed in an unexpected way: {refused}")
     else:
         raise Problem("the index took the same files twice")
 
@@ -122,7 +122,8 @@ def install(copy: Checkout, url: str, venv: Path) -> Path:
     look_at(copy, python)
     with zipfile.ZipFile(copy.wheel) as archive:
         named = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-        need(named and "pytest11" in archive.read(named[0]).decode(), "the pytest plugin is lost")
+        found = named and "pytest11" in archive.read(named[0]).decode()
+        need(found, "the pytest plugin is missing")
     return venv / "bin" / "pyinfra"
 
 
@@ -130,7 +131,7 @@ def look_at(copy: Checkout, python: Path) -> None:
     """An environment has the uploaded version, and pyinfra finds the connector in it."""
     said = copy.run(python, "-I", "-c", SEEN).split()
     right = [copy.version, "OrbStackConnector"]
-    need(said == right, f"the installed package says {said}, and not {right}")
+    need(said == right, f"the installed package reports {said}, not {right}")
 
 
 def install_with_uv(copy: Checkout, url: str, folder: Path) -> list[Path]:

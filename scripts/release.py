@@ -24,13 +24,13 @@ def output(*argv: str) -> str:
 def problem(version: str) -> str | None:
     """The reason not to release this version, or None."""
     if not VERSION.fullmatch(version):
-        return f"VERSION={version!r} is no version: make release VERSION=1.2.3"
+        return f"VERSION={version!r} is not a version: run, for example, make release VERSION=1.2.3"
     if output("git", "status", "--porcelain"):
-        return "there are changes that are not committed"
+        return "there are uncommitted changes: commit them first"
     if output("git", "tag", "--list", f"v{version}"):
-        return f"there is a tag v{version} already"
+        return f"tag v{version} already exists: choose another version"
     if not changes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), "Unreleased"):
-        return f"CHANGELOG.md has no entry below {UNRELEASED}"
+        return f"CHANGELOG.md has no entry below {UNRELEASED}: add one"
     return None
 
 

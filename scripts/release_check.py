@@ -90,7 +90,7 @@ def metadata(checkout: Checkout) -> str:
     """Metadata are complete."""
     project = checkout.project
     checkout.tool("validate-pyproject", "pyproject.toml")
-    need(VERSION.fullmatch(checkout.version), f"{checkout.version!r} is no semantic version")
+    need(VERSION.fullmatch(checkout.version), f"{checkout.version!r} is not a semantic version")
     need(project.get("urls") == URLS, f"the URLs are not {json.dumps(URLS, indent=4)}")
     need(project["name"] == NAME, f"the name is not {NAME}")
     classifiers = project["classifiers"]
@@ -102,7 +102,7 @@ def metadata(checkout: Checkout) -> str:
     need(not any(c.startswith("License ::") for c in classifiers), "a license classifier (PEP 639)")
     code = "\n".join(p.read_text(encoding="utf-8") for p in (checkout.root / "src").rglob("*.py"))
     twice = re.search(r"^\s*__version__\s*(?::\s*\w+)?\s*=\s*[\"']", code, re.MULTILINE)
-    need(not twice, "src/ has a version of its own: it stands in pyproject.toml alone")
+    need(not twice, "src/ has a version of its own: keep it only in pyproject.toml")
     checkout.tool("pyroma", "--min=10", checkout.sdist)
     return f"version {checkout.version}; validate-pyproject and pyroma have nothing to say"
 
@@ -123,7 +123,7 @@ def contents(checkout: Checkout) -> str:
         licenses = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     expected = {name[len("src/") :] for name in files if name.startswith("src/")}
     strange, missing = sorted(inside - expected), sorted(expected - inside)
-    need(not strange, f"the wheel has what is not in src/: {', '.join(strange)}")
+    need(not strange, f"the wheel contains files that are not in src/: {', '.join(strange)}")
     need(not missing, f"the wheel lacks {', '.join(missing)}")
     need(licenses, "the wheel has no license")
     with tarfile.open(checkout.sdist) as sdist:
@@ -175,15 +175,15 @@ def index(checkout: Checkout) -> str:
         match = re.fullmatch(r"pyinfra_orbstack-([^-]+)-.*\.whl", file)
         if match:
             wheels[match[1]] = link
-    need(wheels, f"{url} has no wheel to tell whose {NAME} is")
+    need(wheels, f"{url} has no wheel from which to identify the owner of {NAME}")
     newest = max(wheels, key=version_key)
     try:
         theirs = read_metadata(fetch(urllib.parse.urljoin(url, wheels[newest])))
     except OSError as error:
         return f"unknown: {error}"
     ours = any(value.endswith(REPOSITORY) for value in theirs.get_all("Project-URL", []))
-    need(ours, f"{NAME} {newest} is there and not ours")
-    need(checkout.version not in wheels, f"{NAME} {checkout.version} is there already")
+    need(ours, f"{NAME} {newest} exists and is not ours")
+    need(checkout.version not in wheels, f"{NAME} {checkout.version} already exists")
     return f"{NAME} is ours, newest is {newest}; {checkout.version} is free"
 
 
@@ -241,7 +241,7 @@ def badges(checkout: Checkout) -> str:
         workflow = re.search(r"actions/workflows/([^/]+)/badge\.svg", picture)
         if workflow:
             path = checkout.root / ".github" / "workflows" / workflow[1]
-            need(path.exists(), f"the badge {label!r} is of {workflow[1]}, which is not there")
+            need(path.exists(), f"the badge {label!r} is of {workflow[1]}, which does not exist")
         elif "shields.io" in picture or "codecov.io" in picture:
             name = re.search(r"/pypi/\w+/([\w-]+)|/gh/([\w-]+/[\w-]+)|/github/\w+/(.+)$", picture)
             right = not name or name[1] in (None, NAME)

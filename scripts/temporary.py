@@ -77,7 +77,7 @@ def _sweep(note: Path, end: End) -> bool:
 def _discard(folder: Path, end: End) -> bool:
     used = folder.exists() and any(path.is_dir() for path in folder.iterdir())
     if used and not end(folder):
-        print(f"{folder} stays; `make clean` tries again", file=sys.stderr)
+        print(f"{folder} could not be removed: run `make clean` again", file=sys.stderr)
         return False
     remove(folder)
     return not folder.exists()

@@ -30,11 +30,11 @@ def wait_for_packages(base: str) -> None:
         return
     begun, lock = time.monotonic(), _held()
     if lock:
-        say(f"waiting for this host's package manager, which holds {lock}")
+        say(f"waiting for this host's package manager, which has locked {lock}")
     while lock:
         if time.monotonic() - begun > _SECONDS:
             raise Failure(
-                f"this host's package manager still holds {lock}, and machines would see its files"
+                f"this host's package manager still locks {lock}, and machines would see its files"
                 " change: try again when it has finished"
             )
         time.sleep(0.1)

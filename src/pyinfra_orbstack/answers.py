@@ -102,18 +102,18 @@ def _json(text: str, opening: str) -> Any:
         except json.JSONDecodeError:
             continue
     shown = " ".join(text.split())
-    raise BadAnswer(f"orbctl did not answer with JSON: {shown[:120]!r}")
+    raise BadAnswer(f"orbctl did not print JSON: {shown[:120]!r}")
 
 
 def _machine(record: Any, **extra: Any) -> Machine:
     if not isinstance(record, dict):
-        raise BadAnswer(f"orbctl listed something that is no machine: {record!r:.120}")
+        raise BadAnswer(f"orbctl listed something that is not a machine: {record!r:.120}")
     for key in ("id", "name", "state"):
         if not isinstance(record.get(key), str) or not record[key]:
             raise BadAnswer(f"orbctl listed a machine without {key}: {record!r:.120}")
     image, config = record.get("image") or {}, record.get("config") or {}
     if not isinstance(image, dict) or not isinstance(config, dict):
-        raise BadAnswer(f"orbctl listed a machine with an odd image or config: {record!r:.120}")
+        raise BadAnswer(f"orbctl listed a machine with an invalid image or config: {record!r:.120}")
     isolated = config.get("isolated")
     return Machine(
         id=record["id"],
@@ -171,7 +171,7 @@ def parse_version(text: str) -> str:
     """
     match = re.search(r"^Version: (\d+\.\d+\S*)", text, re.MULTILINE)
     if match is None:
-        raise BadAnswer(f"orbctl did not tell its version: {text.strip()[:120]!r}")
+        raise BadAnswer(f"orbctl did not report its version: {text.strip()[:120]!r}")
     return match[1]
 
 
@@ -183,7 +183,7 @@ def parse_status(text: str) -> str:
     """
     match = re.search(r"^(Running|Starting|Stopped)\s*$", text, re.MULTILINE)
     if match is None:
-        raise BadAnswer(f"orbctl did not tell its status: {text.strip()[:120]!r}")
+        raise BadAnswer(f"orbctl did not report its status: {text.strip()[:120]!r}")
     return match[1].lower()
 
 
@@ -195,7 +195,7 @@ def parse_config(text: str) -> dict[str, bool | int | str]:
     """
     lines = re.findall(r"^([a-z][^\s:]*):(?: (.*))?$", text, re.MULTILINE)
     if not lines:
-        raise BadAnswer(f"orbctl showed no settings: {text.strip()[:120]!r}")
+        raise BadAnswer(f"orbctl printed no settings: {text.strip()[:120]!r}")
     return {key: _typed(value) for key, value in lines}
 
 
@@ -209,7 +209,7 @@ def parse_ssh(text: str) -> dict[str, bool | int | str]:
     """
     lines = re.findall(r"^\s*([A-Za-z][A-Za-z ]*):[ \t]*(\S.*)$", text, re.MULTILINE)
     if not lines:
-        raise BadAnswer(f"orbctl showed no SSH details: {text.strip()[:120]!r}")
+        raise BadAnswer(f"orbctl printed no SSH details: {text.strip()[:120]!r}")
     return {
         key.lower().replace(" ", "_"): _typed(value.strip())
         for key, value in lines

@@ -24,13 +24,13 @@ def check_value(what: str, value: str) -> str:
     if not isinstance(value, str):
         raise BadValue(f"{what} must be text, not {value!r}")
     if not value:
-        raise BadValue(f"{what} is empty")
+        raise BadValue(f"{what} must not be empty")
     if value.startswith("-"):
-        raise BadValue(f"{what} {value!r} begins with '-', which orbctl would take for a flag")
+        raise BadValue(f"{what} {value!r} must not begin with '-': orbctl would read it as a flag")
     if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", value):
-        raise BadValue(f"{what} {value!r} holds a control character")
+        raise BadValue(f"{what} {value!r} must not contain a control character")
     if re.search(r"[\ud800-\udfff]", value):
-        raise BadValue(f"{what} {value!r} holds half of a character")
+        raise BadValue(f"{what} {value!r} must not contain a lone surrogate")
     return value
 
 
@@ -49,9 +49,9 @@ def check_name(name: str) -> str:
     """
     check_value("machine name", name)
     if name in RESERVED_NAMES:
-        raise BadValue(f"machine name {name!r} is reserved by OrbStack")
+        raise BadValue(f"machine name {name!r} is reserved by OrbStack: use another name")
     if re.search(r"[\s/]", name) or name in (".", ".."):
-        raise BadValue(f"machine name {name!r} holds a space or a slash")
+        raise BadValue(f"machine name {name!r} must not contain a space or a slash")
     return name
 
 
@@ -62,7 +62,7 @@ def check_id(machine_id: str) -> str:
         BadValue: It cannot.
     """
     if not re.fullmatch(r"[0-9A-Za-z]+", check_value("machine id", machine_id)):
-        raise BadValue(f"machine id {machine_id!r} holds more than letters and digits")
+        raise BadValue(f"machine id {machine_id!r} must contain only letters and digits")
     return machine_id
 
 
@@ -72,7 +72,9 @@ def run_args(name: str, argv: Sequence[str], *, user: str | None = None) -> list
     They always include the working directory, since `orbctl` would use the caller's.
     """
     if argv[0].startswith("-"):
-        raise BadValue(f"command {argv[0]!r} begins with '-', which orbctl would take for a flag")
+        raise BadValue(
+            f"command {argv[0]!r} must not begin with '-': orbctl would read it as a flag"
+        )
     as_user = ["-u", check_value("user", user)] if user else []
     return ["run", "-m", check_name(name), *as_user, "-w", "/", *argv]
 
@@ -124,7 +126,7 @@ def create_args(
             args += [flag, check_value(flag.lstrip("-"), str(value))]
     mounts = list(mounts)
     if not isolated and (isolate_network or mounts):
-        raise BadValue("isolate_network and mounts need isolated")
+        raise BadValue("isolate_network and mounts require isolated")
     for flag, wanted in (
         ("--isolated", isolated),
         ("--isolate-network", isolate_network),
@@ -144,7 +146,7 @@ def machine_args(words: str, *names: str) -> list[str]:
     ['stop', '--force', 'web']
     """
     if not names:
-        raise BadValue(f"{words} needs a machine: without one it may mean all of OrbStack")
+        raise BadValue(f"{words} requires a machine: without one it may act on all of OrbStack")
     return [*words.split(), *map(check_name, names)]
 
 
@@ -166,7 +168,7 @@ def import_args(path: str, name: str) -> list[str]:
 def config_args(key: str, value: str | None = None) -> list[str]:
     """Arguments that read or change a setting; an empty value clears it."""
     if re.search(r"\s", check_value("config key", key)):
-        raise BadValue(f"config key {key!r} holds a space")
+        raise BadValue(f"config key {key!r} must not contain a space")
     if value is None:
         return ["config", "get", key]
     return ["config", "set", key, value and check_value(f"value of {key}", value)]
@@ -184,7 +186,7 @@ def check_arch(arch: str) -> str:
         BadValue: It does not.
     """
     if arch not in ARCHS:
-        raise BadValue(f"arch is {' or '.join(ARCHS)}, not {arch!r}")
+        raise BadValue(f"arch must be {' or '.join(ARCHS)}, not {arch!r}")
     return arch
 
 
@@ -198,7 +200,7 @@ def check_image_form(key: str, image: str) -> str:
     'centos:9-Stream'
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(:[A-Za-z0-9][\w.-]*)?", image, re.ASCII):
-        raise BadValue(f"{key} is DISTRO or DISTRO:VERSION, not {image!r}")
+        raise BadValue(f"{key} must be DISTRO or DISTRO:VERSION, not {image!r}")
     return image
 
 
@@ -218,12 +220,12 @@ def limits(
     found = {}
     if cpus is not None:
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(cpus)):
-            raise BadValue(f"cpus is a number such as 2, not {cpus!r}")
+            raise BadValue(f"cpus must be a number such as 2, not {cpus!r}")
         found["cpu"] = f"{_finite('cpus', str(cpus)):g}"
     if memory is not None:
         size = _bytes("memory", memory, "4096 (MiB) or 4G", "M")
         if size % 1024**2:
-            raise BadValue(f"memory is a whole number of MiB, not {memory!r}")
+            raise BadValue(f"memory must be a whole number of MiB, not {memory!r}")
         found["memory_mib"] = str(size >> 20)
     if disk is not None:
         found["disk_bytes"] = str(_bytes("disk", disk, "64G"))
@@ -233,16 +235,16 @@ def limits(
 def _bytes(what: str, value: str | float, example: str, plain: str = "") -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)", str(value).upper())
     if match is None or isinstance(value, bool):
-        raise BadValue(f"{what} is a size such as {example}, not {value!r}")
+        raise BadValue(f"{what} must be a size such as {example}, not {value!r}")
     unit, number = match[2] or plain, _finite(what, match[1])
     if not unit and number:
-        raise BadValue(f"{what} needs a unit, as in {example}, not {value!r}")
+        raise BadValue(f"{what} requires a unit, as in {example}, not {value!r}")
     return int(number * 1024 ** (" KMGT".index(unit or " ")))
 
 
 def _finite(what: str, digits: str) -> float:
     if float(digits) > 2**53:
-        raise BadValue(f"{what} is too large: {digits[:40]}")
+        raise BadValue(f"{what} must be smaller, not {digits[:40]}")
     return float(digits)
 
 

@@ -49,8 +49,8 @@ def answers(lines: Sequence[str], *, whole: bool = False, accept: Sequence[int] 
     """
     if lines[-1:] == ["orbctl: missing"]:
         raise OrbctlMissing(
-            "there is no orbctl on this host, neither on PATH nor in OrbStack's and Homebrew's "
-            f"folders: install OrbStack there, or set {COMMAND_VARIABLE}"
+            "orbctl was not found on this host, neither on PATH nor in the directories of OrbStack "
+            f"and Homebrew: install OrbStack there, or set {COMMAND_VARIABLE}"
         )
     found, text = [], []
     for number, line in enumerate(lines, 1):
@@ -65,5 +65,5 @@ def answers(lines: Sequence[str], *, whole: bool = False, accept: Sequence[int] 
             raise error_of(end[2].replace("\t", "\n"), status)
         text = []
     if text or not found:
-        raise BadAnswer("the answer of orbctl was cut short")
+        raise BadAnswer("the output of orbctl was cut short: try again")
     return found

@@ -98,7 +98,9 @@ def deploy(args: argparse.Namespace) -> int:
         print(f"deploying to {', '.join(batch)}", flush=True)
         status = pyinfra(batch, *limit_words(batch), *words)
         if status:
-            print(f"stopped; not deployed to: {', '.join(later) or '-'}", file=sys.stderr)
+            print(
+                f"stopped at a failure; not deployed to: {', '.join(later) or '-'}", file=sys.stderr
+            )
             return status
     return 0
 
@@ -110,7 +112,7 @@ def batch_size(serial: str) -> int:
         CommandError: The text is not a number.
     """
     if not re.fullmatch(r"([1-9][0-9]{0,5})?", serial):
-        raise CommandError(f"SERIAL is how many hosts at a time, such as 1, not {serial!r}")
+        raise CommandError(f"SERIAL must be a number of hosts, such as 1, not {serial!r}")
     return int(serial or 0)
 
 
@@ -223,7 +225,9 @@ def pyinfra_words(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as broken:
-        raise CommandError(f"ARGS cannot be split into words: {broken}") from None
+        raise CommandError(
+            f"cannot split ARGS into words: {broken}; quote it as in a shell"
+        ) from None
     for word in words:
         option = word.partition("=")[0]
         # Short options can be joined: -vvy.
@@ -323,16 +327,17 @@ def shell(args: argparse.Namespace) -> int:
         try:
             container = engine.inspect(name)
         except docker.ContainerNotFound:
-            known = ", ".join(f"docker/{one.name}" for one in engine.containers()) or "none yet"
-            raise CommandError(f"there is no container {name!r}; M can be: {known}") from None
+            known = ", ".join(f"docker/{one.name}" for one in engine.containers())
+            advice = f"set M to one of: {known}" if known else "start one"
+            raise CommandError(f"there is no container {name!r}: {advice}") from None
         words = docker.exec_args(container.id, login, tty=sys.stdin.isatty())
         return call(engine.argv(words), engine.environment())
     use_orbctl()
     client = orbctl.Orbctl()
     names = [machine.name for machine in client.machines()]
     if args.machine not in names:
-        known = ", ".join(names) or "none yet, `make deploy` makes them"
-        raise CommandError(f"there is no machine {args.machine!r}; M can be: {known}")
+        advice = f"set M to one of: {', '.join(names)}" if names else "create it with `make deploy`"
+        raise CommandError(f"there is no machine {args.machine!r}: {advice}")
     return call(client.argv(orbctl.run_args(args.machine, login)), client.environment())
 
 
@@ -341,9 +346,7 @@ def destroy(args: argparse.Namespace) -> int:
     inventory = None if args.inventory is None else find_inventory(args.inventory)
     wanted = machines_of(inventory) if inventory else None
     if wanted == []:
-        raise CommandError(
-            f"{inventory} names no machine of this computer: there is none to delete"
-        )
+        raise CommandError(f"{inventory} contains no local machines: there is nothing to delete")
     record = orbctl.Record(RECORD)
     recorded = {machine_id: name for name, machine_id in record.machines().items()}
     machines: list[orbctl.Machine] = []
@@ -355,10 +358,8 @@ def destroy(args: argparse.Namespace) -> int:
         machines = [one for one in machines if recorded.get(one.id) in wanted]
     names = [machine.name for machine in machines]
     if not names:
-        print(
-            f"this project has made no machine{f' of {inventory}' if inventory else ''} that is "
-            "still there"
-        )
+        where = f"{inventory} contains no machine" if inventory else "there is no machine"
+        print(f"{where} that this project created")
         return 0
     if not args.yes:
         if not sys.stdin.isatty():
@@ -395,9 +396,9 @@ def tell_forgotten(names: Sequence[str]) -> None:
         return
     forgotten = sorted(set(names) - set(known))
     if forgotten:
-        print(f"made here, too, but in no inventory any more: {', '.join(forgotten)}")
+        print(f"also created here, but no longer in any inventory: {', '.join(forgotten)}")
         command = Path(sys.executable).with_name(COMMAND)
-        print(f"(to delete all made here: {command} destroy)")
+        print(f"(to delete all machines created here: {command} destroy)")
 
 
 def use_orbctl() -> None:

@@ -165,7 +165,7 @@ class OrbStackConnector(BaseConnector):
         # Only the name says what kind of host this is.
         asked = parse(self.host.name)
         if asked is None:
-            raise ConnectError(f"{self.host.name} is no host of this connector")
+            raise ConnectError(f"{self.host.name} is not a host of this connector")
         if asked.is_pattern:
             raise ConnectError(inventory.no_match(asked))
         if not asked.container:
@@ -387,5 +387,5 @@ def _seconds(timeout: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if number is not None and math.isnan(number):
-        raise OSError(f"_timeout is a number of seconds, not {timeout!r}")
+        raise OSError(f"_timeout must be a number of seconds, not {timeout!r}")
     return number

@@ -111,7 +111,7 @@ def check_name(name: str) -> str:
         DockerError: It cannot; nothing was run.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", name):
-        raise DockerError(f"{name!r} cannot be a container's name or id")
+        raise DockerError(f"{name!r} is not a valid name or id of a container")
     return name
 
 
@@ -144,7 +144,7 @@ def parse(text: str) -> list[Container]:
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
     shown = " ".join(text.split())
-    raise DockerError(f"docker did not answer with containers: {shown[:120]!r}")
+    raise DockerError(f"docker did not print a list of containers: {shown[:120]!r}")
 
 
 def parse_ids(text: str) -> list[str]:
@@ -155,7 +155,7 @@ def parse_ids(text: str) -> list[str]:
     """
     ids = text.split()
     if not all(re.fullmatch("[0-9a-f]{64}", one) for one in ids):
-        raise DockerError(f"docker did not answer with ids: {' '.join(ids)[:120]!r}")
+        raise DockerError(f"docker did not print a list of ids: {' '.join(ids)[:120]!r}")
     return ids
 
 
@@ -250,7 +250,7 @@ class Docker:
         """
         found = self._read(parse, "container", "inspect", check_name(name))
         if len(found) != 1:
-            raise DockerError(f"docker shows {len(found)} containers {name!r}")
+            raise DockerError(f"docker reported {len(found)} containers {name!r}, not 1")
         return found[0]
 
     def start(self, name: str) -> None:
@@ -264,7 +264,9 @@ def _run(argv: Sequence[str], timeout: float) -> process.Completed:
     try:
         return process.run(argv, timeout=timeout, env=Docker.environment())
     except TimeoutError:
-        raise DockerError(f"{shlex.join(argv)[:80]} did not answer in {timeout:g} s") from None
+        raise DockerError(
+            f"{shlex.join(argv)[:80]} did not answer in {timeout:g} s: check that OrbStack runs"
+        ) from None
     except OSError as broken:
         raise DockerError(f"cannot run {argv[0]}: {broken.strerror}") from None
 
@@ -274,14 +276,14 @@ def _find() -> list[str]:
     if named:
         found = shutil.which(os.path.expanduser(named))
         if not found:
-            raise DockerError(f"{COMMAND_VARIABLE} names {named!r}, which is no program")
+            raise DockerError(orbctl.no_executable(COMMAND_VARIABLE, named))
         return [found]
     folders = os.pathsep.join(os.path.expanduser(folder) for folder in orbctl.KNOWN_FOLDERS)
     found = shutil.which("docker") or shutil.which("docker", path=folders)
     if not found:
         raise DockerError(
-            "docker not found: OrbStack brings it, and puts it on PATH when it is opened; "
-            f"{COMMAND_VARIABLE} names another command"
+            "docker not found: open OrbStack once, which adds it to PATH, "
+            f"or set {COMMAND_VARIABLE} to another command"
         )
     known = _run([found, "context", "inspect", CONTEXT], READ_TIMEOUT).returncode == 0
     return [found, "--context", CONTEXT] if known else [found]

@@ -78,7 +78,7 @@ class Ending:
         except OSError as broken:
             reason = str(broken) or f"no answer in {END_TIMEOUT:g} s"
             raise OSError(
-                f"the command may still run: the call that should end it failed ({reason})"
+                f"the command may still be running, as killing it failed ({reason}): check for it"
             ) from None
 
     def _begin_somehow(self, make_room: Callable[[], object]) -> None:

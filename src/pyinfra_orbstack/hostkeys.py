@@ -64,7 +64,7 @@ def trust(inventory: Path, limit: str | None, *, yes: bool) -> int:
     """
     inventory_files.hosts_of(inventory)
     if not shutil.which("ssh-keyscan"):
-        raise CommandError("ssh-keyscan is not installed: it comes with OpenSSH's client")
+        raise CommandError("ssh-keyscan not found: install the OpenSSH client")
     fresh: list[tuple[Server, Keys]] = []
     problems = 0
     for host in _hosts(inventory, limit):
@@ -104,7 +104,7 @@ def _hosts(inventory: Path, limit: str | None) -> list[Host]:
         if host.connector_cls is SSHConnector and (chosen is None or host.name in chosen)
     ]
     if not hosts:
-        raise CommandError(f"{inventory} names no server over SSH: there is no key to record")
+        raise CommandError(f"{inventory} contains no SSH hosts: there is no key to record")
     return hosts
 
 
@@ -163,7 +163,7 @@ def recorded(server: Server) -> Keys:
     try:
         found = HostKeys(str(server.file)).lookup(server.name)
     except Exception as broken:  # whatever it finds there
-        raise Problem(f"{server.file} cannot be read: {' '.join(str(broken).split())}") from None
+        raise Problem(f"cannot read {server.file}: {' '.join(str(broken).split())}") from None
     return {kind: key.get_base64() for kind, key in found.items()} if found else {}
 
 
@@ -176,7 +176,7 @@ def unknown_keys(server: Server, known: Keys, offered: Keys) -> Keys:
     same = known.items() & offered.items()
     if any(known.get(kind, key) != key for kind, key in offered.items()) or (known and not same):
         raise Problem(
-            f"its host key is not the one in {server.file}; if the server is a new one, forget "
+            f"its host key is not the one in {server.file}; if the server was replaced, remove "
             f"the old key first: ssh-keygen -R '{server.name}' -f {server.file}"
         )
     return {kind: key for kind, key in offered.items() if kind not in known}
@@ -200,7 +200,9 @@ def _confirmed(fresh: list[tuple[Server, Keys]]) -> bool:
     """
     names = ", ".join(server.host for server, _ in fresh)
     if not sys.stdin.isatty():
-        raise CommandError(f"would record the keys of {names}: compare them, confirm with YES=1")
+        raise CommandError(
+            f"would record the keys of {names}: compare them, then confirm with YES=1"
+        )
     print("On a server, `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints its own.")
     try:
         return input("Are these the servers' keys? [y/N] ").strip().lower() in ("y", "yes")

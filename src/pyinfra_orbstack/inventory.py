@@ -66,7 +66,9 @@ def _machines(asked: HostName) -> Iterator[Host]:
     if not name:
         chosen = [machine for machine in machines if machine.running]
         if not chosen:
-            raise InventoryError("no OrbStack machine is running (@orbstack/* is every one)")
+            raise InventoryError(
+                "no OrbStack machine is running; use @orbstack/* to include stopped machines"
+            )
     elif asked.is_pattern:
         chosen = [machine for machine in machines if fnmatchcase(machine.name, name)]
         if not chosen:
@@ -120,7 +122,7 @@ class MachineHostData(dict[str, Any]):
         except (orbctl.MachineNotFound, orbctl.BadValue):
             raise KeyError(key) from None
         except orbctl.OrbctlError as broken:
-            raise InventoryError(f"{key} of {MACHINES}{self._name}: {broken}") from None
+            raise InventoryError(f"cannot read {key} of {MACHINES}{self._name}: {broken}") from None
         if not machine.running or not machine.ip4:
             raise KeyError(key)
         # The user's own values take precedence.
@@ -206,7 +208,7 @@ def _containers(asked: HostName) -> Iterator[Host]:
             raise InventoryError(no_match(asked))
         raise InventoryError(
             "no container is running; "
-            "one that is stopped is started when it is named: @orbstack/docker/NAME"
+            "to start a stopped container, target it by name: @orbstack/docker/NAME"
         )
     for one in chosen:
         yield container_host(one.name, one, named=False)
@@ -222,4 +224,4 @@ def just_listed(name: str) -> orbctl.Machine | None:
 
 def known(there: Iterable[orbctl.Machine | docker.Container]) -> str:
     names = sorted(one.name for one in there)
-    return f" (there are: {', '.join(names)})" if names else " (there is none)"
+    return f" (existing: {', '.join(names)})" if names else " (none exists)"

@@ -62,7 +62,9 @@ def _groups(path: Path) -> dict[str, tuple[Sequence[Any], Any]]:
             continue
         for name in map(_name, hosts):
             if isinstance(name, list):
-                raise CommandError(f"{path}: {key} holds {name!r}: a host is a name, or a tuple")
+                raise CommandError(
+                    f"{path}: a host in {key} must be a name or a tuple, not {name!r}"
+                )
         found[key] = (hosts, data)
     return found
 
@@ -90,9 +92,12 @@ def find_inventory(name: str) -> Path:
     """
     known = sorted(path.stem for path in Path("inventories").glob("*.py"))
     if not known:
-        raise CommandError(f"there is no inventory in {Path('inventories').absolute()}")
+        folder = Path("inventories").absolute()
+        raise CommandError(f"there is no inventory in {folder}: run this in a project's directory")
     if name not in known:
-        raise CommandError(f"there is no inventory {name!r}; INVENTORY can be: {', '.join(known)}")
+        raise CommandError(
+            f"there is no inventory {name!r}: set INVENTORY to one of: {', '.join(known)}"
+        )
     return Path("inventories", f"{name}.py")
 
 
@@ -197,7 +202,7 @@ def limited(inventory: Inventory, path: Path, limit: str) -> list[str]:
             groups = ", ".join(sorted(inventory.groups))
             hosts = ", ".join(host.name for host in inventory)
             raise CommandError(
-                f"LIMIT: nothing in {path} matches {word!r}; groups: {groups}; hosts: {hosts}"
+                f"LIMIT {word!r} matches nothing in {path}; use groups: {groups}; or hosts: {hosts}"
             )
         chosen.update((host.name, None) for host in members)
     return [host.name for host in inventory if host.name in chosen]

@@ -75,7 +75,9 @@ class Launched:
             )
         except ValueError as bad:
             # A NUL, or a character that has no bytes.
-            raise OSError(errno.EINVAL, f"a word that no command line can hold ({bad})") from None
+            raise OSError(
+                errno.EINVAL, f"a command line cannot contain this argument ({bad})"
+            ) from None
         self._gone = False
         #: Its exit status, negative for a signal; None while it runs, or if other code took it.
         self.status: int | None = None

@@ -90,7 +90,7 @@ def pieces(source: Any) -> Generator[bytes, None, None]:
 
 def _bytes(data: Any) -> bytes:
     if data is None:
-        raise BlockingIOError("it has nothing to read yet and does not wait for it")
+        raise BlockingIOError("it is non-blocking and has no data yet")
     return data.encode() if isinstance(data, str) else bytes(data)
 
 
@@ -235,7 +235,7 @@ def _cut(file: Any) -> None:
         # Devices and simple objects cannot; that matters only if something is left.
         end = file.tell()
         if file.seek(0, os.SEEK_END) not in (None, end):
-            raise OSError("it held more and cannot be shortened") from None
+            raise OSError("it contained more and cannot be truncated") from None
 
 
 @contextlib.contextmanager
@@ -338,7 +338,7 @@ class _IntoFile(Arrival):
             except OSError:
                 os.replace(kept, os.path.join(self._room, "kept"))
                 raise OSError(
-                    f"{reason(broken)}; its old content could not be put back and is kept in "
+                    f"{reason(broken)}; its old content could not be restored and is kept in "
                     f"{os.path.join(self._room, 'kept')}"
                 ) from None
             raise

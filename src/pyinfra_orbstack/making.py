@@ -116,7 +116,9 @@ class Making:
             if str(problem) not in line or took_too_long:
                 tell(line)
         if took_too_long:
-            raise OrbctlError(f"orbctl {self._args[0]} did not answer in {timeout:g} s")
+            raise OrbctlError(
+                f"orbctl {self._args[0]} did not answer in {timeout:g} s: try `orbctl status`"
+            )
         raise problem
 
     def undo(self, tell: Callable[[str], object]) -> None:
@@ -137,8 +139,8 @@ class Making:
             reason = self._why_not_removed(self._removal)
             if reason:
                 tell(
-                    f"machine {self._name} was made and cannot be used; deleting it failed: "
-                    f"{reason}; this deletes it: "
+                    f"machine {self._name} was created, but is unusable, and deleting it failed: "
+                    f"{reason}; to delete it, run: "
                     f"{shell_line(['delete', '--force', self._name])}"
                 )
 

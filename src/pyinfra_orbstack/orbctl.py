@@ -117,6 +117,11 @@ PAUSE = 0.5
 T = TypeVar("T")
 
 
+def no_executable(variable: str, value: str) -> str:
+    """The message about a variable that should name an executable."""
+    return f"{variable} is set to {value!r}, but no such executable was found: correct or unset it"
+
+
 def find() -> str:
     """Return the `orbctl` to use.
 
@@ -130,7 +135,7 @@ def find() -> str:
     if named:
         found = shutil.which(os.path.expanduser(named))
         if not found:
-            raise OrbctlMissing(f"{COMMAND_VARIABLE} names {named!r}, which is no program")
+            raise OrbctlMissing(no_executable(COMMAND_VARIABLE, named))
         return found
     folders = os.pathsep.join(os.path.expanduser(folder) for folder in KNOWN_FOLDERS)
     found = shutil.which("orbctl") or shutil.which("orbctl", path=folders)
@@ -190,7 +195,9 @@ class Orbctl:
         try:
             done = process.run(self.argv(args), stdin=stdin, timeout=timeout, env=env)
         except TimeoutError:
-            raise OrbctlError(f"orbctl {args[0]} did not answer in {timeout:g} s") from None
+            raise OrbctlError(
+                f"orbctl {args[0]} did not answer in {timeout:g} s: try `orbctl status`"
+            ) from None
         except OSError as broken:
             raise OrbctlMissing(f"cannot run {self.command}: {broken.strerror}") from None
         if done.returncode != 0:
@@ -271,5 +278,5 @@ class Orbctl:
         if left is None:
             return False
         if not self.delete(left.name, left.id):
-            raise OrbctlError(f"it is called something else again, and was {left.name} last")
+            raise OrbctlError(f"it was renamed again, last to {left.name}: try again")
         return True

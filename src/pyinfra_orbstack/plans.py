@@ -24,7 +24,7 @@ def check_version(installed: str | None = None) -> None:
     installed = installed or version("pyinfra")
     if tuple(map(int, re.findall(r"\d+", installed)[:2])) < FIRST:
         first = ".".join(map(str, FIRST))
-        raise NoPlan(f"this needs pyinfra {first} or later: install that in place of {installed}")
+        raise NoPlan(f"this requires pyinfra {first} or later: upgrade it from {installed}")
 
 
 def changes(printed: str) -> list[str]:
@@ -41,7 +41,7 @@ def changes(printed: str) -> list[str]:
             value = json.loads(line)
             plan = value["plan"] if isinstance(value, dict) and "plan" in value else plan
     if plan is None:
-        raise NoPlan("pyinfra did not tell what would change: see what it printed above")
+        raise NoPlan("pyinfra printed no plan: see its output above")
     return [
         " ".join(f"{host}: {', '.join(operation['names'])}".split())
         for operation in plan

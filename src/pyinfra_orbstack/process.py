@@ -147,7 +147,7 @@ class Child:
                 gevent.killall(list(self.readers.values()))
             gone = self.gone
         if self._failure is not None:
-            raise OSError(f"reading the input failed: {self._failure}") from self._failure
+            raise OSError(f"cannot read the input: {self._failure}") from self._failure
         if not data:
             self._open.discard(stream)
         return stream, data
@@ -224,7 +224,7 @@ class Child:
         if not self._process.wait(timeout):
             return None
         if self._process.status is None:
-            raise OSError(errno.ECHILD, "how it ended is unknown")
+            raise OSError(errno.ECHILD, "its exit status is unknown")
         return self._process.status
 
     def settle(self) -> None:
@@ -362,7 +362,7 @@ def _completed(reported: bytes, stdout: bytes, stderr: bytes) -> Completed:
     """The result of a command, as the intermediate shell reported it."""
     reported = reported.strip()
     if not reported.isdigit():
-        raise OSError(errno.ECHILD, "it was killed, and how it ended is unknown")
+        raise OSError(errno.ECHILD, "it was killed, and its exit status is unknown")
     status = int(reported)
     if status in (126, 127) and stderr.startswith(f"{NAME}: ".encode()):
         missing = status == 127 or b"No such file" in stderr

@@ -30,12 +30,16 @@ def choose_orbctl(which: str = "auto") -> str:
         beside = Path(sys.executable).with_name(SIMULATOR)
         found = str(beside) if beside.exists() else shutil.which(SIMULATOR)
         if not found:
-            raise orbctl.OrbctlMissing(f"{SIMULATOR} not found beside {sys.executable}")
+            raise orbctl.OrbctlMissing(
+                f"{SIMULATOR} not found beside {sys.executable}: reinstall it"
+            )
         return found
     if which == "real":
         found = orbctl.find()
         if is_simulator(found):
-            raise orbctl.OrbctlMissing(f"orbctl is the simulator ({orbctl.COMMAND_VARIABLE})")
+            raise orbctl.OrbctlMissing(
+                f"orbctl is the simulator: install OrbStack, or unset {orbctl.COMMAND_VARIABLE}"
+            )
         return found
     if os.environ.get(orbctl.COMMAND_VARIABLE):
         return orbctl.find()

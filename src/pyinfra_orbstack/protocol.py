@@ -77,9 +77,11 @@ def encoded(what: str, text: str) -> bytes:
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as bad:
-        raise OSError(f"{what} holds {text[bad.start]!r}, which is no character") from None
+        raise OSError(
+            f"{what} must not contain {text[bad.start]!r}, which is not a character"
+        ) from None
     if b"\0" in data:
-        raise OSError(f"{what} holds a NUL byte, which no command line can")
+        raise OSError(f"{what} must not contain a NUL byte")
     return data
 
 
@@ -93,8 +95,8 @@ def check_text(text: str) -> bytes:
     data = encoded("the command", text)
     if len(data) > LONGEST_TEXT:
         raise OSError(
-            f"the command is {len(data)} bytes long and Linux takes {LONGEST_TEXT} in one "
-            "argument: put it into a file and run that"
+            f"the command is {len(data)} bytes long, but Linux limits an argument to "
+            f"{LONGEST_TEXT}: upload it as a file, and run the file"
         )
     return data
 
@@ -309,19 +311,23 @@ class Exchange:
         """
         statuses = {self._report(stream, b"status") for stream in self._streams}
         if len(statuses) > 1 or None in statuses:
-            raise OutcomeUnknown("the command's outcome is unknown: its exit status did not arrive")
+            raise OutcomeUnknown(
+                "the command's outcome is unknown: its exit status did not arrive; "
+                "check what it did"
+            )
         for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
             if STDERR in self._streams and self._report(stream, b"copied") != 0:
                 raise OutcomeUnknown(
-                    f"the command's outcome is unknown: its {name} was not copied to the end "
-                    "(is there a working cat?)"
+                    f"the command's outcome is unknown: copying its {name} failed "
+                    "(check that `cat` works in the target)"
                 )
         # A command need not read its stdin; the process that writes it then has a broken pipe.
         if (STDOUT, b"input") in self._reports:
             written = self._report(STDOUT, b"input")
             if written is None or (written > 128 and written != 128 + signal.SIGPIPE):
                 raise OutcomeUnknown(
-                    "the command's outcome is unknown: its stdin was not written to the end"
+                    "the command's outcome is unknown: its stdin was not completely written; "
+                    "check what it did"
                 )
         return statuses.pop() or 0
 

@@ -86,7 +86,7 @@ class Provision:
                     machine = made.finish(orbctl.CREATE_TIMEOUT, self._warn)
                 logger.info(f"{self._prefix}created machine {spec.name} from {spec.image}")
                 for difference in spec.unlike(machine.distro, machine.version, machine.arch):
-                    self._warn(f"machine {spec.name} was made, but {difference}")
+                    self._warn(f"machine {spec.name} was created, but {difference}")
                 self._ensure_ready(client, machine, spec)
                 return
             except orbctl.MachineExists:
@@ -101,8 +101,8 @@ class Provision:
         """The arguments that create the machine, if creating it is allowed."""
         if not spec.image:
             raise ConnectError(
-                f"there is no machine {spec.name!r}{inventory.known(client.machines())}; "
-                "to have it created, set orbstack_image in its data"
+                f"there is no machine {spec.name!r}{inventory.known(client.machines())}: "
+                "to create it, set orbstack_image in its data"
             )
         spec.check_files()
         args = spec.create_args(here=True)
@@ -111,7 +111,7 @@ class Provision:
             check_image(spec.image)
             raise ConnectError(
                 f"there is no machine {spec.name!r} and it may not be created now; "
-                f"this makes it: {orbctl.shell_line(args)}"
+                f"to create it, run: {orbctl.shell_line(args)}"
             )
         return args
 
@@ -148,7 +148,7 @@ class Provision:
         if not self._settings.may_start:
             raise ConnectError(
                 f"{target} is {target.state} and may not be started now; "
-                f"this starts it: {target.start_line()}"
+                f"to start it, run: {target.start_line()}"
             )
         with progress_spinner({f"starting {target}"}):
             target.start()
@@ -175,6 +175,8 @@ def _wait_for_cloud_init(runner: Runner, deadline: float) -> None:
             waiting.cloud_init(), timeout=max(1.0, deadline - time.monotonic())
         )
     except CommandTimeout:
-        raise ConnectError("cloud-init is not done: set orbstack_boot_timeout") from None
+        raise ConnectError(
+            "cloud-init did not finish in time: increase orbstack_boot_timeout"
+        ) from None
     if status != 0:
-        raise ConnectError(f"cloud-init failed: {output.output}")
+        raise ConnectError(f"cloud-init failed: {' '.join(output.output.split())}")

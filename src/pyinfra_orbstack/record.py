@@ -216,7 +216,7 @@ class Record:
         intents = [one for one in self.intents() if only in (None, one.name)]
         dead = [one for one in intents if not one.alive]
         said = [
-            f"{one.name} is being made by {_process(one.writer)}"
+            f"{one.name} is being created by {_process(one.writer)}: wait for it"
             for one in set(intents) - set(dead)
         ]
         if not dead:
@@ -234,8 +234,8 @@ class Record:
             machine = listed.get(intent.name)
             if intent.place != place:
                 said.append(
-                    f"{intent.name} may have been made by another orbctl, or for another user "
-                    f"({intent.place}): nothing was done about it"
+                    f"{intent.name} may have been created by another orbctl, or for another user "
+                    f"({intent.place}): use that one to delete it"
                 )
             elif machine is None or machine.id in known or not intent.may_be(machine):
                 over.add(intent.line)
@@ -243,8 +243,8 @@ class Record:
                 self.add(machine, orbctl)
             else:
                 said.append(
-                    f"{intent.name} ({machine.id}) may be what a run has made that was killed; "
-                    f"this deletes it: {shell_line(['delete', '--force', intent.name])}"
+                    f"{intent.name} ({machine.id}) may come from a run that was killed; "
+                    f"to delete it, run: {shell_line(['delete', '--force', intent.name])}"
                 )
         if over:
             self._take_out(over.__contains__)
@@ -263,7 +263,7 @@ class Record:
                     deleted.append(machine.name)
                 self.forget(machine.id)
             except RecordError as problem:
-                problems.append(f"{machine.name} is deleted, but {problem}")
+                problems.append(f"{machine.name} was deleted, but {problem}")
             except OrbctlError as problem:
                 problems.append(f"{machine.name} was not deleted: {problem}")
         return deleted, problems
@@ -286,7 +286,7 @@ class Record:
         there = [listed[machine_id] for machine_id in entries if machine_id in listed]
         deleted, failed = self.delete(there, orbctl)
         problems += failed
-        place, gone = place_of(orbctl), []
+        place, gone, unknown = place_of(orbctl), [], []
         for machine_id, name in entries.items():
             if machine_id in listed:
                 continue
@@ -294,12 +294,14 @@ class Record:
                 gone.append(machine_id)
             # If the entry is gone, another process has finished deleting the machine.
             elif (name, machine_id) in self._entries():
-                problems.append(
-                    f"{name} is not among the machines of {orbctl.command}, which need not be "
-                    f"the orbctl that made it: if it is gone, take its line out of {self.path}"
-                )
+                unknown.append(name)
         if gone:
             self.forget(*gone)
+        if unknown:
+            problems.append(
+                f"{orbctl.command} does not list {', '.join(unknown)}, which another orbctl may "
+                f"have created; if this no longer exists, remove its line from {self.path}"
+            )
         if problems:
             raise NotDeleted(problems, deleted)
         return deleted
@@ -382,7 +384,7 @@ def _lock(path: str) -> Iterator[str]:
                 if _holder(path) == holder:
                     os.unlink(path)
         elif time.monotonic() > deadline:
-            raise RecordError(f"{path} is held by {_process(holder)}: remove it if that is not so")
+            raise RecordError(f"{path} is held by {_process(holder)}; if that is wrong, remove it")
         else:
             gevent.sleep(0.02)
     try:
@@ -443,7 +445,7 @@ def _replace(file: str, lines: Sequence[str], lock: str, token: str) -> None:
             out.flush()
             os.fsync(out.fileno())
         if _holder(lock) != token:
-            raise RecordError(f"{lock} was taken away: nothing was written")
+            raise RecordError(f"{lock} was removed, so nothing was written: try again")
         os.replace(new, file)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -45,8 +45,8 @@ def choose_transport(named: str | None) -> str:
     transport = named or os.environ.get(TRANSPORT_VARIABLE) or TRANSPORTS[0]
     if transport not in TRANSPORTS:
         raise BadValue(
-            f"transport {transport!r} is unknown: orbstack_transport and "
-            f"{TRANSPORT_VARIABLE} take {' or '.join(TRANSPORTS)}"
+            f"unknown transport {transport!r}: set orbstack_transport or "
+            f"{TRANSPORT_VARIABLE} to {' or '.join(TRANSPORTS)}"
         )
     return transport
 
@@ -156,7 +156,7 @@ class Runner:
             status = self.run(text, lines.feed, **options)
         except TimeoutError:
             raise CommandTimeout(
-                f"the command did not end within {options['timeout']:g} s and was ended, "
+                f"the command did not finish within {options['timeout']:g} s and was killed, "
                 "with everything it had started",
                 lines.finish(),
             ) from None
@@ -294,7 +294,7 @@ def stdin_pieces(stdin: Any) -> Iterator[bytes]:
     except OSError:
         raise
     except Exception as bad:  # from whatever code produces them
-        raise OSError(f"_stdin holds what cannot be sent: {bad}") from None
+        raise OSError(f"cannot send _stdin: {bad}") from None
 
 
 def _elements(stdin: Any) -> Iterator[Any]:

@@ -132,9 +132,7 @@ class Connection:
                 if not self._listen(exchange, limit):
                     raise EOFError
                 if exchange.stray > most_stray:
-                    raise NotStarted(
-                        f"more than {most_stray} bytes came where an answer was expected"
-                    )
+                    raise NotStarted(f"more than {most_stray} bytes arrived instead of an answer")
         except TimeoutError:
             if limit == deadline:
                 raise
@@ -167,12 +165,11 @@ class Connection:
             while len(self._ended) < len(self._streams):
                 self._listen(exchange, deadline)
         said = " ".join((self.transcript or b"").decode("utf-8", "replace").split())
-        how = "ended"
+        how = "the connection ended"
         with contextlib.suppress(OSError):
             status = self.child.wait(1)
-            how = "still runs" if status is None else f"ended with exit code {status}"
-        said = said[-300:] or "nothing"
-        return NotStarted(f"the connection gave no shell: it {how} and said {said!r}")
+            how = "no answer" if status is None else f"exit code {status}"
+        return NotStarted(f"could not start a shell: {how}: {said[-300:] or 'no output'!r}")
 
     def close(self) -> None:
         """Close it; the shell reads the end of its input and exits."""
@@ -244,7 +241,7 @@ class ShellSession:
         self.ending.shell = hello.shell
         if not hello.inside:
             # A retry will not create it.
-            raise OSError(f"there is no directory {self._workdir!r} in which to start")
+            raise OSError(f"there is no directory {self._workdir!r}: correct orbstack_workdir")
         if self._verify is not None:
             self._verify(hello.init)
 
@@ -430,11 +427,13 @@ class ShellSession:
         if not data and not exchange.has_ended(stream):
             raise OutcomeUnknown(
                 "the connection ended while the command ran: "
-                "whether it ran to its end is unknown, so it is not repeated"
+                "its outcome is unknown, so it is not repeated; check what it did"
             )
         events = exchange.receive(stream, data)
         if exchange.stray > MOST_STRAY:
-            raise OutcomeUnknown(f"more than {MOST_STRAY} bytes came before the command's output")
+            raise OutcomeUnknown(
+                f"more than {MOST_STRAY} bytes arrived before the command's output"
+            )
         return events
 
 

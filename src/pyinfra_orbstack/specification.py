@@ -49,7 +49,7 @@ def _text(key: str, value: Any) -> str:
 
 def _arch(key: str, value: Any) -> str:
     if check_value(key, value) not in ARCHS:
-        raise BadValue(f"{key} is {' or '.join(ARCHS)}, not {value!r}")
+        raise BadValue(f"{key} must be {' or '.join(ARCHS)}, not {value!r}")
     return str(value)
 
 
@@ -59,7 +59,7 @@ def _image(key: str, value: Any) -> str:
 
 def _switch(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise BadValue(f"{key} is True or False, not {value!r}")
+        raise BadValue(f"{key} must be True or False, not {value!r}")
     return value
 
 
@@ -80,7 +80,7 @@ def _seconds(key: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise BadValue(f"{key} is a number of seconds above 0, not {value!r}")
+        raise BadValue(f"{key} must be a number of seconds above 0, not {value!r}")
     return number
 
 
@@ -88,24 +88,22 @@ def mac_path(key: str, value: Any) -> str:
     """A path on the Mac, where `~` is allowed only for the user's own home."""
     path = check_value(key, value)
     if path[0] == "~" and path[1:2] not in ("", "/"):
-        raise BadValue(f"{key} {path!r}: ~ is your own home alone, so write the whole path")
+        raise BadValue(f"{key} {path!r}: ~ works only for your own home; write the full path")
     return path
 
 
 def _machine_path(key: str, value: Any) -> str:
     path = check_value(key, value)
     if path[0] != "/":
-        raise BadValue(
-            f"{key} {path!r} is a path in the machine and begins with /; ~ is nobody's home there"
-        )
+        raise BadValue(f"{key} must be an absolute path in the machine, without ~, not {path!r}")
     return path
 
 
 def _mounts(key: str, value: Any) -> list[str]:
     if isinstance(value, str):
-        raise BadValue(f"{key} is a list such as [{value!r}], not text")
+        raise BadValue(f"{key} must be a list such as [{value!r}], not text")
     if not isinstance(value, (list, tuple)):
-        raise BadValue(f"{key} is a list such as ['~/src:/src'], not {value!r}")
+        raise BadValue(f"{key} must be a list such as ['~/src:/src'], not {value!r}")
     for one in value:
         source, colon, target = check_value(key, one).partition(":")
         mac_path(key, source)
@@ -120,7 +118,7 @@ def expanded(key: str, path: str) -> str:
         return path
     home = os.path.expanduser("~")
     if home[:1] != "/":
-        raise BadValue(f"{key} {path!r}: there is no home for ~, so set HOME")
+        raise BadValue(f"{key} {path!r}: ~ has no home directory; set HOME")
     return home + path[1:]
 
 
@@ -190,7 +188,7 @@ def check_data(data: Mapping[str, Any], keys: Collection[str] = KEYS) -> dict[st
     if not found.get("orbstack_isolated"):
         for key in ("orbstack_isolate_network", "orbstack_mounts"):
             if found.get(key):
-                raise BadValue(f"{key} needs orbstack_isolated")
+                raise BadValue(f"{key} requires orbstack_isolated")
     return found
 
 
@@ -303,12 +301,12 @@ class MachineSpec:
         if self.cloud_init is not None:
             path = expanded("cloud_init", self.cloud_init)
             if not os.path.isfile(path):
-                raise BadValue(f"{prefix}cloud_init is a file on this computer, not {path!r}")
+                raise BadValue(f"{prefix}cloud_init must be a file on this host, not {path!r}")
             read_cloud_init(path)
         for one in self.mounts or ():
             source = expanded("mounts", one.partition(":")[0])
             if not os.path.exists(source):
-                raise BadValue(f"{prefix}mounts: there is no {source!r} on this computer")
+                raise BadValue(f"{prefix}mounts: there is no {source!r} on this host; create it")
 
     def unlike(self, distro: str, version: str, arch: str) -> list[str]:
         """How a machine that was just created from it differs from it."""
@@ -365,7 +363,7 @@ def read_cloud_init(path: str) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         raise BadValue(f"cloud_init cannot be read: {problem}") from None
     if not script.strip():
-        raise BadValue(f"cloud_init {path!r} is empty")
+        raise BadValue(f"cloud_init {path!r} must not be empty")
     return script
 
 

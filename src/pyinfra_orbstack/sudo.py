@@ -65,8 +65,8 @@ def ask(host: Host, works: Callable[[], bool]) -> bool:
         password = _read(f"{host.print_prefix}sudo password: ")
         if not password:
             logger.error(
-                f"{host.print_prefix}sudo wants a password, and there is no terminal to type it "
-                "on: set _sudo_password in the host's data"
+                f"{host.print_prefix}sudo requires a password, and stdin is not a terminal: "
+                "set _sudo_password in the host's data"
             )
             return False
         host.connector_data[TYPED] = password

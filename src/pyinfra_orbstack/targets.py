@@ -120,8 +120,8 @@ class MachineTarget(Target):
             raise OSError(str(broken)) from None
         if now.id != self.machine.id:
             raise OSError(
-                f"machine {now.name!r} was replaced by another one of that name since pyinfra "
-                "connected to it: run pyinfra again"
+                f"machine {now.name!r} was replaced by another one of the same name since "
+                "pyinfra connected to it: run pyinfra again"
             )
         self.machine = now
 
@@ -181,7 +181,9 @@ class ContainerTarget(Target):
     def start(self) -> None:
         """Start the container."""
         if self.state == "paused":
-            raise docker.DockerError(f"{self} is paused; this wakes it: {self._line('unpause')}")
+            raise docker.DockerError(
+                f"{self} is paused; to resume it, run: {self._line('unpause')}"
+            )
         self.client.start(self.container.id)
 
     @override
@@ -196,7 +198,7 @@ class ContainerTarget(Target):
     def explain(self, silence: str) -> str:
         """Why it provides no shell, and what to do."""
         if re.search(r"executable file .*not found", silence):
-            return "its image has no shell (sh), with which pyinfra runs commands"
+            return "its image has no shell (sh), which pyinfra requires"
         if re.search(r"not running|running containers", silence):
-            return "it has ended: a container runs only as long as its command"
+            return "it has ended: use a command that keeps running"
         return silence

@@ -83,7 +83,7 @@ class Deadline:
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def __str__(self) -> str:
-        return f"it was not done within {self._seconds:g} s"
+        return f"it did not finish within {self._seconds:g} s"
 
     def left(self) -> float | None:
         """The remaining seconds, or None if there is no limit.
@@ -150,11 +150,11 @@ class _Transfer:
     def _call(self, *words: str, content: bool = False) -> tuple[str, bytes]:
         """A command that calls one of our shell functions, and the start of its input."""
         if any("\0" in word for word in words):
-            raise self._error("a name cannot hold a NUL")
+            raise self._error("a path must not contain a NUL byte")
         try:
             head = shell_call(self.libraries, *words, content=content)
         except UnicodeEncodeError:
-            raise self._error("this name has no bytes") from None
+            raise self._error("the path cannot be encoded") from None
         boot = ["-c", QuoteString(_BEFORE_CONTENT.format(len(head)))] if content else []
         stdin = ["<&3"] if self._stdin_taken else []
         try:
@@ -213,11 +213,11 @@ class _Said:
         if self.verdict.startswith("failed "):
             return " ".join(self.verdict[len("failed ") :].split())
         if self.begun:
-            return f"the command that does it was killed (exit code {self._status})"
+            return f"its command was killed (exit code {self._status})"
         lines = list(dict.fromkeys(filter(None, self._noise)))
         # "sudo: ..." is more informative than the lines that some shells print around it.
         named = [line for line in lines if re.match(r"\S+: \S", line)]
-        unsaid = f"the command that does it ended with exit code {self._status}"
+        unsaid = f"its command exited with status {self._status} and printed no reason"
         return "; ".join(named or lines)[:MOST_TOLD] or unsaid
 
 
@@ -273,7 +273,7 @@ class Upload(_Transfer):
         left = self.recover() if said.begun and said.killed else ""
         self._check(content, left)
         if said.verdict == "failed mismatch":
-            raise ChecksumMismatch(str(self._error("it arrived with another checksum")))
+            raise ChecksumMismatch(str(self._error("its checksum changed during the transfer")))
         if said.verdict != "ok":
             raise self._error(said.reason() + left)
 
@@ -322,12 +322,12 @@ class Upload(_Transfer):
                 continue
             except OSError:
                 break
-        return "; what it may have left there goes with the next upload to it"
+        return "; the next upload to it removes what this one left"
 
     def _try_to_recover(self) -> str:
         self._runner.target.refresh()
         if self._runner.target.state != "running":
-            raise OSError("running a command would start it again")
+            raise OSError("the target does not run")
         token = secrets.token_hex(16)
         text, head = self._call("recover", token, self._path, self._place)
         status, output = self._runner.run_apart(text, RECOVERY_TIMEOUT, stdin=[head])
@@ -426,7 +426,7 @@ class Download(_Transfer):
         if [line.word for line in told] != [b"begin", b"end"]:
             raise self._error(_Said(token, status, noise.decode("utf-8", "replace")).reason())
         if not digest.matches(told[1].rest.decode("ascii", "replace").split()):
-            raise ChecksumMismatch(str(self._error("it arrived with another checksum")))
+            raise ChecksumMismatch(str(self._error("its checksum changed during the transfer")))
 
 
 class Digest:

@@ -55,8 +55,8 @@ def settled(client: orbctl.Orbctl, name: str, deadline: float) -> Machine:
         machine = client.info(name)
         if machine.state not in SETTLED:
             raise Busy(
-                f"machine {name!r} is still {machine.state}: wait until it is done, "
-                "or set orbstack_boot_timeout"
+                f"machine {name!r} is still {machine.state}: wait until it has finished, "
+                "or increase orbstack_boot_timeout"
             )
         return machine
 

@@ -76,7 +76,7 @@ def test_D1_orbctl_not_executable(
 ) -> None:
     (tmp_path / "orbctl").write_text("no program")
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(tmp_path / "orbctl"))
-    with pytest.raises(ConnectError, match="is no program"):
+    with pytest.raises(ConnectError, match="no such executable"):
         connect("any")
     (tmp_path / "orbctl").chmod(0o755)
     with pytest.raises(ConnectError, match="cannot run"):

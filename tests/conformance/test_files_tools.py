@@ -93,7 +93,9 @@ def test_F5_with_these_tools(
     if name == "few":
         for target in targets[-2:]:
             guest.sh(SETTING, folder, user)
-            with pytest.raises(OSError, match=r"^cannot write .*: its link cannot be read$"):
+            with pytest.raises(
+                OSError, match=r"^cannot write .*: its symbolic link cannot be read$"
+            ):
                 remote.put(io.BytesIO(b"x"), f"{folder}/{target}", **tools(name))
         targets = targets[:-2]
     small, large = [0, 7, transfer.SMALL], [transfer.SMALL + 1, 70_000]

@@ -46,7 +46,7 @@ def test_words(remote: Remote, words: list[str]) -> None:
 def test_Q10_long_arguments(remote: Remote) -> None:
     for length in (4_000, 120 * 1024):
         assert remote.out(f"x={'y' * length}; echo ${{#x}}") == str(length)
-    with pytest.raises(OSError, match="put it into a file"):
+    with pytest.raises(OSError, match="upload it as a file"):
         remote.run("true " + "y" * 200 * 1024)
     assert remote.out("echo on") == "on"
 

@@ -133,14 +133,14 @@ def test_a_machine_that_another_process_created_stays(
     assert done.returncode == 1
     (machine,) = there(client, name)
     assert record.machines() == {}
-    assert f"this deletes it: orbctl delete --force {name}" in done.stderr
+    assert f"to delete it, run: orbctl delete --force {name}" in done.stderr
     assert "Traceback" not in done.stderr
     # The record notes that it may be ours; nothing is done without confirmation.
     (intent,) = record.intents()
     assert intent.name == name
     again = pyinfra("inventory.py", "exec", "--", "hostname")
     assert again.returncode == 0, again.stderr
-    assert f"{name} ({machine.id}) may be what a run has made that was killed" in again.stderr
+    assert f"{name} ({machine.id}) may come from a run that was killed" in again.stderr
 
 
 @pytest.mark.long
@@ -187,7 +187,7 @@ def test_info_fails_after_creation(
         assert record.path.read_text() == f"{name} {machine.id}\n"
         return
     assert done.returncode == 1
-    assert f"machine {name} was made, and its id cannot be read: boom" in done.stderr
+    assert f"machine {name} was created, but its id cannot be read: boom" in done.stderr
     (intent,) = record.intents()
     assert intent.is_certainly(machine)
     # It is proven ours, so it is deleted with the others.
@@ -212,7 +212,7 @@ def test_an_unwritable_record(
     assert done.returncode == 1
     assert there(client, name) == []
     (line,) = [line for line in done.stderr.splitlines() if "cannot write the record" in line]
-    assert f"machine {name} was made and is deleted again: cannot write the record" in line
+    assert f"machine {name} was created, and deleted again: cannot write the record" in line
     assert "Traceback" not in done.stderr
 
 
@@ -235,7 +235,7 @@ def test_a_full_disk(wrap: Wrap, client: Orbctl, name: str, record: Record, tmp_
         check=False,
     )
     assert done.returncode == 1
-    assert f"machine {name} was made and is deleted again: cannot write the record" in done.stderr
+    assert f"machine {name} was created, and deleted again: cannot write the record" in done.stderr
     assert there(client, name) == []
     assert record.path.read_text() == before
 
@@ -332,7 +332,7 @@ def test_every_process_killed_during_creation(
     from pyinfra_orbstack.record import NotDeleted
 
     wrapped = Orbctl(str(tmp_path / "orbctl"))
-    with pytest.raises(NotDeleted, match=f"this deletes it: orbctl delete --force {name}"):
+    with pytest.raises(NotDeleted, match=f"to delete it, run: orbctl delete --force {name}"):
         record.delete_all(wrapped)
     assert [one.id for one in there(client, name)] == [machine.id]
     assert record.delete_all(wrapped, names_are_ours=True) == [name]
@@ -403,7 +403,7 @@ def test_a_refused_deletion_is_reported_and_the_machine_recorded(
     (machine,) = there(client, name)
     until(lambda: record.path.read_text() == f"{name} {machine.id}\n")
     assert "deleting it failed: " in run.said()
-    assert f"this deletes it: orbctl delete --force {name}" in run.said()
+    assert f"to delete it, run: orbctl delete --force {name}" in run.said()
 
 
 # States and images
@@ -483,7 +483,7 @@ def test_another_image_or_architecture_than_requested_is_logged(
     wrap(f'[ "$1" = create ] && exec "$real" create --arch amd64 debian:12 {name}')
     done = pyinfra("inventory.py", "exec", "--", "true")
     assert done.returncode == 0, done.stderr
-    prefix = f"[@orbstack/{name}] machine {name} was made, but "
+    prefix = f"[@orbstack/{name}] machine {name} was created, but "
     assert f"{prefix}it is debian:bookworm, not ubuntu:noble" in done.stderr
     assert f"{prefix}its arch is amd64, not arm64" in done.stderr
 

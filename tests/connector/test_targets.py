@@ -138,10 +138,10 @@ def connect(host: str, **data: Any) -> None:
 @pytest.mark.parametrize(
     ("host", "reason"),
     [
-        ("@orbstack/a/b", "machine name 'a/b' holds a space or a slash"),
-        ("@orbstack/docker/a/b", "'a/b' cannot be a container's name or id"),
-        ("@orbstack/docker/-v", "'-v' cannot be a container's name or id"),
-        ("@orbstack/\ud800", r"machine name '\\ud800' holds half of a character"),
+        ("@orbstack/a/b", "machine name 'a/b' must not contain a space or a slash"),
+        ("@orbstack/docker/a/b", "'a/b' is not a valid name or id of a container"),
+        ("@orbstack/docker/-v", "'-v' is not a valid name or id of a container"),
+        ("@orbstack/\ud800", r"machine name '\\ud800' must not contain a lone surrogate"),
     ],
 )
 @pytest.mark.usefixtures("client", "engine")
@@ -194,7 +194,7 @@ def test_a_failing_pattern_fails_only_its_host(
     reason = {
         "no match": "no OrbStack machine matches 'zz-*'",
         "fails": "cannot list OrbStack's machines: not today",
-        "nonsense": "cannot list OrbStack's machines: orbctl did not answer with JSON",
+        "nonsense": "cannot list OrbStack's machines: orbctl did not print JSON",
         "denied": "cannot list OrbStack's machines: cannot run",
         "homeless": "cannot list OrbStack's machines: HOME is not set, and user",
     }[trouble]
@@ -277,58 +277,67 @@ def test_a_read_only_call_is_retried_once(
             {"orbstack_qqqqqqqqq": 1},
             "orbstack_qqqqqqqqq is not a key of this connector (known: orbstack_arch, ",
         ),
-        ({"orbstack_cpus": "many"}, "orbstack_cpus is a number such as 2, not 'many'"),
-        ({"orbstack_cpus": float("nan")}, "orbstack_cpus is a number such as 2, not nan"),
-        ({"orbstack_cpus": []}, "orbstack_cpus is a number such as 2, not []"),
-        ({"orbstack_memory": "4 apples"}, "orbstack_memory is a size such as"),
-        ({"orbstack_memory": "9" * 400}, "orbstack_memory is too large"),
-        ({"orbstack_disk": {}}, "orbstack_disk is a size such as 64G, not {}"),
-        ({"orbstack_arch": "x86"}, "orbstack_arch is arm64 or amd64, not 'x86'"),
+        ({"orbstack_cpus": "many"}, "orbstack_cpus must be a number such as 2, not 'many'"),
+        ({"orbstack_cpus": float("nan")}, "orbstack_cpus must be a number such as 2, not nan"),
+        ({"orbstack_cpus": []}, "orbstack_cpus must be a number such as 2, not []"),
+        ({"orbstack_memory": "4 apples"}, "orbstack_memory must be a size such as"),
+        ({"orbstack_memory": "9" * 400}, "orbstack_memory must be smaller"),
+        ({"orbstack_disk": {}}, "orbstack_disk must be a size such as 64G, not {}"),
+        ({"orbstack_arch": "x86"}, "orbstack_arch must be arm64 or amd64, not 'x86'"),
         (
             {"orbstack_image": "ubuntu; id"},
-            "orbstack_image is DISTRO or DISTRO:VERSION, not 'ubuntu; id'",
+            "orbstack_image must be DISTRO or DISTRO:VERSION, not 'ubuntu; id'",
         ),
         ({"orbstack_image": 24.04}, "orbstack_image must be text, not 24.04"),
         (
             {"orbstack_create_user": "a\nb"},
-            "orbstack_create_user 'a\\nb' holds a control character",
+            "orbstack_create_user 'a\\nb' must not contain a control character",
         ),
         ({"orbstack_user": True}, "orbstack_user must be text, not True"),
-        ({"orbstack_user": "a\ud800"}, "orbstack_user 'a\\ud800' holds half of a character"),
-        ({"orbstack_workdir": "-P"}, "orbstack_workdir '-P' begins with '-'"),
+        (
+            {"orbstack_user": "a\ud800"},
+            "orbstack_user 'a\\ud800' must not contain a lone surrogate",
+        ),
+        ({"orbstack_workdir": "-P"}, "orbstack_workdir '-P' must not begin with '-'"),
         (
             {"orbstack_workdir": "~"},
-            "orbstack_workdir '~' is a path in the machine and begins with /",
+            "orbstack_workdir must be an absolute path in the machine, without ~, not '~'",
         ),
-        ({"orbstack_workdir": "/a\x85"}, "orbstack_workdir '/a\\x85' holds a control character"),
+        (
+            {"orbstack_workdir": "/a\x85"},
+            "orbstack_workdir '/a\\x85' must not contain a control character",
+        ),
         (
             {"orbstack_cloud_init": "~other/x"},
-            "orbstack_cloud_init '~other/x': ~ is your own home alone",
+            "orbstack_cloud_init '~other/x': ~ works only for your own home",
         ),
-        ({"orbstack_mounts": ["/a"]}, "orbstack_mounts needs orbstack_isolated"),
+        ({"orbstack_mounts": ["/a"]}, "orbstack_mounts requires orbstack_isolated"),
         (
             {"orbstack_isolated": True, "orbstack_mounts": "/a"},
-            "orbstack_mounts is a list such as ['/a'], not text",
+            "orbstack_mounts must be a list such as ['/a'], not text",
         ),
         (
             {"orbstack_isolated": True, "orbstack_mounts": ["/a:~/b"]},
-            "orbstack_mounts '~/b' is a path in the machine",
+            "orbstack_mounts must be an absolute path in the machine, without ~, not '~/b'",
         ),
-        ({"orbstack_isolated": "no"}, "orbstack_isolated is True or False, not 'no'"),
+        ({"orbstack_isolated": "no"}, "orbstack_isolated must be True or False, not 'no'"),
         (
             {"orbstack_boot_timeout": 0},
-            "orbstack_boot_timeout is a number of seconds above 0, not 0",
+            "orbstack_boot_timeout must be a number of seconds above 0, not 0",
         ),
         (
             {"orbstack_boot_timeout": -1},
-            "orbstack_boot_timeout is a number of seconds above 0, not -1",
+            "orbstack_boot_timeout must be a number of seconds above 0, not -1",
         ),
         (
             {"orbstack_boot_timeout": float("nan")},
-            "orbstack_boot_timeout is a number of seconds above 0",
+            "orbstack_boot_timeout must be a number of seconds above 0",
         ),
-        ({"orbstack_boot_timeout": True}, "orbstack_boot_timeout is a number of seconds above 0"),
-        ({"orbstack_transport": "telepathy"}, "transport 'telepathy' is unknown"),
+        (
+            {"orbstack_boot_timeout": True},
+            "orbstack_boot_timeout must be a number of seconds above 0",
+        ),
+        ({"orbstack_transport": "telepathy"}, "unknown transport 'telepathy'"),
     ],
 )
 @pytest.mark.parametrize("plan", ["", "1"])

@@ -92,7 +92,7 @@ def test_an_existing_machine_of_that_name_is_rejected_and_unchanged(
     refused = demo(checkout)
     assert refused.returncode == 1
     assert refused.stderr == (
-        f"there already is a machine {MACHINE!r} that this demo did not make: "
+        f"there already is a machine {MACHINE!r} that this demo did not create: "
         "rename or delete it, then try again\n"
     )
     assert not (checkout / "demo").exists()
@@ -108,7 +108,7 @@ def test_a_replaced_machine_is_not_owned(checkout: Path, client: Orbctl) -> None
     client.create(create_args(MACHINE, "ubuntu"))
     machine_id = client.info(MACHINE).id
     try:
-        assert "that this demo did not make" in demo(checkout).stderr
+        assert "that this demo did not create" in demo(checkout).stderr
         assert demo(checkout, "--clean").stdout == f"deleted machine {DATABASE}\n"
         assert client.info(MACHINE).id == machine_id
     finally:
@@ -119,7 +119,7 @@ def test_a_directory_that_the_demo_did_not_create_is_rejected(checkout: Path) ->
     (checkout / "demo").mkdir()
     refused = demo(checkout)
     assert refused.returncode == 1
-    assert "was not made by this demo: move it away first" in refused.stderr
+    assert "was not created by this demo: move it away first" in refused.stderr
     assert list((checkout / "demo").iterdir()) == []
 
 
@@ -131,6 +131,7 @@ def test_a_missing_orbctl_is_a_one_line_error(
         refused = demo(checkout)
     assert refused.returncode == 1
     assert refused.stderr == (
-        "PYINFRA_ORBSTACK_ORBCTL names '/no/such/orbctl', which is no program\n"
+        "PYINFRA_ORBSTACK_ORBCTL is set to '/no/such/orbctl', but no such executable was found: "
+        "correct or unset it\n"
     )
     assert not (checkout / "demo").exists()

@@ -104,7 +104,7 @@ def test_a_missing_user_is_rejected_before_any_change(
     before = client.info(clone)
     limits = {"cpus": 2} if operation is orbstack.machine else {}
     done = apply(operation, machine=clone, user="nobody-here", **limits)
-    assert f"machine {clone} has to have the user nobody-here first: " in done.error
+    assert f"machine {clone} has no user nobody-here, which must exist first: " in done.error
     assert "no such user" in done.error
     assert "\n" not in done.error
     assert {words[0] for words in done.changing} <= {"run", "start", "stop"}
@@ -184,7 +184,7 @@ def test_rename_rejects_a_name_in_use(
     clone: str, base: str, apply: Applier, machines: Machines
 ) -> None:
     taken = apply(orbstack.renamed, machine=clone, to=base)
-    assert f"there is a machine {base} already" in taken.error
+    assert f"there already is a machine {base}; use another name" in taken.error
     missing = apply(orbstack.renamed, machine=machines.new_name(), to=machines.new_name())
     assert "there is no machine" in missing.error
     assert taken.changing == missing.changing == []
@@ -374,17 +374,17 @@ def test_cloud_init_is_checked_before_any_change(
 # Versions ---------------------------------------------------------------------------------------
 
 GATED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "isolated": ("2.0", {"isolated": True}, "isolated: OrbStack 2.1 is needed"),
+    "isolated": ("2.0", {"isolated": True}, "OrbStack 2.1 is required for isolated"),
     "mounts": (
         "2.0",
         {"isolated": True, "mounts": ["/opt"]},
-        "isolated, mounts: OrbStack 2.1 is needed, and this is 2.0.5",
+        "OrbStack 2.1 is required for isolated, mounts, and this is 2.0.5",
     ),
-    "agent": ("2.0", {"forward_ssh_agent": True}, "forward_ssh_agent: OrbStack 2.1 is needed"),
+    "agent": ("2.0", {"forward_ssh_agent": True}, "OrbStack 2.1 is required for forward_ssh_agent"),
     "limits": (
         "2.1",
         {"cpus": 1, "memory": "1G", "disk": "9G"},
-        "cpus, memory, disk: OrbStack 2.2 is needed, and this is 2.1.1",
+        "OrbStack 2.2 is required for cpus, memory, disk, and this is 2.1.1",
     ),
 }
 
@@ -467,7 +467,7 @@ def test_S8_existing_file_and_directory_are_kept(base: str, apply: Applier, tmp_
     path.write_text("mine")
     assert not apply(orbstack.exported, machine=base, path=str(path)).changed
     assert path.read_text() == "mine"
-    assert "is a folder" in apply(orbstack.exported, machine=base, path=str(tmp_path)).error
+    assert "is a directory" in apply(orbstack.exported, machine=base, path=str(tmp_path)).error
 
 
 def test_a_renamed_machine_is_still_owned(

@@ -609,7 +609,7 @@ def test_only_a_dry_run_misses_machines_of_earlier_operations(
 
     planned = apply.all(deploy, dry=True)
     assert (planned.error, planned.will_change, planned.changing) == ("", True, [])
-    assert planned.log.count("this fails unless an operation before it changes that") == 9
+    assert planned.log.count("this operation fails unless an earlier one changes that") == 9
     assert apply.all(deploy).error == ""
     for name in (first, third, last):
         world.machines.own(name)

@@ -157,7 +157,7 @@ def test_another_machine_of_that_name_is_not_removed(
     shell: Shell, base: str, machines: Machines, record: Record
 ) -> None:
     child = shell(shelltext.words("remove", base, "01ARZ3NDEKTSV4RRFFQ69G5FAV"))
-    assert f"{base} is another machine now: nothing was deleted" in child.communicate(timeout=60)[1]
+    assert f"{base} is another machine now; nothing was deleted" in child.communicate(timeout=60)[1]
     assert child.returncode == 1
     assert there(machines.client, base)
 
@@ -176,7 +176,7 @@ def test_a_record_that_cannot_be_written_fails_the_operation(
     child = shell(shelltext.words("make_machine", name, "create", "ubuntu", name))
     said = child.communicate(timeout=100)[1].splitlines()[-1]
     assert child.returncode == 1
-    assert f"machine {name} was made and is deleted again: cannot write the record" in said
+    assert f"machine {name} was created, and deleted again: cannot write the record" in said
     assert there(machines.client, name) == []
 
 
@@ -201,7 +201,7 @@ def test_an_interrupted_creation_is_removed(
     (tmp_path / "go").touch()
     said = child.communicate(timeout=100)[1]
     assert child.returncode == 130
-    assert f"machine {name} was made and is deleted again: interrupted" in said
+    assert f"machine {name} was created, and deleted again: interrupted" in said
     assert there(machines.client, name) == []
     assert record.path.read_text() == ""
 
@@ -261,8 +261,8 @@ def test_output_of_create_is_logged_with_the_host(
     assert done.error == ""
     for line in (
         "ubuntu is not available: using debian",
-        f"machine {name} was made, but it is debian:bookworm, not ubuntu:noble",
-        f"machine {name} was made, but its arch is amd64, not arm64",
+        f"machine {name} was created, but it is debian:bookworm, not ubuntu:noble",
+        f"machine {name} was created, but its arch is amd64, not arm64",
     ):
         assert f"[@local] {line}" in done.log.splitlines()
 

@@ -102,7 +102,7 @@ def test_same_mounts(wanted: list[str], told: str, same: bool | None) -> None:
 
 
 def test_an_empty_machine_name_never_means_all_of_orbstack() -> None:
-    with pytest.raises(orbctl.BadValue, match="needs a machine"):
+    with pytest.raises(orbctl.BadValue, match="requires a machine"):
         orbctl.machine_args("stop")
     for name in ("", "--all", "-a", "a b", "docker", "k8s"):
         with pytest.raises(orbctl.BadValue):

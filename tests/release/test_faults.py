@@ -231,7 +231,7 @@ FAULTS: list[tuple[str, str, Callable[[Copy], None], str]] = [
         "badges",
         "workflow moved",
         plant_badge,
-        "which is not there",
+        "which does not exist",
     ),
     (
         "badges",
@@ -358,7 +358,7 @@ def test_index(
     assert ask() == "pyinfra-orbstack is free"
     checkout = scripts.Checkout(copy.root)
     shutil.copy(checkout.wheel, folder)
-    with pytest.raises(scripts.Problem, match="is there already"):
+    with pytest.raises(scripts.Problem, match="already exists"):
         ask()
     copy.write("pyproject.toml", f'version = "{checkout.version}"', 'version = "1.99.0"')
     assert "is ours" in ask()
@@ -469,7 +469,8 @@ def test_release(quick: Copy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "reason"), [("", "is no version"), ("1.0", "is no version"), ("v1.0.0", "is no")]
+    ("version", "reason"),
+    [("", "is not a version"), ("1.0", "is not a version"), ("v1.0.0", "is not a")],
 )
 def test_release_refuses(quick: Copy, version: str, reason: str) -> None:
     done = run(quick, "release.py", VERSION=version)

@@ -241,7 +241,7 @@ def test_package_manager_at_work(elsewhere: Elsewhere, tmp_path: Path) -> None:
     )
     answer = elsewhere(script)
     assert answer.text == "up\n"
-    said = f"waiting for this host's package manager, which holds {lock}\n"
+    said = f"waiting for this host's package manager, which has locked {lock}\n"
     assert answer.err.decode().count(said) == 1
 
 
@@ -260,7 +260,7 @@ def test_package_manager_that_does_not_end(elsewhere: Elsewhere, tmp_path: Path)
     answer = elsewhere(script)
     assert (answer.code, answer.out) == (1, b"")
     last = answer.err.decode().splitlines()[-1]
-    assert last.startswith(f"[-32098] create 'm': this host's package manager still holds {lock}")
+    assert last.startswith(f"[-32098] create 'm': this host's package manager still locks {lock}")
 
 
 #: The simulator, with a shorter timeout.

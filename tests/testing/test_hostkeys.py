@@ -75,7 +75,7 @@ def test_a_server_is_reached_only_with_its_key(folder: Path, port: int, sshd: Ss
 
     status, shown, said = command("trust")
     assert (status, Path("known_hosts").exists()) == (1, False)
-    assert said == "would record the keys of 127.0.0.1: compare them, confirm with YES=1\n"
+    assert said == "would record the keys of 127.0.0.1: compare them, then confirm with YES=1\n"
     for kind in KINDS:
         assert f"    ssh-{kind} {sshd.fingerprint(kind)}\n" in shown
 
@@ -146,7 +146,7 @@ def test_one_silent_server_does_not_delay_the_others(folder: Path, port: int) ->
     assert command("trust", "--limit=good")[:2] == (0, "good: its key is in known_hosts\n")
     status, _, said = command("trust", "--limit=god")
     assert status == 1
-    assert said.startswith("LIMIT: nothing in inventories/production.py matches 'god'; ")
+    assert said.startswith("LIMIT 'god' matches nothing in inventories/production.py; ")
 
 
 def test_an_alias_in_the_users_ssh_config_is_followed(folder: Path, port: int) -> None:
@@ -185,7 +185,7 @@ def test_deploys_to_servers_ask_first(folder: Path, port: int, answer: str, reco
     ("hosts", "data", "reason"),
     [
         ([], GROUP_DATA, "inventories/production.py has no hosts yet: add some to its groups"),
-        (["@orbstack/a"], GROUP_DATA, "inventories/production.py names no server over SSH: "),
+        (["@orbstack/a"], GROUP_DATA, "inventories/production.py contains no SSH hosts: "),
         (["a"], "", "a: its keys are not pinned: set ssh_known_hosts_file = 'known_hosts' and "),
         (["a"], GROUP_DATA.splitlines()[0], "a: its keys are not pinned: "),
         (["a"], "1 / 0", "group_data/production.py:1: ZeroDivisionError: "),
@@ -211,7 +211,7 @@ def test_an_unreadable_file_is_a_one_line_error(folder: Path, port: int) -> None
     status, _, said = command("trust", YES="1")
     assert status == 1
     (line,) = said.splitlines()
-    assert line.startswith("127.0.0.1: known_hosts cannot be read: ")
+    assert line.startswith("127.0.0.1: cannot read known_hosts: ")
 
 
 def test_a_missing_openssh_client_is_an_error(
@@ -220,9 +220,7 @@ def test_a_missing_openssh_client_is_an_error(
     inventory("a")
     monkeypatch.setenv("PATH", str(folder))
     assert cli.main(["trust", "production"]) == 1
-    assert capsys.readouterr().err == (
-        "ssh-keyscan is not installed: it comes with OpenSSH's client\n"
-    )
+    assert capsys.readouterr().err == ("ssh-keyscan not found: install the OpenSSH client\n")
 
 
 # Which keys are new ----------------------------------------------------------------------------

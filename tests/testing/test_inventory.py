@@ -109,11 +109,11 @@ def test_an_invalid_inventory_is_rejected_before_creation(
     before = orbstack_machines.engine.record.machines()
     with pytest.raises(ValueError, match="at least one host"):
         orbstack_machines.inventory({"web": []})
-    with pytest.raises(TypeError, match="hosts of web are a list of names, not 'web-1'"):
+    with pytest.raises(TypeError, match="hosts of web must be a list of names, not 'web-1'"):
         orbstack_machines.inventory({"web": "web-1"})
     with pytest.raises(ValueError, match=r"'\.\./x' cannot be the name of a group"):
         orbstack_machines.inventory({"../x": ["web-1"]})
-    with pytest.raises(TypeError, match="groups are a list of names"):
+    with pytest.raises(TypeError, match="groups must be a list of names"):
         orbstack_machines.inventory({"web": ["web-1"]}, every="local")
     assert orbstack_machines.engine.record.machines() == before
 

@@ -156,7 +156,7 @@ def test_a_rolling_deploy_stops_at_the_first_failure(
     assert cli.main(argv) == 1
     assert reached(client, names) == [0, 1]
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last == f"stopped; not deployed to: @orbstack/{names[2]}"
+    assert last == f"stopped at a failure; not deployed to: @orbstack/{names[2]}"
 
 
 @pytest.mark.long
@@ -171,7 +171,7 @@ def test_an_invalid_number_is_a_one_line_error(
 ) -> None:
     assert cli.main(["deploy", f"--serial={serial}", "local"]) == 1
     assert capfd.readouterr().err == (
-        f"SERIAL is how many hosts at a time, such as 1, not {serial!r}\n"
+        f"SERIAL must be a number of hosts, such as 1, not {serial!r}\n"
     )
 
 
@@ -198,7 +198,7 @@ def test_arguments_reach_pyinfra_unchanged(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("'", "ARGS cannot be split into words: No closing quotation"),
+        ("'", "cannot split ARGS into words: No closing quotation; quote it as in a shell"),
         ("--limit db", "ARGS cannot contain --limit: use LIMIT"),
         ("-v --limit=db", "ARGS cannot contain --limit: use LIMIT"),
         ("--yes", "ARGS cannot contain --yes: use YES=1"),

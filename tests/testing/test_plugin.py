@@ -183,7 +183,9 @@ def test_missing_machines_skip_tests_and_fail_in_ci(
     pytester.makepyfile("def test(orbstack_machine): pass")
     result = pytester.runpytest_subprocess("-rs")
     result.assert_outcomes(**{outcome: 1})
-    result.stdout.fnmatch_lines(["*no machines: *names '/no/such/orbctl', which is no program*"])
+    result.stdout.fnmatch_lines(
+        ["*no machines: *is set to '/no/such/orbctl', but no such executable was found*"]
+    )
 
 
 def test_the_option_real_requires_orbstack(pytester: pytest.Pytester, client: Orbctl) -> None:

@@ -76,7 +76,7 @@ def test_groups_of_an_inventory_are_read_once(
 
 def test_a_host_given_as_a_list_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "inventory.py").write_text('web = [["@orbstack/a"]]\n')
-    with pytest.raises(inventory_files.CommandError, match="a host is a name, or a tuple"):
+    with pytest.raises(inventory_files.CommandError, match="must be a name or a tuple"):
         inventory_files.inventory_hosts(tmp_path / "inventory.py")
 
 
@@ -128,7 +128,10 @@ def test_each_verb_explains_itself(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        (["deploy", "nowhere"], "there is no inventory 'nowhere'; INVENTORY can be: empty, local,"),
+        (
+            ["deploy", "nowhere"],
+            "there is no inventory 'nowhere': set INVENTORY to one of: empty, local,",
+        ),
         (["deploy", "--", "-x"], "there is no inventory '-x'"),
         (["plan", "--", "../inventories/local"], "there is no inventory"),
         (["drift", "nowhere"], "there is no inventory 'nowhere'"),
@@ -139,8 +142,8 @@ def test_each_verb_explains_itself(words: list[str]) -> None:
         (["shell", "--", ""], "there is no machine ''"),
         (["destroy", "nowhere"], "there is no inventory 'nowhere'"),
         (["destroy", "--", ""], "there is no inventory ''"),
-        (["destroy", "servers"], "inventories/servers.py names no machine of this computer"),
-        (["destroy", "patterns"], "inventories/patterns.py names no machine of this computer"),
+        (["destroy", "servers"], "inventories/servers.py contains no local machines"),
+        (["destroy", "patterns"], "inventories/patterns.py contains no local machines"),
     ],
 )
 def test_mistakes_are_one_line_errors(
@@ -185,7 +188,7 @@ def test_life_of_a_project(
         assert cli.main(["destroy"]) == 0
         assert capfd.readouterr().out.endswith(f"deleted: {name}-2\n")
         assert cli.main(["destroy"]) == 0
-        assert "has made no machine" in capfd.readouterr().out
+        assert "no machine that this project created" in capfd.readouterr().out
     finally:
         record.delete_all(client)
 
@@ -224,7 +227,8 @@ def test_a_directory_without_inventories_is_a_one_line_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["plan", "local"]) == 1
-    assert capsys.readouterr().err == f"there is no inventory in {tmp_path}/inventories\n"
+    said = f"there is no inventory in {tmp_path}/inventories: run this in a project's directory\n"
+    assert capsys.readouterr().err == said
 
 
 # Promises of a plan ----------------------------------------------------------------------------
@@ -236,7 +240,7 @@ def test_a_directory_without_inventories_is_a_one_line_error(
     [
         ({}, {}, "there is no machine 'NAME'"),
         ({"orbstack_image": "u", "orbstack_mounts": ["/a"]}, {}, "need"),
-        ({"orbstack_image": "u", "orbstack_create_user": "-x"}, {}, "begins with '-'"),
+        ({"orbstack_image": "u", "orbstack_create_user": "-x"}, {}, "must not begin with '-'"),
         ({"orbstack_image": "u"}, {"orbstack_transport": "pigeon"}, "'pigeon' is unknown"),
         ({"orbstack_imag": "ubuntu"}, {}, "did you mean orbstack_image"),
         ({"orbstack_image": "nosuch:1"}, {}, "unknown distro"),
@@ -244,12 +248,12 @@ def test_a_directory_without_inventories_is_a_one_line_error(
         (
             {"orbstack_image": "ubuntu", "orbstack_cpus": "many"},
             {},
-            "orbstack_cpus is a number such as 2, not 'many'",
+            "orbstack_cpus must be a number such as 2, not 'many'",
         ),
         (
             {"orbstack_image": "ubuntu"},
             {"orbstack_memory": "4Q"},
-            "orbstack_memory is a size such as",
+            "orbstack_memory must be a size such as",
         ),
     ],
 )
@@ -400,13 +404,14 @@ def test_destroy_applies_to_one_inventory(
         assert set(deleted) == {staged, f"{name}-x"}
         assert [one.name for one in record.existing(client)] == [name]
         assert cli.main(["destroy", "staging"]) == 0
-        assert "no machine of inventories/staging.py that is still there" in capfd.readouterr().out
+        said = "inventories/staging.py contains no machine that this project created\n"
+        assert said in capfd.readouterr().out
 
         # Machines in no inventory are reported, and deleted with all others.
         (folder / "inventories" / "local.py").write_text(f"web = ['@orbstack/{name}-new']\n")
         assert cli.main(["destroy", "local"]) == 0
         said = capfd.readouterr().out
-        assert f"made here, too, but in no inventory any more: {name}\n" in said
+        assert f"also created here, but no longer in any inventory: {name}\n" in said
         assert client.info(name).running
         assert cli.main(["destroy"]) == 0
         assert capfd.readouterr().out == f"deleted: {name}\n"
@@ -487,9 +492,9 @@ def test_containers_have_their_own_deploy(
     assert cli.main(["plan", "app"]) == 1
     assert f"there is no container '{name}'" in capfd.readouterr().err
     assert cli.main(["shell", f"docker/{name}"]) == 1
-    assert f"there is no container '{name}'; M can be: " in capfd.readouterr().err
+    assert f"there is no container '{name}': set M to one of: " in capfd.readouterr().err
     assert cli.main(["shell", "docker/"]) == 1
-    assert "'' cannot be a container's name" in capfd.readouterr().err
+    assert "'' is not a valid name or id of a container" in capfd.readouterr().err
 
 
 def test_machines_of_others_are_not_destroyed(

@@ -185,7 +185,7 @@ def test_an_invalid_name_is_rejected_before_a_container_is_created(
 
 @pytest.mark.parametrize("groups", ["web", b"web", [1], [None], {1: {}}, [("web", {})]], ids=repr)
 def test_content_that_is_not_text_is_rejected(groups: Any) -> None:
-    with pytest.raises(TypeError, match=r"groups are a list|name of a group is text"):
+    with pytest.raises(TypeError, match=r"groups must be a list|name of a group must be text"):
         check_groups(groups)
 
 

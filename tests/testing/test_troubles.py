@@ -109,7 +109,7 @@ def test_records_that_cannot_be_processed_stay(
     (folder / "machines").write_text("left 01KHVDCW7HTAGRPMB823KADP9B\n")
     delete_all(folder)
     said = capsys.readouterr().err
-    assert said == "the next run tries again to delete left: not today\n"
+    assert said == "cannot delete left (the next run tries again): not today\n"
     assert Record(folder / "machines").machines() == {"left": "01KHVDCW7HTAGRPMB823KADP9B"}
 
 

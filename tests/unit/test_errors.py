@@ -35,13 +35,13 @@ def test_invalid_ids(machine_id: str) -> None:
 
 
 def test_no_command_becomes_a_flag() -> None:
-    with pytest.raises(BadValue, match="would take for a flag"):
+    with pytest.raises(BadValue, match="would read it as a flag"):
         orbctl.run_args("web", ["-u", "root"])
 
 
 def test_orbctl_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(tmp_path / "none"))
-    with pytest.raises(OrbctlMissing, match="which is no program"):
+    with pytest.raises(OrbctlMissing, match="no such executable"):
         Orbctl()
     monkeypatch.delenv(orbctl.COMMAND_VARIABLE)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -110,7 +110,7 @@ def test_docker_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(docker.COMMAND_VARIABLE, program(tmp_path, "docker", script))
     with pytest.raises(DockerError, match="no space"):
         Docker().start("web")
-    with pytest.raises(DockerError, match="docker shows 0 containers 'web'"):
+    with pytest.raises(DockerError, match="docker reported 0 containers 'web'"):
         Docker().inspect("web")
 
 
@@ -129,7 +129,7 @@ def test_unreadable_input_is_an_error() -> None:
         yield b"half"
         raise ValueError("no more")
 
-    with pytest.raises(OSError, match="reading the input failed: no more"):
+    with pytest.raises(OSError, match="cannot read the input: no more"):
         process.run(["cat"], stdin=pieces(), timeout=20)  # type: ignore[arg-type]
 
 

@@ -148,7 +148,7 @@ class Odd(io.RawIOBase):
         (OSError(5, "Input/output error"), "Input/output error"),
         (RuntimeError("two\nlines"), "two lines"),
         (ZeroDivisionError(), "ZeroDivisionError"),
-        (None, "nothing to read yet"),
+        (None, "no data yet"),
         ("lone \ud800", "surrogates not allowed"),
         (3.5, "float"),
     ],
@@ -334,7 +334,7 @@ def test_a_full_file_system_keeps_a_hard_linked_file(
         write(path, NEW)
     assert path.read_bytes() == OLD
     fits = iter([False, False])
-    with pytest.raises(OSError, match=r"not be put back and is kept in .*/kept") as told:
+    with pytest.raises(OSError, match=r"not be restored and is kept in .*/kept") as told:
         write(path, NEW)
     kept = Path(str(told.value).rpartition(" is kept in ")[2])
     assert kept.read_bytes() == OLD
@@ -468,7 +468,7 @@ def test_io_objects_that_cannot_be_truncated(folder: Path) -> None:
     short = Simple(b"ab")
     write(short, NEW)
     assert short._file.getvalue() == NEW
-    with pytest.raises(OSError, match="cannot write the Simple object: it held more"):
+    with pytest.raises(OSError, match="cannot write the Simple object: it contained more"):
         write(Simple(OLD), NEW)
 
     class Sink:

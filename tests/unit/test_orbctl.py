@@ -172,7 +172,7 @@ def test_create_passes_every_flag() -> None:
 
 
 def test_mounts_need_isolation() -> None:
-    with pytest.raises(BadValue, match="need isolated"):
+    with pytest.raises(BadValue, match="require isolated"):
         orbctl.create_args("web", "ubuntu", mounts=["/a"])
 
 

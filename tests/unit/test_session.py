@@ -284,8 +284,8 @@ def test_a_directory_is_one_path(
     ("name", "reason"),
     [
         ("/no/such", "no directory '/no/such'"),
-        ("no\0", "the directory holds a NUL"),
-        ("\ud800", "the directory holds .* no character"),
+        ("no\0", "the directory must not contain a NUL"),
+        ("\ud800", "the directory must not contain .* not a character"),
     ],
 )
 def test_an_invalid_directory(way: str, name: str, reason: str) -> None:

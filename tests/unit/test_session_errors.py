@@ -57,7 +57,7 @@ def test_shell_that_stops_answering() -> None:
 
 def test_shell_that_prints_too_much() -> None:
     flood = f"head -c {session.MOST_STRAY + 1} /dev/zero | tr '\\0' x; exec sh \"$@\""
-    with pytest.raises(NotStarted, match="bytes came where an answer was expected"):
+    with pytest.raises(NotStarted, match="bytes arrived instead of an answer"):
         Runner(["sh", "-c", flood, "sh"], "session")("true")
 
 
@@ -70,13 +70,13 @@ def test_command_that_cannot_be_killed() -> None:
 
     runner = Runner(["sh"], "session")
     runner.session = ShellSession(Locked(["sh"]))
-    with pytest.raises(OSError, match=r"may still run: .*No such file"):
+    with pytest.raises(OSError, match=r"may still be running, .*No such file"):
         runner("sleep 3", seconds=0.5)
 
 
 def test_terminal_that_ends_before_the_command() -> None:
     session = ShellSession(Here(["sh", "-c", "echo no terminal today", "sh"]))
-    with pytest.raises(NotStarted, match=r"gave no shell: .*no terminal today"):
+    with pytest.raises(NotStarted, match=r"could not start a shell: .*no terminal today"):
         session.terminal("true", lambda *_: None)
 
 
@@ -84,7 +84,7 @@ def test_terminal_that_loses_what_is_typed(monkeypatch: pytest.MonkeyPatch) -> N
     real = protocol.typed
     monkeypatch.setattr(protocol, "typed", lambda script: real(script).replace(b"\\141", b"", 1))
     control = ShellSession(Here(["sh"]))
-    with pytest.raises(NotStarted, match="gave no shell"):
+    with pytest.raises(NotStarted, match="could not start a shell"):
         control.terminal("echo a", lambda *_: None)
 
 
@@ -116,7 +116,7 @@ def test_timeout_at_every_moment(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
 @pytest.mark.parametrize(
-    ("text", "reason"), [("echo \ud800", "no character"), ("echo \0", "NUL byte")]
+    ("text", "reason"), [("echo \ud800", "not a character"), ("echo \0", "NUL byte")]
 )
 def test_texts_that_cannot_be_sent(way: str, text: str, reason: str) -> None:
     with pytest.raises(OSError, match=reason):

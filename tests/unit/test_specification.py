@@ -24,31 +24,31 @@ def data(**values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("orbstack_image", "", "orbstack_image is empty"),
+        ("orbstack_image", "", "orbstack_image must not be empty"),
         ("orbstack_image", 24.04, "orbstack_image must be text, not 24.04"),
-        ("orbstack_image", "-x", "orbstack_image '-x' begins with '-'"),
-        ("orbstack_image", "ubuntu:", "is DISTRO or DISTRO:VERSION, not 'ubuntu:'"),
-        ("orbstack_image", ":noble", "is DISTRO or DISTRO:VERSION, not ':noble'"),
-        ("orbstack_arch", "x86_64", "orbstack_arch is arm64 or amd64, not 'x86_64'"),
+        ("orbstack_image", "-x", "orbstack_image '-x' must not begin with '-'"),
+        ("orbstack_image", "ubuntu:", "must be DISTRO or DISTRO:VERSION, not 'ubuntu:'"),
+        ("orbstack_image", ":noble", "must be DISTRO or DISTRO:VERSION, not ':noble'"),
+        ("orbstack_arch", "x86_64", "orbstack_arch must be arm64 or amd64, not 'x86_64'"),
         (
             "orbstack_create_user",
             "a\nb",
-            "orbstack_create_user 'a\\\\nb' holds a control character",
+            "orbstack_create_user 'a\\\\nb' must not contain a control character",
         ),
-        ("orbstack_create_user", "", "orbstack_create_user is empty"),
-        ("orbstack_cloud_init", "/no/such", "orbstack_cloud_init is a file on this computer, not"),
+        ("orbstack_create_user", "", "orbstack_create_user must not be empty"),
+        ("orbstack_cloud_init", "/no/such", "orbstack_cloud_init must be a file on this host, not"),
         (
             "orbstack_cloud_init",
             "/tmp",
-            "orbstack_cloud_init is a file on this computer, not '/tmp'",
+            "orbstack_cloud_init must be a file on this host, not '/tmp'",
         ),
-        ("orbstack_cpus", "many", "orbstack_cpus is a number such as 2, not 'many'"),
-        ("orbstack_cpus", -1, "orbstack_cpus is a number such as 2, not -1"),
-        ("orbstack_memory", "4Q", "orbstack_memory is a size such as"),
-        ("orbstack_memory", True, "orbstack_memory is a size such as"),
-        ("orbstack_disk", "64", "orbstack_disk needs a unit"),
-        ("orbstack_mounts", ["/srv"], "orbstack_mounts needs orbstack_isolated"),
-        ("orbstack_isolate_network", True, "orbstack_isolate_network needs orbstack_isolated"),
+        ("orbstack_cpus", "many", "orbstack_cpus must be a number such as 2, not 'many'"),
+        ("orbstack_cpus", -1, "orbstack_cpus must be a number such as 2, not -1"),
+        ("orbstack_memory", "4Q", "orbstack_memory must be a size such as"),
+        ("orbstack_memory", True, "orbstack_memory must be a size such as"),
+        ("orbstack_disk", "64", "orbstack_disk requires a unit"),
+        ("orbstack_mounts", ["/srv"], "orbstack_mounts requires orbstack_isolated"),
+        ("orbstack_isolate_network", True, "orbstack_isolate_network requires orbstack_isolated"),
     ],
 )
 def test_a_bad_value_is_named_with_its_key(key: str, value: Any, reason: str) -> None:
@@ -59,7 +59,7 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: Any, reason: str) ->
 
 
 def test_a_mount_is_one_value() -> None:
-    with pytest.raises(BadValue, match="orbstack_mounts '-v' begins with '-'"):
+    with pytest.raises(BadValue, match="orbstack_mounts '-v' must not begin with '-'"):
         specification.create_args("web", data(orbstack_isolated=True, orbstack_mounts=["-v"]))
 
 

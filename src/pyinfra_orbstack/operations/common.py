@@ -60,8 +60,8 @@ def orbstack_operation(
                 # Only the name says what kind of host this is.
                 if targets.parse(str(host.name)) and not anywhere:
                     raise Refused(
-                        f"{function.__name__} is about OrbStack, and {host.name} is a machine in "
-                        "it: target @local, or the Mac over SSH"
+                        f"{function.__name__} must run on the OrbStack host, and {host.name} is "
+                        "inside OrbStack: target @local, or the Mac over SSH"
                     )
                 yield from function(*args, **kwargs)
             except (Refused, orbctl.BadValue) as refused:
@@ -72,7 +72,7 @@ def orbstack_operation(
                 elif isinstance(refused, PreconditionMissing):
                     # Nothing that this run does has started, and this operation runs nothing.
                     logger.warning(
-                        f"{host.print_prefix}{refused}; this fails unless an operation before it "
+                        f"{host.print_prefix}{refused}; this operation fails unless an earlier one "
                         "changes that"
                     )
                     yield fail(str(refused))
@@ -108,7 +108,9 @@ def ask(fact: type[FactBase[T]], *, timeout: float = 0, **arguments: Any) -> T:
         if not state.is_executing:
             raise
     if known is None:
-        raise Refused(f"{fact.__name__} could not be had from orbctl, so nothing was changed")
+        raise Refused(
+            f"{fact.__name__} could not be read from orbctl (see above); nothing was changed"
+        )
     return known
 
 
@@ -135,8 +137,8 @@ def settled(found: MachineData) -> MachineData | None:
     now = ask(SettledMachine, timeout=limit, machine=found["name"], seconds=seconds)
     if now and now["state"] not in waiting.SETTLED:
         raise Refused(
-            f"machine {now['name']} is still {now['state']} after {seconds} s: wait until that is "
-            "done, or set orbstack_boot_timeout"
+            f"machine {now['name']} is still {now['state']} after {seconds} s: wait until it has "
+            "finished, or increase orbstack_boot_timeout"
         )
     return now or None  # type: ignore[return-value]
 
@@ -154,7 +156,7 @@ def existing(name: str, machines: dict[str, MachineData] | None = None) -> Machi
     found = settled(machines[name]) if name in machines else None
     if found is None:
         names = sorted(set(machines) - {name})
-        known = f"there are: {', '.join(names)}" if names else "there is none"
+        known = f"existing: {', '.join(names)}" if names else "none exists"
         raise PreconditionMissing(f"there is no machine {name!r} ({known})")
     return found
 
@@ -164,8 +166,8 @@ def require(version: str, **wanted: Any) -> None:
     named = [what for what, value in wanted.items() if value]
     if named and not is_at_least(version):
         raise Refused(
-            f"{', '.join(named)}: OrbStack {version} is needed, and this is "
-            f"{ask(OrbStackVersion)}: update it, or leave that out"
+            f"OrbStack {version} is required for {', '.join(named)}, and this is "
+            f"{ask(OrbStackVersion)}: update it, or do without"
         )
 
 

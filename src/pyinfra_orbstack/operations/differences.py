@@ -72,8 +72,8 @@ def find_differences(found: MachineData, spec: MachineSpec, digest: str) -> list
 def warn_unknown(found: MachineData, what: str, value: Any, have: Any) -> None:
     """Warn about a value that cannot be compared."""
     logger.warning(
-        f"{host.print_prefix}machine {found['name']}: {what} should be {value}, and "
-        f"cannot be compared with what OrbStack tells: {have!r}"
+        f"{host.print_prefix}machine {found['name']}: {what} should be {value}, but "
+        f"cannot be compared with what OrbStack reports: {have!r}"
     )
 
 
@@ -103,7 +103,7 @@ def changed_settings(name: str, settings: dict[str, str]) -> dict[str, str]:
 def setting_text(value: str | float | bool) -> str:
     """A setting in `orbctl`'s notation."""
     if not isinstance(value, (str, int, float)):
-        raise orbctl.BadValue(f"a setting is text, a number or a switch, not {value!r}")
+        raise orbctl.BadValue(f"a setting must be text, a number or a boolean, not {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

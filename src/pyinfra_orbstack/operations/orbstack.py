@@ -124,7 +124,7 @@ def machine(
         if found is None:
             host.noop(f"machine {machine} does not exist")
             return
-        log_change(f"machine {machine} shall not exist: delete it")
+        log_change(f"deleting machine {machine}")
         yield steps.delete(found)
         return
     spec = MachineSpec(
@@ -148,7 +148,7 @@ def machine(
     differences = [] if found is None else find_differences(found, spec, digest)
     _refuse(spec, found, differences, recreate)
     if found is not None and differences:
-        log_change(f"machine {spec.name} differs: {'; '.join(differences)}; delete it")
+        log_change(f"machine {spec.name} differs: {'; '.join(differences)}; deleting it")
         yield steps.delete(found)
         found = None
     if found is None:
@@ -169,24 +169,24 @@ def _refuse(
     """Refuse what is impossible, or would delete something that must be kept."""
     if differences and not recreate:
         raise Refused(
-            f"machine {spec.name} differs: {'; '.join(differences)}; this takes a new machine: "
-            "with recreate=True this one is deleted, with all that is in it, and created anew"
+            f"machine {spec.name} differs: {'; '.join(differences)}; this requires a new machine: "
+            "pass recreate=True to delete this one, with everything in it, and create it again"
         )
     if (found is None or differences) and spec.image is None:
         raise (Refused if differences else PreconditionMissing)(
-            f"machine {spec.name} cannot be created without an image such as ubuntu:noble"
+            f"machine {spec.name} does not exist: pass an image such as ubuntu:noble to create it"
         )
 
 
 def _make(spec: MachineSpec, script: str, digest: str, running: bool) -> Commands:
-    log_change(f"machine {spec.name} does not exist: create it from {spec.image}")
+    log_change(f"creating machine {spec.name} from {spec.image}")
     yield steps.create(spec, script, digest)
     if spec.forward_ssh_agent is False and not spec.isolated:
         # There is no flag for this one.
         agent = {"forward_ssh_agent": "false"}
         yield steps.reconfigure(spec.name, agent, was_running=True, running=running)
     elif not running:
-        log_change(f"machine {spec.name} shall not run")
+        log_change(f"stopping machine {spec.name}")
         yield steps.run(steps.stop(spec.name))
 
 
@@ -208,7 +208,7 @@ def _change(
     if changes:
         yield steps.reconfigure(spec.name, changes, was_running=runs, running=running)
     elif runs != running:
-        log_change(f"machine {spec.name} shall {'run' if running else 'not run'}")
+        log_change(f"{'starting' if running else 'stopping'} machine {spec.name}")
         yield steps.run(steps.start(spec.name) if running else steps.stop(spec.name))
 
 
@@ -235,7 +235,7 @@ def started(machine: str, wait: bool = True) -> Commands:
     if found["state"] == "running":
         host.noop(f"machine {machine} runs")
         return
-    log_change(f"machine {machine} is {found['state']}: start it")
+    log_change(f"machine {machine} is {found['state']}; starting it")
     yield steps.run(steps.start(machine))
     if wait:
         yield steps.wait(machine, patience())
@@ -264,7 +264,7 @@ def stopped(machine: str, force: bool = False) -> Commands:
     if found["state"] == "stopped":
         host.noop(f"machine {machine} is stopped")
         return
-    log_change(f"machine {machine} is {found['state']}: stop it")
+    log_change(f"machine {machine} is {found['state']}; stopping it")
     yield steps.run(steps.stop(machine, force))
 
 
@@ -290,7 +290,7 @@ def restarted(machine: str, wait: bool = True) -> Commands:
         )
     """
     found = existing(machine)
-    log_change(f"machine {machine} is {found['state']}: restart it")
+    log_change(f"machine {machine} is {found['state']}; restarting it")
     verb = "restart" if found["state"] == "running" else "start"
     yield steps.run(steps.orb(*orbctl.machine_args(verb, machine)))
     if wait:
@@ -324,10 +324,10 @@ def renamed(machine: str, to: str) -> Commands:
         return
     if to in machines:
         raise PreconditionMissing(
-            f"machine {machine} cannot be renamed: there is a machine {to} already"
+            f"cannot rename machine {machine}: there already is a machine {to}; use another name"
         )
     existing(machine, machines)
-    log_change(f"machine {machine} shall be {to}: rename it")
+    log_change(f"renaming machine {machine} to {to}")
     yield steps.run(rename)
 
 
@@ -360,7 +360,7 @@ def cloned(source: str, machine: str) -> Commands:
         return
     existing(source, machines)
     require("2.0", cloned=True)
-    log_change(f"machine {machine} does not exist: copy {source}")
+    log_change(f"copying machine {source} to {machine}")
     yield clone
 
 
@@ -388,17 +388,17 @@ def exported(machine: str, path: str) -> Commands:
     """
     file = posixpath.basename(mac_path("path", path))
     if not file or path == "~":
-        raise orbctl.BadValue(f"path {path!r} is a folder, and no file")
+        raise orbctl.BadValue(f"path {path!r} is a directory: pass the path of a file")
     words = steps.call("export_to", orbctl.check_name(machine))
     kind = ask(PathKind, path=path)
     if kind == "directory":
-        raise Refused(f"{path} is a folder: a machine is exported to a file")
+        raise Refused(f"{path} is a directory: pass the path of a file")
     if kind == "file":
         host.noop(f"{path} exists")
         return
     existing(machine)
     require("2.0", exported=True)
-    log_change(f"{path} does not exist: export machine {machine} to it")
+    log_change(f"exporting machine {machine} to {path}")
     yield steps.run(f"{words} {shelltext.mac_path(path)}")
 
 
@@ -429,8 +429,10 @@ def imported(path: str, machine: str) -> Commands:
         host.noop(f"machine {machine} exists")
         return
     if ask(PathKind, path=path) != "file":
-        raise PreconditionMissing(f"there is no file {path} to import machine {machine} from")
-    log_change(f"machine {machine} does not exist: import it from {path}")
+        raise PreconditionMissing(
+            f"cannot import machine {machine}: there is no file {path}; check the path"
+        )
+    log_change(f"importing machine {machine} from {path}")
     yield import_
 
 

@@ -49,7 +49,7 @@ class Making(StringCommand):
             if self.spec is not None:
                 made = orbctl.parse_info(told)
                 found = self.spec.unlike(made.distro, made.version, made.arch)
-                return [f"machine {made.name} was made, but {one}" for one in found]
+                return [f"machine {made.name} was created, but {one}" for one in found]
         return []
 
 

@@ -81,14 +81,14 @@ def _test_connectivity(target: str, method: str, count: int) -> Commands:
     }
     if method not in commands or not str(count).isdigit():
         raise orbctl.BadValue(
-            f"method is ping, curl or nc, and count a number, not {method!r} and {count!r}"
+            f"method must be ping, curl or nc, and count a number, not {method!r} and {count!r}"
         )
     yield from _probe(commands[method])
 
 
 def _dns_lookup(hostname: str, lookup_type: str) -> Commands:
     if not re.fullmatch(r"[A-Za-z0-9]+", lookup_type):
-        raise orbctl.BadValue(f"lookup_type is a word such as A or MX, not {lookup_type!r}")
+        raise orbctl.BadValue(f"lookup_type must be a word such as A or MX, not {lookup_type!r}")
     yield from _probe(["host", "-t", lookup_type, orbctl.check_value("hostname", hostname)])
 
 

@@ -9,7 +9,7 @@ fail() {
 
 fail_with() {
     reason_in "$1"
-    fail "${reason:-a command of it was killed}"
+    fail "${reason:-one of its commands was killed}"
 }
 
 # get HOW TOKEN SOURCE: print the content between two lines that begin with TOKEN, the second with

@@ -46,7 +46,7 @@ look() {
         if told=$(exec 2>&1 && within 30 info "$1" --format json); then
             found=$(printf '%s\n' "$told" | sed -n 's/.*"id": *"\([0-9A-Za-z]*\)".*/\1/p' | head -n 1)
             [ -z "$found" ] || return 0
-            told="orbctl did not tell the id of $1"
+            told="orbctl did not report the id of $1"
         fi
         found=
         case $told in *'machine not found'* | *'no machine found'*) return 1 ;; esac
@@ -71,7 +71,7 @@ remove() {
         ;;
     esac
     if [ "$found" != "$2" ]; then
-        echo "$1 is another machine now: nothing was deleted" >&2
+        echo "$1 is another machine now; nothing was deleted" >&2
         return 1
     fi
     orb delete --force "$1" && forget "$2"
@@ -120,7 +120,7 @@ keep() {
     made=$(date +%s)
     if ! look "$name"; then
         was_made "$made" 2>/dev/null
-        echo "machine $name was made, and its id cannot be read: $told; $(advice "$name")" >&2
+        echo "machine $name was created, but its id cannot be read: $told; $(advice "$name")" >&2
         return 1
     fi
     why=$(confirm "$found" 2>&1) && return
@@ -140,19 +140,19 @@ give_up() {
         return
         ;;
     *)
-        echo "$1, and whether machine $name was made cannot be known: $told; $(advice "$name")" >&2
+        echo "$1; machine $name may have been created: $told; $(advice "$name")" >&2
         return
         ;;
     esac
     settle_down "$name" 10
     if why=$(orb delete --force "$name" 2>&1); then
         { forget "$found" && drop_intent; } 2>/dev/null
-        echo "machine $name was made and is deleted again: $1" >&2
+        echo "machine $name was created, and deleted again: $1" >&2
         return
     fi
     confirm "$found" 2>/dev/null
     why=$(printf '%s\n' "$why" | tail -n 1)
-    echo "$1: machine $name was made, and deleting it failed: $why; $(advice "$name")" >&2
+    echo "$1: machine $name was created, and deleting it failed: $why; $(advice "$name")" >&2
 }
 
 # failed SAID: check what a failed call has left; its failure alone does not prove whose that is
@@ -165,13 +165,13 @@ failed() {
     esac
     look "$name"
     case $? in
-    0) echo "there is a machine $name all the same, and whose it is, is not known; $(advice "$name")" >&2 ;;
+    0) echo "there now is a machine $name, and it is unknown who created it; $(advice "$name")" >&2 ;;
     1) drop_intent 2>/dev/null ;;
     esac
 }
 
 advice() {
-    echo "this deletes it: orbctl delete --force $1"
+    echo "to delete it, run: orbctl delete --force $1"
 }
 
 # state_of NAME: its state as `orbctl` reports it; empty if unknown
@@ -205,14 +205,14 @@ until_it_answers() {
 # finish_cloud_init NAME COMMAND: run the command that waits for cloud-init in the machine
 finish_cloud_init() {
     orb run -m "$1" -u root -w / sh -c "$2" && return
-    printf '%s\n' "cloud-init failed in machine $1" >&2
+    printf '%s\n' "cloud-init failed in machine $1: see its errors above" >&2
     return 1
 }
 
 # check_user NAME USER: whether a running machine has that user
 check_user() {
     said=$(orb run -m "$1" -u root -w / id -u "$2" 2>&1) && return
-    printf '%s\n' "machine $1 has to have the user $2 first: $said" >&2
+    printf '%s\n' "machine $1 has no user $2, which must exist first: $said" >&2
     return 1
 }
 

@@ -52,7 +52,7 @@ hold() (
             [ "$(readlink "$1")" != "$holder" ] || rm -f "$1"
             let_go "$own"
         elif [ "$tries" -gt 1800 ]; then
-            echo "$1 is held by process ${holder%%.*}: remove it if that is not so" >&2
+            echo "$1 is held by process ${holder%%.*}; if that is wrong, remove it" >&2
             exit 1
         else
             misses=0

@@ -20,7 +20,7 @@ put() {
     shift 3
     receive "$@"
     case $kind in
-    new) rename_it || fail "${reason:-a command of it was killed}" ;;
+    new) rename_it || fail "${reason:-one of its commands was killed}" ;;
     regular) { [ -n "$beside" ] && be_alike && rename_it; } || copy_over ;;
     *) write_special ;;
     esac
@@ -49,7 +49,7 @@ recover_locked() {
 
 begin_writing() {
     room='' beside='' kept='' overwriting='' unfinished=''
-    trap 'fail "a signal ended it"' HUP INT TERM
+    trap 'fail "it was interrupted by a signal"' HUP INT TERM
     say begun
     case $place in '' | /*) ;; *) place=$PWD/$place ;; esac
     IFS= read -r host </proc/sys/kernel/hostname
@@ -81,7 +81,7 @@ read_the_rest() {
 
 fail_with() {
     reason_in "$1"
-    fail "${reason:-a command of it was killed}"
+    fail "${reason:-one of its commands was killed}"
 }
 
 # The target --------------------------------------------------------------------------------------
@@ -123,14 +123,14 @@ follow_link() {
         reason_against "./$base" ''
         [ "$reason" = 'No such file or directory' ] || fail "$reason"
     fi
-    name=$(readlink "./$base" && printf x) || fail 'its link cannot be read'
+    name=$(readlink "./$base" && printf x) || fail 'its symbolic link cannot be read'
     name=${name%
 x}
 }
 
 refuse_odd() {
     [ ! -d "./$base" ] || fail 'Is a directory'
-    [ ! -p "./$base" ] || fail 'it is a FIFO, which keeps nothing'
+    [ ! -p "./$base" ] || fail 'it is a FIFO, which stores nothing'
     [ ! -S "./$base" ] || fail 'it is a socket'
     if [ "$kind" = regular ] && [ ! -w "./$base" ]; then
         why=$({ : >>"./$base"; } 2>&1) || fail_with "$why"
@@ -149,7 +149,7 @@ make_room() {
         [ -z "$where" ] || ! enter_room "$where" || return 0
     done
     reason_in "$why"
-    fail "no directory takes a temporary file: $reason"
+    fail "no directory accepts a temporary file: $reason"
 }
 
 # A directory that passes its group on passes it on through the room.
@@ -158,7 +158,7 @@ enter_room() {
         rmdir "$1/$ours" 2>/dev/null
         return 1
     }
-    { cd -P "$1/$ours" && is_ours; } || fail 'its temporary directory was taken away'
+    { cd -P "$1/$ours" && is_ours; } || fail 'its temporary directory was removed'
     room=$ours
     [ ! -g .. ] || [ -g . ] || chmod g+s .
 }
@@ -237,7 +237,7 @@ receive() {
         # shellcheck disable=SC2046 # words
         set -- $(tail -c 160 new 2>/dev/null)
         set +f
-        [ "$1" = "$token" ] || fail 'its content did not arrive whole'
+        [ "$1" = "$token" ] || fail 'its content arrived incomplete'
         [ "$2" = whole ] || fail 'its source failed'
         shift 2
         why=$(dd if=/dev/null of=new bs=1 seek="$3" 2>&1) || fail_with "$why"
@@ -297,11 +297,11 @@ write_special() {
 copy_over() {
     target=../$base
     [ -n "$beside" ] || target=$directory/$base
-    [ -r "$target" ] || fail 'it cannot be replaced, and not be read to keep its old content'
+    [ -r "$target" ] || fail 'it cannot be replaced, nor read to back it up'
     swaps=0
     until overwrite 3<"$target"; do
         swaps=$((swaps + 1))
-        [ $swaps -lt 9 ] || fail 'it was taken away meanwhile'
+        [ $swaps -lt 9 ] || fail 'it was removed meanwhile'
     done
 }
 
@@ -314,11 +314,11 @@ overwrite() {
     sweep_places back
     why=$({ cat <&3 >old && printf %s "$directory/$base" >name && : >begun; } 2>&1) || {
         reason_in "$why"
-        fail "its old content cannot be kept: $reason"
+        fail "its old content cannot be backed up: $reason"
     }
     overwriting=1
     why=$(cat new 2>&1 >/proc/self/fd/3) || fail_with "$why"
-    [ "$($digester </proc/self/fd/3)" = "$wanted" ] || fail 'it did not take the content as it is'
+    [ "$($digester </proc/self/fd/3)" = "$wanted" ] || fail 'it did not store the content unchanged'
     overwriting=''
 }
 
@@ -328,7 +328,7 @@ lock_target() {
     tries=0
     until flock -n 3 2>/dev/null; do
         [ $? = 1 ] && tries=$((tries + 1)) || return 0
-        [ $tries -le 60 ] || fail 'another process holds a lock on it'
+        [ $tries -le 60 ] || fail 'another process has locked it'
         sleep 1
     done
 }
@@ -338,10 +338,10 @@ put_back() {
     before=$($digester <old)
     [ -z "$before" ] || [ "$($digester </proc/self/fd/3)" != "$before" ] || return 0
     if cat old 2>/dev/null >/proc/self/fd/3 && [ "$($digester </proc/self/fd/3)" = "$before" ]; then
-        said="$said; its old content was put back"
+        said="$said; its old content was restored"
     else
         kept=1
-        said="$said; its old content could not be put back and is kept in $PWD/old"
+        said="$said; its old content could not be restored and is kept in $PWD/old"
     fi
 }
 

@@ -133,6 +133,6 @@ def delete_all(folder: Path) -> None:
             record.delete_all(orbctl.Orbctl(), names_are_ours=True)
         except orbctl.OrbctlError as problem:
             names = ", ".join(record.machines())
-            print(f"the next run tries again to delete {names}: {problem}", file=sys.stderr)
+            print(f"cannot delete {names} (the next run tries again): {problem}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)

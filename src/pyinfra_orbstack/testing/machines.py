@@ -274,13 +274,13 @@ class MachineFactory:
         data: dict[str, dict[str, Any]] = {}
         for group, hosts in groups.items():
             if isinstance(hosts, (str, bytes)):
-                raise TypeError(f"hosts of {group} are a list of names, not {hosts!r}")
+                raise TypeError(f"hosts of {group} must be a list of names, not {hosts!r}")
             for host in hosts:
                 name, own = (host, {}) if isinstance(host, str) else host
                 members.setdefault(name, set()).add(group)
                 data.setdefault(name, {}).update(own)
         if not members:
-            raise ValueError("an inventory has at least one host")
+            raise ValueError("an inventory must have at least one host")
         with contextlib.ExitStack() as undo:
             made = {}
             for name, own_groups in members.items():

@@ -45,10 +45,12 @@ def check_groups(groups: Groups) -> dict[str, dict[str, Any]]:
         ValueError: A name that no file of group data could have, or that pyinfra reserves.
     """
     if isinstance(groups, (str, bytes)):
-        raise TypeError(f"groups are a list of names, or their data by name, not {groups!r}")
+        raise TypeError(
+            f"groups must be a list of names, or a dictionary of their data, not {groups!r}"
+        )
     for name in groups:
         if not isinstance(name, str):
-            raise TypeError(f"the name of a group is text, not {name!r}")
+            raise TypeError(f"the name of a group must be text, not {name!r}")
         # pyinfra's own come first: arguments of its Inventory, and the extension of its files.
         taken = name in ("self", "names_data", "override_data")
         named = (
@@ -58,7 +60,7 @@ def check_groups(groups: Groups) -> dict[str, dict[str, Any]]:
         )
         if taken or not named:
             raise ValueError(
-                f"{name!r} cannot be the name of a group: letters and digits, then _ . + - too"
+                f"{name!r} cannot be the name of a group: use letters, digits, and then _ . + -"
             )
     if isinstance(groups, Mapping):
         return {name: dict(data) for name, data in groups.items()}
@@ -240,7 +242,7 @@ def _assignments(values: Mapping[str, Any]) -> str:
     except (SyntaxError, ValueError):
         faithful = False
     if not faithful:
-        raise TypeError(f"groups and data can hold plain values only: {values!r}")
+        raise TypeError(f"groups and data must contain only plain values, not {values!r}")
     return f"globals().update({values!r})\n"
 
 

@@ -155,10 +155,12 @@ class Deployable(abc.ABC):
     ) -> Path:
         given = [*map(repr, args), *kwargs]
         if given:
-            raise TypeError(f"a deploy file takes no arguments, {deploy} got {', '.join(given)}")
+            raise TypeError(
+                f"a deploy file takes no arguments, but {deploy} got {', '.join(given)}"
+            )
         path = self._root / deploy
         if not path.is_file():
-            raise FileNotFoundError(f"there is no deploy file {path}")
+            raise FileNotFoundError(f"there is no deploy file {path}: check its path")
         return path
 
     def assert_idempotent(
@@ -187,13 +189,15 @@ class Deployable(abc.ABC):
             machine.assert_idempotent("deploy.py", but=["Restart the site"])
         """
         if isinstance(but, str):
-            raise TypeError(f"but is a list of names, not {but!r}")
+            raise TypeError(f"but must be a list of names, not {but!r}")
         self.apply(deploy, *args, **kwargs)
         result = self.apply(deploy, *args, **kwargs)
         names = {name for step in result.steps for name in _names(step)}
         unknown = [name for name in but if name not in names]
         if unknown:
-            raise ValueError(f"{deploy} has no operation {unknown[0]!r}: {sorted(names)}")
+            raise ValueError(
+                f"{deploy} has no operation {unknown[0]!r}; use one of {sorted(names)}"
+            )
         settled = [step for step in result.steps if not _names(step) & set(but)]
         changed = [step.name for step in settled if step.changed]
         assert not changed, f"the second run of {deploy} changed {changed}"
@@ -334,7 +338,7 @@ class Target(Deployable):
             )
         except TimeoutError:
             raise TimeoutError(
-                f"{command!r} on {self.name} did not end within {timeout:g} s and was ended"
+                f"{command!r} on {self.name} did not finish within {timeout:g} s and was killed"
             ) from None
         ran = Ran(status, *(data.decode("utf-8", "replace") for data in printed.values()))
         if check and ran.status:
