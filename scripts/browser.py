@@ -20,7 +20,7 @@ MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 
 
 class Unavailable(Exception):
-    """There is no browser here, and none could be fetched."""
+    """This host has no browser, and none could be downloaded."""
 
 
 class Browser(NamedTuple):

@@ -47,7 +47,7 @@ REASON = re.compile(r": \.\.\.$|\(\.\.\.\)$|: \.\.\.; \.\.\.$")
 
 #: Files whose messages only maintainers see, who read the source beside them.
 MAINTAINERS = re.compile(
-    r"scripts/(?:checkout|measure|reached|record_demo|rehearsal|release|release_check)\.py$"
+    r"scripts/(?:browser|checkout|measure|reached|record_demo|rehearsal|release|release_check)\.py$"
 )
 #: Texts that are no message to a user, by what they are.
 INTERNAL = {
