@@ -170,15 +170,17 @@ for _ in range(3): s.sendto(sys.argv[1].encode(), (sys.argv[2], 5353))
 """
     receive = """
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.bind((sys.argv[1], 5353)); s.settimeout(2); print("ready", flush=True)
+s.bind((sys.argv[1], 5353)); s.settimeout(60); print("ready", flush=True)
 found = set()
 try:
-    while True: found.add(s.recv(99).decode())
+    while True:
+        found.add(s.recv(99).decode())
+        if sys.argv[2] in found: s.settimeout(1)
 except OSError: print(*sorted(found))
 """
     third = net.join("third")
     free = near(web, 252)
-    call = third.started(receive, third.ip4)
+    call = third.started(receive, third.ip4, web.ip4)
     for address in (db.ip4, web.gateway, free):
         web.ip("addr", "add", f"{address}/32", "dev", "eth0")
         web.python(send, address, third.ip4)

@@ -89,7 +89,7 @@ def tuning() -> None:
         persist=True,
         persist_file="/etc/sysctl.d/90-shop.conf",
     )
-    server.reboot(name="Reboot", delay=2, reboot_timeout=60, _if=limit.did_change)
+    server.reboot(name="Reboot", delay=5, reboot_timeout=60, _if=limit.did_change)
 
 
 if "db" in host.groups:
