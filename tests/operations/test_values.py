@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import doctest
+import inspect
+import logging
+import textwrap
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -10,10 +15,21 @@ from pyinfra_orbstack import answers, arguments, orbctl, specification, targets,
 
 
 def test_examples_in_docstrings() -> None:
-    for module in (answers, arguments, specification, targets, timing):
+    for module in (answers, arguments, specification, targets):
         done = doctest.testmod(module)
         assert done.attempted > 0
         assert done.failed == 0
+
+
+@pytest.mark.parametrize(
+    "function", [timing.timed_operation, timing.timed, timing.configure_logging]
+)
+def test_examples_of_timing(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    example = str(inspect.getdoc(function)).partition(".. code:: python\n\n")[2]
+    assert example
+    with pytest.warns(DeprecationWarning, match=f"timing.{function.__name__}"):
+        exec(textwrap.dedent(example), {**vars(timing), "build": lambda: None})  # noqa: S102
 
 
 @pytest.mark.parametrize(
