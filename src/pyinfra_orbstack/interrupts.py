@@ -118,6 +118,9 @@ def _interrupt_greenlets() -> None:
 
 
 def handle(number: int, frame: FrameType | None) -> None:
+    if number != signal.SIGINT:
+        # The process exits by this signal, whatever comes meanwhile.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     _call_back()
     if _shields:
         _postponed.add(number)
@@ -127,8 +130,6 @@ def handle(number: int, frame: FrameType | None) -> None:
             _previous(number, frame)
     else:
         signal.signal(number, signal.SIG_DFL)
-        # The process exits by this signal, whatever comes during the wait.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         wait_for_detached(LAST_WAIT)
         os.kill(os.getpid(), number)
 

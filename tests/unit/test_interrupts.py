@@ -80,6 +80,25 @@ def test_callbacks_run_first_and_their_processes_finish(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_during_a_callback_does_not_change_the_exit_status(number: int) -> None:
+    code = """
+        def slow():
+            say("called")
+            time.sleep(0.3)
+
+        with interrupts.at_interrupt(slow):
+            say("ready")
+            gevent.sleep(60)
+    """
+    program = Program(code)
+    program.wait_for("ready")
+    program.kill(number)
+    program.wait_for("called")
+    program.kill(signal.SIGINT)
+    assert program.end()[0] == -number
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_process_waits_for_its_children(tmp_path: Path, number: int) -> None:
     code = f"""
         start = lambda: process.Detached(["sh", "-c", "sleep 0.5; echo >{tmp_path / "done"}"])
