@@ -38,7 +38,7 @@ def evolve(repository: Path) -> None:
     replace(folder / "pyproject.toml.jinja", "ruff>=0.14,<0.18", "ruff>=0.14,<0.19")
     replace(folder / ".github/workflows/ci.yml.jinja", "timeout-minutes: 20", "timeout-minutes: 25")
     replace(folder / "README.md.jinja", "## More\n", "## Even more\n")
-    replace(folder / "Makefile.jinja", "GNU make 3.81 and bash", "Runs with the GNU make")
+    replace(folder / "Makefile.jinja", "GNU make 3.81 and bash", "GNU make 4 and bash")
     replace(folder / "docs/secrets.md.jinja", "Secrets come from", "All secrets come from")
     (folder / "docs" / "new.md").write_text("# New\n")
     with (repository / "copier.yml").open("a") as file:
