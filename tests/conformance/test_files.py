@@ -508,12 +508,14 @@ def test_F25_a_wrong_checksum(
         remote.put(io.BytesIO(old[::-1]), f"{folder}/{target}")
         assert guest.sh('cat "$1/$2"', folder, target) == old[::-1]
     wrong = iter([True] * 2)
-    with pytest.raises(OSError, match=rf"^cannot read {folder}/file: .*another checksum"):
+    with pytest.raises(OSError, match=rf"^cannot read {folder}/file: .*its checksum changed"):
         remote.get(f"{folder}/file", arrived)
     assert arrived.getvalue() == old
     for target in ("other", "file"):
         wrong = iter([True] * 2)
-        with pytest.raises(OSError, match=rf"^cannot write {folder}/{target}: .*another checksum"):
+        with pytest.raises(
+            OSError, match=rf"^cannot write {folder}/{target}: .*its checksum changed"
+        ):
             remote.put(io.BytesIO(old), f"{folder}/{target}")
     assert guest.sh('cat "$1/file"; ls -A "$1"', folder) == old[::-1] + b"file\nnew\n"
     assert guest.leftovers() == []
@@ -523,6 +525,6 @@ def test_F25_a_stream_is_not_sent_twice(
     remote: Remote, folder: str, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer.Digest, "words", lambda self: ("0" * 64, "0", "100000"))
-    with pytest.raises(OSError, match=r"^cannot write .*another checksum"):
+    with pytest.raises(OSError, match=r"^cannot write .*its checksum changed"):
         remote.put(Pipe(b"x" * 100_000), f"{folder}/new")
     assert guest.sh('ls -A "$1"', folder) == b""

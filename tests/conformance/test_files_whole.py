@@ -623,7 +623,7 @@ def test_F9_unreadable_files(remote: Remote, place: Place) -> None:
     remote.put(io.BytesIO(NEW), mine)
     assert place.content(mine) == NEW
     assert place.guest.sh('stat -c %a "$1"', mine) == b"200\n"
-    with pytest.raises(OSError, match=rf"^cannot write {theirs}: .*not be read"):
+    with pytest.raises(OSError, match=rf"^cannot write {theirs}: .*cannot be replaced, nor read"):
         remote.put(io.BytesIO(NEW), theirs)
     assert place.content(theirs) == OLD
     assert place.rooms() == []

@@ -61,7 +61,7 @@ def test_operations_facts_and_commands(container: Container) -> None:
     assert container.run("cat; exit 3", stdin=b"in", check=False) == (3, "in", "")
     with pytest.raises(AssertionError, match="exit 3"):
         container.run("exit 3", user="nobody")
-    with pytest.raises(TimeoutError, match="was ended"):
+    with pytest.raises(TimeoutError, match="was killed"):
         container.run("sleep 4321", timeout=2)
     running = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o 'sleep 432[1]'; true"
     assert container.run(running).stdout == ""

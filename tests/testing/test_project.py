@@ -239,9 +239,9 @@ def test_a_directory_without_inventories_is_a_one_line_error(
     ("data", "group_data", "said"),
     [
         ({}, {}, "there is no machine 'NAME'"),
-        ({"orbstack_image": "u", "orbstack_mounts": ["/a"]}, {}, "need"),
+        ({"orbstack_image": "u", "orbstack_mounts": ["/a"]}, {}, "requires"),
         ({"orbstack_image": "u", "orbstack_create_user": "-x"}, {}, "must not begin with '-'"),
-        ({"orbstack_image": "u"}, {"orbstack_transport": "pigeon"}, "'pigeon' is unknown"),
+        ({"orbstack_image": "u"}, {"orbstack_transport": "pigeon"}, "unknown transport 'pigeon'"),
         ({"orbstack_imag": "ubuntu"}, {}, "did you mean orbstack_image"),
         ({"orbstack_image": "nosuch:1"}, {}, "unknown distro"),
         ({"orbstack_image": "ubuntu:nobel"}, {}, "noble?"),
