@@ -114,6 +114,18 @@ def test_timeout_at_every_moment(way: str) -> None:
     assert running(mark) == []
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
+def test_timeout_of_a_command_that_keeps_forking(way: str, tmp_path: Path) -> None:
+    """It is stopped at once. Only its parent leads to a child, which has a session of its own."""
+    mark, forks = f"20.{os.getpid()}", tmp_path / "forks"
+    text = f"for i in $(seq 3000); do echo >>{forks}; setsid sleep {mark} & done; sleep {mark}"
+    with pytest.raises(TimeoutError):
+        Runner(["sh"], way)(text, seconds=0.1)
+    assert running(mark) == []
+    assert len(forks.read_text()) < 3000
+
+
 @pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
 @pytest.mark.parametrize(
     ("text", "reason"), [("echo \ud800", "not a character"), ("echo \0", "NUL byte")]

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2086
+# shellcheck shell=sh disable=SC2034,SC2086
 # Finds all descendants of given processes: by parent, group or session, since the children of `su`
 # have a session of their own.
 
@@ -26,11 +26,15 @@ orb_started() {
 # find: adds the descendants to $orb_all, and lists those that are alive in $orb_live.
 orb_find() {
   orb_new=1
-  while [ $orb_new = 1 ]; do
-    orb_new=0 orb_live='' orb_parents=' '
-    for orb_file in /proc/[0-9]*/stat; do
-      IFS= read -r orb_stat <"$orb_file" && orb_sift "${orb_stat%% *}" ${orb_stat##*) }
-    done
+  while [ $orb_new = 1 ]; do orb_search; done
+}
+
+# search: the same, but it may miss descendants of those that it finds; then $orb_new is 1.
+# $orb_moving is 1 if some are not stopped.
+orb_search() {
+  orb_new=0 orb_moving=0 orb_live='' orb_parents=' '
+  for orb_file in /proc/[0-9]*/stat; do
+    IFS= read -r orb_stat <"$orb_file" && orb_sift "${orb_stat%% *}" ${orb_stat##*) }
   done
 }
 
@@ -43,5 +47,6 @@ orb_sift() {
     *" $3 "* | *" $4 "* | *" $5 "*) orb_all="$orb_all$1 " orb_new=1 ;;
     *) return ;;
   esac
+  case $2 in T | t) ;; *) orb_moving=1 ;; esac
   orb_live="$orb_live $1" orb_parents="$orb_parents$3 "
 }
