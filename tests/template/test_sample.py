@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.template, pytest.mark.timeout(600)]
 
 SERVICES, ACCESS = "src/myproj/services.py", "src/myproj/access.py"
 FIREWALL = "src/myproj/firewall.py"
-AFTER_RESTART = "test_deploy.py::test_again_after_a_restart"
+AFTER_RESTART = "test_deploy.py::test_everything_works_after_a_restart"
 #: What is planted: in which file, what in place of what, and which test notices it.
 FAULTS = {
     "not enabled": (SERVICES, "enabled=True", "enabled=False", AFTER_RESTART),
@@ -25,25 +25,25 @@ FAULTS = {
         ACCESS,
         "_if=drop_in.did_change",
         "_if=lambda: False",
-        "test_access.py::test_sshd_takes_a_change_over",
+        "test_access.py::test_sshd_applies_a_change",
     ),
     "open": (
         "src/myproj/templates/nftables.conf.j2",
         "policy drop",
         "policy accept",
-        "test_firewall.py::test_nothing_gets_in_unasked",
+        "test_firewall.py::test_closed_ports_drop_packets",
     ),
     "SSH locked out where it was moved to": (
         FIREWALL,
         ", *map(int, listening)",
         "",
-        "test_firewall.py::test_ssh_gets_in_where",
+        "test_firewall.py::test_ssh_is_allowed_on_another_port",
     ),
     "another host's address": (
         "deploy.py",
         'known=peers.addresses("db")',
         'known=peers.addresses("web")',
-        "test_deploy.py::test_what",
+        "test_deploy.py::test_the_deploy_has",
     ),
 }
 
