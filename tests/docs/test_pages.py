@@ -8,6 +8,7 @@ something else runs, and those that nothing runs.
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -195,6 +196,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 # Errors ------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def texts() -> list[str]:
     """Every string in the source, with a mark for each inserted value."""
     found = []
@@ -220,4 +222,5 @@ TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize("error", re.findall(r"^### `(.*)`$", TROUBLE, re.MULTILINE))
 def test_documented_errors_exist_in_the_source(error: str) -> None:
     pattern = re.compile(".*".join(re.escape(part) for part in error.split("...")), re.DOTALL)
-    assert any(pattern.search(text) for text in texts()), error
+    # In the page, a text in code format has no such marks inside.
+    assert any(pattern.search(text.replace("`", "")) for text in texts()), error
