@@ -1,4 +1,4 @@
-"""README and docs: their commands run, their links lead to something, their errors exist.
+"""README and docs: their commands run, and their links lead to something.
 
 All blocks of a page share one directory. A block of shell commands runs there; a block in another
 language is a file, whose first line names it in a comment. `blocks.py` lists the blocks that
@@ -7,8 +7,6 @@ something else runs, and those that nothing runs.
 
 from __future__ import annotations
 
-import ast
-import functools
 import os
 import re
 import subprocess
@@ -191,36 +189,3 @@ def test_links_lead_somewhere(page: Path) -> None:
             there = page.parent / path if path else page
             assert there.exists(), target
             assert not anchor or anchor in anchors(there), target
-
-
-# Errors ------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def texts() -> list[str]:
-    """Every string in the source, with a mark for each inserted value."""
-    found = []
-    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-            elif isinstance(node, ast.JoinedStr):
-                found.append(
-                    "".join(
-                        str(part.value) if isinstance(part, ast.Constant) else "\0"
-                        for part in node.values
-                    )
-                )
-    for path in (ROOT / "src").rglob("*.sh"):
-        found.append(re.sub(r"\$\{?\w+\}?", "\0", path.read_text(encoding="utf-8")))
-    return found
-
-
-TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("error", re.findall(r"^### `(.*)`$", TROUBLE, re.MULTILINE))
-def test_documented_errors_exist_in_the_source(error: str) -> None:
-    pattern = re.compile(".*".join(re.escape(part) for part in error.split("...")), re.DOTALL)
-    # In the page, a text in code format has no such marks inside.
-    assert any(pattern.search(text.replace("`", "")) for text in texts()), error
