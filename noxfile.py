@@ -215,9 +215,8 @@ def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
     folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
     # A container's commands use the same code as a machine's, but need an engine; pyinfra wraps a
     # command in the same way on each transport, so the oldest pair alone has both.
-    chosen = "not container and not (every_wrapper and spawn)"
-    if (python, pyinfra) != PAIRS[0]:
-        chosen = "not container and not spawn"
+    left_out = "every_wrapper and spawn" if (python, pyinfra) == PAIRS[0] else "spawn"
+    chosen = f"not container and not ({left_out})"
     words = [interpreter, "-m", "pytest", "-m", "smoke", "-k", chosen]
     with ending.child(
         [str(word) for word in [*words, "-p", "no:cacheprovider", *folders]],
