@@ -107,7 +107,8 @@ def main() -> int:
             return spoiled.carry_out(lambda: dispatch(program, words, spoiled))
         code = dispatch(program, words, Call())
         sys.stdout.flush()
-        return code
+        sys.stderr.flush()
+        os._exit(code)  # taking the interpreter apart takes longer than many calls
     except Failure as failure:
         sys.stdout.flush()
         sys.stderr.write(f"{failure}\n")
@@ -115,7 +116,8 @@ def main() -> int:
     except BrokenPipeError:
         os._exit(141)
     except OSError as error:  # a full disk, or a permission that this root lacks
-        sys.stderr.write(f"{program}: {shown(error.filename or words[0])}: {why(error).lower()}\n")
+        what = error.filename or (words or ["help"])[0]
+        sys.stderr.write(f"{program}: {shown(what)}: {why(error).lower()}\n")
         return 1
     except KeyboardInterrupt:
         return 130

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from .light import sha256
 from .state import Failure, read_fields, write_fields
 
 TYPE_CHECKING = False
@@ -109,8 +110,6 @@ def mac_of(ident: str) -> str:
 
 
 def _digest(text: str) -> bytes:
-    from hashlib import sha256
-
     return sha256(text.encode(errors="surrogateescape")).digest()
 
 

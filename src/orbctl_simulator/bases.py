@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from . import images, layers, parts, store
-from .state import FILES, Failure, home, write_file
+from .state import FILES, Failure, home, shown, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Base:
         if "@" in self.image:
             return os.path.join(store.place(self.image), FILES)
         if "/" in self.image or self.image.startswith("."):
-            raise Failure(f"not the name of an image: '{self.image}'")
+            raise Failure(f"not the name of an image: '{shown(self.image)}'")
         return os.path.join(images.folder(), self.image, FILES)
 
     @property
@@ -119,31 +119,36 @@ class Base:
         """Fail unless all of it exists."""
         for path in (self.path, *self.layers):
             if not os.path.isdir(path):
-                raise Failure(f"its image is not available: {self.image}")
+                raise Failure(f"its image is not available: {shown(self.image)}")
 
 
-def base_for(image: Image, strict: bool, init: Init) -> Base:
+def base_for(image: Image, strict: bool, init: Init, cloud_init: bool = False) -> Base:
     """The base of a new machine: a local image, one that is pulled or built now, or the host.
 
     Anything that takes more than a moment shows its progress. If the image has no init, this fails
-    if the user requires one; otherwise `init` goes without.
+    if the user requires one; otherwise `init` goes without. With `cloud_init`, or for the variant
+    `cloud`, it has cloud-init, which the host's own root never runs in a machine.
     """
-    base = _found(image, strict)
-    cloud = base.image and image.variant == "cloud"
+    cloud = cloud_init or image.variant == "cloud"
+    base = _found(image, strict, cloud)
     more = ("cloud-init",) if cloud else ()
     base.complete(str(image) if base.image else "this host", init, *more)
     return base
 
 
-def _found(image: Image, strict: bool) -> Base:
+def _found(image: Image, strict: bool, cloud: bool) -> Base:
     if image.is_host:
+        if cloud:
+            raise Failure("no cloud-init in this host's own root: name an image instead")
         return Base()
     base, reasons = local(image), ""
     if base is None:
         base, reasons = _obtained(image)
     if base is not None:
         return base
-    return Base() if _hosts_root_is_meant(image) else _instead(image, strict, reasons)
+    if _hosts_root_is_meant(image) and not cloud:
+        return Base()
+    return _instead(image, strict, cloud, reasons)
 
 
 def local(image: Image) -> Base | None:
@@ -177,10 +182,10 @@ def _hosts_root_is_meant(image: Image) -> bool:
     return not shares_images() and image.is_like_host() and image.variant == "default"
 
 
-def _instead(image: Image, strict: bool, reasons: str) -> Base:
+def _instead(image: Image, strict: bool, cloud: bool, reasons: str) -> Base:
     if strict:
         raise Failure(f"image not found: {image}: {reasons} (see `image add`)")
-    if image.variant == "cloud":
+    if cloud:
         raise Failure(f"no image with cloud-init: {image}: {reasons}")
     base = Base()
     here = f"{images.release()[2]}, {images.host_arch()}, this host"

@@ -7,6 +7,7 @@ import select
 import sys
 import time
 
+from . import shares
 from .config import wake
 from .linux import CLONE_NEWPID, CLONE_NEWTIME, close_all_but, unshare
 from .packages import wait_for_packages
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .booted import Start
+    from .supervisors import Supervisor
 
 _SECONDS = 30  # time for a machine to start, as in OrbStack's message
 
@@ -46,7 +48,7 @@ class Boot:
         self._own_uptime = os.environ.get("ORBCTL_SIMULATOR_UPTIME") == "own"
         lower = machine.lower
         arguments = ["create" if create else "start", str(len(lower)), *lower]
-        arguments += [home(), cache(), *_shared(machine)]
+        arguments += [home(), cache(), *shares.of(machine)]
         secret = readable(password)
         control, self._control = os.pipe()
         status, report = os.pipe()
@@ -161,36 +163,20 @@ def note(machine: Machine, text: str) -> None:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {machine.name}: {text}\n")
 
 
-def begin(machine: Machine, create: bool = False, password: str = "") -> Boot | Start:
+def begin(
+    machine: Machine,
+    create: bool = False,
+    password: str = "",
+    supervisor: Supervisor | None = None,
+) -> Boot | Start:
     """Start it with or without init, as it was created."""
     if not machine.boots:
         return Boot(machine, create, password)
     from . import booted
 
-    shares, pairs = [], iter(_shared(machine))
-    for source, target in zip(pairs, pairs):
-        owner = os.stat(source)
-        shares += [source, target, str(owner.st_uid), str(owner.st_gid)]
-    started = booted.Start(machine, shares, create, password)
+    started = booted.Start(machine, create, password, supervisor)
     note(machine, f"started, pid {machine.process()}")
     return started
-
-
-def _shared(machine: Machine) -> list[str]:
-    """Host directories that are shared with the machine, as pairs of source and target."""
-    pairs = []
-    for entry in machine.many("mounts") + machine.many("shares"):
-        source, _, target = entry.partition(":")
-        source = os.path.realpath(os.path.expanduser(source))
-        if not os.path.exists(source):
-            raise Failure(f"mount {entry}: no such file or directory")
-        target = os.path.normpath("/" + (target or source).lstrip("/"))
-        if target == "/":
-            raise Failure(f"mount {entry}: cannot mount over the root directory")
-        pairs += [source, target]
-    for entry in machine.many("shares"):
-        pairs += [os.path.realpath(entry), f"/mnt/mac{os.path.realpath(entry)}"]
-    return pairs
 
 
 def start(machine: Machine, verb: str = "", hold: float = 0) -> None:
@@ -200,7 +186,7 @@ def start(machine: Machine, verb: str = "", hold: float = 0) -> None:
             reconnect(machine)
         return
     with Transition(machine, "starting", verb, hold=hold):
-        if not _is_up(machine):
+        if not is_up(machine):
             try:
                 wait_for_packages(machine.base)
                 with begin(machine) as started:
@@ -224,7 +210,7 @@ def reconnect(machine: Machine) -> None:
         os.close(space)
 
 
-def _is_up(machine: Machine) -> bool:
+def is_up(machine: Machine) -> bool:
     """Whether it runs. The caller holds its lock, but it may be rebooting by itself."""
     if machine.boots:
         from .booted import settle

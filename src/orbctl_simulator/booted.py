@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-import select
-import signal
-import sys
+import struct
 import time
+from _signal import pidfd_send_signal  # type: ignore[import-not-found] # signal loads slowly
 
-from . import cgroups
-from .runstate import RUNNING, STARTING, STOPPED, STOPPING, RunState, state
-from .state import FILES, Failure, Machine, cache, home, python, readable, rpc
+from . import cgroups, shares
+from .runstate import RUNNING, SI_QUEUE, STARTING, STOPPED, STOPPING, RunState, state
+from .state import FILES, Failure, Machine, cache, home, rpc
+from .supervisors import Supervisor, wait_for
+from .userns import system_call
 
+_SIGINT, _SIGTERM = 2, 15
+_PIDFD_SEND_SIGNAL, _SIGINFO = 424, 128
 _CHECK = 0.02
 _PATIENCE = 10.0  # seconds until a supervisor is considered to hang
 
@@ -22,7 +24,8 @@ def _timeouts() -> tuple[str, str]:
     names = ("ORBCTL_SIMULATOR_BOOT_TIMEOUT", "ORBCTL_SIMULATOR_STOP_TIMEOUT")
     boot, stop = (os.environ.get(name) or default for name, default in zip(names, ("30", "10")))
     for name, value in zip(names, (boot, stop)):
-        if not re.fullmatch(r"\d+(\.\d+)?", value):
+        whole, point, rest = value.partition(".")
+        if not (whole.isdecimal() and (rest.isdecimal() or not point)):
             raise Failure(f"{name}: not a number of seconds: '{value}'")
     return boot, stop
 
@@ -30,76 +33,40 @@ def _timeouts() -> tuple[str, str]:
 class Start:
     """A started machine that is up. Unless it is committed, it is killed when this process ends or
     this context is left.
-
-    `shares` are groups of four words: source, target, and the ids of the owner.
     """
 
     def __init__(
-        self, machine: Machine, shares: list[str], create: bool = False, password: str = ""
+        self,
+        machine: Machine,
+        create: bool = False,
+        password: str = "",
+        supervisor: Supervisor | None = None,
     ) -> None:
-        self._machine = machine
-        self._start_supervisor(password)
+        self._machine, self._is_committed = machine, False
+        self._supervisor = supervisor or Supervisor(machine.path)
         try:
-            self._boot(machine.lower, shares, "create" if create else "start")
+            clock = os.environ.get("ORBCTL_SIMULATOR_UPTIME") or "own"
+            plan = ["create" if create else "start", FILES, home(), cache()]
+            plan += [str(len(machine.lower)), *machine.lower, *shares.of(machine)]
+            timeouts = _timeouts()
+            limit = sum(map(float, timeouts)) + _PATIENCE
+            self._supervisor.boot([clock, *timeouts, *plan], password, limit)
         except BaseException:
             self.__exit__()
             raise
 
-    def _start_supervisor(self, password: str) -> None:
-        waits, self._control = os.pipe()
-        self._status, report = os.pipe()
-        secret = readable(password)
-        child = os.fork()
-        if child == 0:
-            self._become_supervisor(waits, report, secret)
-        for fd in (waits, report, secret):
-            os.close(fd)
-        os.waitpid(child, 0)
-
-    def _become_supervisor(self, control: int, report: int, secret: int) -> None:
-        """Fork once more, so that no process has to wait for the supervisor."""
-        try:
-            os.setsid()
-            if os.fork():
-                os._exit(0)
-            os.chdir(self._machine.path)
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
-            for fd in (control, report, secret):
-                os.set_inheritable(fd, True)
-            words = [self._machine.path, str(control), str(report), str(secret)]
-            os.execve(sys.executable, python("supervisor", *words), {})
-        except BaseException as error:
-            os.write(report, f"error {error}\n".encode(errors="surrogateescape"))
-        finally:
-            os._exit(1)
-
-    def _boot(self, lowers: list[str], shares: list[str], how: str) -> None:
-        clock = os.environ.get("ORBCTL_SIMULATOR_UPTIME") or "own"
-        plan = [how, FILES, home(), cache(), str(len(lowers)), *lowers, *shares]
-        text = "".join(f"{word}\0" for word in (clock, *_timeouts(), *plan)) + "\0"
-        try:  # noqa: SIM105 contextlib is slow to import
-            os.write(self._control, text.encode(errors="surrogateescape"))
-        except BrokenPipeError:
-            pass  # the supervisor has reported why it exited
-        with open(self._status, errors="surrogateescape") as file:
-            word, _, reason = file.readline().rstrip("\n").partition(" ")
-        if word != "up":
-            raise Failure(reason or "setup: the machine's supervisor was killed")
-
     def commit(self) -> None:
-        os.write(self._control, b"!")
-        os.close(self._control)
-        self._control = -1
+        self._supervisor.commit()
+        self._is_committed = True
 
     def __enter__(self) -> Start:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._control >= 0:
-            os.close(self._control)
+        if not self._is_committed:
+            self._supervisor.close()
             end(self._machine, at_once=True)
+            self._supervisor.wait(_PATIENCE)  # it may not have recorded itself
 
 
 def settle(machine: Machine) -> bool:
@@ -107,11 +74,19 @@ def settle(machine: Machine) -> bool:
 
     It may be rebooting, or shutting down after a command was killed.
     """
-    while state(machine) == STARTING:
-        time.sleep(_CHECK)
-    if state(machine) == STOPPING:
-        end(machine)
-    return state(machine) == RUNNING
+    deadline = 0.0
+    while True:
+        now = state(machine)
+        if now == STARTING:
+            deadline = deadline or time.monotonic() + float(_timeouts()[0]) + _PATIENCE
+            if time.monotonic() < deadline:
+                time.sleep(_CHECK)
+            else:  # its supervisor hangs
+                end(machine, at_once=True)
+        elif now == STOPPING:
+            end(machine)
+        else:
+            return now == RUNNING
 
 
 class Pause:
@@ -126,11 +101,13 @@ class Pause:
         waits, self._go_on = os.pipe()
         self._watcher = os.fork()
         if self._watcher == 0:
-            os.setsid()
-            os.close(self._go_on)
-            os.read(waits, 1)
-            _freeze(self._machine, False)
-            os._exit(0)
+            try:
+                os.setsid()
+                os.close(self._go_on)
+                os.read(waits, 1)
+                _freeze(self._machine, False)
+            finally:
+                os._exit(0)
         os.close(waits)
         _freeze(self._machine, True)
 
@@ -138,27 +115,37 @@ class Pause:
         if self._watcher:
             os.close(self._go_on)
             os.waitpid(self._watcher, 0)
+            _freeze(self._machine, False)  # in case the watcher was killed
 
 
 def _freeze(machine: Machine, frozen: bool) -> None:
-    try:  # noqa: SIM105 contextlib is slow to import
+    try:
         cgroups.freeze(machine.id, frozen)
     except FileNotFoundError:
         pass  # it has just stopped
+    except OSError:  # while it is thawed, it has just stopped, too
+        if frozen:
+            raise
 
 
 def end(machine: Machine, at_once: bool = False) -> None:
     """Shut a machine down, or kill it; also cleans up after a killed supervisor."""
     found = RunState.read(machine.file("pid"))
+    seconds = 0.0 if at_once else float(_timeouts()[1])
     if found is not None and found.is_supervised:
         try:
             supervisor = os.pidfd_open(found.supervisor)
         except ProcessLookupError:
             supervisor = -1
         if supervisor >= 0 and found.is_supervised:
-            number = signal.SIGINT if at_once else signal.SIGTERM
-            signal.pidfd_send_signal(supervisor, number)
-            _wait_for(supervisor, _PATIENCE + (0 if at_once else float(_timeouts()[1])))
+            try:
+                if at_once:
+                    pidfd_send_signal(supervisor, _SIGINT)
+                else:
+                    _shut_down(supervisor, seconds)
+                wait_for(supervisor, _PATIENCE + seconds)
+            except ProcessLookupError:
+                pass  # it has just exited
         if supervisor >= 0:
             os.close(supervisor)
     try:
@@ -167,8 +154,9 @@ def end(machine: Machine, at_once: bool = False) -> None:
         raise rpc(f"stop '{machine.name}': {error.strerror}") from None
 
 
-def _wait_for(supervisor: int, seconds: float) -> None:
-    """Wait until a supervisor has exited; kill it if it hangs."""
-    if not select.select([supervisor], [], [], seconds)[0]:
-        signal.pidfd_send_signal(supervisor, signal.SIGKILL)
-        select.select([supervisor], [], [])
+def _shut_down(supervisor: int, seconds: float) -> None:
+    """Send it SIGTERM, with the milliseconds that the machine may take."""
+    value = min(int(seconds * 1000), (1 << 31) - 1)
+    head = struct.pack("@iii4xiIi", _SIGTERM, 0, SI_QUEUE, os.getpid(), os.getuid(), value)
+    told = head.ljust(_SIGINFO, b"\0")
+    system_call(_PIDFD_SEND_SIGNAL, "stop", supervisor, _SIGTERM, told, 0)

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from . import guest, userns
+from .shares import is_of_boot, open_source
+from .state import Failure
 
 
 class Share:
-    """A file or directory of the host that is mounted in the machine, and its owner's ids."""
+    """A file or directory of the host that is mounted in the machine."""
 
-    def __init__(self, source: str, target: str, uid: int, gid: int) -> None:
-        self.source, self.target, self.uid, self.gid = source, target, uid, gid
+    def __init__(self, source: str, target: str) -> None:
+        self.source, self.target = source, target
         self._tree, self._is_directory = -1, True
 
     def open(self, first_id: int) -> None:
-        space = userns.of_share(first_id, self.uid, self.gid, guest.USER_ID)
         try:
+            source = open_source(self.source)
+            status = os.fstat(source)
+            space = userns.of_share(first_id, status.st_uid, status.st_gid, guest.USER_ID)
             flags = userns.NO_SUID | userns.NO_DEVICES
-            self._tree = userns.copy_of_mount(self.source, space, flags)
-            self._is_directory = os.path.isdir(self.source)
+            self._tree = userns.copy_of_mount(source, space, flags)
+            self._is_directory = stat.S_ISDIR(status.st_mode)
+            os.close(space)
+            os.close(source)
         except OSError as error:
             raise self._failed(error) from None
-        finally:
-            os.close(space)
+
+    def find_target(self) -> None:
+        """Resolve the links on its path, in the machine's own files."""
+        self.target = os.path.realpath(self.target)
+        if is_of_boot(self.target):
+            raise Failure(
+                f"mount {self.source} on {self.target}: the machine mounts or empties this"
+                " directory when it boots: choose another target"
+            )
 
     def make_target(self) -> None:
         """Create the mount point in the machine's own files."""
@@ -65,7 +79,7 @@ class Plan:
         #: Root file systems, the uppermost first.
         self.lowers = rest[: int(count)]
         told = iter(rest[int(count) :])
-        self.shares = [Share(a, b, int(uid), int(gid)) for a, b, uid, gid in zip(*[told] * 4)]
+        self.shares = [Share(source, target) for source, target in zip(told, told)]
 
     @property
     def name(self) -> str:

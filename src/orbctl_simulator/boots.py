@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from errno import EBADF, ESRCH
 
-from . import userns
+from . import generators, userns
 from .console import Console
 from .entry import Entry
 from .linux import default_signals, end_with_parent
@@ -32,11 +33,13 @@ class Boot:
     """A boot as the supervisor sees it.
 
     Two processes report lines to it: the builder (see `world.Builder`), and the one that connects
-    the network (``joined`` and ``named``). Both may report ``error TEXT``.
+    the network (``joined`` and ``named``). Both may report ``error TEXT``. systemd takes long
+    enough to load its units, so it is executed while the network is being completed.
     """
 
     def __init__(self, plan: Plan, secret: int) -> None:
         self.init = self.pidfd = self.socket = self.bare = -1
+        self._masks: list[int] = []
         self.console: Console | None = None
         self.error, self.status, self.is_released = "", -1, False
         self._plan = plan
@@ -46,6 +49,7 @@ class Boot:
         self._reports: dict[int, bytes] = {}
         self._helpers: list[int] = []
         self._building = self._orders = self._connector = -1
+        self._parts: list[str] = []
         try:
             spaces = userns.of_machine(plan.first_id)
         except OSError as error:
@@ -96,29 +100,43 @@ class Boot:
             if report != self._building:
                 os.waitpid(self._connector, 0)
                 self._helpers.remove(self._connector)
+                if not (self._is_named or self.error) and self._orders >= 0:
+                    self.error = "network: a process was killed: try again"
         for line in lines:
             word, _, text = line.decode(errors="surrogateescape").partition(" ")
             if word == "init":
                 self.init = int(text)
                 self.pidfd = os.pidfd_open(self.init)
             elif word == "built":
-                *fds, kind = text.split()
-                self._is_systemd = kind == "systemd"
-                ours, theirs, self.socket, self.bare = map(self._take, fds)
-                self.console = Console("console", ours, theirs)
+                self._parts = text.split()
             elif word == "joined":
                 self._is_connected = True
             elif word == "named":
                 self._is_named = True
             elif not self.error:
                 self.error = text
+        if self._parts and self.pidfd >= 0:  # the builder and its child report in any order
+            self._take_parts()
+
+    def _take_parts(self) -> None:
+        *fds, kind = self._parts
+        self._parts = []
+        self._is_systemd = kind == "systemd"
+        try:
+            ours, theirs, self.socket, self.bare, *self._masks = map(self._take, fds)
+        except OSError as error:
+            if error.errno not in (ESRCH, EBADF):
+                raise
+            return  # it has been killed since, so `pidfd` is ready
+        self.console = Console("console", ours, theirs)
 
     def _take(self, fd: str) -> int:
         return userns.system_call(_PIDFD_GETFD, "console", self.pidfd, int(fd), 0)
 
     @property
     def is_built(self) -> bool:
-        return self._is_connected and self.console is not None
+        is_connected = self._is_connected if self._is_systemd else self._is_named
+        return is_connected and self.console is not None
 
     def release(self) -> None:
         """Let the first process execute the init.
@@ -127,20 +145,31 @@ class Boot:
         """
         os.waitpid(self._helpers.pop(0), 0)
         self.is_released = True
-        os.write(self._orders, b"!\0")
+        try:  # noqa: SIM105
+            os.write(self._orders, b"!\0")
+        except BrokenPipeError:
+            pass  # it has just been killed
+
+    @property
+    def _reports_when_up(self) -> bool:
+        return self._is_systemd and not self._plan.has_cloud_init
 
     def is_up(self) -> bool:
         """Whether the init has finished booting, as far as can be seen from outside."""
         if not self._is_named:
             return False
-        if self._is_ready or not self.is_built:
+        if self._is_ready or not self.is_built or self._reports_when_up:
             return self._is_ready
         names = set(children(self.init))
         if self._is_systemd:
-            return self._plan.has_cloud_init and not _BUSES.isdisjoint(names)
+            return not _BUSES.isdisjoint(names)
         self._has_children |= bool(names)
         self._quiet_checks = 0 if names & _SCRIPTS else self._quiet_checks + 1
         return self._has_children and self._quiet_checks >= _QUIET_CHECKS
+
+    def note_up(self) -> None:
+        while self._masks:
+            generators.unmask(self._masks.pop())
 
     def has_started_anything(self) -> bool:
         return self.is_built and next(children(self.init), None) is not None
@@ -173,19 +202,23 @@ class Boot:
             os._exit(0)
 
     def kill(self) -> None:
+        """Kill its processes. A first process that is not reported yet exits without orders."""
+        if self._orders >= 0:
+            os.close(self._orders)
+            self._orders = -1
         for pid in (self.init, *self._helpers):
             if pid > 0:
                 os.kill(pid, _SIGKILL)
 
     def finish(self) -> None:
-        """Get the init's exit status, if it has one, and kill the helpers."""
-        if self.init > 0:
-            self.status = os.waitpid(self.init, os.WNOHANG)[1]
+        """Kill the helpers, and get the init's exit status, if it has one."""
         for pid in self._helpers:
             os.kill(pid, _SIGKILL)
             os.waitpid(pid, 0)
+        if self.init > 0:  # a child of this process, now that the builder has ended
+            self.status = os.waitpid(self.init, os.WNOHANG)[1]
         if self.console:
             self.console.close()
-        for fd in (*self._reports, self._orders, self.pidfd, self.socket, self.bare):
+        for fd in (*self._reports, self._orders, self.pidfd, self.socket, self.bare, *self._masks):
             if fd >= 0:
                 os.close(fd)

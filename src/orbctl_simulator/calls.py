@@ -204,7 +204,7 @@ def _next_rule(words: list[str]) -> dict[str, Any]:
             with open(told, encoding="utf-8") as file:
                 rules = _checked(file.read())
             return _take_turn(rules, told + ".counts", words)
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise Failure(f"ORBCTL_SIMULATOR_FAULTS: {error}") from None
 
 
@@ -215,6 +215,9 @@ def _take_turn(rules: list[dict[str, Any]], counts: str, words: list[str]) -> di
                 seen = [int(number) for number in file.read().split()]
         except FileNotFoundError:
             seen = []
+        except ValueError:
+            text = f"ORBCTL_SIMULATOR_FAULTS: {counts} is not a list of counters: delete it"
+            raise Failure(text) from None
         seen += [0] * (len(rules) - len(seen))
         chosen: dict[str, Any] = {}
         for index, rule in enumerate(rules):
@@ -242,11 +245,43 @@ def _checked(told: str) -> list[dict[str, Any]]:
     except ValueError as error:
         raise Failure(f"ORBCTL_SIMULATOR_FAULTS: not valid JSON: {error}") from None
     rules = [rules] if isinstance(rules, dict) else rules
-    for rule in rules:
+    for rule in rules if isinstance(rules, list) else [rules]:
         if not isinstance(rule, dict) or not rule.keys() <= _KEYS:
             raise Failure(f"ORBCTL_SIMULATOR_FAULTS: use only the keys {sorted(_KEYS)}: {rule}")
-        if not isinstance(rule.get("hold", 0), (int, float)):
-            raise Failure(f"ORBCTL_SIMULATOR_FAULTS: hold must be a number of seconds: {rule}")
+        for names, is_valid, kind in _VALUES:
+            for name in names:
+                if name in rule and not is_valid(rule[name]):
+                    raise Failure(f"ORBCTL_SIMULATOR_FAULTS: {name} must be {kind}: {rule}")
         if rule.get("list", "null") not in _LISTS:
             raise Failure(f"ORBCTL_SIMULATOR_FAULTS: list must be one of {_LISTS}: {rule}")
     return list(rules)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_seconds(value: object) -> bool:
+    """Whether it is a number of seconds that one can wait (JSON has NaN, in Python)."""
+    return type(value) in (int, float) and 0 <= value < 1e6  # type: ignore[operator]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_code(value: object) -> bool:
+    return _is_count(value) and value < 256  # type: ignore[operator]
+
+
+def _is_turn(value: object) -> bool:
+    return all(map(_is_count, value)) if isinstance(value, list) else _is_count(value)
+
+
+_VALUES = (
+    (("match", "stdout", "stderr"), _is_text, "a text"),
+    (("delay", "hold"), _is_seconds, "a number of seconds"),
+    (("cut", "cut_stderr", "cut_stdin"), _is_count, "a number of bytes"),
+    (("exit",), _is_code, "an exit code"),
+    (("nth",), _is_turn, "a number, or a list of numbers"),
+)

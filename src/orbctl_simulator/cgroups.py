@@ -151,9 +151,13 @@ def _limit(tree: Hierarchy, name: str, cpus: float, memory: int) -> None:
 
 
 def limits() -> dict[str, str]:
-    """The controllers that can enforce limits, with their version of control groups."""
+    """The controllers that enforce limits, with their version of control groups.
+
+    Enables them, as creating a machine with limits does.
+    """
     found: dict[str, str] = {}
     for tree in hierarchies():
+        _enable(tree, 1, 1)
         for controller in tree.controllers & {"cpu", "memory"}:
             found[controller] = f"version {tree.version}"
     return found

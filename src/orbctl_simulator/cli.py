@@ -109,7 +109,7 @@ COMMANDS = (
     ),
     Command(
         "create",
-        "lifecycle:create",
+        "creating:create",
         "DISTRO[:VERSION] [NAME]",
         "Create a new machine",
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from .shares import resolve
 from .state import (
     Failure,
     Machine,
@@ -181,19 +182,29 @@ def _set(key: str, value: str) -> None:
     if since > profile():
         raise rpc(f"unknown config key: '{key}'")
     machine = find(name)
+    value = _checked(key, value, kind)
     with machine.lock():
-        machine.reload().fields[field] = _checked(key, value, kind)
+        machine.reload().fields[field] = value
+        if field == "mounts":
+            try:
+                machine.fields["sources"] = resolve(machine.many("mounts"))
+            except Failure as failure:
+                raise rpc(f"config set '{key}': {failure}") from None
         machine.save()
 
 
 def _checked(key: str, value: str, kind: str) -> str:
+    from .values import check_user, cpus, is_count
+
     if kind == "switch" and value not in ("true", "false"):
         raise rpc(f"config set '{key}': not true or false: '{value}'")
-    if kind == "integer" and not value.isdigit():
+    if kind == "integer" and not is_count(value):
         raise rpc(f"config set '{key}': not a number: '{value}'")
-    if kind == "number":
-        try:
-            return f"{float(value):g}"
-        except ValueError:
-            raise rpc(f"config set '{key}': not a number: '{value}'") from None
+    try:
+        if kind == "number":
+            return cpus(value)
+        if kind == "text":
+            check_user(value)
+    except Failure as failure:
+        raise rpc(f"config set '{key}': {failure}") from None
     return value.replace(",", "\t") if kind == "list" else value

@@ -49,6 +49,7 @@ def _try_machine() -> str:
         remove(place)
         try:
             layers.lay_out(machine)
+            layers.hide_private(machine)
             Boot(machine).abandon()
             return ""
         except (Failure, OSError) as error:
@@ -61,12 +62,13 @@ def _booting() -> list[tuple[str, str]]:
     """Whether machines boot, and what they then have that machines without init lack."""
     from . import cgroups, network, tools, trial
 
-    reason = trial.why_not()
     unconnected = network.available()
+    reason = trial.why_not() or unconnected
     try:
-        enforced = " and ".join(f"{name} ({how})" for name, how in sorted(cgroups.limits().items()))
+        limits = {} if reason else cgroups.limits()
     except OSError:
-        enforced = ""
+        limits = {}
+    enforced = " and ".join(f"{name} ({how})" for name, how in sorted(limits.items()))
     absent = [command for _, path, command in tools.listing() if not path]
     fetched = f"; missing tools are downloaded once, or: {'; '.join(absent)}" if absent else ""
     return [
@@ -76,9 +78,7 @@ def _booting() -> list[tuple[str, str]]:
         ("note", f"network: machines use this host's: {unconnected}")
         if unconnected
         else ("ok", f"network: machines have their own{fetched}"),
-        ("ok", f"limits: enforced: {enforced}")
-        if enforced and not reason
-        else ("note", "limits: shown in machines, but not enforced"),
+        ("ok", f"limits: enforced: {enforced}") if enforced else ("note", "limits: not enforced"),
     ]
 
 

@@ -28,6 +28,7 @@ from .state import Caller, Failure, Machine, Transition, find, rpc, why
 from .stored import with_plain_owners
 from .things import FILES, LAYER, FileContent, Thing, Writer, name_of, things_in, traits_of
 from .trees import Parts, folder
+from .values import NO_MACHINE, check_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from .cli import Options
 
-_NO_MACHINE = "it is not a machine that the simulator exported"
 _MOST_RECORD = 1 << 20
 
 
@@ -212,6 +212,8 @@ def export(options: Options, words: list[str]) -> int:
                     os.unlink(path)
                 raise
     except OSError as error:
+        if error.filename is None:
+            raise rpc(f"export '{machine.name}': {why(error).lower()}") from None
         raise rpc(f"export '{machine.name}': {error.filename}: {why(error).lower()}") from None
     except Failure as failure:
         if str(failure).startswith("["):
@@ -278,13 +280,12 @@ def _recorded(things: Iterator[Thing]) -> dict[str, str]:
     """The machine's record, the archive's first member, without fields that refer to this host."""
     thing = next(things, None)
     if thing is None or thing.parts != ("machine",) or not isinstance(thing.content, StoredContent):
-        raise Failure(_NO_MACHINE)
+        raise Failure(NO_MACHINE)
     text = thing.content.read(_MOST_RECORD).decode(errors="surrogateescape")
     fields = dict(line.partition("=")[::2] for line in text.split("\n") if line)
-    for key in ("made", "mounts", "shares"):  # it may come from another user
+    for key in ("made", "mounts", "shares", "sources"):  # it may come from another user
         fields.pop(key, None)
-    if not {"name", "user"} <= fields.keys():
-        raise Failure(_NO_MACHINE)
+    check_record(fields)
     fields.setdefault("image", "")
     base_of(fields).check()
     return fields

@@ -25,11 +25,12 @@ _NO_MAC = "#!/bin/sh\necho 'dial: no such file or directory' >&2\nexit 1\n"
 
 def _write(path: str, lines: list[str], mode: int) -> None:
     """Write in place: an existing file keeps its mode and owner, a new one gets `mode`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    # If it is truncated at once, the overlay does not copy what it contains, and wait for the disk.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags, mode)
     with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(EINVAL, "not a regular file", path)
-        os.ftruncate(fd, 0)
         file.writelines(line + "\n" for line in lines)
 
 
@@ -131,16 +132,27 @@ def _replace(path: str, names: set[str], entry: str, mode: int) -> None:
 
 
 def _make_home(home: str) -> None:
+    """Create the user's home directory, or give the user the one that the image has."""
     os.makedirs("/home", exist_ok=True)
+    if os.path.lexists(home) and not _is_folder(home):
+        raise Failure(f"{home} is not a directory in this image: choose another user with --user")
     _copy_skeleton("/etc/skel", home)
+    _give_to_user(home)
     os.chmod(home, 0o700)
 
 
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
 def _copy_skeleton(source: str, target: str) -> None:
-    os.mkdir(target, 0o755)
-    os.chown(target, USER_ID, USER_ID)
+    """Copy what does not exist yet."""
+    if not os.path.lexists(target):
+        os.mkdir(target, 0o755)
     for name in os.listdir(source) if os.path.isdir(source) else ():
         theirs, ours = os.path.join(source, name), os.path.join(target, name)
+        if os.path.lexists(ours) and not (_is_folder(theirs) and _is_folder(ours)):
+            continue
         if os.path.islink(theirs):
             os.symlink(os.readlink(theirs), ours)
         elif os.path.isdir(theirs):
@@ -149,7 +161,16 @@ def _copy_skeleton(source: str, target: str) -> None:
             with open(ours, "xb") as copy:
                 copy.write(read_plain(theirs))
             os.chmod(ours, os.stat(theirs).st_mode & 0o777)
-        os.lchown(ours, USER_ID, USER_ID)
+
+
+def _give_to_user(path: str) -> None:
+    """Give the user a directory and everything in it; links are not followed."""
+    paths = [path]
+    while paths:
+        path = paths.pop()
+        os.lchown(path, USER_ID, USER_ID)
+        if _is_folder(path):
+            paths += [os.path.join(path, name) for name in os.listdir(path)]
 
 
 def set_password(user: str, secret: int, limit: Callable[[], None] | None = None) -> None:

@@ -24,9 +24,9 @@ _UNITS = "/etc/systemd/system"
 _MACHINE_ID, _DBUS_ID = "/etc/machine-id", "/var/lib/dbus/machine-id"
 
 
-def set_up(plan: Plan, resolver: str) -> None:
+def set_up(plan: Plan) -> None:
     if plan.is_new:
-        guest.prepare(plan.name, plan.fields["user"], resolver)
+        guest.prepare(plan.name, plan.fields["user"], "")
         for path in _CONTAINER_MARKS:
             _remove(path)
         if "/" in plan.lowers:
@@ -34,7 +34,6 @@ def set_up(plan: Plan, resolver: str) -> None:
         _mark_as_updated()
     if plan.is_first_boot:
         _renew_identity()
-    guest.refresh(plan.name, resolver)
 
 
 def replace(files: dict[str, str]) -> None:

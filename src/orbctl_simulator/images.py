@@ -7,11 +7,12 @@ root, and one line says so. Nothing is faked: ``/etc/os-release`` in a machine i
 from __future__ import annotations
 
 import os
-import re
 
 from . import store
+from .light import is_name
 from .state import FILES, Failure, home
 from .sweeping import NEW
+from .values import ARCHES, VARIANTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ class Image:
     ) -> None:
         self.distro, _, version = spec.partition(":")
         self.arch, self.variant = arch or host_arch(), variant or "default"
-        if self.arch not in ("amd64", "arm64"):
+        if self.arch not in ARCHES:
             raise Failure(f"unknown architecture: '{self.arch}'")
-        if self.variant not in ("default", "cloud"):
+        if self.variant not in VARIANTS:
             raise Failure(f"unknown variant: '{self.variant}'")
         self.is_host = self.distro == HOST and not new
         if self.is_host:
@@ -69,7 +70,7 @@ class Image:
         known = DISTROS.get(self.distro)
         if known is None:
             raise Failure(f"unknown distro: '{self.distro}'")
-        if not re.fullmatch(r"[A-Za-z0-9.-]*", version):
+        if not is_name(f"0{version}", ".-"):
             raise Failure(f"unknown version for {self.distro}: '{version}'")
         self.version = next(iter(known))
         if not version and not os.path.isdir(self.rootfs):

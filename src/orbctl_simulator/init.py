@@ -15,6 +15,7 @@ from __future__ import annotations
 # Python 3.9 imports it only when it writes files; by then its root is the machine's.
 import encodings.ascii  # noqa: F401
 import os
+import stat
 import sys
 import time
 
@@ -47,6 +48,7 @@ from .linux import (
     sethostname,
     unshare,
 )
+from .shares import open_source
 from .state import read_fields
 
 _DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
@@ -91,7 +93,7 @@ def _build(
     unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     resolver = _host_resolver()
-    sources = [(copy_of_mount(source), os.path.isdir(source)) for source, _ in shares]
+    sources = [_open(source) for source, _ in shares]
     _mount_overlay(lower)
     os.chdir("root")
     pivot_root()
@@ -120,6 +122,17 @@ def _build(
     _share(shares, sources)
     let_kernel_reap()
     drop_capabilities()
+
+
+def _open(source: str) -> tuple[int, bool]:
+    """A share's mount, and whether it is a directory."""
+    fd = open_source(source)
+    try:
+        return copy_of_mount(fd), stat.S_ISDIR(os.fstat(fd).st_mode)
+    except OSError as error:
+        raise OSError(f"mount {source}: {os.strerror(error.errno or 0)}") from None
+    finally:
+        os.close(fd)
 
 
 def _limit() -> None:

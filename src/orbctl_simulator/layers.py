@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import stat
@@ -11,6 +10,7 @@ from . import parts, store, stored
 from .account import Account
 from .boot import Boot
 from .door import Door, exit_code
+from .light import suppress
 from .packages import wait_for_packages
 from .state import FILES, SYSTEM_CACHE, Failure, Lock, Machine, cache, say, shown
 from .sweeping import LOCK, NEW
@@ -59,7 +59,7 @@ def over(base: str, image: str, title: str, wanted: Iterable[str]) -> list[str]:
 def place(image: str, name: str) -> str:
     """The directory of a layer: with its image if that is shared, otherwise in the cache."""
     if not name or "/" in name or name.startswith("."):
-        raise Failure(f"not the name of a layer: '{name}'")
+        raise Failure(f"not the name of a layer: '{shown(name)}'")
     if "@" in image:
         return os.path.join(store.place(image), "layers", name)
     return os.path.join(cache(), name)
@@ -93,6 +93,7 @@ def _build(base: str, image: str, manager: str, missing: list[str], layer: str) 
     words = [parts.MANAGERS[manager].script, "sh", *parts.MANAGERS[manager].packages(missing)]
     try:
         lay_out(machine)
+        hide_private(machine)
         _share_resolver(machine.upper)
         wait_for_packages(base)
         with Boot(machine):
@@ -134,8 +135,12 @@ def _remove_below(root: int, path: str) -> None:
     """Remove what is at a path, unless a part of the path is a link."""
     *folders, name = path.split("/")
     descent = Descent(root)
-    with contextlib.suppress(Failure), contextlib.closing(descent):
+    try:
         remove(name, descent.to(folders))
+    except Failure:
+        pass
+    finally:
+        descent.close()
 
 
 def _install(machine: Machine, words: list[str]) -> int:
@@ -179,7 +184,7 @@ def _write_log(reader: int, pid: int, log: IO[bytes]) -> None:
 
 
 def lay_out(machine: Machine) -> None:
-    """Create the directories of a machine."""
+    """Create the directories of a machine. Before it is started, `hide_private` is needed."""
     os.makedirs(machine.path, mode=0o700, exist_ok=True)
     machine.save()
     os.mkdir(machine.file(FILES), 0o700)
@@ -189,7 +194,6 @@ def lay_out(machine: Machine) -> None:
         stored.give_to_root(machine.file(FILES + name))
     if "@" in machine.fields.get("image", ""):
         store.hold(machine.fields["image"], machine.path)
-    hide_private(machine)
 
 
 def fill(machine: Machine, source: str) -> None:
@@ -230,7 +234,7 @@ def hide_private(machine: Machine) -> None:
     with folder(machine.upper) as layer:
         _remove_cache(machine, layer)
         for name, mode in (("root", 0o700), ("home", 0o755)):
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=layer)
                 if machine.boots:
                     stored.give_to_root(name, layer)
@@ -257,7 +261,7 @@ def _remove_cache(machine: Machine, layer: int) -> None:
     place = os.dup(layer)
     try:
         for folder_name in folders:
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 os.mkdir(folder_name, 0o755, dir_fd=place)
                 if machine.boots:
                     stored.give_to_root(folder_name, place)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import select
 import sys
 import time
-from signal import SIGCONT, SIGSTOP
 
 from . import images, layers
 from .bases import Base, Init, base_for
-from .boot import begin, halt, start, stop
+from .boot import begin, halt, is_up, start, stop
 from .config import power_off, take_resumed, wake
 from .door import Door
 from .guest import set_hostname
+from .light import is_name, suppress
 from .linux import sethostname
 from .packages import wait_for_packages
+from .shares import resolve
 from .state import (
     Failure,
     Machine,
@@ -30,14 +29,18 @@ from .state import (
     new_id,
     rpc,
     say,
+    shown,
 )
 from .sweeping import discard, sweep
+from .values import check_user, cpus, mebibytes, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from .cli import Options
+    from .supervisors import Supervisor
 
 _PANIC = """\
 panic: runtime error: invalid memory address or nil pointer dereference
@@ -45,10 +48,14 @@ panic: runtime error: invalid memory address or nil pointer dereference
 
 goroutine 1 [running]:
 main.main()"""
+_SIGCONT, _SIGSTOP = 18, 19
 _RESERVED = ("all", "default", "docker", "k8s", "none")
 
 
-def create(options: Options, words: list[str]) -> int:
+def create(
+    options: Options, words: list[str], ident: str, supervisor: Supervisor | None = None
+) -> int:
+    """`ident` is the new machine's id, `supervisor` the one that it gets if it boots."""
     name = words[1] if len(words) > 1 else words[0].partition(":")[0]
     try:
         cloud = "cloud" if options.has("user-data") else ""
@@ -60,7 +67,7 @@ def create(options: Options, words: list[str]) -> int:
             raise Failure(f"machine already exists: '{name}'")
         init = Init()
         user_data = _user_data(options, init)
-        base = base_for(image, _is_strict(options), init)
+        base = base_for(image, _is_strict(options), init, user_data is not None)
         if base.note:
             say(base.note)
         if user_data is not None:
@@ -70,7 +77,8 @@ def create(options: Options, words: list[str]) -> int:
             say("--isolate-network is not enforced: without init, machines use this host's network")
         password = _ask_password() if options.on("set-password") else ""
         fields["init"] = init.kind
-        make(name, fields, base, password, options.call.hold, user_data)
+        draft = Draft(name, {**fields, **base.fields}, options.call.hold, ident)
+        make(draft, base, password, user_data, supervisor)
         if init.note:
             say(init.note)
     except Failure as failure:
@@ -100,8 +108,7 @@ def _wanted(options: Options, image: images.Image) -> dict[str, str]:
         if options.has(flag) and not isolated:
             raise Failure(f"--{flag} needs --isolated")
     user = options.text("user") or _caller()
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", user):
-        raise Failure(f"invalid user name: '{user}'")
+    check_user(user)
     agent = "forward-ssh-agent"
     forwarded = options.on(agent) if options.has(agent) else not isolated
     shares = [] if isolated else os.environ.get("ORBCTL_SIMULATOR_SHARE", "").split(":")
@@ -114,27 +121,13 @@ def _wanted(options: Options, image: images.Image) -> dict[str, str]:
         "isolated": "true" if isolated else "false",
         "isolate_network": "true" if options.on("isolate-network") else "false",
         "forward_ssh_agent": "true" if forwarded else "false",
-        "cpu": cpus(options.text("cpus")),
-        "memory_mib": str(size(options.text("memory"), 20) >> 20),
+        "cpu": cpus(options.text("cpus") or "0"),
+        "memory_mib": str(mebibytes(options.text("memory"))),
         "disk_bytes": str(size(options.text("disk"), 30)),
         "mounts": "\t".join(options.many("mount")),
-        "shares": "\t".join(filter(None, shares)),
+        "sources": resolve(options.many("mount")),
+        "shares": resolve([*filter(None, shares)]),
     }
-
-
-def cpus(text: str) -> str:
-    if not re.fullmatch(r"\d*\.?\d*", text):
-        raise Failure(f"invalid CPU limit: '{text}'")
-    return f"{float(text or 0):g}"
-
-
-def size(text: str, plain: int) -> int:
-    """Bytes of ``4G``, ``512MiB`` or a bare number, in units of ``1 << plain``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?)?", text or "0", re.IGNORECASE)
-    if match is None:
-        raise Failure(f"invalid size: '{text}'")
-    unit = 10 * (1 + "KMGT".index(match[2].upper())) if match[2] else plain
-    return int(float(match[1]) * (1 << unit))
 
 
 def _caller() -> str:
@@ -162,8 +155,8 @@ def _ask_password() -> str:
 
 
 def check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
-        raise Failure(f"invalid machine name: '{name}'")
+    if not is_name(name) or len(name) > 63:
+        raise Failure(f"invalid machine name: '{shown(name)}'")
     if name in _RESERVED:
         raise Failure(f"machine name is reserved: '{name}'")
 
@@ -180,14 +173,14 @@ class Draft:
     unfinished machine is free, the process that was creating it has died.
     """
 
-    def __init__(self, name: str, fields: dict[str, str], hold: float = 0) -> None:
+    def __init__(self, name: str, fields: dict[str, str], hold: float = 0, ident: str = "") -> None:
         wake()
         check_name(name)
         sweep()
         with everything():
             if any(machine.name == name for machine in machines()):
                 raise Failure(f"machine already exists: '{name}'")
-            path = os.path.join(home(), "machines", new_id())
+            path = os.path.join(home(), "machines", ident or new_id())
             self.machine = Machine(path, {"name": name, **fields})
             os.makedirs(path, mode=0o700)
             self._lock = self.machine.lock()
@@ -219,22 +212,21 @@ class Draft:
 
 
 def make(
-    name: str,
-    fields: dict[str, str],
+    draft: Draft,
     base: Base,
     password: str = "",
-    hold: float = 0,
     user_data: bytes | None = None,
+    supervisor: Supervisor | None = None,
 ) -> None:
-    draft = Draft(name, {**fields, **base.fields}, hold)
     with draft as machine:
         wait_for_packages(machine.base)
+        layers.hide_private(machine)  # first, as it says what a file system lacks
         for files in base.copied:
             layers.fill_plain(machine, files)
         layers.hide_private(machine)
         if user_data is not None:
             layers.seed(machine, user_data)
-        with begin(machine, create=True, password=password) as started:
+        with begin(machine, True, password, supervisor) as started:
             draft.finish()
             started.commit()
 
@@ -258,7 +250,7 @@ def clone(options: Options, words: list[str]) -> int:
     return 0
 
 
-def paused(machine: Machine) -> contextlib.AbstractContextManager[None]:
+def paused(machine: Machine) -> AbstractContextManager[None]:
     """In this context, a machine's processes are paused."""
     if machine.boots:
         from . import booted
@@ -280,11 +272,11 @@ class Pause:
         ready, stopped = os.pipe()
 
         def hold() -> int:
-            _signal_all(SIGSTOP)
+            _signal_all(_SIGSTOP)
             os.write(stopped, b"!")
             os.close(stopped)
             os.read(waits, 1)
-            return _signal_all(SIGCONT)
+            return _signal_all(_SIGCONT)
 
         door = Door(self._machine)
         self._pid = door.fork(lambda: door.be_seen(hold, waits, stopped), waits, stopped)
@@ -301,7 +293,7 @@ class Pause:
             os.close(self._go_on)
             if not _has_done(self._pid):
                 door = Door(self._machine)
-                _has_done(door.fork(lambda: door.be_seen(lambda: _signal_all(SIGCONT))))
+                _has_done(door.fork(lambda: door.be_seen(lambda: _signal_all(_SIGCONT))))
 
 
 def _is_ready(fd: int) -> bool:
@@ -321,12 +313,13 @@ def _has_done(pid: int) -> bool:
 
 
 def _signal_all(number: int) -> int:
-    with contextlib.suppress(ProcessLookupError):  # the machine has no other processes
+    with suppress(ProcessLookupError):  # the machine has no other processes
         os.kill(-1, number)
     return 0
 
 
 def rename(options: Options, words: list[str]) -> int:
+    sweep()
     machine, name = find(words[0]), words[1]
     try:
         check_name(name)
@@ -340,7 +333,7 @@ def rename(options: Options, words: list[str]) -> int:
                 from .network import Network
 
                 Network(home()).rename(machine.id, name)
-            if machine.life() == "running":
+            if is_up(machine):
                 _rename_inside(machine, name)
     except Failure as failure:
         if str(failure).startswith("["):
@@ -372,10 +365,12 @@ def start_(options: Options, names: list[str]) -> int:
 
 def stop_(options: Options, names: list[str]) -> int:
     """Stop machines. Without a name, stop OrbStack, and so every machine."""
+    sweep()
     hold, at_once = options.call.hold, options.on("force")
     if names or options.on("all"):
         return each(_chosen(options, names), lambda m: stop(m, hold, at_once))
-    ended = [machine for machine in machines() if machine.state == "running"]
+    # One that reboots is starting.
+    ended = [machine for machine in machines() if machine.life() in ("running", "starting")]
     each(ended, lambda m: stop(m, hold, at_once))
     power_off(ended)
     return 0
@@ -383,6 +378,7 @@ def stop_(options: Options, names: list[str]) -> int:
 
 def restart(options: Options, names: list[str]) -> int:
     wake()
+    sweep()
     if not names and not options.on("all"):
         return stop_(options, names) or start_(options, names)
     hold = options.call.hold

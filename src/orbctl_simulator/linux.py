@@ -36,6 +36,7 @@ MNT_DETACH = 2
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 _KEYCTL = {"x86_64": 250}  # the others share one number
 _OPEN_TREE, _MOVE_MOUNT, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 428, 429, 4, -100
+_AT_EMPTY_PATH = 0x1000
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 2, 4
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 22, 24
 _SIGCHLD, _SIG_DFL, _SIG_IGN = 17, ctypes.c_void_p(0), ctypes.c_void_p(1)
@@ -159,13 +160,15 @@ def end_with_parent() -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(9), 0, 0, 0), "prctl")
 
 
-def copy_of_mount(path: str) -> int:
+def copy_of_mount(path: str | int) -> int:
     """Copy the mount of `path`, from `path` down and without mounts below it; returns it as a file.
 
     It can be entered as a directory, or be mounted once its source can no longer be reached.
     """
-    number, here, flags = map(ctypes.c_long, (_OPEN_TREE, _AT_FDCWD, 1 | os.O_CLOEXEC))
-    fd: int = _libc.syscall(number, here, _path(path), flags)
+    place, name = (path, "") if isinstance(path, int) else (_AT_FDCWD, path)
+    how = 1 | os.O_CLOEXEC | _AT_EMPTY_PATH
+    number, here, flags = map(ctypes.c_long, (_OPEN_TREE, place, how))
+    fd: int = _libc.syscall(number, here, _path(name), flags)
     _check(fd, f"mount {path}")
     return fd
 

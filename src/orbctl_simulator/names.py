@@ -8,6 +8,7 @@ network manager requests addresses gets the same ones. Names that a machine send
 
 from __future__ import annotations
 
+import _socket
 import os
 import time
 
@@ -74,10 +75,18 @@ def publish(book: AddressBook, ports: set[str]) -> str:
     Call it in the router's namespace. The name server reads its files on a signal; from then on it
     resolves the name that is returned.
     """
+    guard, mark = start_to_publish(book, ports)
+    guard.wait()
+    return mark
+
+
+def start_to_publish(book: AddressBook, ports: set[str]) -> tuple[tools.Call, str]:
+    """Like `publish`; the firewall is updated once the returned call has ended."""
     subnets = book.subnets()
     joined = [member for member in book.members() if member.port in ports]
-    tools.call("nft", "-f", "-", text=firewall.members(subnets, joined))
-    return _write_files(book, subnets, joined)
+    # First, because it may fail, and a call that has started has to be waited for.
+    mark = _write_files(book, subnets, joined)
+    return tools.start("nft", "-f", "-", text=firewall.members(subnets, joined)), mark
 
 
 def _write_files(book: AddressBook, subnets: Subnets, joined: list[Member]) -> str:
@@ -104,13 +113,12 @@ def has_read(
     subnets: Subnets, mark: str, patience: float = 10, ended: Callable[[], bool] = bool
 ) -> bool:
     """Wait until it has read what `publish` wrote. Call it in the router's namespace."""
-    import socket
-
     labels = b"".join(bytes([len(label)]) + label.encode() for label in mark.split("."))
     question = b"OR\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
-    wanted = socket.inet_aton(subnets.gateway)
+    wanted = _socket.inet_aton(subnets.gateway)
     deadline = time.monotonic() + patience
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    asking = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    try:
         asking.settimeout(0.2)
         asking.connect((subnets.gateway, 53))
         while time.monotonic() < deadline and not ended():
@@ -121,4 +129,6 @@ def has_read(
             except OSError:
                 pass  # it does not listen yet
             time.sleep(0.002)
+    finally:
+        asking.close()
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 from fcntl import ioctl
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NS_GET_NSTYPE = 0xB703
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _NAME_SIZE, _REQUEST_SIZE, _UP = 0x8913, 0x8914, 16, 40, 1
 
 
 def check(netns: int) -> None:
@@ -84,9 +86,17 @@ def has_ipv6() -> bool:
 
 def interfaces() -> set[str]:
     """The interfaces in this process's namespace."""
-    import socket
+    return {name for _, name in _socket.if_nameindex()}
 
-    return {name for _, name in socket.if_nameindex()}
+
+def set_up(name: str) -> None:
+    """Set up an interface in this process's namespace."""
+    channel = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    told = os.fsencode(name).ljust(_NAME_SIZE, b"\0") + bytes(_REQUEST_SIZE - _NAME_SIZE)
+    answer = bytearray(ioctl(channel.fileno(), _SIOCGIFFLAGS, told))
+    answer[_NAME_SIZE] |= _UP
+    ioctl(channel.fileno(), _SIOCSIFFLAGS, bytes(answer))
+    channel.close()
 
 
 def ports() -> set[str]:

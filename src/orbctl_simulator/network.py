@@ -10,7 +10,8 @@ Contract for the code that boots a machine, in this order:
 
 1. Call `join` with a descriptor of the machine's new network namespace, before its init runs. It
    creates ``eth0`` there with MAC, MTU, addresses and default route, so an image that configures
-   nothing has a network, and calls `connected`. When it returns, the machine's names also resolve.
+   nothing has a network, and calls `connected`. When it returns, ``eth0`` also carries traffic, and
+   the machine's names resolve.
 2. Write what `guest_files` returns into the machine's root, replacing existing files and symbolic
    links; ``/run`` is the tmpfs that its init finds. ``/etc/resolv.conf`` contains the router.
    NetworkManager is configured to ignore ``eth0``. systemd-networkd, ifupdown, dhcpcd, netplan and
@@ -33,13 +34,12 @@ parses what machines send, has an id that no user of the host has; slirp4netns h
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from contextlib import suppress
 
 from . import firewall, names, netns, tools
 from .addresses import DOMAIN, AddressBook, Addresses, Member, check_id, check_name
+from .light import suppress
 from .linux import CLONE_NEWPID, unshare
 from .state import Failure, Lock, cache, is_same_process, python, start_time, write_file
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ETH = "eth0"
+_SIGHUP, _SIGKILL = 1, 9
 
 
 class Network:
@@ -67,7 +68,8 @@ class Network:
     ) -> Addresses:
         """Connect a machine by a descriptor of its network namespace.
 
-        `connected` is called before the names resolve, once the rest is done.
+        `connected` is called in another process as soon as ``eth0`` is configured, a moment before
+        the firewall lets it carry traffic. If the router is killed, it is called again.
         """
         check_id(ident)
         check_name(name)
@@ -96,11 +98,7 @@ class Network:
         try:
             member = self._book.enrol(ident, name, isolated, router=router.key)
             port, its = member.port, member.addresses(self._book.subnets())
-            mark = router.connect(member, its, machine)
-            netns.inside(machine, lambda: _configure(its))
-            if connected:
-                connected(its)
-            router.wait_for(mark)
+            router.wait_for(router.connect(member, its, machine, connected))
         except BaseException:
             self._disconnect(router, port)
             raise
@@ -234,23 +232,39 @@ class _Router:
     def ports(self) -> set[str]:
         return set(netns.inside(self._netns, lambda: " ".join(netns.ports())).split())
 
-    def connect(self, member: Member, its: Addresses, machine: int) -> str:
-        """Create its port, guarded before it is up, and its ``eth0``, not yet configured."""
+    def connect(
+        self,
+        member: Member,
+        its: Addresses,
+        machine: int,
+        connected: Callable[[Addresses], None] | None,
+    ) -> str:
+        """Create its ``eth0`` and its port, which is guarded before it is up."""
 
         def work() -> str:
+            _remove_old()
+            netns.enter(self._netns)
             ports = netns.ports()
-            mark = names.publish(self._book, ports | {member.port})
+            guard, mark = names.start_to_publish(self._book, ports | {member.port})
             os.set_inheritable(machine, True)
             mtu = f"mtu {firewall.MTU}"
             pair = f"link add {member.port} {mtu} type veth peer name {_ETH}"
             peer = f"address {its.mac} {mtu} netns /proc/self/fd/{machine}"
             lines = [f"link del {member.port}"] if member.port in ports else []
-            lines += [f"{pair} {peer}", f"link set {member.port} master {firewall.BRIDGE} up"]
-            tools.ip(lines)
+            lines += [f"{pair} {peer}", f"link set {member.port} master {firewall.BRIDGE}"]
+            try:
+                tools.ip(lines)
+                netns.enter(machine)
+                _configure(its)
+                if connected:
+                    connected(its)
+            finally:
+                guard.wait()
+            netns.enter(self._netns)
+            netns.set_up(member.port)
             return mark
 
-        netns.inside(machine, _remove_old)
-        mark = netns.inside(self._netns, work)
+        mark = netns.inside(machine, work)
         self._reread()
         return mark
 
@@ -279,7 +293,7 @@ class _Router:
         return mark
 
     def _reread(self) -> None:
-        if not self._signal(signal.SIGHUP):
+        if not self._signal(_SIGHUP):
             raise _Ended("the router was killed")
 
     def wait_for(self, mark: str, patience: float = 10) -> None:
@@ -312,7 +326,7 @@ class _Router:
         with suppress(OSError):
             os.unlink(self._book.file("router"))
         deadline = time.monotonic() + 10
-        while self._signal(signal.SIGKILL) and time.monotonic() < deadline:
+        while self._signal(_SIGKILL) and time.monotonic() < deadline:
             time.sleep(0.002)
 
 

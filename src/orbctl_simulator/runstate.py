@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from .state import Machine
 
+#: The origin of a signal that has a value: for a supervisor's SIGTERM, the milliseconds to wait.
+SI_QUEUE = -1
 STARTING, RUNNING, STOPPING, STOPPED = "starting", "running", "stopping", "stopped"
 
 
@@ -65,7 +67,11 @@ def _is_alive(pid: int, started: str) -> bool:
 
 def state(machine: Machine) -> str:
     found = RunState.read(machine.file("pid"))
-    return found.state if found and found.is_supervised else STOPPED
+    if not found or not found.is_supervised:
+        return STOPPED
+    if found.state == RUNNING and not found.has_init:
+        return STARTING  # until the supervisor has noticed; only it knows whether it boots again
+    return found.state
 
 
 def init_of(machine: Machine) -> int | None:

@@ -13,11 +13,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import time
 
+from .light import is_name, suppress
 from .state import FILES, Failure, Lock, cache, read_fields, say, write_fields
 from .sweeping import LOCK, NEW
 from .trees import remove as remove_tree
@@ -63,13 +62,13 @@ class Image:
         folder = os.path.join(self.path, "users")
         found = []
         for entry in sorted(os.listdir(folder)):
-            with contextlib.suppress(OSError, KeyError):
+            with suppress(OSError, KeyError):
                 with open(os.path.join(folder, entry), errors="surrogateescape") as file:
                     path = file.read()
                 if read_fields(os.path.join(path, "machine"))["image"] == self.name:
                     found.append(path)
                     continue
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, entry))
         return found
 
@@ -80,7 +79,8 @@ def folder() -> str:
 
 def place(name: str) -> str:
     """The directory of one version, by its name in a machine's record."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    key, at, version = name.partition("@")
+    if not (at and is_name(key) and is_name(version)):
         raise Failure(f"not the name of an image: '{name}'")
     return os.path.join(folder(), *name.split("@"))
 
@@ -106,7 +106,7 @@ def _versions(key: str) -> Iterator[Image]:
     place = os.path.join(folder(), key)
     for serial in sorted(os.listdir(place)) if os.path.isdir(place) else ():
         if serial != "current":
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 yield Image(os.path.join(place, serial))
 
 
@@ -207,7 +207,7 @@ def _settle(key: str, serial: str = "") -> None:
     if not serial and current(key) is None:
         serial = max((image.serial for image in _versions(key)), default="")
     if serial:
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.unlink(base + ".link")
         os.symlink(serial, base + ".link")
         os.replace(base + ".link", os.path.join(base, "current"))
@@ -261,7 +261,7 @@ def sweep() -> None:
         if name.endswith(".trash"):
             remove_tree(path)
         elif name.endswith(".part"):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 if time.time() - os.stat(path).st_mtime > _PART_KEPT:
                     os.unlink(path)
         elif os.path.isdir(path):
@@ -299,7 +299,7 @@ def recall(name: str) -> str:
 
 
 def forget(name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.unlink(_note(name))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .linux import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
+from .linux import CLONE_NEWNS, MS_PRIVATE, MS_REC, end_with_parent, mount, unshare
 from .state import Failure, why
 
 TYPE_CHECKING = False
@@ -31,6 +31,7 @@ def with_plain_owners(path: str, work: Callable[[], None]) -> None:
     if pid == 0:
         text = "was killed"
         try:
+            end_with_parent()  # otherwise it would keep the lock, and the machine frozen
             line = f"{userns.STORED} 0 {userns.SPAN}\n"
             space = userns.make(line, line)
             unshare(CLONE_NEWNS)

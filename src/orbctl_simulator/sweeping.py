@@ -9,6 +9,8 @@ from .state import Lock, Machine, cache, everything, home, machines, read_fields
 
 # Names of unfinished things end with one of these; the name of their lock adds another.
 NEW, LOCK = ".new", ".lock"
+#: How the name of a trial's directory begins, before its id, and the name of the lock in it.
+TRIAL, TRIAL_LOCK = "trial-", "lock"
 
 
 def discard(machine: Machine) -> None:
@@ -53,6 +55,9 @@ def sweep() -> None:
         from .network import Network
 
         Network(home()).sweep({*_names_in(folder)})
+    for name in _names_in(home()):
+        if name.startswith(TRIAL):
+            _sweep_trial(name)
     trash = os.path.join(home(), "trash")
     if os.path.exists(trash):
         from .trees import remove
@@ -94,3 +99,23 @@ def _sweep_new(path: str) -> None:
             from .trees import remove
 
             remove(path)
+
+
+def _sweep_trial(name: str) -> None:
+    """Remove what is left of a trial of this host, unless it is still going on."""
+    place = os.path.join(home(), name)
+    try:
+        # A trial gets its directory and its lock under the lock on everything.
+        with everything(), Lock(os.path.join(place, TRIAL_LOCK), wait=False) as lock:
+            if not lock.held:
+                return
+            from . import cgroups
+            from .trees import remove
+
+            try:  # noqa: SIM105 contextlib is slow to load
+                cgroups.remove(name[len(TRIAL) :])
+            except OSError:
+                pass  # a host without control groups has none of this trial either
+            remove(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it has just ended

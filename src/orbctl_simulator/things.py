@@ -6,11 +6,11 @@ taken: devices never are, pipes and sockets only for trees that the simulator ke
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from errno import EEXIST, ENXIO
 
+from .light import suppress
 from .state import Failure, shown
 from .trees import Descent, Found, Parts, changed, denied, walk
 
@@ -116,7 +116,7 @@ class FileContent:
         os.ftruncate(target, self.size)
 
     def _send(self, target: int, start: int, length: int) -> int:
-        with contextlib.suppress(OSError):  # between file systems, or on an old one
+        with suppress(OSError):  # between file systems, or on an old one
             return os.copy_file_range(self.fd, target, length, start)
         return os.sendfile(target, self.fd, start, length)
 
@@ -156,7 +156,7 @@ def _target(found: Found) -> str:
 def traits_of(status: os.stat_result, fd: int = -1) -> Traits:
     marks = {}
     for name in os.listxattr(fd) if fd >= 0 else ():
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             marks[name] = os.getxattr(fd, name)
     mode = stat.S_IMODE(status.st_mode)
     return Traits(mode, status.st_uid, status.st_gid, status.st_mtime_ns, marks)
@@ -171,12 +171,21 @@ class Writer:
         self._folders: list[tuple[Parts, Traits]] = []
         #: The things that were skipped.
         self.left: set[Parts] = set()
+        self._put = 0
+
+    @property
+    def made(self) -> int:
+        """How many files and directories it has created, including those above a thing."""
+        return self._put + self._descent.made
 
     def put(self, thing: Thing) -> None:
         parts = thing.parts
         if not self._use.takes(thing) or thing.first in self.left:
             self.left.add(parts)
             return
+        self._put += 1
+        if thing.first == ():
+            raise Failure(f"{name_of(parts)}: links to the topmost directory")
         try:
             parent, name = self._descent.to(parts[:-1]), parts[-1] if parts else "."
             if thing.kind == stat.S_IFDIR:
@@ -266,7 +275,7 @@ def _kind(parent: int, name: str) -> int:
 
 
 def _make_way(parent: int, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=parent)
 
 

@@ -10,8 +10,8 @@ them.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
+from .light import sha256, suppress
 from .state import Failure, Lock, cache, say, write_file
 
 TYPE_CHECKING = False
@@ -98,6 +98,11 @@ def find(name: str, names: Sequence[str] = NAMES) -> Tool:
 def call(name: str, *words: str, text: str = "") -> str:
     """Run a tool in the namespaces of this process. If it fails, raises its error message."""
     return _run(find(name), list(words), name, text)
+
+
+def start(name: str, *words: str, text: str = "") -> Call:
+    """Like `call`, but do not wait for it."""
+    return Call(find(name), list(words), name, text)
 
 
 def ip(lines: list[str]) -> None:
@@ -213,8 +218,6 @@ def _opened(root: str) -> int:
 
 def _place(missing: list[str]) -> str:
     """The directory of these tools for this distribution; hosts with the same one may share it."""
-    from hashlib import sha256
-
     told = os.uname().machine
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         if os.path.isfile(path):
@@ -307,23 +310,41 @@ def _download(packages: list[str], folder: str, source: str) -> None:
 
 
 def _run(tool: Tool, words: list[str], name: str = "", text: str = "") -> str:
-    given, shown = os.memfd_create("given"), os.memfd_create("shown")
-    try:
-        os.write(given, text.encode())
-        os.lseek(given, 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, given, 0)]
-        actions += [(os.POSIX_SPAWN_DUP2, shown, fd) for fd in (1, 2)]
-        command = [tool.path, *words]
-        pid = os.posix_spawn(tool.path, command, tool.environment, file_actions=actions)
-        status = os.waitpid(pid, 0)[1]
-        with open(f"/proc/self/fd/{shown}", encoding="utf-8", errors="replace") as file:
-            output = file.read()
-    finally:
-        os.close(given)
-        os.close(shown)
-    if status:
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        wrong = [line for line in lines if line.startswith(("E:", "Error", "RTNETLINK"))]
-        reason = (wrong or lines or [f"exited with status {status}"])[0]
-        raise Failure(f"{name or os.path.basename(tool.path)}: {reason}")
-    return output
+    return Call(tool, words, name, text).wait()
+
+
+class Call:
+    """A running tool."""
+
+    def __init__(self, tool: Tool, words: list[str], name: str = "", text: str = "") -> None:
+        self._name = name or os.path.basename(tool.path)
+        given = os.memfd_create("given")
+        self._shown = os.memfd_create("shown")
+        try:
+            os.write(given, text.encode())
+            os.lseek(given, 0, os.SEEK_SET)
+            actions = [(os.POSIX_SPAWN_DUP2, given, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, self._shown, fd) for fd in (1, 2)]
+            command = [tool.path, *words]
+            self._pid = os.posix_spawn(tool.path, command, tool.environment, file_actions=actions)
+        except OSError:
+            os.close(self._shown)
+            raise
+        finally:
+            os.close(given)
+
+    def wait(self) -> str:
+        """Wait until it has ended; returns its output. If it fails, raises its error message."""
+        try:
+            status = os.waitpid(self._pid, 0)[1]
+            path = f"/proc/self/fd/{self._shown}"
+            with open(path, encoding="utf-8", errors="replace") as file:
+                output = file.read()
+        finally:
+            os.close(self._shown)
+        if status:
+            lines = [line.strip() for line in output.splitlines() if line.strip()]
+            wrong = [line for line in lines if line.startswith(("E:", "Error", "RTNETLINK"))]
+            reason = (wrong or lines or [f"exited with status {status}"])[0]
+            raise Failure(f"{self._name}: {reason}")
+        return output

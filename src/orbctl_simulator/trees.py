@@ -7,11 +7,11 @@ length.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from errno import ELOOP, ENOTDIR
 
+from .light import suppress
 from .state import Failure, shown, why
 
 TYPE_CHECKING = False
@@ -59,6 +59,8 @@ class Descent:
 
     def __init__(self, root: int, make: bool = False) -> None:
         self._root, self._make = root, make
+        #: How many directories it has created.
+        self.made = 0
         self._parts: list[str] = []
         self._ids: list[tuple[int, int]] = []
         self._open: dict[int, int] = {}  # by depth
@@ -103,6 +105,7 @@ class Descent:
             if not self._make:
                 raise
         os.mkdir(name, 0o755, dir_fd=parent)
+        self.made += 1
         return os.open(name, _FOLDER, dir_fd=parent)
 
     def close(self) -> None:
@@ -156,7 +159,7 @@ def walk(root: int, strict: bool = True, without: int = -1) -> Iterator[Found]:
 
 def disk_usage(path: str) -> int:
     """The size of the files below a directory."""
-    with contextlib.suppress(FileNotFoundError), folder(path) as root:
+    with suppress(FileNotFoundError), folder(path) as root:
         return sum(
             found.status.st_blocks * 512
             for found in walk(root, strict=False)
@@ -165,14 +168,18 @@ def disk_usage(path: str) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def folder(path: str) -> Iterator[int]:
-    """Opens one of our own directories."""
-    fd = os.open(path, _FOLDER)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+class folder:
+    """In this context, one of our own directories is open."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> int:
+        self._fd = os.open(self._path, _FOLDER)
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def remove(path: str, parent: int | None = None) -> None:
@@ -185,7 +192,7 @@ def remove(path: str, parent: int | None = None) -> None:
         top = os.open(path, _FOLDER, dir_fd=parent)
     except OSError as error:
         if error.errno in (ENOTDIR, ELOOP):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(path, dir_fd=parent)
         return
     try:
@@ -196,16 +203,16 @@ def remove(path: str, parent: int | None = None) -> None:
                 count = _clear(top, name, mark, count)
     finally:
         os.close(top)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.rmdir(path, dir_fd=parent)
 
 
 def _clear(top: int, name: str, mark: str, count: int) -> int:
     """Remove a file, or move a directory's content to `top` under numbers. Returns the last one."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.unlink(name, dir_fd=top)
         return count
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         fd = os.open(name, _FOLDER, dir_fd=top)
         try:
             for inner in os.listdir(fd):

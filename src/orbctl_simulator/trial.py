@@ -7,7 +7,9 @@ import shutil
 
 from . import cgroups, stored, userns
 from .bootplan import Plan
-from .state import Failure, home, new_id
+from .light import suppress
+from .state import Failure, Lock, everything, home, new_id
+from .sweeping import TRIAL, TRIAL_LOCK
 from .world import Builder
 
 _DIRECTORIES = ("dev", "proc", "run", "sbin", "sys", "tmp")
@@ -33,8 +35,12 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "needs root"
     ident = new_id()
-    place = os.path.join(home(), f"trial-{ident}")
+    place = os.path.join(home(), f"{TRIAL}{ident}")
+    lock = Lock(os.path.join(place, TRIAL_LOCK))  # while it is held, `sweep` leaves the place alone
     try:
+        with everything():
+            os.makedirs(place)
+            lock.__enter__()
         for name in ("upper", "work", "root", *(f"lower/{name}" for name in _DIRECTORIES)):
             os.makedirs(os.path.join(place, name))
         os.close(os.open(os.path.join(place, "lower/sbin/init"), os.O_CREAT, 0o755))
@@ -43,39 +49,48 @@ def why_not() -> str:
                 stored.give_to_root(path)
         except OSError as error:
             return f"needs root with all ids of the host ({error.strerror})"
-        return _reason(ident, place).replace(f"{place}/lower", home()).replace(place, home())
+        reason = _reason(ident, place, lock.fd)
+        return reason.replace(f"{place}/lower", home()).replace(place, home())
     except OSError as error:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+        if lock.held:
+            lock.__exit__()
 
 
-def _reason(ident: str, place: str) -> str:
+def _reason(ident: str, place: str, lock: int) -> str:
     first, ids = userns.take_range()
     try:
-        spaces = userns.of_machine(first)
+        return _told(ident, place, lock, first)
     except OSError as error:
-        userns.release_range(first, ids)
         return str(error)
+    finally:  # also after Ctrl-C
+        with suppress(OSError):  # a host without control groups
+            cgroups.remove(ident)
+        userns.release_range(first, ids)
+
+
+def _told(ident: str, place: str, lock: int, first: int) -> str:
+    spaces = userns.of_machine(first)
     answers, report = os.pipe()
     orders, control = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(control)
-        os.chdir(place)
-        plan = Plan(ident, ["start", ".", place, place, "1", os.path.join(place, "lower")])
-        plan.fields = {"name": "trial"}
-        plan.first_id = first
-        Builder(plan, report, orders, spaces).run()
+        try:
+            os.close(control)
+            os.close(lock)
+            os.chdir(place)
+            plan = Plan(ident, ["start", ".", place, place, "1", os.path.join(place, "lower")])
+            plan.fields = {"name": "trial"}
+            plan.first_id = first
+            Builder(plan, report, orders, spaces).run()
+        finally:
+            os._exit(1)
     for fd in (report, orders, *spaces):
         os.close(fd)
     os.waitpid(pid, 0)
     os.close(control)  # the first process exits, because it has no supervisor
     with open(answers, errors="surrogateescape") as file:
         told = dict(line.rstrip("\n").partition(" ")[::2] for line in file)
-    try:
-        cgroups.remove(ident)
-    except OSError as error:
-        told.setdefault("error", error.strerror or str(error))
-    userns.release_range(first, ids)
     return "" if "built" in told else told.get("error", "the first process was killed")

@@ -40,6 +40,7 @@ _KINDS = (
 # A root file system compresses about four times; a higher ratio is meant to fill a disk.
 _RATIO, _ALLOWANCE = 64, 1 << 30
 _BLOCK = 1 << 18
+_FILE = 4096  # what a file or directory takes on a disk, besides its content
 # Files that mark a root as a container's, and those that each machine must have for itself.
 _MARKS = (".dockerenv", "run/.containerenv", "usr/sbin/policy-rc.d", "var/lib/dbus/machine-id")
 
@@ -83,10 +84,13 @@ def unpack(file: IO[bytes], rootfs: str, progress: Progress) -> int:
         limit_memory()
         resource.setrlimit(resource.RLIMIT_FSIZE, (budget, budget))
         with _plain(archive, command) as stream:
-            counted = io.BufferedReader(_Counted(stream, archive, budget, progress), _BLOCK)
+            raw, seen = _Counted(stream, archive, budget, progress), 0
+            counted = io.BufferedReader(raw, _BLOCK)
             with folder(rootfs) as target, contextlib.closing(Writer(target, IMAGE)) as writer:
                 for thing in members(reading(counted)):
                     writer.put(thing)
+                    raw.use(_FILE * (writer.made - seen))
+                    seen = writer.made
                 writer.finish()
             while counted.read(_BLOCK):  # the decompressor checks completeness only at the end
                 pass
@@ -96,20 +100,23 @@ def unpack(file: IO[bytes], rootfs: str, progress: Progress) -> int:
 
 
 class _Counted(io.RawIOBase):
-    """A stream that fails beyond a limit."""
+    """A stream that fails beyond a limit on what it and its files take."""
 
     def __init__(self, stream: int, archive: int, budget: int, progress: Progress) -> None:
         self._stream, self._archive, self._progress = stream, archive, progress
         self._budget = self._left = budget
+
+    def use(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise NoSpace(f"no space left for it: it takes more than {self._budget >> 20} MB")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         data = os.read(self._stream, len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
-            raise NoSpace(f"no space left for it: it takes more than {self._budget >> 20} MB")
+        self.use(len(data))
         self._progress.reach(os.lseek(self._archive, 0, os.SEEK_CUR))
         buffer[: len(data)] = data
         return len(data)

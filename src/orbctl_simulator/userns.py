@@ -183,6 +183,8 @@ def of_share(first: int, uid: int, gid: int, user: int) -> int:
 
 
 def _share_map(first: int, own: int, user: int) -> str:
+    if STORED <= own < STORED + SPAN:  # a machine has created it
+        return f"{STORED} {first} {SPAN}\n"
     lines = f"{own} {first + user} 1\n"
     if user:
         lines += f"{STORED} {first} {user}\n"

@@ -185,17 +185,18 @@ def reach(url: str) -> None:
 
 
 def _peer(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and parts.hostname and not urllib.request.proxy_bypass(parts.netloc):
-        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        parts = urlsplit(url)
+        proxy = urllib.request.getproxies().get(parts.scheme)
+        if proxy and parts.hostname and not urllib.request.proxy_bypass(parts.netloc):
+            url = proxy if "//" in proxy else f"//{proxy}"
+            parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        port = 0
-    if not parts.hostname or not port:
+        host, port = None, 0
+    if not host or not port:
         raise Failure(f"{shown(url)}: not a URL of a server")
-    return parts.hostname, port
+    return host, port
 
 
 def _connect(host: str, port: int) -> str:

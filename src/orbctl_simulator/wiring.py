@@ -19,21 +19,16 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def connect(plan: Plan, network: int, report: int, orders: int) -> NoReturn:
     """Connect the machine through its network namespace, while it is built.
 
-    Reports ``joined`` once the files that the network needs in the machine are written to `orders`,
-    then ``named``.
+    Reports ``joined`` once the machine has its ``eth0``, and the files that the network needs in
+    it are written to `orders`. Reports ``named`` once its network is complete.
     """
-    is_connected = False
 
     def connected(addresses: Addresses) -> None:
-        nonlocal is_connected
-        if is_connected:  # by a router that was killed since then; the machine may already boot
-            return
-        is_connected = True
         words = (word for pair in guest_files(addresses).items() for word in pair)
         try:  # noqa: SIM105 contextlib is slow to import
             os.write(orders, "".join(f"{word}\0" for word in words).encode())
         except BrokenPipeError:
-            pass  # building the machine has failed, which is reported
+            pass  # the machine already boots, or building it has failed, which is reported
         os.write(report, b"joined\n")
 
     try:
@@ -53,6 +48,7 @@ def disconnect(plan: Plan) -> None:
     pid = os.fork()
     if pid == 0:
         try:
+            end_with_parent()
             os.environ["PATH"] = _PATH
             from .network import Network
 

@@ -16,7 +16,7 @@ import ctypes
 import os
 import select
 
-from . import cgroups, guest, guestfiles, userns
+from . import cgroups, generators, guest, guestfiles, userns
 from .linux import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -101,8 +101,9 @@ class Builder:
 
     It reports lines: ``init PID``, then ``built`` with the numbers of descriptors that the
     supervisor takes from that process (both ends of the console, a socket, the files without what
-    is mounted in them) and the kind of init, or ``error TEXT``. The first process waits for
-    `orders`: paths and contents of files, then ``!``, each terminated by a NUL.
+    is mounted in them, and what `generators.mask` returns) and the kind of init, or ``error TEXT``.
+    The first process waits for `orders`: paths and contents of files, then ``!``, each terminated
+    by a NUL.
 
     `spaces` are the machine's user namespace and network namespace.
     """
@@ -153,6 +154,8 @@ class Builder:
         devices = _misc_devices()
         _change_root(os.open("system", os.O_PATH | os.O_DIRECTORY))
         with userns.FileOwner(self._first):
+            for share in plan.shares:
+                share.find_target()
             self._mount_outer(devices)
             for share in plan.shares:
                 share.make_target()
@@ -223,7 +226,10 @@ class Builder:
 
         A directory with files from the image stays as it is: only its changes are stored.
         """
-        os.makedirs(f"/{path}", mode, exist_ok=True)
+        try:
+            os.makedirs(f"/{path}", mode, exist_ok=True)
+        except OSError:
+            return  # a file, or a link whose target is mounted later
         stored = os.open(".", os.O_PATH | os.O_DIRECTORY, dir_fd=self._upper)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         try:
@@ -254,13 +260,17 @@ class Builder:
             ends = _make_console()
             leave_keys()
             drop_capabilities()
-            fds = " ".join(map(str, (*ends, socket.fileno(), self._bare)))
+            masks = []
+            if is_systemd and not self._is_shared_below("/run"):
+                masks.append(generators.mask())
+            fds = " ".join(map(str, (*ends, socket.fileno(), self._bare, *masks)))
             self._tell(f"built {fds} {'systemd' if is_systemd else 'other'}")
+            self._set_up_files()
             files = self._await_orders()
             end_with_parent()
             if select.select([self._orders], [], [], 0)[0]:
                 os._exit(1)  # the supervisor exited too early for this process to end with it
-            self._set_up_files(files)
+            self._finish_files(files)
             for fd in (0, 1, 2):
                 os.dup2(ends[1], fd)
             default_signals()
@@ -300,23 +310,37 @@ class Builder:
 
     def _await_orders(self) -> dict[str, str]:
         """Wait until the supervisor lets the machine boot; returns the files to write."""
-        data = b""
-        while not data.endswith(b"!\0"):
+        data, names = b"", [""]
+        while "!" not in names:
             more = os.read(self._orders, 1 << 16)
             if not more:
                 os._exit(1)
             data += more
-        words = data.decode(errors="surrogateescape").split("\0")[:-2]
-        return dict(zip(words[::2], words[1::2]))
+            words = data.decode(errors="surrogateescape").split("\0")[:-1]
+            names = words[::2]
+        return dict(zip(names[: names.index("!")], words[1::2]))
 
-    def _set_up_files(self, files: dict[str, str]) -> None:
+    def _set_up_files(self) -> None:
+        """Set up what does not depend on the network, while that is connected."""
         root = os.open("/", os.O_PATH | os.O_DIRECTORY)
         _change_root(self._bare)
-        guestfiles.set_up(self._plan, files.pop("/etc/resolv.conf", ""))
+        guestfiles.set_up(self._plan)
+        _change_root(root)
+
+    def _finish_files(self, files: dict[str, str]) -> None:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY)
+        _change_root(self._bare)
+        guest.refresh(self._plan.name, files.pop("/etc/resolv.conf", ""))
         if self._secret >= 0:
             guest.set_password(self._plan.fields["user"], self._secret)
         _change_root(root)
-        guestfiles.replace(files)
+        guestfiles.replace({path: text for path, text in files.items() if not self._shares(path)})
+
+    def _shares(self, path: str) -> bool:
+        """Whether a file would be one of the host's."""
+        folder, name = os.path.split(path)
+        real = f"{os.path.realpath(folder)}/{name}/"
+        return any(real.startswith(f"{share.target}/") for share in self._plan.shares)
 
 
 def _change_root(directory: int) -> None:
@@ -326,7 +350,10 @@ def _change_root(directory: int) -> None:
 
 
 def _mount_temporary(path: str, options: str) -> None:
-    os.makedirs(path, mode=0o755, exist_ok=True)
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    except FileExistsError:
+        return  # a link whose target is mounted later
     mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, options)
 
 

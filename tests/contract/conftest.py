@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,35 @@ from tests.contract.program import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "debian"
+#: How sure each fact is, as its test's marker `fact` says. The suite was not run on a Mac yet.
+SOURCES = {
+    "recorded": "it was seen in real output of OrbStack",
+    "documented": "OrbStack's documentation or a maintainer says so",
+    "inferred": "it is a deduction, so OrbStack may behave differently",
+    "conflict": "sources disagree, and the connector has to work either way",
+}
+
+
+def source_of(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("fact")
+    if marker is None or marker.args not in [(word,) for word in SOURCES]:
+        words = ", ".join(SOURCES)
+        raise pytest.UsageError(f"{item.nodeid}: mark it with pytest.mark.fact, one of: {words}")
+    return f"{marker.args[0]}: {SOURCES[marker.args[0]]}"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    source_of(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        report.sections.append(("How sure this fact is", source_of(item)))
+    return report
 
 
 class Made:

@@ -37,12 +37,14 @@ def as_root(orb: Program, machine: str, script: str) -> Answer:
     return orb("run", "-m", machine, "-u", "root", "-w", "/", "sh", "-c", script)
 
 
+@pytest.mark.fact("conflict")
 def test_init(orb: Program, booted: str) -> None:
     """The machine boots as part of `create`, and systemd is its first process."""
     assert as_root(orb, booted, "cat /proc/1/comm").text == "systemd\n"
     assert as_root(orb, booted, "systemctl is-system-running --wait").text == "running\n"
 
 
+@pytest.mark.fact("inferred")
 def test_services_at_start(orb: Program, booted: str) -> None:
     """Enabled services run after `restart`."""
     unit = "[Service]\nType=oneshot\nExecStart=touch /run/started\n"
@@ -56,6 +58,7 @@ def test_services_at_start(orb: Program, booted: str) -> None:
     )
 
 
+@pytest.mark.fact("inferred")
 def test_addresses_answer(orb: Program, booted: str) -> None:
     """`info` prints the machine's own addresses, which the host can reach."""
     info = orb("info", booted, "-f", "json").json
@@ -73,6 +76,7 @@ def test_addresses_answer(orb: Program, booted: str) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.fact("inferred")
 def test_names(orb: Program, made: Made, booted: str) -> None:
     """`NAME.orb.local` is the machine, also from other machines."""
     ip4 = orb("info", booted, "-f", "json").json["ip4"]
@@ -83,6 +87,7 @@ def test_names(orb: Program, made: Made, booted: str) -> None:
     assert as_root(orb, other, "getent hosts host.orb.internal").code == 0
 
 
+@pytest.mark.fact("documented")
 def test_an_isolated_network_keeps_internet_access(orb: Program, made: Made, booted: str) -> None:
     """`--isolate-network` cuts off other machines."""
     if not orb("version").text.startswith(("Version: 2.1", "Version: 2.2")):
@@ -93,6 +98,7 @@ def test_an_isolated_network_keeps_internet_access(orb: Program, made: Made, boo
     assert as_root(orb, alone, "ip route show default").text.startswith("default via")
 
 
+@pytest.mark.fact("inferred")
 def test_reboot(orb: Program, booted: str) -> None:
     """`reboot` in a machine boots it again; its files are kept."""
     as_root(orb, booted, "touch /run/before /root/kept; reboot")
@@ -103,6 +109,7 @@ def test_reboot(orb: Program, booted: str) -> None:
     assert orb("info", booted, "-f", "json").json["record"]["state"] == "running"
 
 
+@pytest.mark.fact("documented")
 def test_cloud_init(orb: Program, made: Made, tmp_path: Path) -> None:
     """`--user-data` is for cloud-init, which `create` need not wait for."""
     (tmp_path / "data").write_text("#cloud-config\nruncmd:\n  - echo done >/root/ran\n")

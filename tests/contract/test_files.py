@@ -29,6 +29,7 @@ def there(orb: Program, machine: str, path: str) -> bytes | None:
     return answer.out if answer.code == 0 else None
 
 
+@pytest.mark.fact("inferred")
 def test_push_home(orb: Program, machine: str, tree: Path) -> None:
     """Without a destination, into the default user's home."""
     assert orb("push", "-m", machine, "file", cwd=tree).code == 0
@@ -37,6 +38,7 @@ def test_push_home(orb: Program, machine: str, tree: Path) -> None:
     assert orb("run", "-m", machine, "sh", "-c", "stat -c %U ~/file").text == user
 
 
+@pytest.mark.fact("documented")
 def test_push_renames(orb: Program, machine: str, tree: Path) -> None:
     """A file pushed to a file name is renamed; a relative destination is below home."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
@@ -44,6 +46,7 @@ def test_push_renames(orb: Program, machine: str, tree: Path) -> None:
     assert there(orb, machine, "~/there/other") == b"content\xff\0"
 
 
+@pytest.mark.fact("conflict")
 def test_push_into_a_directory(orb: Program, machine: str, tree: Path) -> None:
     """Several sources into a directory, directories with their content."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
@@ -52,6 +55,7 @@ def test_push_into_a_directory(orb: Program, machine: str, tree: Path) -> None:
     assert there(orb, machine, "~/there/tree/inner/file") == b"inner\xff\0"
 
 
+@pytest.mark.fact("conflict")
 def test_push_contents(orb: Program, machine: str, tree: Path) -> None:
     """``DIR/.`` copies the directory's content."""
     orb("run", "-m", machine, "sh", "-c", "mkdir ~/there")
@@ -59,23 +63,27 @@ def test_push_contents(orb: Program, machine: str, tree: Path) -> None:
     assert there(orb, machine, "~/there/inner/file") == b"inner\xff\0"
 
 
+@pytest.mark.fact("inferred")
 def test_push_creates_no_parent_directories(orb: Program, machine: str, tree: Path) -> None:
     """Missing parents are not created."""
     orb("push", "-m", machine, "file", "no/such/dir/file", cwd=tree)
     assert there(orb, machine, "~/no/such/dir/file") is None
 
 
+@pytest.mark.fact("inferred")
 def test_push_of_a_missing_file(orb: Program, machine: str, tree: Path) -> None:
     """The text is unknown; the exit code cannot be 0."""
     assert orb("push", "-m", machine, "no-such-file", cwd=tree).code != 0
 
 
+@pytest.mark.fact("recorded")
 def test_push_cannot_write_as_root(orb: Program, machine: str, tree: Path) -> None:
     """Targets that belong to root fail."""
     orb("push", "-m", machine, "file", "/etc/pushed", cwd=tree)
     assert there(orb, machine, "/etc/pushed") is None
 
 
+@pytest.mark.fact("inferred")
 def test_push_overwrites(orb: Program, machine: str, tree: Path) -> None:
     """An existing file is replaced."""
     orb("run", "-m", machine, "sh", "-c", "echo something that is longer >~/file")
@@ -83,6 +91,7 @@ def test_push_overwrites(orb: Program, machine: str, tree: Path) -> None:
     assert there(orb, machine, "~/file") == b"content\xff\0"
 
 
+@pytest.mark.fact("conflict")
 def test_pull(orb: Program, machine: str, tmp_path: Path) -> None:
     """Guest paths are relative to home; without a destination, into the caller's cwd."""
     script = "printf 'out\\377' >~/out; mkdir ~/dir; echo in >~/dir/in"
@@ -95,6 +104,7 @@ def test_pull(orb: Program, machine: str, tmp_path: Path) -> None:
     assert (tmp_path / "dir" / "in").read_text() == "in\n"
 
 
+@pytest.mark.fact("inferred")
 def test_pull_of_a_missing_file(orb: Program, machine: str, tmp_path: Path) -> None:
     """As with `push`."""
     assert orb("pull", "-m", machine, "no-such-file", cwd=tmp_path).code != 0
@@ -102,6 +112,7 @@ def test_pull_of_a_missing_file(orb: Program, machine: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("verb", ["push", "pull"])
+@pytest.mark.fact("conflict")
 def test_isolated(orb: Program, isolated: str, tree: Path, verb: str) -> None:
     """Neither works on an isolated machine, which shares no directory."""
     orb("run", "-m", isolated, "sh", "-c", "echo guest >~/guest")

@@ -15,16 +15,19 @@ def ident(orb: Program, machine: str) -> str:
     return str(orb("info", machine, "-f", "json").json["record"]["id"])
 
 
+@pytest.mark.fact("recorded")
 def test_info_takes_an_id(orb: Program, machine: str, ident: str) -> None:
     """Machines can be addressed by name or by id."""
     assert orb("info", ident, "-f", "json").json["record"]["name"] == machine
 
 
+@pytest.mark.fact("recorded")
 def test_run_takes_an_id(orb: Program, machine: str, ident: str) -> None:
     """`run` by id."""
     assert orb("run", "-m", ident, "hostname").text.strip() == machine
 
 
+@pytest.mark.fact("inferred")
 def test_start_and_stop_take_an_id(orb: Program, stopped: str) -> None:
     """`start` and `stop` by id."""
     ident = orb("info", stopped, "-f", "json").json["record"]["id"]
@@ -34,6 +37,7 @@ def test_start_and_stop_take_an_id(orb: Program, stopped: str) -> None:
     assert orb("info", stopped, "-f", "json").json["record"]["state"] == "stopped"
 
 
+@pytest.mark.fact("recorded")
 def test_rename_takes_an_id(orb: Program, made: Made, stopped: str) -> None:
     """`rename` by id."""
     ident = orb("info", stopped, "-f", "json").json["record"]["id"]
@@ -42,17 +46,20 @@ def test_rename_takes_an_id(orb: Program, made: Made, stopped: str) -> None:
     assert orb("info", new, "-f", "json").json["record"]["id"] == ident
 
 
+@pytest.mark.fact("inferred")
 def test_double_dash_before_the_command(orb: Program, machine: str) -> None:
     """`--` before the guest's command is consumed."""
     assert orb("run", "-m", machine, "--", "echo", "a").text == "a\n"
 
 
+@pytest.mark.fact("recorded")
 def test_flags_end_at_the_first_word(orb: Program, machine: str) -> None:
     """`run`: everything after the first word that is not a flag goes to the guest verbatim."""
     answer = orb("run", "-m", machine, "printf", "%s.", "-m", "-u", "--user", "root", "--", "-h")
     assert answer.text == "-m.-u.--user.root.--.-h."
 
 
+@pytest.mark.fact("inferred")
 def test_short_flags_can_be_joined(orb: Program, machine: str) -> None:
     """Pflag's rules apply, such as ``-rq`` and ``-mNAME``."""
     assert machine in orb("list", "-rq").lines
@@ -61,18 +68,21 @@ def test_short_flags_can_be_joined(orb: Program, machine: str) -> None:
 
 
 @pytest.mark.parametrize("alias", ["exec", "shell"])
+@pytest.mark.fact("inferred")
 def test_aliases_of_run(orb: Program, machine: str, alias: str) -> None:
     """`exec` and `shell` are `run`; so a name after `shell` is a command."""
     assert orb(alias, "-m", machine, "echo", "a").text == "a\n"
     assert orb(alias, "-m", machine, machine).code == 127
 
 
+@pytest.mark.fact("documented")
 def test_list_quiet(orb: Program, machine: str) -> None:
     """``list -q`` prints one name per line, and nothing else."""
     assert machine in orb("list", "-q").lines
     assert machine in orb("list", "--quiet").lines
 
 
+@pytest.mark.fact("documented")
 def test_list_running(orb: Program, machine: str, stopped: str) -> None:
     """``list -r`` omits stopped machines."""
     shown = orb("list", "-r", "-q").lines
@@ -82,6 +92,7 @@ def test_list_running(orb: Program, machine: str, stopped: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["before", "after", "long"])
+@pytest.mark.fact("recorded")
 def test_info_flag_anywhere(orb: Program, machine: str, place: str) -> None:
     """The flag of `info` may be before or after the name."""
     words = {
@@ -92,6 +103,7 @@ def test_info_flag_anywhere(orb: Program, machine: str, place: str) -> None:
     assert orb("info", *words).json["record"]["name"] == machine
 
 
+@pytest.mark.fact("recorded")
 def test_delete_several(orb: Program, made: Made, machine: str) -> None:
     """Several names at once."""
     names = [made.clone(machine), made.clone(machine)]
@@ -99,6 +111,7 @@ def test_delete_several(orb: Program, made: Made, machine: str) -> None:
     assert not set(names) & set(orb("list", "-q").lines)
 
 
+@pytest.mark.fact("recorded")
 def test_rename_keeps_the_id(orb: Program, made: Made, stopped: str) -> None:
     """The id survives a rename; the name is the hostname."""
     before = orb("info", stopped, "-f", "json").json["record"]["id"]
@@ -109,6 +122,7 @@ def test_rename_keeps_the_id(orb: Program, made: Made, stopped: str) -> None:
     assert orb("run", "-m", new, "hostname").text.strip() == new
 
 
+@pytest.mark.fact("recorded")
 def test_default_is_a_name(orb: Program, machine: str) -> None:
     """Bare `default` prints a name, or nothing."""
     shown = orb("default").lines
@@ -116,6 +130,7 @@ def test_default_is_a_name(orb: Program, machine: str) -> None:
     assert set(shown) <= set(orb("list", "-q").lines)
 
 
+@pytest.mark.fact("documented")
 def test_ssh_prints_a_port(orb: Program, machine: str) -> None:
     """`ssh` connects to nothing; its output has a line with the port."""
     lines = [line for line in orb("ssh").lines if "Port" in line]
@@ -124,16 +139,19 @@ def test_ssh_prints_a_port(orb: Program, machine: str) -> None:
 
 
 @pytest.mark.parametrize("alias", ["logs", "log", "console"])
+@pytest.mark.fact("documented")
 def test_logs(orb: Program, machine: str, alias: str) -> None:
     """`logs` and its aliases print a machine's log."""
     assert orb(alias, machine).code == 0
 
 
+@pytest.mark.fact("recorded")
 def test_status_of_a_running_orbstack(orb: Program, machine: str) -> None:
     """`status` prints `Running` and exits with 0."""
     assert orb("status").text == "Running\n"
 
 
+@pytest.mark.fact("recorded")
 def test_help_of_config(orb: Program) -> None:
     """Help follows cobra's layout, with the name that the program was called by."""
     shown = orb("config", "--help").text
@@ -144,6 +162,7 @@ def test_help_of_config(orb: Program) -> None:
 
 
 @pytest.mark.parametrize("word", ["frobnicate", "--frobnicate"])
+@pytest.mark.fact("inferred")
 def test_unknown_words(orb: Program, word: str) -> None:
     """`orbctl` rejects unknown words, on stderr."""
     answer = orb(word)
@@ -156,6 +175,7 @@ def test_unknown_words(orb: Program, word: str) -> None:
 @pytest.mark.parametrize(
     "words", [["list", "--frobnicate"], ["info"], ["rename", "a"], ["run", "-m"], ["list", "-Z"]]
 )
+@pytest.mark.fact("inferred")
 def test_wrong_flags_and_counts(orb: Program, words: list[str]) -> None:
     """Wrong flags and numbers of words are errors, on stderr."""
     answer = orb(*words)

@@ -15,6 +15,7 @@ def state(orb: Program, name: str) -> str:
     return str(orb("info", name, "-f", "json").json["record"]["state"])
 
 
+@pytest.mark.fact("conflict")
 def test_create_is_synchronous(orb: Program, made: Made) -> None:
     """The machine runs, and accepts commands, when `create` returns."""
     name = made.create()
@@ -23,6 +24,7 @@ def test_create_is_synchronous(orb: Program, made: Made) -> None:
 
 
 @pytest.mark.parametrize("alias", ["add", "new"])
+@pytest.mark.fact("documented")
 def test_aliases_of_create(orb: Program, made: Made, alias: str) -> None:
     """`add` and `new` are `create`; flags may follow the words."""
     name = made.name()
@@ -33,6 +35,7 @@ def test_aliases_of_create(orb: Program, made: Made, alias: str) -> None:
     assert orb("run", "-m", name, "id", "-un").text == "someone\n"
 
 
+@pytest.mark.fact("recorded")
 def test_name_that_exists(orb: Program, machine: str) -> None:
     """Errors: the name is taken."""
     answer = orb("create", IMAGE, machine)
@@ -42,6 +45,7 @@ def test_name_that_exists(orb: Program, machine: str) -> None:
 
 
 @pytest.mark.parametrize("image", ["nosuchdistro", "debian:nosuchversion"])
+@pytest.mark.fact("inferred")
 def test_unknown_image(orb: Program, made: Made, image: str) -> None:
     """An error; a `create` that fails leaves no machine."""
     name = made.name()
@@ -52,6 +56,7 @@ def test_unknown_image(orb: Program, made: Made, image: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "docker", "k8s", "x" * 300])
+@pytest.mark.fact("inferred")
 def test_invalid_names(orb: Program, name: str) -> None:
     """Names of the builtin machines, and names that cannot be hostnames, are rejected."""
     before = orb("list", "-q").text
@@ -59,6 +64,7 @@ def test_invalid_names(orb: Program, name: str) -> None:
     assert orb("list", "-q").text == before
 
 
+@pytest.mark.fact("documented")
 def test_limits(orb: Program, made: Made) -> None:
     """Flags: `config get` reads limits back; they show in the machine."""
     if orb("version").text < "Version: 2.2":
@@ -71,6 +77,7 @@ def test_limits(orb: Program, made: Made) -> None:
     assert shown.text.split() == ["100000", "100000", str(512 << 20)]
 
 
+@pytest.mark.fact("documented")
 def test_mounts(orb: Program, made: Made, isolated: str, tmp_path: Path) -> None:
     """Flags: ``--mount SRC:DEST`` shares one directory with an isolated machine."""
     (tmp_path / "file").write_text("shared")
@@ -81,6 +88,7 @@ def test_mounts(orb: Program, made: Made, isolated: str, tmp_path: Path) -> None
     assert f"{tmp_path}:/work/here" in orb("config", "get", f"machine.{name}.mounts").text
 
 
+@pytest.mark.fact("inferred")
 def test_start_and_stop_twice(orb: Program, stopped: str) -> None:
     """`start` of a running machine does nothing; neither does `stop` of a stopped one."""
     assert orb("stop", stopped).code == 0
@@ -92,6 +100,7 @@ def test_start_and_stop_twice(orb: Program, stopped: str) -> None:
         assert state(orb, stopped) == "stopped"
 
 
+@pytest.mark.fact("inferred")
 def test_stop_ends_processes(orb: Program, stopped: str) -> None:
     """`stop` returns when it is done; the machine's processes have ended."""
     orb("start", stopped)
@@ -103,6 +112,7 @@ def test_stop_ends_processes(orb: Program, stopped: str) -> None:
     assert call.returncode != 0
 
 
+@pytest.mark.fact("inferred")
 def test_restart(orb: Program, stopped: str) -> None:
     """`restart` boots the same machine again."""
     script = "cut -d' ' -f22 /proc/1/stat; touch ~/kept /tmp/lost"
@@ -113,6 +123,7 @@ def test_restart(orb: Program, stopped: str) -> None:
     assert orb("run", "-m", stopped, "sh", "-c", script).text != before
 
 
+@pytest.mark.fact("recorded")
 def test_clone(orb: Program, made: Made) -> None:
     """`clone`: stopped, with the files but without ``/tmp``; its hostname is the new name."""
     source = made.create()
@@ -129,6 +140,7 @@ def test_clone(orb: Program, made: Made) -> None:
     assert orb("run", "-m", source, "sh", "-c", "cat ~/data").text == "data\n"
 
 
+@pytest.mark.fact("recorded")
 def test_clone_inherits(orb: Program, made: Made, isolated: str) -> None:
     """`clone`: the configuration, isolation included, is inherited; the id is not."""
     name = made.clone(isolated)
@@ -138,6 +150,7 @@ def test_clone_inherits(orb: Program, made: Made, isolated: str) -> None:
     assert record["id"] != source["id"]
 
 
+@pytest.mark.fact("inferred")
 def test_clone_over_another(orb: Program, machine: str, stopped: str) -> None:
     """`clone`: never replaces an existing machine."""
     answer = orb("clone", machine, stopped)
@@ -145,6 +158,7 @@ def test_clone_over_another(orb: Program, machine: str, stopped: str) -> None:
     assert b"machine already exists" in answer.err
 
 
+@pytest.mark.fact("documented")
 def test_export_and_import(orb: Program, made: Made, stopped: str, tmp_path: Path) -> None:
     """`export` to a ``.tar.zst``, `import` under another name."""
     script = "echo data >~/data; ln ~/data ~/hard; ln -s data ~/soft; chmod 640 ~/data"
@@ -160,6 +174,7 @@ def test_export_and_import(orb: Program, made: Made, stopped: str, tmp_path: Pat
     assert orb("run", "-m", name, "sh", "-c", script).lines == ["data", f"640 2 {user}", name]
 
 
+@pytest.mark.fact("recorded")
 def test_delete(orb: Program, stopped: str) -> None:
     """`delete`: ``-f`` does not prompt, and the machine is gone."""
     orb("start", stopped)
@@ -168,6 +183,7 @@ def test_delete(orb: Program, stopped: str) -> None:
     assert b"machine not found" in orb("info", stopped).err
 
 
+@pytest.mark.fact("recorded")
 def test_delete_by_id(orb: Program, stopped: str) -> None:
     """`delete`: by id it crashes, and the machine is left intact."""
     record = orb("info", stopped, "-f", "json").json["record"]
@@ -179,6 +195,7 @@ def test_delete_by_id(orb: Program, stopped: str) -> None:
     "words",
     [["info"], ["start"], ["stop"], ["restart"], ["delete", "-f"], ["logs"], ["info", "-fjson"]],
 )
+@pytest.mark.fact("recorded")
 def test_not_found(orb: Program, words: list[str]) -> None:
     """Not found: one text, on stderr, with exit code 1 and an empty stdout."""
     answer = orb(*words, "no-such-machine")
@@ -186,6 +203,7 @@ def test_not_found(orb: Program, words: list[str]) -> None:
     assert answer.err == b"[-32098] machine not found: 'no-such-machine'\n"
 
 
+@pytest.mark.fact("documented")
 def test_json_of_two_calls_agrees(orb: Program, machine: str) -> None:
     """`list` and `info` report the same, whatever the layout."""
     shown = orb("list", "-f", "json").out

@@ -17,6 +17,7 @@ def record(orb: Program, machine: str) -> dict[str, Any]:
     return next(entry for entry in orb("list", "-f", "json").json if entry["name"] == machine)
 
 
+@pytest.mark.fact("recorded")
 def test_list_is_an_array(orb: Program, record: dict[str, Any]) -> None:
     """An array of records, without the builtin machines."""
     shown = orb("list", "--format", "json").json
@@ -25,6 +26,7 @@ def test_list_is_an_array(orb: Program, record: dict[str, Any]) -> None:
     assert record in shown
 
 
+@pytest.mark.fact("recorded")
 def test_id_is_a_ulid(record: dict[str, Any]) -> None:
     """26 characters of Crockford's base32; the first ten are the time of creation."""
     assert re.fullmatch(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", record["id"])
@@ -33,6 +35,7 @@ def test_id_is_a_ulid(record: dict[str, Any]) -> None:
     assert 0 <= time.time() - seconds < 3600
 
 
+@pytest.mark.fact("recorded")
 def test_image(record: dict[str, Any]) -> None:
     """`image` contains distribution, version, architecture and variant."""
     image = record["image"]
@@ -42,6 +45,7 @@ def test_image(record: dict[str, Any]) -> None:
     assert image["variant"] == "default"
 
 
+@pytest.mark.fact("recorded")
 def test_config(orb: Program, record: dict[str, Any]) -> None:
     """`isolated` and `default_username` in all versions, four more since 2.1."""
     config = record["config"]
@@ -54,6 +58,7 @@ def test_config(orb: Program, record: dict[str, Any]) -> None:
         assert isinstance(config["https_port"], int)
 
 
+@pytest.mark.fact("recorded")
 def test_states(orb: Program, record: dict[str, Any], stopped: str) -> None:
     """`running` and `stopped`."""
     assert record["state"] == "running"
@@ -61,12 +66,14 @@ def test_states(orb: Program, record: dict[str, Any], stopped: str) -> None:
     assert states[stopped] == "stopped"
 
 
+@pytest.mark.fact("recorded")
 def test_a_number_reads_back_as_a_codename(orb: Program, made: Made) -> None:
     """The version is the codename, not what was typed."""
     name = made.create(image="debian:12")
     assert orb("info", name, "-f", "json").json["record"]["image"]["version"] == "bookworm"
 
 
+@pytest.mark.fact("recorded")
 def test_info_wraps_the_record(orb: Program, machine: str, record: dict[str, Any]) -> None:
     """The same record, plus size and addresses."""
     shown = orb("info", machine, "-f", "json").json
@@ -74,6 +81,7 @@ def test_info_wraps_the_record(orb: Program, machine: str, record: dict[str, Any
     assert shown["disk_size"] is None or isinstance(shown["disk_size"], int)
 
 
+@pytest.mark.fact("recorded")
 def test_addresses_of_a_running_machine(orb: Program, machine: str) -> None:
     """`ip4` and `ip6` in OrbStack's ranges."""
     shown = orb("info", machine, "-f", "json").json
@@ -82,6 +90,7 @@ def test_addresses_of_a_running_machine(orb: Program, machine: str) -> None:
     assert shown == {**orb("info", machine, "-f", "json").json, "disk_size": shown["disk_size"]}
 
 
+@pytest.mark.fact("inferred")
 def test_addresses_of_a_stopped_machine(orb: Program, stopped: str) -> None:
     """`ip4` and `ip6` are absent."""
     shown = orb("info", stopped, "-f", "json").json
@@ -89,6 +98,7 @@ def test_addresses_of_a_stopped_machine(orb: Program, stopped: str) -> None:
     assert "ip6" not in shown
 
 
+@pytest.mark.fact("recorded")
 def test_info_as_text(orb: Program, machine: str) -> None:
     """Lines of ``Key: value``, including an architecture and an address."""
     shown = dict(line.split(": ", 1) for line in orb("info", machine).lines if ": " in line)
@@ -96,6 +106,7 @@ def test_info_as_text(orb: Program, machine: str) -> None:
     assert shown["IPv4"].startswith("19")
 
 
+@pytest.mark.fact("recorded")
 def test_table_without_header(orb: Program, machine: str) -> None:
     """Seven columns, two spaces apart; no header if stdout is not a terminal."""
     lines = orb("list").lines
@@ -107,6 +118,7 @@ def test_table_without_header(orb: Program, machine: str) -> None:
     assert len(columns) == 7
 
 
+@pytest.mark.fact("recorded")
 def test_table_with_header(orb: Program, machine: str) -> None:
     """A header of two lines on a terminal."""
     lines = orb.on_terminal("list").out.decode().splitlines()
@@ -115,6 +127,7 @@ def test_table_with_header(orb: Program, machine: str) -> None:
     assert any(re.match(r"----  +-----", line) for line in lines)
 
 
+@pytest.mark.fact("recorded")
 def test_version(orb: Program) -> None:
     """The version with its number, then the commit."""
     first, second = orb("version").lines[:2]
@@ -125,6 +138,7 @@ def test_version(orb: Program) -> None:
     assert re.fullmatch(rf"Commit: [0-9a-f]+ \(v{major}\.{minor}\.{patch}\)", second)
 
 
+@pytest.mark.fact("recorded")
 def test_config_show(orb: Program, machine: str) -> None:
     """One ``key: value`` per line, with every machine's own keys."""
     shown = dict(line.split(":", 1) for line in orb("config", "show").lines)
@@ -133,6 +147,7 @@ def test_config_show(orb: Program, machine: str) -> None:
     assert shown[f"machine.{machine}.username"].strip() == user
 
 
+@pytest.mark.fact("recorded")
 def test_config_get(orb: Program) -> None:
     """The bare value."""
     shown = dict(line.split(": ", 1) for line in orb("config", "show").lines if ": " in line)
@@ -140,6 +155,7 @@ def test_config_get(orb: Program) -> None:
     assert orb("config", "get", "machines.forward_ports").text.strip() in ("true", "false")
 
 
+@pytest.mark.fact("inferred")
 def test_config_of_a_machine(orb: Program, made: Made, stopped: str) -> None:
     """A machine's limits and mounts, since 2.1 and 2.2; 0 means no limit."""
     if orb("version").text < "Version: 2.2":
@@ -154,6 +170,7 @@ def test_config_of_a_machine(orb: Program, made: Made, stopped: str) -> None:
     assert orb("config", "get", f"machine.{new}.cpu").text.strip() == "2"
 
 
+@pytest.mark.fact("inferred")
 def test_unknown_config_key(orb: Program) -> None:
     """A key that does not exist is an error."""
     answer = orb("config", "get", "no.such.key")

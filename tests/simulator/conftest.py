@@ -242,13 +242,13 @@ def orphaned_groups() -> set[str]:
     return {group for group in groups if group.rpartition("orb-")[2].encode() not in words}
 
 
-def supervisors_of(home: Path) -> list[int]:
-    """The supervisors of a state directory's machines."""
+def supervisors_of(home: Path, machine: str = "") -> list[int]:
+    """The supervisors of a state directory's machines, or of the one with this id."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            ours = any(word.startswith(os.fsencode(f"{home}/machines/")) for word in words)
+            ours = any(word.startswith(os.fsencode(f"{home}/machines/{machine}")) for word in words)
             if ours and b"simulator.supervisor" in b"".join(words):
                 found.append(int(entry.name))
     return found
@@ -285,6 +285,15 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
 def box(booted: Booted) -> str:
     """A booted machine for tests that do not change it."""
     return "first"
+
+
+@pytest.fixture(scope="session")
+def archive(booted: Booted) -> None:
+    """Debian's packages, as a machine reaches them."""
+    answer = booted.root_in("first", "apt-get update -q -o APT::Update::Error-Mode=any")
+    if answer.code:
+        text = f"machines cannot download packages: {answer.err.decode()}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
 
 
 @pytest.fixture

@@ -84,6 +84,44 @@ def test_import_that_leads_out(
 
 
 @pytest.mark.usefixtures("root_only")
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("distro=debian\n", "", "it is not a machine that the simulator exported"),
+        ("arch=amd64\nvariant=default\n", "", "it is not a machine that the simulator exported"),
+        ("distro=debian", "distro=\033[2J", "damaged: its distro is '?[2J'"),
+        ("arch=amd64", "arch=sparc", "damaged: its arch is 'sparc'"),
+        ("user=root", "user=../x", "invalid user name: '../x'"),
+        ("name=m", "name=m\033[2J", "invalid machine name: 'm?[2J'"),
+        ("name=m", "name=m\ncpu=nan", "invalid CPU limit: 'nan'"),
+        ("name=m", "name=m\nmemory_mib=-1", "damaged: its memory_mib is '-1'"),
+        ("name=m", "name=m\nimage=\033[2J", "its image is not available: ?[2J"),
+    ],
+)
+def test_import_of_a_damaged_record(
+    own: Program, tmp_path: Path, before: str, after: str, said: str
+) -> None:
+    """Commands show the record, and compute with it."""
+    record = RECORD.replace(before, after)
+    path = archive_of(tmp_path / "a", ("machine", tarfile.REGTYPE, record, {}), UPPER)
+    answer = own("import", path)
+    assert answer == (1, b"", f"[-32098] import '{path}': {said}\n".encode())
+    assert own("list").text == ""
+
+
+@pytest.mark.usefixtures("root_only")
+@pytest.mark.parametrize("target", ["upper", "upper/", ".", "/"])
+def test_import_of_a_link_to_the_topmost_directory(
+    own: Program, tmp_path: Path, target: str
+) -> None:
+    link: Member = ("upper/link", tarfile.LNKTYPE, target, {})
+    answer = own("import", archive_of(tmp_path / "a", HEAD, UPPER, link))
+    assert answer.code == 1
+    assert answer.err.endswith(b": link: links to the topmost directory\n")
+    assert own("list").text == ""
+
+
+@pytest.mark.usefixtures("root_only")
 def test_import_of_an_invalid_layer(own: Program, tmp_path: Path) -> None:
     """No device, no attribute that points into the base, and the host's files stay hidden."""
     private = [name for name in ("/root", "/home") if os.listdir(name)]

@@ -6,11 +6,15 @@ import os
 import re
 import shutil
 import subprocess
+import time
+import tty
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from orbctl_simulator import userns
+from orbctl_simulator.console import Console
 from tests.simulator.conftest import (
     IMAGE,
     WITH_CHILD,
@@ -42,6 +46,17 @@ def test_a_machine_is_running_when_create_returns(booted: Booted) -> None:
     assert booted.root_in(name, "readlink /proc/1/exe").text.strip().endswith("/systemd")
 
 
+def test_generators_run_as_on_a_server(booted: Booted, own_box: str) -> None:
+    """Those that have nothing to do are only left out while a machine boots."""
+    look = "ls -A /run/systemd/system-generators /run/systemd/generator/multi-user.target.wants"
+    wanted = "printf '#!/bin/sh\\n' >/etc/rc.local; chmod +x /etc/rc.local"
+    shown = booted.root_in(own_box, f"{wanted}; systemctl daemon-reload; {look}")
+    assert "rc-local.service" in shown.lines
+    assert "systemd-run-generator" not in shown.text
+    assert booted("restart", own_box).code == 0
+    assert "rc-local.service" in booted.root_in(own_box, look).lines
+
+
 def test_processes_on_the_host(booted: Booted, own_box: str) -> None:
     """A machine has its supervisor, with its init as the only child."""
     init, supervisor = booted.pids(own_box)
@@ -54,7 +69,7 @@ def test_processes_on_the_host(booted: Booted, own_box: str) -> None:
     [
         ("hostnamectl status", "Static hostname: first"),
         ("timedatectl status", "Time zone: .*UTC"),
-        ("loginctl list-users --no-legend; echo ok", "ok"),
+        ("loginctl list-users --no-legend && echo ok", "ok"),
         ("logger -t test hello; journalctl --sync; journalctl -t test -o cat", "hello"),
         ("systemd-run --wait --pipe -q -p PrivateTmp=yes sh -c 'ls -A /tmp; echo ok'", "^ok$"),
         ("systemd-run --wait --pipe -q -p DynamicUser=yes id -u", r"^6\d{4}$"),
@@ -116,6 +131,22 @@ def test_container_markers_in_an_image(booted: Booted, small_root: Path) -> None
     assert booted("delete", name).code == 0
 
 
+def test_machine_id_of_a_clone_whose_first_start_fails(booted: Booted) -> None:
+    """It still gets its own, at the first start that sets up its files."""
+    name, look = booted.create("--isolated"), "cat /etc/machine-id"
+    assert booted("clone", name, "copy").code == 0
+    key = "machine.copy.mounts"
+    assert booted("config", "set", key, "/etc/hostname:/etc/passwd/x").code == 0
+    assert b"mount /etc/hostname on /etc/passwd/x" in booted("start", "copy").err
+    assert booted("config", "set", key, "").code == 0
+    assert booted("start", "copy").code == 0
+    ident = booted.root_in("copy", look).text
+    assert ident != booted.root_in(name, look).text
+    assert booted("restart", "copy").code == 0
+    assert booted.root_in("copy", look).text == ident
+    assert booted("delete", name, "copy").code == 0
+
+
 @pytest.mark.skipif(
     not os.path.exists("/lib/systemd/systemd"), reason="this host has no systemd to boot"
 )
@@ -136,6 +167,33 @@ def test_host_root_as_base(booted: Booted) -> None:
     assert booted("restart", name).code == 0
     assert booted.root_in(name, "systemctl is-system-running").out == b"running\n"
     assert booted("delete", name).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["host"], "no cloud-init in this host's own root: name an image instead"),
+        (["--variant", "default", "debian"], "no image with cloud-init: debian:"),
+        (["alpine"], "no image with cloud-init: alpine:"),
+    ],
+)
+def test_user_data_without_an_image(
+    booted: Booted, tmp_path: Path, words: list[str], said: str
+) -> None:
+    """The host's root has no cloud-init that would read it, so nothing is created."""
+    (tmp_path / "data").write_text("#cloud-config\n")
+    env = {
+        "ORBCTL_SIMULATOR_HOME": str(tmp_path / "state"),
+        "ORBCTL_SIMULATOR_IMAGES": "host",
+        "ORBCTL_SIMULATOR_STRICT_IMAGES": "0",
+    }
+    answer = booted("create", *words, "void", "--user-data", str(tmp_path / "data"), env=env)
+    if answer.code == 0:
+        booted("delete", "void", env=env)
+    assert (answer.code, answer.out) == (1, b"")
+    assert answer.err.decode().startswith(f"[-32098] create 'void': {said}")
+    assert answer.err.count(b"\n") == 1
+    assert booted("list", "-q", env=env).out == b""
 
 
 def test_root_has_these_rights_in_a_machine(booted: Booted, box: str) -> None:
@@ -221,14 +279,46 @@ def test_stop_shuts_down_cleanly(booted: Booted, own_box: str) -> None:
 
 def test_stop_has_a_deadline(booted: Booted, own_box: str) -> None:
     """A service that does not stop is killed with the machine."""
-    assert booted("stop", "-f", own_box).code == 0
-    assert booted("start", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "1"}).code == 0
     have_unit(booted, own_box, "infinity")
     pids = booted.pids(own_box)
-    assert booted("stop", own_box).code == 0
+    assert booted("stop", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "4"}).code == 0
     assert not any(map(is_alive, pids))
     assert booted("start", own_box).code == 0
     assert booted.root_in(own_box, "cat /root/order").text == "stopped\n"
+
+
+def test_the_deadline_is_that_of_stop(booted: Booted, own_box: str) -> None:
+    """Not of the call that started the machine, nor the default."""
+    assert booted("stop", "-f", own_box).code == 0
+    assert booted("start", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "60"}).code == 0
+    have_unit(booted, own_box, "infinity")
+    supervisor = booted.pids(own_box)[1]
+    wrong = booted("stop", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "soon"})
+    assert wrong.err == b"ORBCTL_SIMULATOR_STOP_TIMEOUT: not a number of seconds: 'soon'\n"
+    assert booted.state(own_box) == "running"
+    begun = time.monotonic()
+    assert booted("stop", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "1.5"}).code == 0
+    assert 1.5 <= time.monotonic() - begun < 9
+    assert not is_alive(supervisor)
+    have_unit(booted, own_box, "13s")  # longer than the default
+    begun = time.monotonic()
+    assert booted("stop", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "60"}).code == 0
+    assert 12 <= time.monotonic() - begun < 40
+
+
+def test_the_deadline_is_that_of_the_last_stop(booted: Booted, own_box: str) -> None:
+    """Not of one that was interrupted."""
+    have_unit(booted, own_box, "infinity")
+    supervisor = booted.pids(own_box)[1]
+    limit = {"ORBCTL_SIMULATOR_STOP_TIMEOUT": "60"}
+    first = booted.program.started("stop", own_box, env=limit)
+    wait_for(lambda: booted.state(own_box) == "stopping")
+    first.kill()
+    first.communicate(timeout=10)
+    begun = time.monotonic()
+    assert booted("stop", own_box, env={"ORBCTL_SIMULATOR_STOP_TIMEOUT": "1.5"}).code == 0
+    assert time.monotonic() - begun < 9
+    assert not is_alive(supervisor)
 
 
 def test_stop_at_once(booted: Booted, own_box: str) -> None:
@@ -252,6 +342,30 @@ def test_console_is_kept(booted: Booted, own_box: str) -> None:
     assert set(path.read_bytes()) & set(range(32)) == {9, 10} & set(path.read_bytes())
     assert booted("stop", own_box).code == 0
     assert "Powering off" in path.read_text() or "Power-Off" in path.read_text()
+
+
+def test_console_without_control_sequences(tmp_path: Path) -> None:
+    """Also if one comes in parts, or is what is left without other control characters."""
+    terminal, other = os.openpty()
+    tty.setraw(other)
+    log = tmp_path / "log"
+    console = Console(str(log), terminal, other)
+    for part in (
+        "\x9b2J\u00e9\u0085\n".encode(),
+        b"a\xc2",
+        b"\x9bb",
+        b"\xc2\0\x9b\xc2\xc2\x9b\x9b",
+    ):
+        os.write(other, part)
+        console.read()
+    os.write(other, b"\xc2\0")
+    console.read()
+    os.write(other, b"\x1b\x9bend\xc3\xa9\n")
+    console.close()
+    shown = log.read_text(errors="replace")
+    assert not [letter for letter in shown if unicodedata.category(letter) == "Cc"][2:]
+    assert shown.startswith("?2J\u00e9?\na?b?")
+    assert shown.endswith("?end\u00e9\n")
 
 
 def test_ids_on_the_disk(booted: Booted, box: str) -> None:
@@ -311,6 +425,44 @@ def test_shared_directory(booted: Booted, tmp_path: Path) -> None:
     assert (shared / "theirs").read_text() == "from the host"
 
 
+def test_links_in_a_share_do_not_move_another(booted: Booted, tmp_path: Path) -> None:
+    """Neither when the machine reboots by itself nor when it is started."""
+    (tmp_path / "outer/inner").mkdir(parents=True)
+    (tmp_path / "aside").mkdir()
+    mounts = ("--mount", f"{tmp_path}/outer:/outer", "--mount", f"{tmp_path}/outer/inner:/data")
+    name = booted.create("--isolated", *mounts)
+    booted.root_in(name, f"rm -r /outer/inner; ln -s {tmp_path}/aside /outer/inner; reboot")
+    wait_for(lambda: booted.state(name) == "stopped")
+    refused = booted("start", name)
+    assert "outer/inner: a part of this path is a symbolic link" in refused.err.decode(), refused
+    (tmp_path / "outer/inner").unlink()
+    (tmp_path / "outer/inner").mkdir()
+    assert booted("start", name).code == 0
+    pid = booted.pids(name)[0]
+    booted.root_in(name, "rm -r /outer/inner; mkdir /outer/inner; reboot")  # a plain directory
+    wait_for(lambda: booted.state(name) == "running" and booted.pids(name)[0] != pid)
+    assert booted.root_in(name, "touch /data/new").code == 0
+    assert (tmp_path / "outer/inner/new").exists()
+    assert [*(tmp_path / "aside").iterdir()] == []
+    assert booted("delete", name).code == 0
+
+
+def test_links_where_temporary_files_and_engines_are(booted: Booted, small_root: Path) -> None:
+    """A machine boots although their targets are only mounted later."""
+    have_init(small_root, f"{WITH_CHILD} while :; do read line </command; done")
+    os.mkfifo(small_root / "command")
+    (small_root / "var/lib").mkdir(parents=True)
+    places = ("tmp", "var/lib/docker", "var/lib/containers")
+    for place in places:
+        (small_root / place).symlink_to("/mnt/later")
+    (small_root / "var/lib/containerd").write_text("no directory")
+    name = booted.create(root=small_root)
+    for place in places:
+        assert "-> /mnt/later" in booted.root_in(name, f"ls -ld /{place}").text
+    assert booted.root_in(name, "cat /var/lib/containerd").text == "no directory"
+    assert booted("delete", name).code == 0
+
+
 def test_shared_below_a_temporary_directory(booted: Booted, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
     name = booted.create(
@@ -319,6 +471,29 @@ def test_shared_below_a_temporary_directory(booted: Booted, tmp_path: Path) -> N
     assert booted.root_in(name, "cat /tmp/one/file /run/two").text == "herehere"
     assert booted.root_in(name, "systemctl is-system-running").text == "running\n"
     assert booted("stop", name).code == 0
+    assert booted("delete", name).code == 0
+
+
+def test_shared_where_a_boot_mounts_or_deletes(booted: Booted, tmp_path: Path) -> None:
+    """A share that the machine would hide, or empty, is refused."""
+    (tmp_path / "file").write_text("here")
+    for target in ("/tmp", "/run", "/var/run", "/dev/shm", "/sys", "/proc/x"):
+        words = ("create", "--isolated", "--mount", f"{tmp_path}:{target}", IMAGE, "refused")
+        refused = booted(*words)
+        assert b"the machine mounts or empties this directory" in refused.err, (target, refused)
+        assert refused.err.count(b"\n") == refused.code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_shared_below_links_to_temporary_files(booted: Booted, tmp_path: Path) -> None:
+    """The machine sees it, and building the machine writes nothing into it."""
+    (tmp_path / "file").write_text("here")
+    targets = ("/var/run/NetworkManager", "/run/systemd/system-generators")
+    mounts = [word for target in targets for word in ("--mount", f"{tmp_path}:{target}")]
+    name = booted.create("--isolated", *mounts)
+    for target in targets:
+        assert booted.root_in(name, f"cat {target}/file").text == "here"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert booted("delete", name).code == 0
 
 

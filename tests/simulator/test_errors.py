@@ -44,7 +44,15 @@ def refused(answer: Answer, *said: str, code: int = 1) -> None:
         (["config", "set", "machine.{}.nothing", "1"], "unknown config key"),
         (["config", "set", "machine.{}.isolated", "1"], "not true or false: '1'"),
         (["config", "set", "machine.{}.memory_mib", "much"], "not a number: 'much'"),
-        (["config", "set", "machine.{}.cpu", "many"], "not a number: 'many'"),
+        (["config", "set", "machine.{}.cpu", "many"], "invalid CPU limit: 'many'"),
+        (["config", "set", "machine.{}.cpu", "nan"], "invalid CPU limit: 'nan'"),
+        (["config", "set", "machine.{}.cpu", "-1"], "invalid CPU limit: '-1'"),
+        (["config", "set", "machine.{}.memory_mib", "\u00b2"], "not a number: '\u00b2'"),
+        (["config", "set", "machine.{}.username", "\033[2J"], "invalid user name: '?[2J'"),
+        (["create", "--cpus", ".", "debian", "x"], "invalid CPU limit: '.'"),
+        (["create", "--cpus", "0.001", "debian", "x"], "invalid CPU limit: '0.001'"),
+        (["create", "--memory", "512K", "debian", "x"], "less than 1 MiB: '512K'"),
+        (["create", "--disk", "9" * 400, "debian", "x"], "invalid size: '999"),
         (["delete"], "requires at least 1 arg(s)"),
         (["create", "debian:1/2", "x"], "unknown version for debian: '1/2'"),
         (["create", "--isolated", "--mount", "a\nb", "debian", "x"], "a line break"),
@@ -111,6 +119,26 @@ def test_output_without_a_reader(orb: Program, machine: str, tmp_path: Path) -> 
     assert without_reader(orb, "run", "-m", machine, "-u", "nobody2", "id", stream="stderr") == 1
 
 
+@pytest.mark.parametrize("words", [[], ["help"], ["version"]])
+def test_output_to_a_full_disk(orb: Program, words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*orb.command, *words], env=orb.env, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    word = (words or ["help"])[0]
+    said = f"orbctl-simulator: {word}: no space left on device\n"
+    assert (done.returncode, done.stderr.decode()) == (1, said)
+
+
+@pytest.mark.parametrize("url", ["http://[bad", "http://a:port", "http:///x"])
+def test_mirrors_that_are_no_urls(own: Program, url: str) -> None:
+    env = {"ORBCTL_SIMULATOR_IMAGES": url}
+    answer = own("image", "list", "--remote", env=env)
+    refused(answer, f"{url}: not a URL of a server")
+    env = {"ORBCTL_SIMULATOR_IMAGES": "http://192.0.2.1", "http_proxy": "http://[bad"}
+    refused(own("image", "list", "--remote", env=env), "http://[bad: not a URL of a server")
+
+
 def test_output_without_a_reader_and_with_a_cut(orb: Program, machine: str) -> None:
     """Also through the simulator, the command sees that its output is closed."""
     rule = '{"match": "run", "cut": 9999999}'
@@ -163,6 +191,16 @@ def test_list_twice_as_text(own: Program) -> None:
 def test_unreadable_rules(orb: Program) -> None:
     env = {"ORBCTL_SIMULATOR_FAULTS": "/no/such/file"}
     refused(orb("list", env=env), "ORBCTL_SIMULATOR_FAULTS: ", "/no/such/file")
+
+
+@pytest.mark.parametrize("text", [b"mine\n", b"\xff"])
+def test_counters_that_are_another_file(orb: Program, tmp_path: Path, text: bytes) -> None:
+    rules, counters = tmp_path / "rules", tmp_path / "rules.counts"
+    rules.write_text("[]")
+    counters.write_bytes(text)
+    env = {"ORBCTL_SIMULATOR_FAULTS": str(rules)}
+    refused(orb("list", env=env), f"{counters} is not a list of counters: delete it")
+    assert counters.read_bytes() == text
 
 
 # Commands in a machine -------------------------------------------------------------------------
@@ -272,7 +310,7 @@ def packed(path: Path, *members: str) -> str:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         for name in members:
-            text = b"name=x\nuser=user\n"
+            text = b"name=x\nuser=user\ndistro=void\nversion=\narch=amd64\nvariant=default\n"
             head = tarfile.TarInfo(name)
             head.size = len(text)
             archive.addfile(head, io.BytesIO(text))
@@ -356,6 +394,15 @@ def test_host_without_a_resolver(elsewhere: Elsewhere) -> None:
     assert elsewhere(script).text.split() == ["0", "/etc/resolv.conf"]
 
 
+def test_doctor_where_machines_have_no_network(elsewhere: Elsewhere) -> None:
+    """Then none boots either, so it must not say that they do."""
+    shown = elsewhere("mount -t tmpfs none /dev/net; orb doctor").text
+    reason = "/dev/net/tun: No such file or directory: modprobe tun"
+    assert f"note    network: machines use this host's: {reason}\n" in shown
+    assert "note    init: machines have none: " in shown
+    assert "note    limits: not enforced\n" in shown
+
+
 def test_doctor_where_more_is_mounted(elsewhere: Elsewhere, tmp_path: Path) -> None:
     """Also if nothing was installed into a layer yet."""
     elsewhere.cache = str(tmp_path / "none")
@@ -389,3 +436,27 @@ def test_empty_base(own: Program, rootfs: Path, tmp_path: Path) -> None:
     refused(
         own("create", "--set-password", "alpine", "z", stdin=b"secret\n"), "cannot set the password"
     )
+
+
+def test_base_with_the_users_home(own: Program, rootfs: Path, tmp_path: Path) -> None:
+    """The user gets it, and what the skeleton adds. No link in it is followed."""
+    base = tmp_path / "base"
+    shutil.copytree(rootfs, base, symlinks=True)
+    for name in ("etc/skel/deep", "home/me/deep", "home/linked"):
+        (base / name).mkdir(parents=True)
+    for name in ("etc/skel/.profile", "etc/skel/deep/new", "etc/skel/link"):
+        (base / name).write_text("skeleton")
+    for name in ("home/me/.profile", "home/me/deep/old"):
+        (base / name).write_text("original")
+    (base / "home/me/link").symlink_to("/etc/os-release")
+    (base / "home/other").symlink_to("linked")
+    (base / "home/file").write_text("original")
+    assert own("image", "add", "alpine", str(base)).code == 0
+    assert own("create", "-u", "me", "alpine", "m").code == 0
+    script = "cd; cat .profile deep/old deep/new; echo; ls -lndU /etc/os-release . .profile deep"
+    text, *lines = own("run", "-m", "m", "sh", "-c", f"{script} deep/new deep/old link").lines
+    assert text == "originaloriginalskeleton"
+    assert [line.split()[2] for line in lines] == ["0", *["501"] * 6], lines
+    for user in ("other", "file"):
+        answer = own("create", "-u", user, "alpine", "x")
+        refused(answer, f"/home/{user} is not a directory in this image")

@@ -164,6 +164,42 @@ def test_settings_of_the_kernel(booted: Booted, box: str) -> None:
     assert "/proc/sys/net/ipv4/ip_forward" in opened
 
 
+#: Asks the kernel's audit system for its state, over netlink.
+AUDIT = """
+socket(my $s, 16, 3, 9) or print("none"), exit;
+send($s, pack("LSSLL", 16, 1000, 5, 1, 0), 0, pack("SSLL", 16, 0, 0, 0)) or print("refused"), exit;
+recv($s, my $answer, 4096, 0);
+my (undef, $type, undef, undef, undef, $error) = unpack("LSSLLl", $answer);
+print $type == 2 && $error < 0 ? "refused" : "answered";
+"""
+
+
+def hosts_network() -> tuple[list[str], list[str]]:
+    """The host's interfaces and routes, except those of simulators, which may change meanwhile."""
+    interfaces = [name for name in os.listdir("/sys/class/net") if not name.startswith("orb-")]
+    routes = Path("/proc/net/route").read_text().splitlines()
+    return sorted(interfaces), [line for line in routes if not line.startswith("orb-")]
+
+
+def test_netlink(booted: Booted, own_box: str) -> None:
+    """It changes the machine's own network, and reaches no other part of the kernel."""
+    before = hosts_network()
+    changes = (
+        "link add stray type bridge",
+        "addr add 198.51.100.1/24 dev stray",
+        "link set stray up",
+        "route add 203.0.113.0/24 dev stray",
+        "rule add from 203.0.113.1 table 7",
+        "link set eth0 down",
+    )
+    for change in changes:
+        assert booted.root_in(own_box, f"ip {change}").code == 0, change
+    assert hosts_network() == before
+    assert booted.root_in(own_box, "ip link set eth0 netns 1; ip -o link show eth0").code == 0
+    told = booted("run", "-m", own_box, "-u", "root", "perl", "-e", AUDIT).text
+    assert told in ("refused", "none")
+
+
 def test_a_machine_has_its_own_network_settings(booted: Booted, box: str) -> None:
     path = Path("/proc/sys/net/ipv4/ip_default_ttl")
     before = path.read_text()

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from orbctl_simulator import shares
 from orbctl_simulator.linux import KEPT_CAPABILITIES
+from orbctl_simulator.state import Machine
 from tests.contract.conftest import Made
 from tests.contract.program import Answer, Program
 from tests.simulator import attackers
@@ -349,3 +351,98 @@ def test_devices_of_what_is_mounted(own: Program, tmp_path: Path) -> None:
     shown = as_root(own, "m", "grep -E ' /(s|t) ' /proc/mounts").lines
     assert all("nodev" in line for line in shown)
     assert len(shown) == 2
+
+
+def linked(own: Program, folder: Path, *flags: str) -> None:
+    """Create a machine ``m`` with a share inside a share, and replace the inner one by a link."""
+    (folder / "outer/inner").mkdir(parents=True)
+    (folder / "aside").mkdir()
+    (folder / "aside/file").write_text("original")
+    mounts = ("--mount", f"{folder}/outer:/outer", "--mount", f"{folder}/outer/inner:/data")
+    assert own("create", "--isolated", *mounts, *flags, "m").code == 0
+    script = f"touch /data/here; rm -r /outer/inner; ln -s {folder}/aside /outer/inner"
+    assert as_root(own, "m", script).code == 0
+
+
+def test_links_in_a_share_do_not_move_another(own: Program, tmp_path: Path) -> None:
+    """A source is resolved when it is given; later, a link on its path is an error."""
+    linked(own, tmp_path, "debian")
+    assert own("stop", "m").code == 0
+    refused = own("start", "m")
+    assert "outer/inner: a part of this path is a symbolic link" in refused.err.decode(), refused
+    assert refused.err.count(b"\n") == refused.code == 1
+    (tmp_path / "outer/inner").unlink()
+    (tmp_path / "outer/inner").mkdir()
+    assert own("start", "m").code == 0
+    assert as_root(own, "m", "ls /data").text == ""
+    (tmp_path / "link").symlink_to("aside")
+    given = f"{tmp_path}/link:/data"
+    assert own("config", "set", "machine.m.mounts", given).code == 0
+    assert own("restart", "m").code == 0
+    assert as_root(own, "m", "cat /data/file").text == "original"
+    assert own("config", "get", "machine.m.mounts").text == f"{given}\n"
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("outer")  # the source stays what it was
+    assert own("restart", "m").code == 0
+    assert as_root(own, "m", "cat /data/file").text == "original"
+
+
+def test_shares_of_an_earlier_version(own: Program, tmp_path: Path) -> None:
+    """Its records have no resolved sources."""
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/file").write_text("here")
+    (tmp_path / "link").symlink_to("plain")
+    for name in ("plain", "link"):
+        mount = f"{tmp_path}/{name}:/x"
+        assert own("create", "--isolated", "--mount", mount, "debian", name).code == 0
+        assert own("stop", name).code == 0
+    given = {"ORBCTL_SIMULATOR_SHARE": str(tmp_path / "plain")}
+    assert own("create", "debian", "shares", env=given).code == 0
+    assert own("stop", "shares").code == 0
+    for record in (tmp_path / "state/machines").glob("*/machine"):
+        lines = record.read_text().splitlines(keepends=True)
+        text = "".join(line for line in lines if not line.startswith("sources="))
+        record.write_text(re.sub("^shares=/.*", r"\g<0>/", text, flags=re.MULTILINE))
+    assert own("run", "-m", "plain", "cat", "/x/file").text == "here"
+    assert own("run", "-m", "shares", "cat", f"{tmp_path}/plain/file").text == "here"
+    assert "is a symbolic link" in own("start", "link").err.decode()
+
+
+@pytest.mark.parametrize("boots", [True, False])
+def test_where_shares_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, boots: bool) -> None:
+    """Also one with a colon, and one at a place that a boot mounts."""
+    monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("ORBCTL_SIMULATOR_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    fields = {"shares": f"{folder}\t/dev", "init": "image" if boots else ""}
+    dev = [] if boots else ["/dev", "/dev"]
+    expected = [str(folder), str(folder), str(folder), f"/mnt/mac{folder}", *dev]
+    assert shares.of(Machine("m", fields)) == [*expected, "/dev", "/mnt/mac/dev"]
+
+
+def test_copies_of_a_machine_without_its_private_directories(own: Program, tmp_path: Path) -> None:
+    """The host's stay hidden, whether they were removed or replaced by links."""
+    assert own("create", "debian", "m").code == 0
+    script = "rm -rf /root /home /var/cache && ln -s srv /home && ln -s srv /var/cache"
+    assert as_root(own, "m", script).code == 0
+    assert own("clone", "m", "cloned").code == 0
+    assert own("export", "m", f"{tmp_path}/m.tar.zst").code == 0
+    assert own("import", "-n", "imported", f"{tmp_path}/m.tar.zst").code == 0
+    for name in ("cloned", "imported"):
+        script = "readlink /home /var/cache; test -e /root || echo none"
+        words = ("run", "-m", name, "-u", "root", "-w", "/", "sh", "-c", script)
+        assert own(*words).text == "srv\nsrv\nnone\n"
+
+
+@pytest.mark.parametrize("place", ["", "state", "state/machines", "cache"])
+def test_the_simulators_own_files_are_not_shared(own: Program, tmp_path: Path, place: str) -> None:
+    (tmp_path / "cache").mkdir()
+    env = {"ORBCTL_SIMULATOR_CACHE": f"{tmp_path}/cache"}
+    source = tmp_path / place
+    refused = own("create", "--isolated", "--mount", f"{source}:/x", "debian", "m", env=env)
+    assert f"mount {source}:/x: would share {tmp_path}/" in refused.err.decode(), refused
+    assert refused.err.count(b"\n") == refused.code == 1
+    refused = own("create", "debian", "m", env={**env, "ORBCTL_SIMULATOR_SHARE": str(source)})
+    assert f"mount {source}: would share " in refused.err.decode(), refused
+    assert own("list", "-q").text == ""

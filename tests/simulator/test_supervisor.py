@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
 
-from orbctl_simulator import cgroups
+from orbctl_simulator import boots, cgroups
+from orbctl_simulator.booted import Pause, Start
 from orbctl_simulator.runstate import RunState
+from orbctl_simulator.state import Failure, find
+from tests.contract.program import Program
 from tests.simulator.conftest import (
     IMAGE,
     Booted,
@@ -28,6 +35,9 @@ from tests.simulator.conftest import (
     supervisors_of,
     wait_for,
 )
+
+if TYPE_CHECKING:
+    from orbctl_simulator.bootplan import Plan
 
 pytestmark = pytest.mark.boot
 
@@ -191,6 +201,64 @@ def test_killed_in_the_middle_of_create(booted: Booted, tmp_path: Path) -> None:
     wait_for(lambda: orphaned_groups() <= before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_export(booted: Booted, own_box: str, tmp_path: Path, number: int) -> None:
+    """The machine runs on, and its lock is free, although the export would take much longer."""
+    fill = "head -c 3000000 /dev/urandom >/root/large"
+    assert booted.root_in(own_box, fill).code == 0
+    target = tmp_path / "slow"
+    os.mkfifo(target)
+    process = booted.program.started("export", own_box, str(target))
+    with open(target, "rb") as reader:
+        reader.read(1)  # it writes more than a pipe takes, so it waits
+        process.send_signal(number)
+        process.communicate(timeout=10)
+        with open(booted.directory(own_box) / "lock") as lock:
+            wait_for(lambda: _can_lock(lock.fileno()), 5)
+    name = booted.directory(own_box).name
+    (events,) = (
+        path
+        for path in map(Path, control_groups())
+        if path.name == f"orb-{name}" and (path / "cgroup.events").exists()
+    )
+    wait_for(lambda: "frozen 0" in (events / "cgroup.events").read_text(), 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_trial(booted: Booted, tmp_path: Path, number: int) -> None:
+    """Neither the trial nor the next command leaves anything of it, and a live trial stays."""
+    code = (
+        "import time\nfrom orbctl_simulator import cgroups, trial\n"
+        "def run(builder):\n"
+        "    cgroups.enter(builder._plan.id, 0, 0, 0)\n"
+        "    print('entered', flush=True)\n    time.sleep(60)\n"
+        "trial.Builder.run = run\ntrial.why_not()\n"
+    )
+    before, state = orphaned_groups(), tmp_path / "state"
+    booted = make_booted(state)
+    look = Program([booted.program.command[0], "-c", code], booted.program.env)
+    process = look.started()
+    assert process.stdout
+    assert process.stdout.readline() == b"entered\n"
+    assert booted("list").code == 0
+    assert len(list(state.glob("trial*"))) == 1
+    process.send_signal(number)
+    process.wait(20)
+    if number != signal.SIGINT:
+        assert booted("list").code == 0
+    assert list(state.glob("trial*")) == []
+    wait_for(lambda: orphaned_groups() <= before, 5)
+    process.communicate()
+
+
+def _can_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("init", "reason"),
     [
@@ -220,6 +288,218 @@ def test_machine_that_does_not_boot(
     wait_for(lambda: orphaned_groups() <= before)
 
 
+def wait_to_be_killed(*_: object) -> NoReturn:
+    time.sleep(60)
+    os._exit(0)
+
+
+class SlowBuilder:
+    """Has made a first process, and is killed before it has reported it."""
+
+    def __init__(self, plan: None, report: int, orders: int, spaces: object, secret: int) -> None:
+        self._report, self._orders = report, orders
+
+    def run(self) -> NoReturn:
+        first = os.fork()
+        if first == 0:
+            os.write(self._report, b"built 999 999 999 999 other\n")
+            os._exit(len(os.read(self._orders, 1)))
+        wait_to_be_killed()
+
+
+def boot_by(builder: type[SlowBuilder], monkeypatch: pytest.MonkeyPatch) -> boots.Boot:
+    """A boot without a machine, whose network is never connected."""
+    fds = os.open("/", os.O_PATH), os.open("/", os.O_PATH)
+    monkeypatch.setattr(boots.userns, "of_machine", lambda first: fds)
+    monkeypatch.setattr(boots, "Builder", builder)
+    monkeypatch.setattr(boots, "connect", wait_to_be_killed)
+    return boots.Boot(cast("Plan", SimpleNamespace(first_id=0)), -1)
+
+
+def test_killed_before_its_process_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends, and so does the boot: both once waited for ever."""
+    boot = boot_by(SlowBuilder, monkeypatch)
+    assert select.select(boot.files(), [], [], 30)[0]
+    boot.kill()
+    deadline = time.monotonic() + 30
+    while not boot.read({*select.select(boot.files(), [], [], 1)[0]}):
+        assert time.monotonic() < deadline
+    boot.finish()
+    assert boot.console is None
+
+
+class HastyChild(SlowBuilder):
+    """A builder whose first process is ready before the builder has reported it."""
+
+    def run(self) -> NoReturn:
+        ready, told = os.pipe()
+        first = os.fork()
+        if first == 0:
+            fds = (*os.openpty(), *(os.open("/", os.O_PATH) for _ in range(3)))
+            os.write(self._report, f"built {' '.join(map(str, fds))} other\n".encode())
+            os.write(told, b"!")
+            os._exit(len(os.read(self._orders, 1)))
+        os.read(ready, 1)
+        os.write(self._report, f"init {first}\n".encode())
+        wait_to_be_killed()
+
+
+def test_ready_before_it_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the first process opened is taken as soon as its id is known."""
+    monkeypatch.chdir(tmp_path)
+    boot = boot_by(HastyChild, monkeypatch)
+    deadline = time.monotonic() + 30
+    while boot.console is None:
+        assert not boot.read({*select.select(boot.files(), [], [], 1)[0]})
+        assert time.monotonic() < deadline
+    boot.kill()
+    assert select.select([boot.pidfd], [], [], 30)[0]
+
+
+#: An init that reboots at once, by the number of the system call reboot.
+REBOOTING = f"""#!/usr/bin/perl
+syscall({169 if os.uname().machine == "x86_64" else 142}, 0xfee1dead, 672274793, 0x1234567, 0);
+"""
+
+
+def test_reboots_before_it_is_up(booted: Booted, own_box: str) -> None:
+    """They share one time limit, however short each boot is."""
+    words = ("sh", "-c", "rm /sbin/init; cat >/sbin/init; chmod 755 /sbin/init")
+    answer = booted("run", "-m", own_box, "-u", "root", *words, stdin=REBOOTING.encode())
+    assert answer.code == 0, answer
+    assert booted("stop", own_box).code == 0
+    limit = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "2"}
+    answer = booted("start", own_box, env=limit, timeout=30)
+    reason = "setup: machine didn't start in 2s (missing IP address)"
+    assert answer.err.decode() == f"[-32098] start '{own_box}': {reason}\n"
+    assert booted.state(own_box) == "stopped"
+
+
+def test_reboots_after_it_was_up(booted: Booted, own_box: str) -> None:
+    """Then nothing waits, but `start` must not wait for ever, nor any command be refused."""
+    assert booted("stop", own_box).code == 0
+    limit = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "3"}
+    assert booted("start", own_box, env=limit).code == 0
+    words = ("sh", "-c", "rm /sbin/init; cat >/sbin/init; chmod 755 /sbin/init; sync; kill -INT 1")
+    booted("run", "-m", own_box, "-u", "root", *words, stdin=REBOOTING.encode())
+    wait_for(lambda: booted.state(own_box) == "stopped")
+
+
+def test_start_after_the_machine_ended_by_itself(booted: Booted, own_box: str) -> None:
+    """Its supervisor still removes what it left, but it no longer counts as running."""
+    for _ in range(5):
+        init = booted.pids(own_box)[0]
+        booted.root_in(own_box, "poweroff -f")
+        while is_alive(init):
+            time.sleep(0.001)
+        assert booted("start", own_box).code == 0
+        assert is_alive(booted.pids(own_box)[0])
+
+
+def test_start_after_a_killed_start(booted: Booted, own_box: str) -> None:
+    """However early it was killed, the second one boots the machine alone."""
+    assert booted("stop", own_box).code == 0
+    begun = time.monotonic()
+    assert booted("start", own_box).code == 0
+    whole = time.monotonic() - begun
+    folder = booted.directory(own_box)
+    for number in range(10):
+        assert booted("stop", "-f", own_box).code == 0
+        assert supervisors_of(booted.home, folder.name) == []
+        call = booted.program.started("start", own_box)
+        time.sleep(whole * 0.06 * number)
+        call.kill()
+        call.communicate()
+        answer = booted("start", own_box)
+        assert answer.code == 0, (number, answer)
+        assert is_alive(booted.pids(own_box)[0])
+        assert len(supervisors_of(booted.home, folder.name)) == 1
+
+
+def test_start_beside_a_start_that_is_killed_once_the_machine_is_up(
+    booted: Booted, own_box: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine ends with the first one, so the second one waits, and boots it again."""
+    monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(booted.home))
+    assert booted("stop", own_box).code == 0
+    with Start(find(own_box)) as start:
+        first = booted.pids(own_box)[0]
+        assert is_alive(first)
+        assert booted.state(own_box) == "starting"
+        second = booted.program.started("start", own_box)
+        wait_for(lambda: (booted.directory(own_box) / "doing").exists())
+        start._supervisor.close()  # as the kernel does when the process is killed
+        start._supervisor.wait(60)
+        start._is_committed = True  # nothing is left to do
+    assert second.wait(60) == 0
+    assert not is_alive(first)
+    assert is_alive(booted.pids(own_box)[0])
+    assert booted.state(own_box) == "running"
+
+
+def test_supervisor_waits_for_another_one_of_its_machine(
+    booted: Booted, own_box: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command may have been killed before its supervisor recorded itself."""
+    assert booted("stop", own_box).code == 0
+    monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(booted.home))
+    monkeypatch.setattr("orbctl_simulator.booted._timeouts", lambda: ("1", "1"))
+    monkeypatch.setattr("orbctl_simulator.booted._PATIENCE", 1.0)
+    folder = booted.directory(own_box)
+    record = (folder / "pid").read_text()
+    with (folder / "lock").open("r+") as other:
+        fcntl.lockf(other, fcntl.LOCK_EX)
+        with pytest.raises(Failure, match="supervisor does not answer"):
+            Start(find(own_box))
+        assert supervisors_of(booted.home, folder.name) == []
+        call = booted.program.started("start", own_box)
+        wait_for(lambda: supervisors_of(booted.home, folder.name))
+        with pytest.raises(subprocess.TimeoutExpired):
+            call.wait(1)
+        assert (folder / "pid").read_text() == record
+    assert call.wait(60) == 0
+    assert is_alive(booted.pids(own_box)[0])
+    assert len(supervisors_of(booted.home, folder.name)) == 1
+
+
+def test_supervisor_that_is_stopped_when_its_machine_is_up(
+    booted: Booted, own_box: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert booted("stop", own_box).code == 0
+    monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(booted.home))
+    monkeypatch.setattr("orbctl_simulator.booted._PATIENCE", 1.0)
+    with Start(find(own_box)) as start:
+        os.kill(booted.pids(own_box)[1], signal.SIGSTOP)
+        start._supervisor._deadline = time.monotonic() + 2
+        with pytest.raises(Failure, match="supervisor does not answer"):
+            start.commit()
+    assert supervisors_of(booted.home, booted.directory(own_box).name) == []
+    assert booted("start", own_box).code == 0
+
+
+def test_start_of_a_machine_whose_supervisor_is_stopped(booted: Booted, own_box: str) -> None:
+    """It hangs, so its machine neither ends nor boots again: a new one takes its place."""
+    init, supervisor = booted.pids(own_box)
+    os.kill(supervisor, signal.SIGSTOP)
+    os.kill(init, signal.SIGKILL)
+    wait_for(lambda: not is_alive(init))
+    limit = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "5"}
+    assert booted("start", own_box, env=limit).code == 0
+    assert is_alive(booted.pids(own_box)[0])
+    assert not is_alive(supervisor)
+
+
+def test_watcher_of_a_pause_is_killed(
+    booted: Booted, own_box: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine goes on."""
+    monkeypatch.setenv("ORBCTL_SIMULATOR_HOME", str(booted.home))
+    pause = Pause(find(own_box))
+    with pause:
+        os.kill(pause._watcher, signal.SIGKILL)
+    assert booted("run", "-m", own_box, "true", timeout=20).code == 0
+
+
 def test_service_that_hangs_at_boot(booted: Booted, own_box: str) -> None:
     """`start` does not fail because of it: OrbStack only waits for an address."""
     unit = "[Service]\nType=oneshot\nExecStart=/bin/sleep 1000\nTimeoutStopSec=1\n"
@@ -237,11 +517,12 @@ def test_service_that_hangs_at_boot(booted: Booted, own_box: str) -> None:
 def test_wrong_timeouts(booted: Booted, own_box: str) -> None:
     assert booted("stop", own_box).code == 0
     for name in ("ORBCTL_SIMULATOR_BOOT_TIMEOUT", "ORBCTL_SIMULATOR_STOP_TIMEOUT"):
-        answer = booted("start", own_box, env={name: "soon"})
-        assert answer.code == 1
-        assert answer.err.decode() == (
-            f"[-32098] start '{own_box}': {name}: not a number of seconds: 'soon'\n"
-        )
+        for words in (["start", own_box], ["create", IMAGE, "wrong"]):
+            answer = booted(*words, env={name: "soon"})
+            assert answer.code == 1
+            assert answer.err.decode() == (
+                f"[-32098] {words[0]} '{words[-1]}': {name}: not a number of seconds: 'soon'\n"
+            )
 
 
 def test_ten_at_once(booted: Booted) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -108,12 +109,25 @@ def test_spoiled_lists(orb: Program, machine: str, tmp_path: Path) -> None:
             json.loads(shown(how))
 
 
-@pytest.mark.parametrize("rules", ["{", '{"mach": "run"}', '{"list": "x"}', "[1]"])
-def test_invalid_rules_are_rejected(orb: Program, rules: str) -> None:
+@pytest.mark.parametrize(
+    "rules",
+    [
+        *("{", '{"mach": "run"}', '{"list": "x"}', "[1]", "5", "null", '"run"', "\udcff"),
+        *('{"delay": "1"}', '{"delay": -1}', '{"hold": NaN}', '{"delay": true}'),
+        *('{"nth": "3"}', '{"nth": [1, "3"]}', '{"exit": "x"}', '{"exit": 256}'),
+        *('{"match": 5}', '{"stdout": 5}', '{"cut": "1"}', '{"cut_stdin": -1}'),
+    ],
+)
+@pytest.mark.parametrize("place", ["variable", "file"])
+def test_invalid_rules_are_rejected(orb: Program, tmp_path: Path, place: str, rules: str) -> None:
     """A typo would be a fault that never fires, and a test that proves nothing."""
+    if place == "file":
+        (tmp_path / "rules").write_bytes(os.fsencode(rules))
+        rules = str(tmp_path / "rules")
     answer = orb("list", env={"ORBCTL_SIMULATOR_FAULTS": rules})
     assert answer.code == 1
-    assert b"ORBCTL_SIMULATOR_FAULTS" in answer.err
+    assert answer.err.startswith(b"ORBCTL_SIMULATOR_FAULTS")
+    assert answer.err.count(b"\n") == 1
 
 
 def logged(orb: Program, tmp_path: Path) -> tuple[Program, Path]:
@@ -156,11 +170,11 @@ def test_log_of_many_and_of_failures(orb: Program, machine: str, tmp_path: Path)
 
 def test_log_of_a_killed_call(orb: Program, machine: str, tmp_path: Path) -> None:
     program, file = logged(orb, tmp_path)
-    call = program.started("run", "-m", machine, "sh", "-c", "echo up; sleep 1")
+    call = program.started("run", "-m", machine, "sh", "-c", "echo up; sleep 10")
     assert call.stdout
     call.stdout.readline()
     call.terminate()
-    call.communicate(timeout=5)
+    call.communicate(timeout=30)
     assert call.returncode == -15
     assert json.loads(file.read_text())["exit"] == 143
 
@@ -315,6 +329,8 @@ def test_doctor(orb: Program) -> None:
     shown = orb("doctor").text
     for word in ("machines:", "base:", "sudo:", "zstd:", "state directory:"):
         assert f"ok      {word}" in shown
+    for word in ("init", "network", "limits"):
+        assert re.search(rf"^(ok|note) +{word}: ", shown, re.MULTILINE), shown
     assert "MISSING" not in shown
 
 

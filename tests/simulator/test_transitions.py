@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from orbctl_simulator import packages
+from scripts import leftovers
 from tests.contract.program import Program
 from tests.simulator.conftest import Elsewhere, make_program, processes_of
 
@@ -85,10 +86,10 @@ def test_transitions(own: Program, tmp_path: Path, state: str, words: list[str])
 def test_run_waits(own: Program) -> None:
     """It starts machines on demand, so it waits for one in transition."""
     assert own("create", "debian", "m").code == 0
-    with held(own, "stopping", "stop", "m", seconds=1):
+    with held(own, "stopping", "stop", "m", seconds=4):
         assert own("run", "-m", "m", "echo", "up").text == "up\n"
     assert own("stop", "m").code == 0
-    with held(own, "starting", "start", "m", seconds=1):
+    with held(own, "starting", "start", "m", seconds=4):
         assert own("run", "-m", "m", "echo", "up").text == "up\n"
 
 
@@ -114,6 +115,14 @@ def test_other_hosts_are_not_delayed(own: Program) -> None:
         assert answer.code == 1
         assert answer.err.decode().count("invalid transition") == 1
         assert state_of(own, "n") == state_of(own, "o") == "stopped"
+
+
+def test_leftovers_that_another_process_is_deleting(own: Program, tmp_path: Path) -> None:
+    """As when a run is ended while a test deletes its machine."""
+    assert own("create", "debian", "m").code == 0
+    with held(own, "deleting", "delete", "-f", "m", seconds=4):
+        assert list(leftovers.delete_machines(tmp_path)) == []
+    assert own("info", "m").code != 0
 
 
 def test_hold_is_a_number(orb: Program) -> None:
@@ -235,9 +244,9 @@ def test_package_manager_at_work(elsewhere: Elsewhere, tmp_path: Path) -> None:
     lock = "/var/lib/dpkg/lock-frontend"
     script = (
         f"cp -a /var/lib/dpkg dpkg; mount --bind dpkg /var/lib/dpkg; touch {lock}; "
-        f"orb create debian m; {sys.executable} hold.py lockf {lock} 2 >held & "
+        f"orb create debian m; orb stop m; {sys.executable} hold.py lockf {lock} 5 >held & "
         "until grep -q held held; do sleep 0.05; done; "
-        "orb stop m; orb run -m m echo up; orb delete -f m"
+        "orb run -m m echo up; orb delete -f m"
     )
     answer = elsewhere(script)
     assert answer.text == "up\n"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from orbctl_simulator import trees, unpack
+from orbctl_simulator.progress import Progress
 from tests.contract.program import Answer, Program
 from tests.simulator.conftest import make_program
 from tests.simulator.mirror import Mirror, archive
@@ -290,6 +292,31 @@ def test_archive_that_fills_a_disk(
     assert answer.code == 1
     assert b"takes more than" in answer.err
     assert left(cache) == [] or left(cache)[0].endswith(".part")
+
+
+@pytest.mark.usefixtures("root_only")
+@pytest.mark.parametrize("names", [[f"d{one}" for one in range(1500)], ["d/" * 700]])
+@pytest.mark.parametrize("fits", [True, False])
+def test_each_file_takes_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], fits: bool
+) -> None:
+    """An archive of empty directories is shorter than what they take on a disk."""
+    with tarfile.open(tmp_path / "archive", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(member)
+    root = tmp_path / "root"
+    root.mkdir()
+    monkeypatch.setattr(unpack, "free", lambda _: (9 if fits else 2) << 20)
+    with open(tmp_path / "archive", "rb") as file:
+        assert os.fstat(file.fileno()).st_size < 2 << 20
+        if fits:
+            assert unpack.unpack(file, str(root), Progress("test")) == 0
+        else:
+            with pytest.raises(unpack.NoSpace, match="it takes more than 2 MB"):
+                unpack.unpack(file, str(root), Progress("test"))
+    trees.remove(str(root))
 
 
 def test_holes(hostile: Hostile, pull: Callable[[bytes], Answer], tmp_path: Path) -> None:

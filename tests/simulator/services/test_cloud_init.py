@@ -11,7 +11,11 @@ import pytest
 
 from tests.simulator.conftest import IMAGE, Booted
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.boot,
+    pytest.mark.timeout(1800),
+    pytest.mark.usefixtures("archive"),  # cloud-init is installed into the image
+]
 
 WORKS = "#cloud-config\nruncmd:\n  - sleep 2; echo done >/root/ran\n"
 FAILS = "#cloud-config\nruncmd:\n  - exit 3\n"
@@ -46,7 +50,7 @@ def deploy(
     env = {**os.environ, **booted.program.env, "PYINFRA_ORBSTACK_ORBCTL": str(beside)}
     command = [sys.executable, "-m", "pyinfra", "-y", "inventory.py", "deploy.py"]
     env.update(XDG_STATE_HOME=str(place / "state"))
-    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=900)
 
 
 def test_cloud_init_is_waited_for(booted: Booted, tmp_path: Path, kind: str) -> None:

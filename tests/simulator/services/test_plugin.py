@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulator.conftest import IMAGE, Booted
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(1800)]
 
 #: A page for each connection, without a package: it shows what the deploy knows about the database.
 DEPLOY = r'''
