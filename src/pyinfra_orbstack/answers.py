@@ -90,7 +90,10 @@ class Machine:
         millis = 0
         for letter in stamp:
             millis = millis * 32 + alphabet.index(letter)
-        return datetime.fromtimestamp(millis / 1000, tz=timezone.utc)
+        try:
+            return datetime.fromtimestamp(millis / 1000, tz=timezone.utc)
+        except (ValueError, OverflowError, OSError):
+            return None  # beyond the calendar
 
 
 def _json(text: str, opening: str) -> Any:
@@ -99,7 +102,7 @@ def _json(text: str, opening: str) -> Any:
     for match in re.finditer(r"^\s*" + re.escape(opening), text, re.MULTILINE):
         try:
             return decoder.raw_decode(text, match.end() - 1)[0]
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also a number that is too long for Python
             continue
     shown = " ".join(text.split())
     raise BadAnswer(f"orbctl did not print JSON: {shown[:120]!r}")

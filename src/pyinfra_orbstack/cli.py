@@ -14,7 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from pyinfra_orbstack import docker, hostkeys, inventory_files, orbctl, plans
 from pyinfra_orbstack.inventory_files import (
+    FILES,
     CommandError,
     deploy_file,
     find_inventory,
@@ -29,11 +30,13 @@ from pyinfra_orbstack.inventory_files import (
     inventory_hosts,
     is_container,
     is_machine,
-    is_pattern,
     limit_words,
 )
+from pyinfra_orbstack.places import HERE, SSH_KEY, Place, place_of
 from pyinfra_orbstack.programs import choose_orbctl, is_simulator, pyinfra_argv
-from pyinfra_orbstack.targets import CONTAINERS, MACHINES
+from pyinfra_orbstack.record import RecordError
+from pyinfra_orbstack.record import place_of as machines_place
+from pyinfra_orbstack.targets import MACHINES, parse
 
 COMMAND = "pyinfra-orbstack"
 #: Relative to the project's directory; `.gitignore` lists it.
@@ -89,14 +92,14 @@ def deploy(args: argparse.Namespace) -> int:
     words = [*(["-y"] if unasked else []), *chosen.words, *words]
     if not size:
         limit = limit_words(chosen.hosts) if chosen.limited else []
-        return pyinfra(chosen.hosts, *limit, *words)
-    prepare(chosen.hosts)
-    every = [host.name for host in inventory_files.read(chosen.inventory)]
+        return pyinfra(chosen.here(chosen.hosts), *limit, *words)
+    prepare(chosen.here(chosen.hosts))
+    every = inventory_files.host_names(inventory_files.read(chosen.inventory))
     every = chosen.hosts if chosen.limited else every
     for first in range(0, len(every), size):
         batch, later = every[first : first + size], every[first + size :]
         print(f"deploying to {', '.join(batch)}", flush=True)
-        status = pyinfra(batch, *limit_words(batch), *words)
+        status = pyinfra(chosen.here(batch), *limit_words(batch), *words)
         if status:
             print(
                 f"stopped at a failure; not deployed to: {', '.join(later) or '-'}", file=sys.stderr
@@ -119,22 +122,25 @@ def batch_size(serial: str) -> int:
 def plan(args: argparse.Namespace) -> int:
     """Show what a deploy would change; nothing is created or started."""
     words = pyinfra_words(args.args)
-    ahead = look_ahead(choose(args))
+    chosen = choose(args)
+    ahead = look_ahead(chosen)
     if not ahead.ready:
         return ahead.status
     # Without --diff, which would show the content of files, secrets included.
-    return pyinfra(ahead.ready, "--dry", *ahead.words, *words, plan=True) or ahead.status
+    here = chosen.here(ahead.ready)
+    return pyinfra(here, "--dry", *ahead.words, *words, plan=True) or ahead.status
 
 
 def drift(args: argparse.Namespace) -> int:
     """List what a deploy would change; exit status 0: nothing, 2: changes, 1: an error."""
     plans.check_version()
     words = pyinfra_words(args.args)
-    ahead = look_ahead(choose(args))
+    chosen = choose(args)
+    ahead = look_ahead(chosen)
     changes: list[str] = []
     status = ahead.status
     if ahead.ready:
-        prepare(ahead.ready)
+        prepare(chosen.here(ahead.ready))
         argv = pyinfra_argv("--dry", "--json", *ahead.words, *words)
         ended, said = _call(argv, environment(plan=True), subprocess.PIPE)
         if ended > 128:
@@ -170,7 +176,7 @@ class Ahead(NamedTuple):
 
 def look_ahead(chosen: Chosen) -> Ahead:
     """Say what a deploy would do first, and find the hosts that can already be queried."""
-    states = local_states(chosen.hosts)
+    states = local_states(chosen.hosts, chosen.elsewhere)
     waiting = [host for host, state in states.items() if state != "running"]
     joined, unready, status = announce(chosen.inventory, waiting) if waiting else ([], [], 0)
     ready = [host for host in states if host not in waiting or host in joined]
@@ -185,11 +191,17 @@ class Chosen(NamedTuple):
         inventory: The inventory file.
         hosts: Their names; under a limit, full names as pyinfra uses them.
         limited: Whether the user gave a limit.
+        elsewhere: Hosts whose data names a Mac.
     """
 
     inventory: Path
     hosts: list[str]
     limited: bool
+    elsewhere: Collection[str]
+
+    def here(self, hosts: Sequence[str]) -> list[str]:
+        """Those of these hosts whose data names no Mac."""
+        return [host for host in hosts if host not in self.elsewhere]
 
     @property
     def words(self) -> list[str]:
@@ -204,12 +216,13 @@ def choose(args: argparse.Namespace) -> Chosen:
         CommandError: There are none.
     """
     inventory = find_inventory(args.inventory)
-    hosts = hosts_of(inventory)
+    every = hosts_of(inventory)
+    chosen = Chosen(inventory, every, False, inventory_files.setting(inventory, SSH_KEY))
     if args.limit is None:
-        return Chosen(inventory, hosts, limited=False)
-    prepare(hosts)
+        return chosen
+    prepare(chosen.here(every))
     found = inventory_files.limited(inventory_files.read(inventory), inventory, args.limit)
-    return Chosen(inventory, found, limited=True)
+    return chosen._replace(hosts=found, limited=True)
 
 
 #: pyinfra options that the verbs pass themselves, and the user's way to set them.
@@ -237,40 +250,45 @@ def pyinfra_words(text: str) -> list[str]:
     return words
 
 
-def local_states(hosts: Sequence[str]) -> dict[str, str]:
+def local_states(hosts: Sequence[str], elsewhere: Collection[str] = ()) -> dict[str, str]:
     """States of hosts, with patterns resolved; "missing" if it does not exist.
 
-    Hosts elsewhere count as "running", and so does a name that means nothing here: pyinfra will
-    report it.
+    Servers count as "running", and so does a name that means nothing here: pyinfra will report it.
+
+    Args:
+        hosts: Their names.
+        elsewhere: Those whose data names a Mac. They count as "missing": connecting finds out.
     """
-    machines, containers = {}, {}
-    if any(map(is_machine, hosts)):
+    machines: list[orbctl.Machine] = []
+    containers: list[docker.Container] = []
+    listed = [host for host in hosts if host not in elsewhere]
+    if any(map(is_machine, listed)):
         use_orbctl()
-        machines = {MACHINES + one.name: one.state for one in orbctl.Orbctl().machines()}
-    if any(map(is_container, hosts)):
-        there = docker.Docker().containers()
-        containers = {CONTAINERS + one.name: one.state for one in there}
-        # A container may be named by an id prefix.
-        containers.update(
-            (host, one.state)
-            for host in filter(is_container, hosts)
-            for one in there
-            if host not in containers and one.id.startswith(host[len(CONTAINERS) :] or "-")
-        )
+        machines = orbctl.Orbctl().machines()
+    if any(map(is_container, listed)):
+        containers = docker.Docker().containers()
     states: dict[str, str] = {}
     for host in hosts:
-        known = containers if is_container(host) else machines
-        if not is_machine(host) and not is_container(host):
-            states[host] = "running"
-        elif f"{host}/" in (MACHINES, CONTAINERS) or is_pattern(host):
-            pattern = host if is_pattern(host) else f"{host}/*"
-            # A machine pattern includes stopped machines.
-            every = is_machine(host) and pattern == host
-            found = {name: state for name, state in known.items() if fnmatchcase(name, pattern)}
-            found = {name: state for name, state in found.items() if every or state == "running"}
-            states.update(found or {host: "running"})
-        else:
-            states[host] = known.get(host, "missing")
+        named = parse(host)
+        if named is None or host in elsewhere:
+            states[host] = "running" if named is None else "missing"
+            continue
+        known = {one.name: one.state for one in (containers if named.container else machines)}
+        if named.name and not named.is_pattern:
+            if named.container and named.name not in known:
+                # By the beginning of its id; pyinfra calls it by its name.
+                ids = [one.name for one in containers if one.id.startswith(named.name)]
+                named = named._replace(name=ids[0]) if len(ids) == 1 else named
+            states[named.called] = known.get(named.name, "missing")
+            continue
+        # A machine pattern includes stopped machines.
+        every = named.name and not named.container
+        found = {
+            named._replace(name=name).called: state
+            for name, state in known.items()
+            if fnmatchcase(name, named.name or "*") and (every or state == "running")
+        }
+        states.update(found or {host: "running"})
     return states
 
 
@@ -300,7 +318,7 @@ def announce(inventory: Path, hosts: Sequence[str]) -> tuple[list[str], list[str
         if not said:  # nothing tried to connect
             print(done.stderr.strip(), file=sys.stderr)
             return [], [], 1
-        name = host[len(MACHINES) :]
+        name = host[len(MACHINES) :] if host.startswith(MACHINES) else host
         verb = re.search(r"may not be (created|started) now", said[-1])
         if "Connected" in said:
             ready.append(host)
@@ -321,8 +339,11 @@ def trust(args: argparse.Namespace) -> int:
 def shell(args: argparse.Namespace) -> int:
     """Open a shell in a machine, or in a container: docker/NAME."""
     login = ["sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l']
+    place = place_of()
+    if args.inventory is not None:
+        place = place_in(find_inventory(args.inventory), args.machine)
     if args.machine.startswith("docker/"):
-        engine = docker.Docker()
+        engine = docker.Docker(place)
         name = args.machine.partition("/")[2]
         try:
             container = engine.inspect(name)
@@ -330,15 +351,27 @@ def shell(args: argparse.Namespace) -> int:
             known = ", ".join(f"docker/{one.name}" for one in engine.containers())
             advice = f"set M to one of: {known}" if known else "start one"
             raise CommandError(f"there is no container {name!r}: {advice}") from None
-        words = docker.exec_args(container.id, login, tty=sys.stdin.isatty())
-        return call(engine.argv(words), engine.environment())
-    use_orbctl()
-    client = orbctl.Orbctl()
+        tty = sys.stdin.isatty()
+        words = docker.exec_args(container.id, login, tty=tty)
+        return call(engine.argv(words, tty=tty), engine.environment())
+    if not place.far:
+        use_orbctl()
+    client = orbctl.Orbctl(place=place)
     names = [machine.name for machine in client.machines()]
     if args.machine not in names:
         advice = f"set M to one of: {', '.join(names)}" if names else "create it with `make deploy`"
         raise CommandError(f"there is no machine {args.machine!r}: {advice}")
-    return call(client.argv(orbctl.run_args(args.machine, login)), client.environment())
+    words = orbctl.run_args(args.machine, login)
+    return call(client.argv(words, tty=sys.stdin.isatty()), client.environment())
+
+
+def place_in(inventory: Path, target: str) -> Place:
+    """Where an inventory says that a machine, or a container `docker/NAME`, is."""
+    for host, mac in inventory_files.setting(inventory, SSH_KEY).items():
+        named = parse(host)
+        if named and f"{'docker/' if named.container else ''}{named.name}" == target:
+            return place_of(mac)
+    return place_of()
 
 
 def destroy(args: argparse.Namespace) -> int:
@@ -348,19 +381,45 @@ def destroy(args: argparse.Namespace) -> int:
     if wanted == []:
         raise CommandError(f"{inventory} contains no local machines: there is nothing to delete")
     record = orbctl.Record(RECORD)
-    recorded = {machine_id: name for name, machine_id in record.machines().items()}
-    machines: list[orbctl.Machine] = []
-    if recorded:
-        use_orbctl()
-        machines = record.existing(orbctl.Orbctl())
-    if wanted is not None:
-        tell_forgotten([one.name for one in machines if recorded.get(one.id) not in wanted])
-        machines = [one for one in machines if recorded.get(one.id) in wanted]
-    names = [machine.name for machine in machines]
+    clients = clients_of(record)
+    asked = list(map(machines_place, clients))
+    found: list[tuple[orbctl.Orbctl, list[orbctl.Machine]]] = []
+    status = 0
+    for client in clients:
+        names_here = {name for name, place in wanted or () if place is client.place}
+        if wanted and not names_here:
+            continue  # a Mac that this inventory does not need may be asleep
+        try:
+            for line in record.settle(client, asked=asked):
+                print(line, file=sys.stderr)
+            recorded, machines = record.names(), record.existing(client)
+        except RecordError:
+            raise
+        except orbctl.OrbctlError as silent:
+            if not client.place.far:
+                raise
+            # It may be gone for good.
+            print(
+                f"{silent}; nothing was deleted on {client.place.name}: if that Mac no longer "
+                f"exists, remove from {RECORD}: {', '.join(record.lines_of(client))}",
+                file=sys.stderr,
+            )
+            status = 1
+            continue
+        if wanted:
+            tell_forgotten([one.name for one in machines if recorded[one.id] not in names_here])
+            machines = [one for one in machines if recorded[one.id] in names_here]
+        found.append((client, machines))
+    names = [
+        f"{one.name} on {client.place.name}" if client.place.far else one.name
+        for client, machines in found
+        for one in machines
+    ]
     if not names:
-        where = f"{inventory} contains no machine" if inventory else "there is no machine"
-        print(f"{where} that this project created")
-        return 0
+        if not status:
+            where = f"{inventory} contains no machine" if inventory else "there is no machine"
+            print(f"{where} that this project created")
+        return status
     if not args.yes:
         if not sys.stdin.isatty():
             raise CommandError(f"would delete {', '.join(names)}: confirm with YES=1")
@@ -371,27 +430,47 @@ def destroy(args: argparse.Namespace) -> int:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             return 1
-    deleted, problems = record.delete(machines, orbctl.Orbctl())
+    deleted: list[str] = []
+    problems: list[str] = []
+    for client, machines in found:
+        gone, failed = record.delete(machines, client)
+        deleted += gone
+        problems += failed
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"deleted: {', '.join(deleted) or 'nothing'}")
-    return 1 if problems else 0
+    return 1 if problems else status
 
 
-def machines_of(inventory: Path) -> list[str]:
-    """Names of the machines that a deploy of an inventory creates."""
-    hosts = filter(is_machine, inventory_hosts(inventory))
+def clients_of(record: orbctl.Record) -> list[orbctl.Orbctl]:
+    """The `orbctl` of each place where machines were created or begun, this host first."""
+    far, here = record.places()
+    found = []
+    if here:
+        use_orbctl()
+        found.append(orbctl.Orbctl(place=HERE))
+    clients = [orbctl.Orbctl(place=place_of(destination)) for destination in far]
+    return found + clients
+
+
+def machines_of(inventory: Path) -> list[tuple[str, Place]]:
+    """Names and places of the machines that a deploy of an inventory creates."""
+    macs = inventory_files.setting(inventory, SSH_KEY)
+    named = ((parse(host), macs.get(host)) for host in inventory_hosts(inventory))
     # Machines that match a pattern, or the bare name, were not created by the deploy.
-    names = (host[len(MACHINES) :] for host in hosts if not is_pattern(host))
-    return [name for name in names if name]
+    return [
+        (host.name, place_of(mac))
+        for host, mac in named
+        if host and host.name and not (host.container or host.is_pattern)
+    ]
 
 
 def tell_forgotten(names: Sequence[str]) -> None:
     """List the machines created here that no inventory names."""
     known: list[str] = []
     try:
-        for inventory in Path("inventories").glob("*.py"):
-            known += machines_of(inventory)
+        for inventory in Path("inventories").glob(FILES):
+            known += [name for name, _ in machines_of(inventory)]
     except CommandError:
         return
     forgotten = sorted(set(names) - set(known))
@@ -403,6 +482,8 @@ def tell_forgotten(names: Sequence[str]) -> None:
 
 def use_orbctl() -> None:
     """Choose `orbctl` for this process and its children, and say so if it is not OrbStack."""
+    if place_of().far:
+        return
     command = choose_orbctl()
     if is_simulator(command) and not os.environ.get(orbctl.COMMAND_VARIABLE):
         print(f"no OrbStack here: {orbctl.COMMAND_VARIABLE}={command}", flush=True)
@@ -473,7 +554,9 @@ def parser() -> argparse.ArgumentParser:
             words = "more options of pyinfra, such as --args='-v --data key=value'"
             verb.add_argument("--args", metavar="WORDS", default="", help=words)
     machine = "name of a machine, or docker/NAME for a container"
-    add_verb(verbs, shell).add_argument("machine", help=machine)
+    verb = add_verb(verbs, shell)
+    verb.add_argument("machine", help=machine)
+    verb.add_argument("inventory", nargs="?", help=f"{inventory}; it may name a Mac for the host")
     every = f"{inventory}; every machine by default"
     add_verb(verbs, destroy, yes=True).add_argument("inventory", nargs="?", help=every)
     return command

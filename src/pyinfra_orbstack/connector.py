@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 if not TYPE_CHECKING:
@@ -14,6 +14,7 @@ if not TYPE_CHECKING:
 
 import pyinfra.api  # noqa: F401  (first, and whole)
 from pyinfra import logger
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
 from pyinfra.api.command import StringCommand
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.connectors.base import BaseConnector, DataMeta
@@ -25,8 +26,19 @@ from pyinfra.connectors.util import (
 )
 from typing_extensions import TypedDict, override
 
-from pyinfra_orbstack import interrupts, inventory, orbctl, specification, sudo, transfer
+from pyinfra_orbstack import (
+    interrupts,
+    inventory,
+    launch,
+    orbctl,
+    rsync,
+    specification,
+    sudo,
+    transfer,
+)
 from pyinfra_orbstack._compat import echo, red
+from pyinfra_orbstack.localfile import printable
+from pyinfra_orbstack.places import SSH_KEY
 from pyinfra_orbstack.provision import Provision
 from pyinfra_orbstack.runner import (
     TRANSPORTS,
@@ -36,7 +48,7 @@ from pyinfra_orbstack.runner import (
     choose_transport,
     stdin_pieces,
 )
-from pyinfra_orbstack.targets import Target, parse
+from pyinfra_orbstack.targets import Target, meaning
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
@@ -64,6 +76,7 @@ class ConnectorData(TypedDict):
     orbstack_start: Any
     orbstack_boot_timeout: Any
     orbstack_transport: Any
+    orbstack_ssh: Any
 
 
 _DESCRIPTIONS = {
@@ -85,6 +98,7 @@ _DESCRIPTIONS = {
     "orbstack_start": "Whether connecting may start the machine",
     "orbstack_boot_timeout": "Seconds to wait for a machine to answer",
     "orbstack_transport": "How commands run: session (one open shell) or spawn",
+    "orbstack_ssh": "SSH destination of the Mac that has the machine, such as me@mac",
 }
 connector_data_meta: dict[str, DataMeta] = {
     key: DataMeta(description, specification.DEFAULTS.get(key))
@@ -105,6 +119,8 @@ class OrbStackConnector(BaseConnector):
       containers that match.
     + ``@orbstack/docker/NAME``: that container, by name or by an id prefix. It is started if it is
       stopped.
+    + ``@orbstack/plain/NAME``, and ``@orbstack/plain`` before any of the others: the same hosts,
+      which pyinfra then calls ``NAME``.
 
     **Examples:**
 
@@ -137,6 +153,16 @@ class OrbStackConnector(BaseConnector):
         self.runner: Runner | None = None
         self._transport = TRANSPORTS[0]
         self._askpass = sudo.AskpassFiles(host)
+        # Deploys also read the data of hosts that are not connected. Connecting reports errors.
+        with contextlib.suppress(Exception):
+            inventory.check_place(host, host.data.get(SSH_KEY))
+        # pyinfra ends such a run with success, and does not say what a limit would match.
+        ours = (one for one in state.inventory if one.connector_cls is type(self))
+        if state.limit_hosts == [] and host is next(ours):
+            logger.warning(
+                "--limit and --exclude leave no host: use groups, patterns of names, or whole "
+                f"names such as {host.name}"
+            )
 
     @override
     @staticmethod
@@ -162,8 +188,8 @@ class OrbStackConnector(BaseConnector):
             raise ConnectError(str(broken)) from None
 
     def _provide(self) -> None:
-        # Only the name says what kind of host this is.
-        asked = parse(self.host.name)
+        # No data says what kind of host this is, only the name in the inventory.
+        asked = meaning(self.host)
         if asked is None:
             raise ConnectError(f"{self.host.name} is not a host of this connector")
         if asked.is_pattern:
@@ -177,6 +203,7 @@ class OrbStackConnector(BaseConnector):
             data.update(orbstack_create=False, orbstack_start=False)
         self._settings = specification.Settings.from_data(data)
         self._transport = choose_transport(self._settings.transport)
+        inventory.check_place(self.host, self._settings.ssh)
         provision = Provision(
             self._settings, open_runner=self._open_runner, prefix=self.host.print_prefix
         )
@@ -185,17 +212,24 @@ class OrbStackConnector(BaseConnector):
         else:
             provision.machine(specification.MachineSpec.from_data(asked.name, data))
 
-    def _open_runner(self, target: Target) -> Runner:
+    def _open_runner(self, target: Target, *, anywhere: bool = False) -> Runner:
         """Open the first session in the target that this host refers to from now on."""
+        self._close()
         self.runner = Runner(
             target,
             user=self._settings.user,
-            workdir=self._settings.workdir,
+            workdir=None if anywhere else self._settings.workdir,
             transport=self._transport,
             on_restart=self._askpass.forget,
             prefix=self.host.print_prefix,
         )
-        self.runner.open()
+        try:
+            self.runner.open()
+            # Otherwise the commands of all hosts would fail, and not only the hosts too many.
+            launch.check_spare()
+        except BaseException:
+            self._close()
+            raise
         return self.runner
 
     def _close(self) -> None:
@@ -299,7 +333,7 @@ class OrbStackConnector(BaseConnector):
         finally:
             self._askpass.note()
 
-    def _print_input(self, command: StringCommand) -> None:
+    def _print_input(self, command: str | StringCommand) -> None:
         echo(f"{self.host.print_prefix}>>> {command}")
 
     def _print_line(self, line: OutputLine) -> None:
@@ -325,14 +359,15 @@ class OrbStackConnector(BaseConnector):
         checks it there and renames it to the target. An existing file keeps its owner, its mode
         and its links. Raises ``OSError``; the target is then unchanged.
         """
-        options = _transfer_options(arguments, self._print_input if print_input else None)
+        if print_input:
+            self._print_input(f"upload {printable(remote_filename)}")
         folder = arguments.get("_temp_dir") or posixpath.dirname(remote_temp_filename or "")
         transfer.Upload(
             self._connected(),
             remote_filename,
             lambda command: self._unix_command(command, arguments),
             place=folder or self.state.config.TEMP_DIR or "",
-            **options,
+            **_transfer_options(arguments),
         ).put(filename_or_io)
         if print_output:
             echo(f"{self.host.print_prefix}file uploaded: {remote_filename}")
@@ -354,21 +389,83 @@ class OrbStackConnector(BaseConnector):
         Nothing local changes before all of the file has arrived and was checked. Raises
         ``OSError``.
         """
-        options = _transfer_options(arguments, self._print_input if print_input else None)
+        if print_input:
+            self._print_input(f"download {printable(remote_filename)}")
         transfer.Download(
             self._connected(),
             remote_filename,
             lambda command: self._unix_command(command, arguments),
-            **options,
+            **_transfer_options(arguments),
         ).get(filename_or_io)
         if print_output:
             echo(f"{self.host.print_prefix}file downloaded: {remote_filename}")
         return True
 
+    @override
+    def check_can_rsync(self) -> None:
+        """
+        Warn, before any operation runs, if rsync is missing here or in the machine.
 
-def _transfer_options(
-    arguments: dict[str, Any], show: Callable[[StringCommand], None] | None
-) -> dict[str, Any]:
+        An earlier operation may install it. If this raised, pyinfra would end the run of all hosts,
+        so ``rsync`` raises instead.
+        """
+        if self.host.executing_op_hash is None:
+            given: Any = self.host.current_op_global_arguments or {}
+            arguments: Any = {key: given[key] for key in CONNECTOR_ARGUMENT_KEYS if key in given}
+            extract_control_arguments(arguments)
+            with contextlib.suppress(OSError):
+                for problem in (rsync.missing(), self._no_rsync(**arguments)):
+                    if problem:
+                        logger.warning(f"{self.host.print_prefix}{problem}")
+
+    def _no_rsync(self, **arguments: Any) -> str:
+        """Why rsync cannot run in the machine; "" if it can."""
+        _, output = self.run_shell_command(rsync.FIND, **arguments, _timeout=PROBE_TIMEOUT)
+        if output.stdout_lines:
+            return ""
+        # An error is sudo's, or that of another wrapper.
+        return " ".join(output.stderr_lines) or rsync.missing_in(self._connected().target)
+
+    @override
+    def rsync(
+        self,
+        src: str,
+        dest: str,
+        flags: Iterable[str],
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Any,
+    ) -> bool:
+        """
+        Copy local files into the machine with rsync's own client.
+
+        The user that ``_sudo`` and similar arguments select runs rsync in the machine. Raises
+        ``OSError``.
+        """
+        runner = self._connected()
+        control = extract_control_arguments(arguments)  # type: ignore[arg-type]
+        if arguments.get("_su_user") and arguments.get("_su_password"):
+            raise OSError(
+                "files.rsync cannot use _su_password, as su reads it from stdin: use _sudo"
+            )
+        work = rsync.Transfer(src, dest, flags)
+        if problem := rsync.missing() or (work.needs_rsync and self._no_rsync(**arguments)):
+            raise OSError(problem)
+        unix = self._unix_command(work.server, arguments)
+        if print_input:
+            echo(f"{self.host.print_prefix}>>> {work}")
+        status, output = runner.relay_lines(
+            work.client,
+            unix.get_raw_value(),
+            self._print_line if print_output else None,
+            _seconds(control.get("_timeout")),
+        )
+        if status not in (control.get("_success_exit_codes") or [0]):
+            raise OSError(rsync.failure(status, output))
+        return True
+
+
+def _transfer_options(arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of pyinfra's arguments that apply to a transfer, and not to its commands."""
     return {
         "timeout": _seconds(
@@ -376,7 +473,6 @@ def _transfer_options(
         ),
         # su reads its password from stdin.
         "stdin_taken": bool(arguments.get("_su_user") and arguments.get("_su_password")),
-        **({"show": show} if show else {}),
     }
 
 

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import gevent
 
-from pyinfra_orbstack import orbctl, process
+from pyinfra_orbstack import orbctl, places, process
+from pyinfra_orbstack.places import Place, PlaceError
 
 #: Names the executable to use as `docker`, without adding a context.
 COMMAND_VARIABLE = "PYINFRA_ORBSTACK_DOCKER"
@@ -33,6 +34,10 @@ T = TypeVar("T")
 # An OSError, because while commands run pyinfra lets no other exception fail one host alone.
 class DockerError(OSError):
     """`docker` is missing, failed, or printed something invalid; the text is one line."""
+
+
+class Unreachable(DockerError):
+    """The Mac that has it cannot be reached, or has no docker."""
 
 
 class ContainerNotFound(DockerError):
@@ -141,7 +146,7 @@ def parse(text: str) -> list[Container]:
         records = json.loads(text)
         if isinstance(records, list):
             return [_container(record) for record in records]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     shown = " ".join(text.split())
     raise DockerError(f"docker did not print a list of containers: {shown[:120]!r}")
@@ -190,18 +195,26 @@ def error_of(stderr: str, status: int) -> DockerError:
 
 
 class Docker:
-    """The docker command on this host, connected to OrbStack's engine if there is one.
+    """The docker command, connected to OrbStack's engine if there is one.
+
+    Args:
+        place: Where it is; by default the Mac of `PYINFRA_ORBSTACK_SSH`, else this host.
 
     Raises:
         DockerError: There is none.
     """
 
-    def __init__(self) -> None:
-        self.command = _find()
+    def __init__(self, place: Place | None = None) -> None:
+        self.place = _usual() if place is None else place
+        self.command = _find(self.place)
 
-    def argv(self, args: Sequence[str]) -> list[str]:
-        """The whole command line for ``args``."""
-        return [*self.command, *args]
+    def argv(self, args: Sequence[str], *, tty: bool = False) -> list[str]:
+        """The whole command line for ``args``; on a Mac, ``tty`` says whether it has a terminal."""
+        return self.place.argv([*self.command, *args], tty=tty)
+
+    def line(self, args: Sequence[str]) -> str:
+        """The command line for ``args``, as shown to the user."""
+        return self.place.shown(shlex.join(["docker", *self.command[1:], *args]))
 
     @staticmethod
     def environment() -> dict[str, str]:
@@ -216,13 +229,14 @@ class Docker:
             raise DockerError(str(homeless)) from None
 
     def _call(self, *args: str, timeout: float | None = None) -> process.Completed:
-        return _run(self.argv(args), READ_TIMEOUT if timeout is None else timeout)
+        timeout = READ_TIMEOUT if timeout is None else timeout
+        return _run(self.place, [*self.command, *args], timeout)
 
     def _read(self, parse: Callable[[str], T], *args: str, some: bool = False) -> T:
         """The result of a read-only call; it is repeated once after a temporary error."""
         try:
             return self._read_once(parse, *args, some=some)
-        except ContainerNotFound:
+        except (ContainerNotFound, Unreachable):
             raise
         except DockerError:
             gevent.sleep(orbctl.PAUSE)
@@ -260,24 +274,42 @@ class Docker:
             raise error_of(done.stderr.decode(errors="replace"), done.returncode)
 
 
-def _run(argv: Sequence[str], timeout: float) -> process.Completed:
+def _usual() -> Place:
     try:
-        return process.run(argv, timeout=timeout, env=Docker.environment())
+        return places.place_of()
+    except orbctl.BadValue as bad:
+        raise DockerError(str(bad)) from None
+
+
+def _run(place: Place, words: Sequence[str], timeout: float) -> process.Completed:
+    try:
+        done = place.run(words, timeout=timeout, env=Docker.environment())
+    except PlaceError as broken:
+        raise Unreachable(str(broken)) from None
     except TimeoutError:
         raise DockerError(
-            f"{shlex.join(argv)[:80]} did not answer in {timeout:g} s: check that OrbStack runs"
+            f"{shlex.join(words)[:80]} did not answer in {timeout:g} s: check that OrbStack runs"
         ) from None
     except OSError as broken:
-        raise DockerError(f"cannot run {argv[0]}: {broken.strerror}") from None
+        raise DockerError(f"cannot run {words[0]}: {broken.strerror}") from None
+    if problem := place.problem(done.returncode, done.stderr.decode(errors="replace")):
+        raise Unreachable(problem)
+    return done
 
 
-def _find() -> list[str]:
-    named = os.environ.get(COMMAND_VARIABLE)
+def _find(place: Place) -> list[str]:
+    named = None if place.far else os.environ.get(COMMAND_VARIABLE)
     if named:
         found = shutil.which(os.path.expanduser(named))
         if not found:
             raise DockerError(orbctl.no_executable(COMMAND_VARIABLE, named))
         return [found]
+    found = "docker" if place.far else _find_here()
+    known = _run(place, [found, "context", "inspect", CONTEXT], READ_TIMEOUT).returncode == 0
+    return [found, "--context", CONTEXT] if known else [found]
+
+
+def _find_here() -> str:
     folders = os.pathsep.join(os.path.expanduser(folder) for folder in orbctl.KNOWN_FOLDERS)
     found = shutil.which("docker") or shutil.which("docker", path=folders)
     if not found:
@@ -285,5 +317,4 @@ def _find() -> list[str]:
             "docker not found: open OrbStack once, which adds it to PATH, "
             f"or set {COMMAND_VARIABLE} to another command"
         )
-    known = _run([found, "context", "inspect", CONTEXT], READ_TIMEOUT).returncode == 0
-    return [found, "--context", CONTEXT] if known else [found]
+    return found

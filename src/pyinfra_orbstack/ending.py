@@ -57,7 +57,7 @@ class Ending:
             raise OSError("the target does not show its processes")
         if self._call is None:
             argv = self._target.argv("sh", "-c", _END, "sh", *words, user="root")
-            self._call = Detached(argv, self._target.environment())
+            self._call = Detached(self._target.place.idle(argv), self._target.environment())
 
     def finish(self, make_room: Callable[[], object]) -> None:
         """Start the call if it was not started, and wait for it to end.

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import gevent
 
@@ -20,6 +21,9 @@ from pyinfra_orbstack.process import wait_for_detached
 
 #: Seconds that a terminated process waits for the clean-up that it started.
 LAST_WAIT = 10.0
+#: Seconds after which gevent looks for signals at the latest. Without a timer it overlooks one that
+#: arrives in the microseconds before it waits, until it wakes for something else.
+LOOK_AGAIN = 0.5
 
 
 class Interrupted(OSError):
@@ -32,6 +36,7 @@ _callbacks: dict[object, Callable[[], object]] = {}
 _shields: set[object] = set()
 _postponed: set[int] = set()
 _previous: Callable[[int, FrameType | None], object] | None = None
+_timer: Any = None
 
 
 def watch() -> None:
@@ -39,7 +44,7 @@ def watch() -> None:
 
     pyinfra disconnects in the pool that runs the commands, so it would wait for all of them.
     """
-    global _previous
+    global _previous, _timer
     current = signal.getsignal(signal.SIGINT)
     if _previous is not None or not callable(current):
         return
@@ -47,6 +52,8 @@ def watch() -> None:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, handle)
         _previous = current
+        _timer = gevent.get_hub().loop.timer(LOOK_AGAIN, LOOK_AGAIN, ref=False)
+        _timer.start(lambda: None)
         atexit.register(_at_exit)
         os.register_at_fork(after_in_child=_forget)
         for number in (signal.SIGTERM, signal.SIGHUP):

@@ -13,10 +13,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyinfra_orbstack.targets import parse
+from pyinfra_orbstack.targets import meaning, parse
 
 if TYPE_CHECKING:
     from pyinfra.api.inventory import Inventory
+
+
+#: The pattern of Python files, without those that macOS writes beside them on some disks (``._*``).
+FILES = "[!.]*.py"
 
 
 class CommandError(Exception):
@@ -31,13 +35,18 @@ def execute(path: Path) -> dict[str, Any]:
 
 
 def inventory_hosts(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the hosts in an inventory file, read as pyinfra reads it.
+    """Names of the hosts in an inventory file, as pyinfra calls them; patterns are not resolved.
 
     Raises:
         CommandError: The file cannot be executed.
     """
     names = (_name(host) for hosts, _ in _groups(Path(path)).values() for host in hosts)
-    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+    return list(dict.fromkeys(map(_called, filter(lambda name: isinstance(name, str), names))))
+
+
+def _called(host: str) -> str:
+    named = parse(host)
+    return named.called if named else host
 
 
 def _groups(path: Path) -> dict[str, tuple[Sequence[Any], Any]]:
@@ -90,7 +99,7 @@ def find_inventory(name: str) -> Path:
     Raises:
         CommandError: There is no inventory of that name.
     """
-    known = sorted(path.stem for path in Path("inventories").glob("*.py"))
+    known = sorted(path.stem for path in Path("inventories").glob(FILES))
     if not known:
         folder = Path("inventories").absolute()
         raise CommandError(f"there is no inventory in {folder}: run this in a project's directory")
@@ -173,7 +182,7 @@ def read(path: Path, wanted: Callable[[str], bool] = lambda host: True) -> Inven
     groups.setdefault(path.stem, (everyone, {}))
     try:
         ctx_inventory.set(Inventory((everyone, data), **groups))
-        for file in [*Path("group_data").glob("*.py"), *path.parent.glob("group_data/*.py")]:
+        for file in _data_files(path):
             try:
                 values = group_data(file)
             except Exception as broken:
@@ -184,6 +193,50 @@ def read(path: Path, wanted: Callable[[str], bool] = lambda host: True) -> Inven
         return Inventory((everyone, data), **groups)
     except PyinfraError as broken:
         raise CommandError(f"{path}: {' '.join(str(broken).split())}") from None
+
+
+def host_names(inventory: Inventory) -> list[str]:
+    """Names of the hosts, as pyinfra calls them; `parse` understands them."""
+    named = ((host.name, meaning(host)) for host in inventory)
+    return [found.called if found else name for name, found in named]
+
+
+def setting(path: Path, key: str) -> dict[str, Any]:
+    """The values of a key by the names of hosts, in an inventory file and its group data.
+
+    Raises:
+        CommandError: As `read`.
+    """
+    if not _is_set(path, key):  # Reading all data takes a while.
+        return {}
+    values = ((host.name, host.data.get(key)) for host in read(path))
+    found = {name: value for name, value in values if value}
+    # Which `orbctl` lists machines may not have been chosen yet.
+    from pyinfra_orbstack.inventory import list_machines
+
+    list_machines.cache.clear()
+    return found
+
+
+def _is_set(path: Path, key: str) -> bool:
+    """Whether the inventory, or any group data beside it, sets a key for any host."""
+    for hosts, data in _groups(path).values():
+        own = (host[1] for host in hosts if isinstance(host, tuple) and len(host) > 1)
+        if any(isinstance(one, dict) and key in one for one in (data, *own)):
+            return True
+    return any(_may_set(file, key) for file in _data_files(path))
+
+
+def _may_set(file: Path, key: str) -> bool:
+    try:
+        return key in group_data(file)
+    except Exception:  # it needs pyinfra's inventory, or a secret of another inventory
+        return key.encode() in file.read_bytes()
+
+
+def _data_files(path: Path) -> list[Path]:
+    """The files of group data that pyinfra reads with an inventory."""
+    return [*Path("group_data").glob(FILES), *path.parent.glob(f"group_data/{FILES}")]
 
 
 def limited(inventory: Inventory, path: Path, limit: str) -> list[str]:
@@ -199,13 +252,14 @@ def limited(inventory: Inventory, path: Path, limit: str) -> list[str]:
             host for host in inventory if fnmatch(host.name, word)
         ]
         if not members:
-            groups = ", ".join(sorted(inventory.groups))
+            # Those with a slash are names of single hosts.
+            groups = ", ".join(sorted(one for one in inventory.groups if "/" not in one))
             hosts = ", ".join(host.name for host in inventory)
             raise CommandError(
                 f"LIMIT {word!r} matches nothing in {path}; use groups: {groups}; or hosts: {hosts}"
             )
         chosen.update((host.name, None) for host in members)
-    return [host.name for host in inventory if host.name in chosen]
+    return [name for name in host_names(inventory) if name in chosen]
 
 
 def limit_words(hosts: Sequence[str]) -> list[str]:

@@ -72,7 +72,7 @@ class Keyboard:
         words = (str(self._control.pid), str(self._control.started), "process")
         argv = self._target.argv("sh", "-c", _READING, "sh", *words, user=user)
         with contextlib.suppress(OSError):
-            watcher = Child(argv, env=self._target.environment())
+            watcher = Child(self._target.place.idle(argv), env=self._target.environment())
             try:
                 # Its stderr ends at once.
                 while (piece := watcher.read()) != (STDOUT, b""):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import time
@@ -22,13 +23,15 @@ from pyinfra_orbstack import shell
 # the loop's next event since 25.8.1.
 _spawn, _waitpid, close = get_original("os", ["posix_spawnp", "waitpid", "close"])
 
-_REPORT = shell.text("report")
+_REPORT, _LIMITED = map(shell.text, ("report", "limited"))
 
 #: Descriptors of a process by their numbers there, all of them below `FREE`.
 Files = dict[int, int]
 STDIN, STDOUT, STDERR, STATUS, FREE = 0, 1, 2, 3, 5
 #: The name of the intermediate shell, in its own messages.
 NAME = "pyinfra-orbstack"
+#: Open files that this process may have: as many as macOS allows, even if it says "unlimited".
+MOST_FILES = 10240
 
 
 class TooManyFiles(OSError):
@@ -54,9 +57,15 @@ class Launched:
         for one in list(unreaped):
             one.poll()
         env = os.environ if env is None else env
+        name, limit = argv[0], _raised(files)
+        if report or limit:
+            _check_program(name, env)
         if report:
-            _check_program(argv[0], env)
             argv = ["/bin/sh", "-c", _REPORT, NAME, *argv]
+        if limit:
+            if not shutil.which(name, path=env.get("PATH")):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            argv = ["/bin/sh", "-c", _LIMITED, NAME, str(limit), *argv]
         actions: list[tuple[object, ...]]
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in files.items()]
         actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in files]
@@ -73,6 +82,10 @@ class Launched:
                 # Python ignores these signals, and its children would inherit that.
                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
             )
+        except NotImplementedError:
+            raise OSError(
+                errno.ENOSYS, "this Python was built for an old macOS: use another one"
+            ) from None
         except ValueError as bad:
             # A NUL, or a character that has no bytes.
             raise OSError(
@@ -118,6 +131,25 @@ class Launched:
 #: Processes that nothing waits for any more; starting the next one reaps them.
 unreaped: set[Launched] = set()
 
+_limit_before = 0
+
+
+def _raised(files: Files) -> int:
+    """Raise the limit of open files once a quarter is used; return the limit of our processes.
+
+    Child processes keep the limit that this process was started with, because some programs are
+    slow or fail with a high one. Returns 0 if our limit was not raised. A Mac's is 256; a host
+    takes 3.
+    """
+    global _limit_before
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if not _limit_before and soft < most and max(files.values()) >= soft // 4:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            _limit_before = soft
+    return _limit_before
+
 
 def _check_program(name: str, env: Mapping[str, str]) -> None:
     """Reject files that the system would refuse to start, but a shell takes for a script."""
@@ -127,7 +159,8 @@ def _check_program(name: str, env: Mapping[str, str]) -> None:
         if found := shutil.which(name, path=env.get("PATH")):
             with open(found, "rb") as file:
                 head = file.read(2)
-    if head != b"#!" and head.decode("latin-1").isprintable():
+    # macOS's own formats begin with bytes beyond ASCII, Linux's with a control character.
+    if head != b"#!" and head.isascii() and head.decode().isprintable():
         raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC), name)
 
 
@@ -178,10 +211,25 @@ def _inheritable() -> Iterator[int]:
     """Descriptors that a new process would inherit, besides its standard streams."""
     # If the limit was lowered later, there may be descriptors beyond it; no action may name those.
     limit = os.sysconf("SC_OPEN_MAX")
+    limit = limit if limit >= 0 else MOST_FILES  # unlimited
     for fd in map(int, os.listdir("/dev/fd")):
         with contextlib.suppress(OSError):
             if STDERR < fd < limit and os.get_inheritable(fd):
                 yield fd
+
+
+def check_spare() -> None:
+    """Check that the open files leave enough for what hosts do at once.
+
+    A host keeps 3 open, and takes up to 6 more while it works.
+
+    Raises:
+        TooManyFiles: They do not.
+    """
+    with explained():
+        used = len(os.listdir("/dev/fd"))
+        if used > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 @contextlib.contextmanager

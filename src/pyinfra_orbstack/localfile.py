@@ -13,6 +13,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -25,6 +26,8 @@ from pyinfra_orbstack.process import CHUNK
 SPOOLED = 1024 * 1024
 #: Prefix of directories in which files wait until they are complete.
 ROOM = ".pyinfra-orbstack-"
+#: Seconds after which a room of another host name is abandoned.
+OLD = 86400.0
 
 
 def printable(name: object) -> str:
@@ -378,8 +381,11 @@ def _sweep(folder: str) -> None:
     with contextlib.suppress(OSError):
         for room in Path(folder).glob(f"{ROOM}*"):
             host, _, pid = room.name[len(ROOM) :].rpartition("-")[0].rpartition("-")
-            ours = host == _hostname() and room.lstat().st_uid == os.geteuid()
-            if ours and not _runs(pid) and not {"old", "kept"} & set(os.listdir(room)):
+            found = room.lstat()
+            # The name of a Mac changes with its network.
+            is_left = not _runs(pid) if host == _hostname() else time.time() - found.st_mtime > OLD
+            ours = found.st_uid == os.geteuid()
+            if ours and is_left and not {"old", "kept"} & set(os.listdir(room)):
                 shutil.rmtree(room, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 
@@ -23,8 +24,8 @@ from pyinfra_orbstack.answers import (
     parse_info,
     plain_lines,
 )
-from pyinfra_orbstack.arguments import shell_line
-from pyinfra_orbstack.record import RECORD_VARIABLE, Record
+from pyinfra_orbstack.places import PLACE_VARIABLE
+from pyinfra_orbstack.record import RECORD_VARIABLE, Record, place_of
 
 #: Maximum seconds to remove a created machine, or to say why it cannot be removed.
 CLEAN_UP = 60.0
@@ -47,17 +48,26 @@ class Making:
     ) -> None:
         self._client, self._name, self._args = client, name, args
         self._env = client.environment()
-        self._env[orbctl.COMMAND_VARIABLE] = client.command
+        client.place.open()
+        self._env[orbctl.COMMAND_VARIABLE] = self._executable
+        self._env.pop(PLACE_VARIABLE, None)
+        if client.place.far:
+            self._env[PLACE_VARIABLE] = place_of(client)
         self._env[RECORD_VARIABLE] = str(record.path) if record else ""
         # Its last output is the status, since pyinfra's @local may take the exit status from us.
         call = f'{shelltext.words("make_machine", name, *args)}; echo "status $? $found"'
-        self._child = process.Child(["sh", "-c", shelltext.command(call)], env=self._env)
+        argv = client.place.holding(["sh", "-c", shelltext.command(call)])
+        self._child = process.Child(argv, env=self._env)
         self._reader = gevent.spawn(self._read)
         self._killer: process.Detached | None = None
         self._removal: process.Detached | None = None
         #: The machine's id, once it is created and recorded.
         self._id = ""
         self._told = False
+
+    @property
+    def _executable(self) -> str:
+        return self._client.place.executable(self._client.command)
 
     def _read(self) -> tuple[int, list[str], str]:
         """Read to the end: the status, the messages, and the description of the machine."""
@@ -69,19 +79,26 @@ class Making:
             said[stream] += data
             if not data:
                 left.discard(stream)
-        text, _, last = said[process.STDOUT].decode(errors="replace").rpartition("status ")
-        words = last.split()
-        self._id = words[1] if words[:1] == ["0"] and len(words) == 2 else ""
+        # A shell that was killed prints no status.
+        text = said[process.STDOUT].decode(errors="replace")
+        end = re.search(r"^status (\d{1,3}) ?(\w*)\n\Z", text, re.MULTILINE)
+        if end is None:
+            status = 1
+        else:
+            status, text = int(end[1]), text[: end.start()]
+            self._id = end[2] if status == 0 else ""
         self._child.end()
-        notes = plain_lines(said[process.STDERR].decode(errors="replace"))
-        return int(words[0]) if words else 1, notes, text
+        return status, plain_lines(said[process.STDERR].decode(errors="replace")), text
 
     def give_up(self) -> None:
         """Have it removed; a signal handler may call this, and more than once."""
         if self._id:
             if self._removal is None:
                 remove = shelltext.command(shelltext.words("remove", self._name, self._id))
-                self._removal = process.Detached(["sh", "-c", remove], env=self._env)
+                # The connection to a Mac may be a new one by now.
+                self._env[orbctl.COMMAND_VARIABLE] = self._executable
+                argv = self._client.place.holding(["sh", "-c", remove])
+                self._removal = process.Detached(argv, env=self._env)
         elif self._killer is None and not self._reader.ready():
             moment = ["/bin/sh", "-c", shell.text("moment"), "sh", str(self._child.pid)]
             self._killer = process.Detached(moment)
@@ -123,31 +140,37 @@ class Making:
 
     def undo(self, tell: Callable[[str], object]) -> None:
         """Remove the machine, unless it was never created; report one that cannot be removed."""
-        was_made = bool(self._id)
-        self.give_up()
-        if not was_made and not self._told:
-            with contextlib.suppress(OSError, gevent.Timeout):
-                for line in self._reader.get(timeout=CLEAN_UP)[1]:
-                    tell(line)
+        if not self._id:
+            self.give_up()
+            if not self._told:
+                with contextlib.suppress(OSError, gevent.Timeout):
+                    for line in self._reader.get(timeout=CLEAN_UP)[1]:
+                        tell(line)
         if self._killer is not None:
             with contextlib.suppress(OSError):
                 self._killer.result(CLEAN_UP)
-        if self._id:
-            # It may have been created at the last moment.
-            self.give_up()
-        if self._removal is not None:
-            reason = self._why_not_removed(self._removal)
-            if reason:
-                tell(
-                    f"machine {self._name} was created, but is unusable, and deleting it failed: "
-                    f"{reason}; to delete it, run: "
-                    f"{shell_line(['delete', '--force', self._name])}"
-                )
+        # It may have been created at the last moment.
+        if self._id and (reason := self._why_not_removed()):
+            tell(
+                f"machine {self._name} was created, but is unusable, and deleting it failed: "
+                f"{reason}; to delete it, run: "
+                f"{self._client.line(['delete', '--force', self._name])}"
+            )
 
-    @staticmethod
-    def _why_not_removed(removal: process.Detached) -> str:
+    def _why_not_removed(self) -> str:
+        """Remove the machine, and return why that failed, or nothing."""
         try:
-            done = removal.result(CLEAN_UP)
+            if self._removal is None:
+                # The connection may have been lost while the machine booted.
+                self._client.place.open()
+                self.give_up()
+        except OSError as broken:
+            # A signal may have begun it meanwhile.
+            if self._removal is None:
+                return str(broken)
+        assert self._removal is not None
+        try:
+            done = self._removal.result(CLEAN_UP)
         except (OSError, TimeoutError) as broken:
             return str(broken) or f"it took more than {CLEAN_UP:g} s"
         failed = error_of(done.stderr.decode(errors="replace"), done.returncode)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import gevent
 
-from pyinfra_orbstack import process
+from pyinfra_orbstack import places, process
 from pyinfra_orbstack.answers import (
     BadAnswer,
     BadValue,
@@ -52,7 +52,9 @@ from pyinfra_orbstack.arguments import (
     run_args,
     shell_line,
 )
+from pyinfra_orbstack.places import HERE, Place, PlaceError
 from pyinfra_orbstack.record import RECORD_VARIABLE, Record
+from pyinfra_orbstack.shelltext import KNOWN_FOLDERS
 
 __all__ = [
     "COMMAND_VARIABLE",
@@ -99,14 +101,6 @@ COMMAND_VARIABLE = "PYINFRA_ORBSTACK_ORBCTL"
 #: If "1", connecting neither creates nor starts machines.
 PLAN_VARIABLE = "PYINFRA_ORBSTACK_PLAN"
 
-#: Where OrbStack and Homebrew install `orbctl`, for processes with a short PATH.
-KNOWN_FOLDERS = (
-    "/usr/local/bin",
-    "/opt/homebrew/bin",
-    "~/.orbstack/bin",
-    "/Applications/OrbStack.app/Contents/MacOS/bin",
-)
-
 READ_TIMEOUT = 30.0
 CHANGE_TIMEOUT = 120.0
 #: `create` may download an image first.
@@ -150,10 +144,12 @@ def find() -> str:
 
 
 class Orbctl:
-    """`orbctl` on this host.
+    """`orbctl` on this host, or on a Mac that ssh reaches.
 
     Args:
-        command: The executable; None for the one that `find` returns.
+        command: The executable on this host; None for the one that `find` returns.
+        place: Where it is; by default the Mac of `PYINFRA_ORBSTACK_SSH` if that is set, and if
+            ``command`` is not.
 
     Raises:
         OrbctlMissing: There is none.
@@ -161,12 +157,17 @@ class Orbctl:
     Every method raises `OrbctlError` if `orbctl` fails, hangs or prints something invalid.
     """
 
-    def __init__(self, command: str | None = None) -> None:
-        self.command = command or find()
+    def __init__(self, command: str | None = None, place: Place | None = None) -> None:
+        self.place = place or (HERE if command else places.place_of())
+        self.command = command or ("orbctl" if self.place.far else find())
 
-    def argv(self, args: Sequence[str]) -> list[str]:
-        """The whole command line for ``args``."""
-        return [self.command, *args]
+    def argv(self, args: Sequence[str], *, tty: bool = False) -> list[str]:
+        """The whole command line for ``args``; on a Mac, ``tty`` says whether it has a terminal."""
+        return self.place.argv([self.command, *args], tty=tty)
+
+    def line(self, args: Sequence[str]) -> str:
+        """The command line for ``args``, as shown to the user."""
+        return self.place.shown(shell_line(args))
 
     @staticmethod
     def environment() -> dict[str, str]:
@@ -193,7 +194,10 @@ class Orbctl:
         timeout = READ_TIMEOUT if timeout is None else timeout
         env = self.environment()
         try:
-            done = process.run(self.argv(args), stdin=stdin, timeout=timeout, env=env)
+            words = [self.command, *args]
+            done = self.place.run(words, stdin=stdin, timeout=timeout, env=env)
+        except PlaceError as broken:
+            raise OrbctlMissing(str(broken)) from None
         except TimeoutError:
             raise OrbctlError(
                 f"orbctl {args[0]} did not answer in {timeout:g} s: try `orbctl status`"
@@ -201,7 +205,10 @@ class Orbctl:
         except OSError as broken:
             raise OrbctlMissing(f"cannot run {self.command}: {broken.strerror}") from None
         if done.returncode != 0:
-            raise error_of(done.stderr.decode(errors="replace"), done.returncode)
+            said = done.stderr.decode(errors="replace")
+            if problem := self.place.problem(done.returncode, said):
+                raise OrbctlMissing(problem)
+            raise error_of(said, done.returncode)
         return done
 
     def _read(self, parse: Callable[[str], T], *args: str) -> T:

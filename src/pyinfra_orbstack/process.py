@@ -17,14 +17,15 @@ import errno
 import os
 import select
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import gevent
+from gevent.event import Event
 from gevent.monkey import get_original
-from gevent.os import nb_read, nb_write
-from gevent.queue import Empty, Queue
+from gevent.os import nb_write
 
 from pyinfra_orbstack import launch
 from pyinfra_orbstack.launch import (
@@ -47,12 +48,17 @@ __all__ = [
     "Detached",
     "TooManyFiles",
     "feed",
+    "follow",
     "run",
 ]
 
 _poll, _sleep = get_original("select", "poll"), get_original("time", "sleep")
 
 CHUNK = 65536
+#: How many chunks are received before anything reads them.
+MOST_CHUNKS = 16
+#: The event of libev that a descriptor can be read.
+READABLE = 1
 #: Seconds of silence after which the streams of a process that is gone count as ended.
 GRACE = 1.0
 
@@ -96,24 +102,47 @@ class Child:
             ours.pop_all()
         for fd in self._fds.values():
             os.set_blocking(fd, False)
-        # Bounded: a process that prints faster than it is read waits, and memory stays flat.
-        self._chunks: Queue[tuple[int, bytes]] = Queue(maxsize=16)
+        self._chunks: deque[tuple[int, bytes]] = deque()
+        self._arrived = Event()
         self._failure: Exception | None = None
         self._writer: Any = None
-        self.readers = {
-            stream: gevent.spawn(self._read_all, stream) for stream in self._fds if stream
+        # Watchers, since a greenlet for each stream would cost a switch for each chunk.
+        loop = gevent.get_hub().loop
+        self._watchers = {
+            stream: loop.io(fd, READABLE) for stream, fd in self._fds.items() if stream
         }
-        self._open = set(self.readers)
+        #: The streams that have not ended, as far as `read` has returned them.
+        self.open = set(self._watchers)
+        self._receiving = set(self._watchers)
+        self._watch()
 
-    def _read_all(self, stream: int) -> None:
-        data = b"-"
-        while data:
-            try:
-                data = nb_read(self._fds[stream], CHUNK)
-            except OSError:
-                # A pseudo terminal answers EIO when its other end is closed.
-                data = b""
-            self._chunks.put((stream, data))
+    def _watch(self) -> None:
+        """Receive as long as there is room: memory stays flat if the process is fast."""
+        room = len(self._chunks) < MOST_CHUNKS
+        for stream, watcher in self._watchers.items():
+            wanted = room and stream in self._receiving
+            if wanted and not watcher.active:
+                watcher.start(self._receive, stream)
+            elif watcher.active and not wanted:
+                watcher.stop()
+
+    def _receive(self, stream: int) -> None:
+        try:
+            data = os.read(self._fds[stream], CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            # A pseudo terminal answers EIO when its other end is closed.
+            data = b""
+        self._add(stream, data)
+
+    def _add(self, stream: int, data: bytes) -> None:
+        self._chunks.append((stream, data))
+        if not data:
+            self._receiving.discard(stream)
+        if not data or len(self._chunks) >= MOST_CHUNKS:
+            self._watch()
+        self._arrived.set()
 
     @property
     def pid(self) -> int:
@@ -132,35 +161,34 @@ class Child:
         deadline = None if timeout is None else time.monotonic() + timeout
         gone = False
         while True:
-            if self._chunks.empty() and (lost := self._lost()):
-                stream, data = lost, b""
+            if self._chunks:
+                stream, data = self._chunks.popleft()
+                if len(self._chunks) == MOST_CHUNKS - 1:
+                    self._watch()
                 break
             left = GRACE if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                stream, data = self._chunks.get(timeout=min(GRACE, left))
-                break
-            except Empty:
-                if deadline is not None and left < GRACE:
-                    raise TimeoutError from None
-            # On a busy host, silence may only mean that the readers had no turn.
+            self._arrived.clear()
+            if self._arrived.wait(min(GRACE, left)):
+                continue
+            if deadline is not None and left < GRACE:
+                raise TimeoutError
+            # On a busy host, silence may only mean that the event loop had no turn.
             if gone and not self._readable():
-                gevent.killall(list(self.readers.values()))
+                for one in list(self._receiving):
+                    self._add(one, b"")
             gone = self.gone
         if self._failure is not None:
             raise OSError(f"cannot read the input: {self._failure}") from self._failure
         if not data:
-            self._open.discard(stream)
+            self.open.discard(stream)
         return stream, data
 
     def _readable(self) -> bool:
         poll = _poll()
-        for stream in self._open:
+        for stream in self.open:
             poll.register(self._fds[stream], select.POLLIN)
-        return bool(poll.poll(0))
-
-    def _lost(self) -> int:
-        """A stream whose reader ended without reporting it, or 0."""
-        return next((one for one in self._open if self.readers[one].ready()), 0)
+        # Some systems cannot poll pseudo terminals.
+        return any(event & ~select.POLLNVAL for _, event in poll.poll(0))
 
     def write(self, data: bytes) -> None:
         """Write all of ``data`` to stdin.
@@ -192,7 +220,7 @@ class Child:
     def fail(self, reason: Exception) -> None:
         """Make `read` raise, because the process's input is unavailable."""
         self._failure = reason
-        self._chunks.put((0, b""))
+        self._add(STDIN, b"")
 
     def close_stdin(self) -> None:
         """Let the process read the end of its input."""
@@ -231,11 +259,19 @@ class Child:
         """Let a process that is about to end finish."""
         self._process.wait(GRACE)
 
+    def kill(self) -> None:
+        """Kill the process and its group; a signal handler may do so."""
+        self._process.kill()
+
     def end(self) -> None:
         """Kill the process and its group, and close everything that belongs to it."""
         self.close_stdin()
-        self._process.kill()
-        gevent.killall(list(self.readers.values()))
+        self.kill()
+        while self._watchers:
+            self._watchers.popitem()[1].close()
+        # A waiting reader gets the end of each stream.
+        for one in list(self._receiving):
+            self._add(one, b"")
         while self._fds:
             close(self._fds.popitem()[1])
         self._process.wait(2)
@@ -262,21 +298,33 @@ def run(
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     child = Child(argv, env=env, report=True)
-    collected = {stream: bytearray() for stream in (STDOUT, STDERR, STATUS)}
+    collected = {stream: bytearray() for stream in (STDOUT, STDERR)}
     feeder = gevent.spawn(feed, child, [stdin] if isinstance(stdin, bytes) else stdin)
     try:
-        open_streams = set(collected)
-        while open_streams:
-            stream, data = child.read(None if deadline is None else deadline - time.monotonic())
-            collected[stream] += data
-            if not data:
-                open_streams.discard(stream)
+        status = follow(child, lambda stream, data: collected[stream].extend(data), deadline)
         # The intermediate shell is about to end, and processes that it leaves are not ours to kill.
         child.settle()
-        return _completed(*(bytes(collected[one]) for one in (STATUS, STDOUT, STDERR)))
+        return _completed(status, bytes(collected[STDOUT]), bytes(collected[STDERR]))
     finally:
         feeder.kill()
         child.end()
+
+
+def follow(child: Child, sink: Callable[[int, bytes], object], deadline: float | None) -> int:
+    """Pass on the output of a process with `report`, and return its exit status.
+
+    Raises:
+        OSError: Its exit status is unknown.
+        TimeoutError: The deadline, a point of `time.monotonic`, passed.
+    """
+    reported = b""
+    while child.open:
+        stream, data = child.read(None if deadline is None else deadline - time.monotonic())
+        if stream == STATUS:
+            reported += data
+        else:
+            sink(stream, data)
+    return _status(reported)
 
 
 def feed(child: Child, pieces: Iterable[bytes], *, close: bool = True) -> None:
@@ -345,7 +393,7 @@ class Detached:
                 close(self._transcript)
                 launch.unreaped.add(self._process)
         text, _, status = said.rpartition(b"\n")
-        return _completed(status, b"", text)
+        return _completed(_status(status), b"", text)
 
 
 def wait_for_detached(seconds: float) -> None:
@@ -358,12 +406,16 @@ def wait_for_detached(seconds: float) -> None:
 _detached: set[Detached] = set()
 
 
-def _completed(reported: bytes, stdout: bytes, stderr: bytes) -> Completed:
-    """The result of a command, as the intermediate shell reported it."""
+def _status(reported: bytes) -> int:
+    """The exit status of a command, as the intermediate shell reported it."""
     reported = reported.strip()
     if not reported.isdigit():
         raise OSError(errno.ECHILD, "it was killed, and its exit status is unknown")
-    status = int(reported)
+    return int(reported)
+
+
+def _completed(status: int, stdout: bytes, stderr: bytes) -> Completed:
+    """The result of a command that the intermediate shell was able to start."""
     if status in (126, 127) and stderr.startswith(f"{NAME}: ".encode()):
         missing = status == 127 or b"No such file" in stderr
         code = errno.ENOENT if missing else errno.EACCES

@@ -6,6 +6,8 @@
 2. The shell answers READY and waits.
 3. The client sends START, a word made for this command alone. Before it, nothing can have run and
    the command may be tried again; from its first byte on the outcome is unknown until reported.
+   If the target is far away and has just answered, START is empty and the shell does not wait for
+   it: then the last byte of the frame takes its place.
 4. The command runs. Its output is enclosed by BEGIN and END, on each stream. It is over when its
    process has ended and both outputs are closed.
 
@@ -99,6 +101,26 @@ def check_text(text: str) -> bytes:
             f"{LONGEST_TEXT}: upload it as a file, and run the file"
         )
     return data
+
+
+def command_words(text: str) -> tuple[bytes, ...]:
+    """The command line that runs a command text.
+
+    pyinfra's own commands are ``sh -c 'TEXT'`` already, and need no second shell around it. Neither
+    does a shell that reads its input.
+
+    >>> command_words("ls | wc -l"), command_words("sh -c 'ls | wc -l'"), command_words("sh -c sh")
+    ((b'sh', b'-c', b'ls | wc -l'), (b'sh', b'-c', b'ls | wc -l'), (b'sh',))
+
+    Raises:
+        OSError: See `check_text`.
+    """
+    data = check_text(text)
+    prefix, word = text[:6], text[6:]
+    inner = word[1:-1].replace("'\"'\"'", "'") if word[:1] == "'" else word
+    if prefix == "sh -c " and shlex.quote(inner) == word:
+        data = encoded("the command", inner)
+    return (b"sh",) if data == b"sh" else (b"sh", b"-c", data)
 
 
 def call(function: str, *words: str | bytes) -> bytes:

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Protocol
 
 from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.progress import progress_spinner
 
 from pyinfra_orbstack import docker, interrupts, inventory, making, orbctl, waiting
+from pyinfra_orbstack.places import place_of
 from pyinfra_orbstack.record import Record
 from pyinfra_orbstack.runner import CommandTimeout, Runner
 from pyinfra_orbstack.session import NotStarted
-from pyinfra_orbstack.specification import MachineSpec, Settings, check_image
+from pyinfra_orbstack.specification import (
+    MachineSpec,
+    Settings,
+    check_image,
+    expanded,
+    read_cloud_init,
+)
 from pyinfra_orbstack.targets import ContainerTarget, MachineTarget, Target
+
+
+class OpenRunner(Protocol):
+    """Opens the first session in a target, and returns a runner for its commands."""
+
+    def __call__(self, target: Target, *, anywhere: bool = False) -> Runner:
+        """Open it in the working directory of the host's data, or ``anywhere``."""
 
 
 class Provision:
@@ -23,22 +40,21 @@ class Provision:
 
     Args:
         settings: The settings in the host's data that say how to reach it.
-        open_runner: Opens the first session in a target, and returns a runner for its commands.
+        open_runner: Called to open the first session in a target.
         prefix: Prefix of each log line.
 
     Every method raises `ConnectError`, `OrbctlError` or `OSError`, with a one-line message.
     """
 
-    def __init__(
-        self, settings: Settings, *, open_runner: Callable[[Target], Runner], prefix: str = ""
-    ) -> None:
+    def __init__(self, settings: Settings, *, open_runner: OpenRunner, prefix: str = "") -> None:
         self._settings = settings
+        self._place = place_of(settings.ssh)
         self._open_runner = open_runner
         self._prefix = prefix
 
     def container(self, name: str) -> None:
         """Make a container ready; it is started if needed, never created."""
-        engine = docker.Docker()
+        engine = docker.Docker(self._place)
         try:
             container = engine.inspect(name)
         except docker.ContainerNotFound:
@@ -50,12 +66,12 @@ class Provision:
 
     def machine(self, spec: MachineSpec) -> None:
         """Make a machine ready; create it if it does not exist and its data says how."""
-        client, name = orbctl.Orbctl(), spec.name
+        client, name = orbctl.Orbctl(place=self._place), spec.name
         # A shell in it is enough, unless there is more to wait for. It may have stopped since it
         # was listed; then a shell would start it, or fail because it is gone.
         pending = _has_intents(name)
         if self._settings.may_start and not spec.cloud_init and not pending:
-            listed = inventory.just_listed(name)
+            listed = inventory.just_listed(name, self._place)
             if listed is not None:
                 target = MachineTarget(client, listed)
                 with contextlib.suppress(NotStarted), progress_spinner({f"waiting for {target}"}):
@@ -78,7 +94,29 @@ class Provision:
                 self._warn(line)
 
     def _create_and_start(self, client: orbctl.Orbctl, spec: MachineSpec) -> None:
-        args = self._creation(client, spec)
+        self._check_creation(client, spec)
+        with self._there(spec) as args:
+            if self._make(client, spec, args):
+                return
+        self._ensure_ready(client, client.info(spec.name), spec)
+
+    @contextlib.contextmanager
+    def _there(self, spec: MachineSpec) -> Iterator[list[str]]:
+        """The arguments that create the machine where `orbctl` is, with a copy of its files."""
+        if not self._place.far:
+            yield spec.create_args(here=True)
+            return
+        lent = ""
+        try:
+            if spec.cloud_init:
+                lent = self._place.lend(read_cloud_init(spec.cloud_init).encode())
+            yield spec.at(self._place, lent).create_args(here=True)
+        finally:
+            if lent:
+                self._place.take_back(lent)
+
+    def _make(self, client: orbctl.Orbctl, spec: MachineSpec, args: list[str]) -> bool:
+        """Create the machine and make it ready; False if another process has created it."""
         made = making.Making(client, spec.name, args, Record.from_environment())
         with interrupts.at_interrupt(made.give_up):
             try:
@@ -88,32 +126,42 @@ class Provision:
                 for difference in spec.unlike(machine.distro, machine.version, machine.arch):
                     self._warn(f"machine {spec.name} was created, but {difference}")
                 self._ensure_ready(client, machine, spec)
-                return
+                return True
             except orbctl.MachineExists:
                 # Someone else created it first; it is theirs, and good enough to connect to.
-                pass
+                return False
             except BaseException:
                 made.undo(self._warn)
                 raise
-        self._ensure_ready(client, client.info(spec.name), spec)
 
-    def _creation(self, client: orbctl.Orbctl, spec: MachineSpec) -> list[str]:
-        """The arguments that create the machine, if creating it is allowed."""
+    def _check_creation(self, client: orbctl.Orbctl, spec: MachineSpec) -> None:
+        """Check that the machine can be created, and may be."""
         if not spec.image:
             raise ConnectError(
                 f"there is no machine {spec.name!r}{inventory.known(client.machines())}: "
                 "to create it, set orbstack_image in its data"
             )
-        spec.check_files()
-        args = spec.create_args(here=True)
+        spec.check_files(mounts=not self._place.far)
         if not self._settings.may_create:
             # In a deploy `orbctl` itself knows its images; a plan cannot ask it.
             check_image(spec.image)
+            first, line = self._steps(client, spec)
             raise ConnectError(
                 f"there is no machine {spec.name!r} and it may not be created now; "
-                f"to create it, run: {orbctl.shell_line(args)}"
+                f"to create it, {first}run: {line}"
             )
-        return args
+
+    def _steps(self, client: orbctl.Orbctl, spec: MachineSpec) -> tuple[str, str]:
+        """How the user can create the machine: what to do first, and the command line."""
+        first = ""
+        if self._place.far:
+            copy = ""
+            if spec.cloud_init:
+                path = expanded("cloud_init", spec.cloud_init)
+                copy = self._place.mac_path(f"~/{os.path.basename(path)}")
+                first = f"copy {path} to {shlex.quote(copy)} on {self._place.name}, then "
+            spec = spec.at(self._place, copy)
+        return first, client.line(spec.create_args(here=True))
 
     def _warn(self, line: str) -> None:
         logger.warning(f"{self._prefix}{line}")
@@ -129,10 +177,14 @@ class Provision:
             # Another process may have started it, or be starting it.
             if self._settled(client, client.info(machine.name), deadline).state != "running":
                 raise
-        runner = self._wait(MachineTarget(client, machine), deadline)
+        target = MachineTarget(client, machine)
+        # Cloud-init may create the directory in which commands start.
+        runner = self._wait(target, deadline, anywhere=bool(spec.cloud_init))
         if spec.cloud_init:
             with progress_spinner({f"waiting for cloud-init in {machine.name}"}):
                 _wait_for_cloud_init(runner, deadline)
+            if self._settings.workdir is not None:
+                self._open_runner(target)
 
     def _settled(
         self, client: orbctl.Orbctl, machine: orbctl.Machine, deadline: float
@@ -153,10 +205,12 @@ class Provision:
         with progress_spinner({f"starting {target}"}):
             target.start()
 
-    def _wait(self, target: Target, deadline: float) -> Runner:
+    def _wait(self, target: Target, deadline: float, *, anywhere: bool = False) -> Runner:
         with progress_spinner({f"waiting for {target}"}):
             try:
-                return waiting.until(lambda: self._open_runner(target), NotStarted, deadline)
+                return waiting.until(
+                    lambda: self._open_runner(target, anywhere=anywhere), NotStarted, deadline
+                )
             except NotStarted as silent:
                 reason = target.explain(str(silent))
                 raise ConnectError(f"{target} does not answer: {reason}") from None

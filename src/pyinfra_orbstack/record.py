@@ -22,14 +22,14 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import gevent
 
 from pyinfra_orbstack.answers import BadValue, Machine, OrbctlError, OrbctlMissing
-from pyinfra_orbstack.arguments import check_id, check_name, shell_line
+from pyinfra_orbstack.arguments import check_id, check_name
 
 if TYPE_CHECKING:
     from pyinfra_orbstack.orbctl import Orbctl
@@ -43,8 +43,13 @@ LOCK_AGE = 60.0
 LOCK_TIMEOUT = 90.0
 #: Seconds within which an `orbctl` whose caller is gone lists the machine that it creates.
 SHOWN = 10.0
+#: Seconds by which the clock of OrbStack's machines, which ids contain, may be behind ours.
+SKEW = 10.0
 #: Seconds after which an intent's writer is certainly done, whichever process has its id by then.
 MAKING = 3600.0
+
+#: The first word of a PLACE that ssh reaches; other places begin with a path.
+FAR = "ssh"
 
 _serial = itertools.count()
 
@@ -82,7 +87,7 @@ class Intent(NamedTuple):
 
     def may_be(self, machine: Machine) -> bool:
         """Whether a machine of that name can be the intended one, or is older."""
-        return machine.created is None or machine.created.timestamp() >= self.since
+        return machine.created is None or machine.created.timestamp() >= self.since - SKEW
 
     def is_certainly(self, machine: Machine) -> bool:
         """Whether the machine was created while `orbctl` created one of that name, then free."""
@@ -121,15 +126,33 @@ class Record:
         """Ids by the names with which the machines were created."""
         return dict(self._entries())
 
+    def names(self) -> dict[str, str]:
+        """The names with which the machines were created, by their ids."""
+        return {machine_id: name for name, machine_id in self._entries()}
+
+    def places(self) -> tuple[list[str], bool]:
+        """Where machines were created: destinations of ssh, and whether any is on this host."""
+        made = dict(line.partition(" ")[::2] for line in _lines(_beside(self.path)))
+        places = [made.get(machine_id, "") for _, machine_id in self._entries()]
+        places += [one.place for one in self.intents()]
+        far = [one[len(FAR) + 1 :] for one in places if one.startswith(f"{FAR} ")]
+        return list(dict.fromkeys(far)), len(far) < len(places)
+
+    def lines_of(self, orbctl: Orbctl) -> list[str]:
+        """The lines of machines that an `orbctl` has created, or was about to create."""
+        place = place_of(orbctl)
+        beside = set(_lines(_beside(self.path)))
+        made = [one for one in self._entries() if f"{one[1]} {place}" in beside]
+        begun = [one.line for one in self.intents() if one.place == place]
+        return [" ".join(one) for one in made] + begun
+
     def intents(self) -> list[Intent]:
         """Machines that a process is about to create, or was when it stopped writing."""
         return [found for line in _lines(self.path) if (found := _intent(line))]
 
     def existing(self, orbctl: Orbctl) -> list[Machine]:
-        """Machines that still exist, whatever their current names."""
-        if self.intents():
-            self.settle(orbctl)
-        ids = {machine_id for _, machine_id in self._entries()}
+        """Recorded machines that still exist, whatever their current names."""
+        ids = self.names()
         return [machine for machine in orbctl.machines() if machine.id in ids] if ids else []
 
     def _is_gone(self, machine_id: str, place: str) -> bool:
@@ -201,7 +224,12 @@ class Record:
     # Unfinished and deleted machines
 
     def settle(
-        self, orbctl: Orbctl, *, only: str | None = None, names_are_ours: bool = False
+        self,
+        orbctl: Orbctl,
+        *,
+        only: str | None = None,
+        names_are_ours: bool = False,
+        asked: Collection[str] = (),
     ) -> list[str]:
         """Resolve the intents that no process confirms any more.
 
@@ -212,6 +240,7 @@ class Record:
             orbctl: The `orbctl` that manages the machines.
             only: A name; intents of other names are ignored.
             names_are_ours: The names are such that nothing else gives them to a machine.
+            asked: Places whose `orbctl` is asked as well; their intents are left to it.
         """
         intents = [one for one in self.intents() if only in (None, one.name)]
         dead = [one for one in intents if not one.alive]
@@ -229,22 +258,28 @@ class Record:
             # An `orbctl` that the dead writer called may still be about to begin.
             gevent.sleep(min(left, SHOWN))
             listed = {machine.name: machine for machine in orbctl.machines()}
-        known, over = set(self.machines().values()), set()
+        known, over = self.names(), set()
         for intent in dead:
             machine = listed.get(intent.name)
+            if intent.place != place and intent.place in asked:
+                continue
             if intent.place != place:
                 said.append(
                     f"{intent.name} may have been created by another orbctl, or for another user "
                     f"({intent.place}): use that one to delete it"
                 )
-            elif machine is None or machine.id in known or not intent.may_be(machine):
+            elif (
+                machine is None
+                or machine.id in known
+                or not (names_are_ours or intent.may_be(machine))
+            ):
                 over.add(intent.line)
             elif names_are_ours or intent.is_certainly(machine):
                 self.add(machine, orbctl)
             else:
                 said.append(
                     f"{intent.name} ({machine.id}) may come from a run that was killed; "
-                    f"to delete it, run: {shell_line(['delete', '--force', intent.name])}"
+                    f"to delete it, run: {orbctl.line(['delete', '--force', intent.name])}"
                 )
         if over:
             self._take_out(over.__contains__)
@@ -281,7 +316,7 @@ class Record:
         """
         problems = self.settle(orbctl, names_are_ours=names_are_ours) if self.intents() else []
         # Read before the machines are listed: entries added meanwhile are not forgotten.
-        entries = {machine_id: name for name, machine_id in self._entries()}
+        entries = self.names()
         listed = {machine.id: machine for machine in orbctl.machines()} if entries else {}
         there = [listed[machine_id] for machine_id in entries if machine_id in listed]
         deleted, failed = self.delete(there, orbctl)
@@ -354,7 +389,12 @@ def _usual() -> Orbctl:
 
 
 def place_of(orbctl: Orbctl) -> str:
-    """The set of machines of an `orbctl`: its path, its owner, and the simulator's directory."""
+    """The set of machines of an `orbctl`: its path, its owner, and the simulator's directory.
+
+    That of a Mac that ssh reaches is its destination.
+    """
+    if orbctl.place.far:
+        return f"{FAR} {orbctl.place.name}"
     env = orbctl.environment()
     simulator = env.get("ORBCTL_SIMULATOR_HOME") or env.get("XDG_STATE_HOME") or ""
     command = os.path.join(os.getcwd(), orbctl.command)

@@ -19,7 +19,7 @@ from pyinfra_orbstack import interrupts, localfile, process
 from pyinfra_orbstack.answers import BadValue
 from pyinfra_orbstack.process import CHUNK, STDERR, STDOUT
 from pyinfra_orbstack.protocol import NotStarted
-from pyinfra_orbstack.session import LARGEST_FRAME_STDIN, ShellSession, Sink
+from pyinfra_orbstack.session import Client, ShellSession, Sink, largest_stdin
 from pyinfra_orbstack.targets import Target
 
 #: How commands run: one open shell, or a shell for each command.
@@ -136,9 +136,10 @@ class Runner:
         with interrupts.interruptible():
             if pty:
                 return self._run_alone(ShellSession.terminal, text, sink, pieces, timeout)
-            first = _take(pieces, LARGEST_FRAME_STDIN)
-            small = sum(map(len, first)) <= LARGEST_FRAME_STDIN
-            if small and self._transport == "session" and self._hub is gevent.get_hub():
+            in_session = self._transport == "session" and self._hub is gevent.get_hub()
+            most = largest_stdin(self.target) if in_session else 0
+            first = _take(pieces, most)
+            if in_session and sum(map(len, first)) <= most:
                 with self._lock:
                     return self._run_in_session(text, sink, b"".join(first), timeout)
             return self._run_alone(ShellSession.spawn, text, sink, chain(first, pieces), timeout)
@@ -151,9 +152,37 @@ class Runner:
         Raises:
             CommandTimeout: It did not end in time.
         """
+        return self._in_lines(self.run, text, print_line, **options)
+
+    def relay_lines(
+        self,
+        client: Client,
+        text: str,
+        print_line: Callable[[OutputLine], None] | None = None,
+        timeout: float | None = None,
+    ) -> tuple[int, CommandOutput]:
+        """Run a local executable that starts shell text by itself; see `ShellSession.relay`.
+
+        Raises:
+            CommandTimeout: It did not end in time.
+        """
+        return self._in_lines(partial(self._relay, client), text, print_line, timeout=timeout)
+
+    def _relay(self, client: Client, text: str, sink: Sink, timeout: float | None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with interrupts.interruptible():
+            return self._new_session().relay(client, text, sink, deadline=deadline)
+
+    def _in_lines(
+        self,
+        run: Callable[..., int],
+        text: str,
+        print_line: Callable[[OutputLine], None] | None,
+        **options: Any,
+    ) -> tuple[int, CommandOutput]:
         lines = _Lines(print_line)
         try:
-            status = self.run(text, lines.feed, **options)
+            status = run(text, lines.feed, **options)
         except TimeoutError:
             raise CommandTimeout(
                 f"the command did not finish within {options['timeout']:g} s and was killed, "
@@ -187,7 +216,8 @@ class Runner:
         Raises:
             OSError: It failed.
         """
-        argv = self.target.argv(*words, user="root")
+        self.target.place.open()
+        argv = self.target.place.idle(self.target.argv(*words, user="root"))
         done = process.run(argv, timeout=30, env=self.target.environment())
         if done.returncode != 0:
             raise OSError(done.stderr.decode("utf-8", "replace").strip())

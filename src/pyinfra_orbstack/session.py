@@ -8,6 +8,8 @@ continue.
 from __future__ import annotations
 
 import contextlib
+import math
+import select
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -18,7 +20,8 @@ import gevent
 from pyinfra_orbstack import interrupts, protocol, shell
 from pyinfra_orbstack.ending import Ending
 from pyinfra_orbstack.keyboard import Keyboard
-from pyinfra_orbstack.process import Child, TooManyFiles, feed
+from pyinfra_orbstack.places import Place, PlaceError
+from pyinfra_orbstack.process import STDERR, STDOUT, Child, TooManyFiles, feed, follow
 from pyinfra_orbstack.protocol import (
     PIPES,
     TERMINAL,
@@ -33,10 +36,15 @@ from pyinfra_orbstack.protocol import (
     call,
 )
 
-__all__ = ["NotStarted", "OutcomeUnknown", "Reachable", "ShellSession", "Sink"]
+__all__ = ["Client", "NotStarted", "OutcomeUnknown", "Reachable", "ShellSession", "Sink"]
 
-#: Stdin up to this size travels in the frame of a session; a larger one goes through a spawn.
+#: Stdin up to this size travels in the frame of a session.
 LARGEST_FRAME_STDIN = 64 * 1024
+#: If the target is far away, a stdin up to this size follows START in the open session.
+LARGEST_FAR_STDIN = 4 * 1024 * 1024
+#: If the target is far away, seconds for which a session that has answered counts as alive: then
+#: START is sent with the command, to save the wait for READY.
+ALIVE_FOR = 10.0
 #: Maximum bytes before a command begins; more is not a profile and not a banner.
 MOST_STRAY = 64 * 1024
 #: Seconds for a control shell to answer.
@@ -44,19 +52,33 @@ ANSWER_TIMEOUT = 30.0
 
 # Read now: later there may be too many open files.
 _FUNCTIONS = shell.text("session").encode()
+_CONTROL = shell.text("control", "pl").encode()
 
 #: Called with `STDOUT` or `STDERR` and a piece of the command's output there.
 Sink = Callable[[int, bytes], None]
+#: Makes the command line and the environment of a local executable that starts a command in the
+#: target: called with the command line that does so, the line to send there first, and the
+#: environment.
+Client = Callable[[list[str], str, dict[str, str]], tuple[list[str], dict[str, str]]]
 
 
 class Reachable(Protocol):
     """A place where commands run: a machine or a container."""
+
+    @property
+    def place(self) -> Place:
+        """Where the client of the target runs."""
 
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         """The local command line that runs ``words`` in the target."""
 
     def environment(self) -> dict[str, str]:
         """The environment of that command line."""
+
+
+def largest_stdin(target: Reachable) -> int:
+    """Maximum size of a stdin in an open session; a larger one goes through a spawn."""
+    return LARGEST_FAR_STDIN if target.place.far else LARGEST_FRAME_STDIN
 
 
 class Connection:
@@ -81,6 +103,11 @@ class Connection:
         tty: bool = False,
         meet: Callable[[Hello], None],
     ) -> None:
+        self._place = target.place
+        try:
+            self._place.open()
+        except PlaceError as broken:
+            raise NotStarted(str(broken)) from None
         argv = target.argv(*words, user=user, tty=tty)
         try:
             self.child = Child(argv, env=target.environment(), tty=tty)
@@ -140,6 +167,27 @@ class Connection:
         except EOFError:
             raise self._no_shell(exchange) from None
 
+    def hand_over(self, data: bytes, deadline: float | None) -> None:
+        """Send a command that runs without waiting for START.
+
+        Raises:
+            NotStarted: It was not sent completely, and so cannot run.
+            TimeoutError: The deadline passed.
+        """
+        answer = time.monotonic() + ANSWER_TIMEOUT
+        limit = answer if deadline is None else min(answer, deadline)
+        # The end is written as a whole or not at all.
+        end = max(0, len(data) - select.PIPE_BUF)
+        try:
+            for piece in (data[:end], data[end:]):
+                self._send(piece, limit)
+        except (TimeoutError, EOFError):
+            if limit == deadline and time.monotonic() >= limit:
+                raise TimeoutError from None
+            raise NotStarted(
+                "the connection ended before the command was sent: try again"
+            ) from None
+
     def _send(self, data: bytes, limit: float) -> None:
         try:
             with gevent.Timeout(max(0.0, limit - time.monotonic()), TimeoutError):
@@ -164,12 +212,16 @@ class Connection:
         with contextlib.suppress(TimeoutError):
             while len(self._ended) < len(self._streams):
                 self._listen(exchange, deadline)
-        said = " ".join((self.transcript or b"").decode("utf-8", "replace").split())
-        how = "the connection ended"
+        transcript = (self.transcript or b"").decode("utf-8", "replace")
+        said = " ".join(transcript.split())
+        how, status = "the connection ended", None
         with contextlib.suppress(OSError):
             status = self.child.wait(1)
             how = "no answer" if status is None else f"exit code {status}"
-        return NotStarted(f"could not start a shell: {how}: {said[-300:] or 'no output'!r}")
+        return NotStarted(
+            self._place.problem(status, transcript)
+            or f"could not start a shell: {how}: {said[-300:] or 'no output'!r}"
+        )
 
     def close(self) -> None:
         """Close it; the shell reads the end of its input and exits."""
@@ -204,6 +256,8 @@ class ShellSession:
         self.connection: Connection | None = None
         self.ending = Ending(target)
         self._busy = False
+        # When the session last answered.
+        self._answered = -math.inf
 
     @property
     def alive(self) -> bool:
@@ -224,8 +278,9 @@ class ShellSession:
         """
         exchange = Exchange(hello=True)
         with self._closing_on_failure():
-            script = _script(b"orb_pipes", self._opening(exchange))
+            script = _script(b"orb_pipes", self._opening(exchange, _CONTROL))
             self._connect("sh").ask(exchange, script, lambda: exchange.greeted, deadline)
+        self._answered = time.monotonic()
 
     def _connect(self, *words: str, tty: bool = False) -> Connection:
         self.close()
@@ -233,9 +288,9 @@ class ShellSession:
         self.connection = Connection(self.target, *words, user=self._user, tty=tty, meet=self._meet)
         return self.connection
 
-    def _opening(self, exchange: Exchange) -> bytes:
+    def _opening(self, exchange: Exchange, *program: bytes) -> bytes:
         directory = protocol.encoded("the directory", self._workdir or "")
-        return call("orb_open", exchange.token, directory)
+        return call("orb_control" if program else "orb_open", *program, exchange.token, directory)
 
     def _meet(self, hello: Hello) -> None:
         self.ending.shell = hello.shell
@@ -261,7 +316,7 @@ class ShellSession:
         Args:
             text: Shell text, run by `sh -c`.
             sink: Receives the command's output, piece by piece, as it arrives.
-            stdin: The command's input, at most `LARGEST_FRAME_STDIN` bytes.
+            stdin: The command's input, at most `largest_stdin` bytes.
             deadline: Point of `time.monotonic` at which the command is killed.
 
         Returns:
@@ -272,16 +327,27 @@ class ShellSession:
             OutcomeUnknown: It started, and its outcome is unknown.
             TimeoutError: The deadline passed; the command and its descendants are gone.
         """
-        exchange, source = Exchange(), protocol.octal(stdin) if stdin else "-none"
-        frame = _lines(_framed(exchange, source, protocol.check_text(text)))
+        exchange, source, behind = Exchange(), "-none", b""
+        if len(stdin) > LARGEST_FRAME_STDIN:
+            source, behind = f"-{len(stdin)}", stdin
+        elif stdin:
+            source = protocol.octal(stdin)
+        recent = time.monotonic() - self._answered < ALIVE_FOR
+        at_once = self.target.place.far and recent and not behind
+        frame = _lines(_framed(exchange, source, text, at_once=at_once))
         connection = self.connection
         assert connection is not None
         connection.transcript = bytearray()
         self.ending.command = None
         with self._occupied():
-            with self._closing_on_failure():
-                connection.ask(exchange, frame, lambda: exchange.ready, deadline)
-            return self._complete(exchange, sink, deadline)
+            if at_once:
+                status = self._complete(exchange, sink, deadline, frame=frame)
+            else:
+                with self._closing_on_failure():
+                    connection.ask(exchange, frame, lambda: exchange.ready, deadline)
+                status = self._complete(exchange, sink, deadline, behind=behind)
+        self._answered = time.monotonic()
+        return status
 
     def spawn(
         self,
@@ -296,7 +362,7 @@ class ShellSession:
         Arguments, result and errors are those of `run`; ``stdin`` comes in pieces.
         """
         exchange = Exchange(hello=True)
-        frame = _framed(exchange, "-rest", protocol.check_text(text), b"orb_drain")
+        frame = _framed(exchange, "-rest", text, b"orb_drain")
         script = _script(b"orb_pipes", self._opening(exchange), frame)
         with self._occupied():
             with self._closing_on_failure():
@@ -319,9 +385,9 @@ class ShellSession:
         as many ends of file as the command reads.
         """
         prompt, exchange = Exchange(TERMINAL), Exchange(TERMINAL, hello=True)
-        words = protocol.check_text(text)
-        words = call("orb_terminal", exchange.token, exchange.start, words)
-        keys = protocol.typed(_lines(self._opening(exchange), words))
+        words = protocol.command_words(text)
+        line = call("orb_terminal", exchange.token, exchange.start, *words)
+        keys = protocol.typed(_lines(self._opening(exchange), line))
         script = _script(b'orb_typed "$1"').decode()
         with self._occupied():
             with self._closing_on_failure():
@@ -333,6 +399,66 @@ class ShellSession:
                 connection.ask(exchange, keys, lambda: exchange.waits, deadline, most)
             status = self._complete(exchange, sink, deadline, keys=stdin)
         self.close()
+        return status
+
+    def relay(self, client: Client, text: str, sink: Sink, *, deadline: float | None = None) -> int:
+        """Run a local executable that starts a command in the target by itself.
+
+        The two talk to each other through stdin and stdout of the command. Its stderr is ours too,
+        and both are passed on.
+
+        Args:
+            client: Makes the command line of the executable.
+            text: The command, as for `run`.
+            sink: Receives the output of the executable.
+            deadline: Point of `time.monotonic` at which both are killed.
+
+        Returns:
+            The exit status of the executable.
+
+        Raises:
+            OSError: It cannot be started, its exit status is unknown, or after an error the target
+                did not confirm that the command is gone.
+            TimeoutError: The deadline passed; both are gone.
+        """
+        exchange = Exchange(TERMINAL, hello=True)
+        command = call("orb_exec", exchange.token, *protocol.command_words(text))
+        first = protocol.octal(_lines(self._opening(exchange), b"( " + command + b" )"))
+        script = _script(b"orb_relayed").decode()
+        reach = self.target.argv("sh", "-c", script, user=self._user)
+        argv, env = client(reach, first, self.target.environment())
+        self.ending = Ending(self.target)
+
+        def receive(stream: int, data: bytes) -> None:
+            if stream == STDOUT:
+                sink(stream, data)
+                return
+            # The shell's messages are on stderr, between everything else.
+            for event in exchange.receive(STDOUT, data):
+                if isinstance(event, Hello):
+                    self._meet(event)
+                elif isinstance(event, Began):
+                    self.ending.command = event.process
+                else:
+                    sink(STDERR, event.data)
+
+        def stop() -> None:
+            child.kill()
+            self.ending.begin()
+
+        child = Child(argv, env=env, report=True)
+        with self._ending_on_failure(lambda: exchange.greeted):
+            try:
+                with interrupts.at_interrupt(stop):
+                    child.close_stdin()
+                    status = follow(child, receive, deadline)
+            finally:
+                for kept in exchange.release():
+                    sink(STDERR, kept.data)
+                child.end()
+        if status and exchange.greeted and not self.ending.begun:
+            # It may have left the command behind.
+            self.end_command()
         return status
 
     @contextlib.contextmanager
@@ -353,16 +479,21 @@ class ShellSession:
             raise
 
     @contextlib.contextmanager
-    def _ending_on_failure(self) -> Iterator[None]:
+    def _ending_on_failure(self, started: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Leave no command behind after any interruption, be it Ctrl-C or one from gevent."""
         try:
             yield
+        except NotStarted:
+            self.close()
+            raise
         except TimeoutError:
-            self.end_command()
+            if started():
+                self.end_command()
             raise
         except BaseException:
-            with contextlib.suppress(OSError):
-                self.end_command()
+            if started():
+                with contextlib.suppress(OSError):
+                    self.end_command()
             raise
         if self.ending.begun:
             # A signal came just now; the shell must go, too.
@@ -388,8 +519,20 @@ class ShellSession:
         *,
         stdin: Iterable[bytes] | None = None,
         keys: Iterable[bytes] | None = None,
+        behind: bytes = b"",
+        frame: bytes = b"",
     ) -> int:
-        """Send START, and follow the command to its end."""
+        """Send START, and follow the command to its end.
+
+        Args:
+            exchange: The exchange.
+            sink: Receives the output.
+            deadline: Point of `time.monotonic` at which the command is killed.
+            stdin: The command's input; its end is that of the shell's.
+            keys: The command's input on a terminal.
+            behind: The command's input in an open session.
+            frame: The command, if it was not sent yet: it runs without START.
+        """
         assert self.connection is not None
         child = self.connection.child
         start = exchange.start.encode() + b"\n"
@@ -398,10 +541,14 @@ class ShellSession:
             try:
                 # From here on the outcome is unknown until it is reported.
                 exchange.stray = 0
-                if stdin is None:
-                    child.try_write(start)
-                else:
+                if frame:
+                    self.connection.hand_over(frame, deadline)
+                elif stdin is not None:
                     helper = gevent.spawn(feed, child, chain([start], stdin))
+                elif behind:
+                    helper = gevent.spawn(feed, child, [start, behind], close=False)
+                else:
+                    child.try_write(start)
                 while not exchange.finished:
                     for event in self._next_events(exchange, deadline):
                         if isinstance(event, Output):
@@ -446,7 +593,11 @@ def _script(*calls: bytes) -> bytes:
     return _FUNCTIONS + _lines(*calls)
 
 
-def _framed(exchange: Exchange, source: str, text: bytes, *more: bytes) -> bytes:
+def _framed(
+    exchange: Exchange, source: str, text: str, *more: bytes, at_once: bool = False
+) -> bytes:
     """One command for a control shell: a compound that runs completely or not at all."""
-    words = call("orb_exchange", exchange.token, exchange.start, source, text)
-    return b"{ " + b"".join(one + b"; " for one in (words, *more)) + b"}"
+    start = "" if at_once else exchange.start
+    words = protocol.command_words(text)
+    line = call("orb_exchange", exchange.token, start, source, *words)
+    return b"{ " + b"".join(one + b"; " for one in (line, *more)) + b"}"

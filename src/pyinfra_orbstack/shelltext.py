@@ -8,9 +8,15 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from pyinfra_orbstack import orbctl
+FILES = ("record.sh", "machines.sh", "facts.sh", "place.sh")
 
-FILES = ("record.sh", "machines.sh", "facts.sh")
+#: Where OrbStack and Homebrew install `orbctl` and `docker`, for processes with a short PATH.
+KNOWN_FOLDERS = (
+    "/usr/local/bin",
+    "/opt/homebrew/bin",
+    "~/.orbstack/bin",
+    "/Applications/OrbStack.app/Contents/MacOS/bin",
+)
 
 
 @cache
@@ -38,7 +44,7 @@ def library(call: str) -> str:
 def command(call: str) -> str:
     """A shell command in which ``$orbctl`` is OrbStack's, wherever the host has it."""
     # `PYINFRA_ORBSTACK_ORBCTL` applies if the shell has it: a local shell inherits our environment.
-    call = f"{words('find_orbctl', *orbctl.KNOWN_FOLDERS)}\n{call}"
+    call = f"{words('find_orbctl', *KNOWN_FOLDERS)}\n{call}"
     return f"{library(call)}{call}"
 
 
@@ -49,7 +55,7 @@ def words(*argv: str | int) -> str:
 
 def mac_path(path: str) -> str:
     """A word for a path on the OrbStack host, where ``~`` is the user's home."""
-    return '"$HOME"' + shlex.quote(path[1:]) if re.match("~(/|$)", path) else shlex.quote(path)
+    return '"$HOME"' + shlex.quote(path[1:]) if re.match("~(/|:|$)", path) else shlex.quote(path)
 
 
 def mac_words(argv: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyinfra_orbstack import arguments
@@ -24,6 +24,7 @@ from pyinfra_orbstack.arguments import (
     check_value,
     limits,
 )
+from pyinfra_orbstack.places import SSH_KEY, Place, check_destination
 
 #: The distros that `orbctl create` supports, as of OrbStack 2.2.
 DISTROS = frozenset(
@@ -146,6 +147,7 @@ HOST_KEYS: dict[str, Callable[[str, Any], Any]] = {
     "orbstack_start": _switch,
     "orbstack_boot_timeout": _seconds,
     "orbstack_transport": _text,
+    SSH_KEY: check_destination,
 }
 KEYS = {**MACHINE_KEYS, **HOST_KEYS}
 DEFAULTS: dict[str, Any] = {
@@ -292,8 +294,12 @@ class MachineSpec:
             **self.limited,
         )
 
-    def check_files(self, prefix: str = "") -> None:
+    def check_files(self, prefix: str = "", *, mounts: bool = True) -> None:
         """Check that the files that it names on this host exist.
+
+        Args:
+            prefix: Prefix of its keys in messages.
+            mounts: Whether its mounts are on this host.
 
         Raises:
             BadValue: A file is missing.
@@ -303,10 +309,15 @@ class MachineSpec:
             if not os.path.isfile(path):
                 raise BadValue(f"{prefix}cloud_init must be a file on this host, not {path!r}")
             read_cloud_init(path)
-        for one in self.mounts or ():
+        for one in (self.mounts or ()) if mounts else ():
             source = expanded("mounts", one.partition(":")[0])
             if not os.path.exists(source):
                 raise BadValue(f"{prefix}mounts: there is no {source!r} on this host; create it")
+
+    def at(self, place: Place, cloud_init: str) -> MachineSpec:
+        """The same for `orbctl` on a Mac, where a copy of its cloud-init file has another path."""
+        mounts = self.mounts and [place.mac_path(mount) for mount in self.mounts]
+        return replace(self, mounts=mounts, cloud_init=cloud_init or None)
 
     def unlike(self, distro: str, version: str, arch: str) -> list[str]:
         """How a machine that was just created from it differs from it."""
@@ -335,6 +346,7 @@ class Settings:
     may_start: bool
     boot_timeout: float
     cloud_init: bool
+    ssh: str | None
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Settings:
@@ -347,6 +359,7 @@ class Settings:
             may_start=data["orbstack_start"],
             boot_timeout=data["orbstack_boot_timeout"],
             cloud_init=data["orbstack_cloud_init"] is not None,
+            ssh=data[SSH_KEY],
         )
 
 
@@ -424,7 +437,19 @@ def same_mounts(wanted: Sequence[str], told: str) -> bool | None:
     """
     if re.search(r"[][{}\"']", told) or any("," in mount for mount in wanted):
         return None
-    left = [mount for mount in re.split(r"[,\n]", told) if mount.strip()]
+    there = [mount for mount in re.split(r"[,\n]", told) if mount.strip()]
+    if _same_ones(wanted, there):
+        return True
+    # On a Mac, /tmp and others are links, and letter case usually does not matter.
+    plainer = [
+        [re.sub("^/private(?=/)", "", one.strip().casefold()) for one in mounts]
+        for mounts in (wanted, there)
+    ]
+    return None if _same_ones(*plainer) else False
+
+
+def _same_ones(wanted: Sequence[str], there: Sequence[str]) -> bool:
+    left = list(there)
     for mount in wanted:
         found = next((one for one in left if _same_mount(mount, one)), None)
         if found is None:
@@ -438,7 +463,9 @@ def _same_mount(one: str, other: str) -> bool:
     for mount in (one, other):
         source, _, target = mount.strip().partition(":")
         ends.append([path.rstrip("/") for path in (source, target or source)])
-    return all(
-        a == b or (a[:2] == "~/" and b.endswith(a[1:])) or (b[:2] == "~/" and a.endswith(b[1:]))
-        for a, b in zip(*ends)
-    )
+    return all(a == b or _may_be_home(a, b) or _may_be_home(b, a) for a, b in zip(*ends))
+
+
+def _may_be_home(short: str, path: str) -> bool:
+    """Whether a path that begins with ``~`` can be another one; which home it is, is unknown."""
+    return f"{short}/".startswith("~/") and path.startswith("/") and path.endswith(short[1:])

@@ -4,42 +4,104 @@ from __future__ import annotations
 
 import abc
 import re
-import shlex
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import override
 
 from pyinfra_orbstack import docker, orbctl
+from pyinfra_orbstack.places import Place
+
+if TYPE_CHECKING:
+    from pyinfra.api.host import Host
 
 #: Prefixes of machines, and of containers, in host names.
 MACHINES = "@orbstack/"
 CONTAINERS = "@orbstack/docker/"
+#: Prefix of hosts that pyinfra calls by the name of the machine or container alone.
+PLAIN = "@orbstack/plain/"
 
 
 class HostName(NamedTuple):
-    """What a host is: only its name decides that, not its data."""
+    """What a host is, as its name in the inventory says; its data only decides on which Mac."""
 
     container: bool
     name: str
+    plain: bool = False
 
     @property
     def is_pattern(self) -> bool:
         """Whether it stands for any number of machines or containers."""
         return any(sign in self.name for sign in "*?[")
 
+    @property
+    def written(self) -> str:
+        """The name in an inventory."""
+        kind = CONTAINERS if self.container else MACHINES
+        return f"{PLAIN if self.plain else MACHINES}{kind[len(MACHINES) :]}{self.name}"
+
+    @property
+    def called(self) -> str:
+        """The name by which pyinfra calls the host."""
+        several = not self.name or self.is_pattern
+        return PlainName(self) if self.plain and not several else self.written
+
+    def __str__(self) -> str:
+        return f"{'container' if self.container else 'machine'} {self.name!r}"
+
+
+class PlainName(str):
+    """A host's name without a prefix, which `parse` understands as long as it is this object."""
+
+    meaning: HostName
+
+    def __new__(cls, meaning: HostName) -> PlainName:
+        self = super().__new__(cls, meaning.name)
+        self.meaning = meaning
+        return self
+
+
+class HostData(dict[str, Any]):
+    """Data of a host; what the host is, is an attribute, which no key can override.
+
+    Args:
+        meaning: What the host is, as far as is known.
+        place: Where it was listed, and where it is unless its own data says otherwise.
+        named: Whether it was given by name. Otherwise it exists in that place only.
+        data: Its data.
+    """
+
+    def __init__(self, meaning: HostName, place: Place, named: bool, **data: Any) -> None:
+        super().__init__(data)
+        self.meaning = self.asked = meaning
+        self.listed: dict[str, Any] = {}
+        self.place = place
+        self.named = named
+
+
+def meaning(host: Host) -> HostName | None:
+    """What a host of an inventory is; None if it belongs to another connector."""
+    data = getattr(host, "host_data", None)
+    return data.meaning if isinstance(data, HostData) else None
+
 
 def parse(host: str) -> HostName | None:
     """What a host name means to this connector; None if it belongs to another connector.
 
     >>> parse("@orbstack/web"), parse("@orbstack/docker/web"), parse("web")
-    (HostName(container=False, name='web'), HostName(container=True, name='web'), None)
+    (HostName(container=False, name='web', plain=False), \
+HostName(container=True, name='web', plain=False), None)
+    >>> parse("@orbstack/plain/web").called
+    'web'
     """
+    if isinstance(host, PlainName):
+        return host.meaning
     if not f"{host}/".startswith(MACHINES):
         return None
-    words = host[len(MACHINES) :].split("/", 1)
+    plain = f"{host}/".startswith(PLAIN)
+    words = host[len(PLAIN if plain else MACHINES) :].split("/", 1)
     if words[0] == "docker":
-        return HostName(True, words[1] if len(words) > 1 else "")
-    return HostName(False, "/".join(words))
+        return HostName(True, words[1] if len(words) > 1 else "", plain)
+    return HostName(False, "/".join(words), plain)
 
 
 class Target(abc.ABC):
@@ -47,6 +109,11 @@ class Target(abc.ABC):
 
     #: Whether it needs time to answer after a start.
     boots: bool
+
+    @property
+    @abc.abstractmethod
+    def place(self) -> Place:
+        """Where its client runs; `Place.open` it before calling `argv`."""
 
     @abc.abstractmethod
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
@@ -94,11 +161,18 @@ class MachineTarget(Target):
     def __str__(self) -> str:
         return f"machine {self.machine.name!r}"
 
+    @property
+    @override
+    def place(self) -> Place:
+        """Where its client runs."""
+        return self.client.place
+
     @override
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         """The local command line that runs ``words`` in the machine."""
         # `orbctl` itself detects whether there is a terminal.
-        return self.client.argv(orbctl.run_args(self.machine.name, words, user=user))
+        args = orbctl.run_args(self.machine.name, words, user=user)
+        return self.client.argv(args, tty=tty)
 
     @override
     def environment(self) -> dict[str, str]:
@@ -133,7 +207,7 @@ class MachineTarget(Target):
     @override
     def start_line(self) -> str:
         """The command that starts it, as shown to the user."""
-        return orbctl.shell_line(["start", self.machine.name])
+        return self.client.line(["start", self.machine.name])
 
     @override
     def explain(self, silence: str) -> str:
@@ -156,10 +230,17 @@ class ContainerTarget(Target):
     def __str__(self) -> str:
         return f"container {self.container.name!r}"
 
+    @property
+    @override
+    def place(self) -> Place:
+        """Where its client runs."""
+        return self.client.place
+
     @override
     def argv(self, *words: str, user: str | None = None, tty: bool = False) -> list[str]:
         """The local command line that runs ``words`` in the container."""
-        return self.client.argv(docker.exec_args(self.container.id, words, user=user, tty=tty))
+        args = docker.exec_args(self.container.id, words, user=user, tty=tty)
+        return self.client.argv(args, tty=tty)
 
     @override
     def environment(self) -> dict[str, str]:
@@ -192,7 +273,7 @@ class ContainerTarget(Target):
         return self._line("start")
 
     def _line(self, verb: str) -> str:
-        return shlex.join(["docker", *self.client.command[1:], verb, self.container.name])
+        return self.client.line([verb, self.container.name])
 
     @override
     def explain(self, silence: str) -> str:

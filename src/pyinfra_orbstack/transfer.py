@@ -121,7 +121,6 @@ class _Transfer:
         stdin_taken: Whether the wrapper reads something else from stdin, as `su` does with its
             password. Our input is then on descriptor 3.
         timeout: Seconds for all steps together.
-        show: Called with each command before it runs.
     """
 
     verb: str
@@ -135,14 +134,12 @@ class _Transfer:
         *,
         stdin_taken: bool = False,
         timeout: float | None = None,
-        show: Callable[[StringCommand], object] = lambda command: None,
     ) -> None:
         self._runner = runner
         self._path = path
         self._wrap = wrap
         self._stdin_taken = stdin_taken
         self._deadline = Deadline(timeout)
-        self._show = show
 
     def _error(self, why: str, kind: type[OSError] = OSError) -> OSError:
         return kind(f"cannot {self.verb} {printable(self._path)}: {why}")
@@ -161,7 +158,6 @@ class _Transfer:
             command = self._wrap(StringCommand("sh", *boot, *stdin))
         except OSError as broken:
             raise self._error(str(broken)) from None
-        self._show(command)
         text = str(command.get_raw_value())
         return (f"{{ {text}\n}} 3<&0" if self._stdin_taken else text), head
 

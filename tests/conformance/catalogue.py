@@ -125,6 +125,11 @@ BEHAVIOURS = {
     "F21": "isolated machines behave the same",
     "F24": "files.template, files.sync, files.put(StringIO), files.get into BytesIO",
     "F25": "a wrong checksum causes one retry, then an error",
+    "F26": "files.rsync: spaces, `$`, `:`, a leading `-` and any other byte in names",
+    "F27": "files.rsync: deletes, excludes, links, and flags with quotes",
+    "F28": "files.rsync with `_sudo`, `_su_user`, `_doas` and their users and passwords",
+    "F29": "files.rsync: rsync missing on either side, and bad arguments, are one line each",
+    "F30": "files.rsync leaves nothing running after a timeout, a signal or a failure",
     "D1": "`orbctl` missing, not executable, crashing, or printing a spinner",
     "D2": "OrbStack not running",
     "D3": "a null, garbled, duplicated or truncated listing is not an empty inventory",
@@ -192,6 +197,7 @@ NOT_IN_CONTAINERS = {
 #: Ids that every run tests in a container; `make conformance` tests all.
 _BRIEFLY = """
     Q1 Q4 Q5 Q6 Q10 U1 U2 U8 O1 O4 O8 X4 X10 X11 T1 T2 T8 T9 I1 I2 I3 E1 E4 E6
-    P1 P2 P3 P15 Y2 F1 F5 F7 F8 F9 F11 F15 F16 F18 D1 D2 D3 D10 D12 D13 D15 D20 D23 S1 S3
+    P1 P2 P3 P15 Y2 F1 F5 F7 F8 F9 F11 F15 F16 F18 F26 F27 F29
+    D1 D2 D3 D10 D12 D13 D15 D20 D23 S1 S3
 """
 CONTAINERS_BRIEFLY = set(_BRIEFLY.split())

@@ -21,8 +21,13 @@ from pyinfra.api.host import Host
 from pyinfra_orbstack import docker, orbctl, process
 from pyinfra_orbstack.docker import Docker
 from pyinfra_orbstack.orbctl import Orbctl
+from pyinfra_orbstack.places import SSH_VARIABLE
+from pyinfra_orbstack.testing import unavailable
 
+from .. import sharing
 from ..containers import Containers
+from ..loopback import MAC, Loopback, Unavailable, loopback
+from ..packages import install
 from .catalogue import CONTAINERS_BRIEFLY, NOT_IN_CONTAINERS
 from .report import ids
 
@@ -37,13 +42,11 @@ PLACES = ("session", "container")
 FOLDER = Path(__file__).parent
 
 # Packages that the suite needs in a machine, in addition to a bare Debian or Ubuntu.
-SETUP = r"""
+DOAS = "$(apt-cache show doas >/dev/null 2>&1 && echo doas || echo opendoas)"
+SETUP = rf"""
 set -e
 IFS= read -r password
-export DEBIAN_FRONTEND=noninteractive
-apt-get -qq update >/dev/null
-doas=doas; apt-cache show doas >/dev/null 2>&1 || doas=opendoas
-apt-get -qq install -y --no-install-recommends zsh fish ksh busybox locales $doas >/dev/null
+{install("zsh", "fish", "ksh", "busybox", "locales", "rsync", DOAS)}
 useradd -m -s /bin/bash alice
 useradd -m -s /bin/bash bob
 useradd -m -s /bin/sh nobodys
@@ -62,7 +65,6 @@ chmod 440 /etc/sudoers.d/$user; done
 printf 'permit nopass keepenv %s as root\npermit nopass %s as alice\n' "$1" "$1" >/etc/doas.conf
 chmod 400 /etc/doas.conf
 localedef -i en_US -f ISO-8859-15 en_US.ISO-8859-15
-localedef -i en_US -f UTF-8 en_US.UTF-8
 """
 
 
@@ -168,6 +170,10 @@ class RootShell:
         mark = secrets.token_hex(8).encode()
         line = os.fsencode(shlex.join(words))
         with self._lock:
+            # The shell may outlive its client for a while; a silent command would then look ended.
+            if self._child.gone:
+                self.close()
+                return None
             feeder = gevent.spawn(
                 self._child.try_write,
                 b"%b %d %d\n%b%b" % (mark, len(line), len(stdin), line, stdin),
@@ -239,20 +245,54 @@ class Guest:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def mac(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Loopback | None]:
+    """With `--over-ssh`, the Mac on loopback through which the connector reaches everything."""
+    if not request.config.getoption("--over-ssh"):
+        yield None
+        return
+    # They run `orbctl` on this host themselves.
+    client = request.getfixturevalue("client")
+    request.getfixturevalue("machines")
+    kept = ("ORBCTL_SIMULATOR_", "PYTHONPATH")
+    environment = {key: value for key, value in os.environ.items() if key.startswith(kept)}
+    try:
+        with loopback(tmp_path_factory.mktemp("mac"), environment) as made:
+            made.provide("orbctl", client.command)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(SSH_VARIABLE, MAC)
+                yield made
+    except Unavailable as reason:
+        unavailable(str(reason), "sshd")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _root_shells() -> Iterator[None]:
     yield
     Guest.close_all()
 
 
 @pytest.fixture(scope="session")
-def base(machines: Any, client: Orbctl) -> str:
+def base(
+    machines: Any, client: Orbctl, shared_directory: Path, request: pytest.FixtureRequest
+) -> str:
     """A machine with everything that the suite needs; it is cloned, never changed."""
-    name = str(machines.create())
-    user = client.info(name).username
-    # Not as an argument: another worker may be searching all command lines for it (S1).
-    Guest(client, name).sh(SETUP, user, stdin=f"{PASSWORD}\n".encode())
-    client.stop(name)
-    return name
+
+    def make() -> str:
+        name = str(machines.create())
+        user = client.info(name).username
+        # Not as an argument: another worker may be searching all command lines for it (S1).
+        Guest(client, name).sh(SETUP, user, stdin=f"{PASSWORD}\n".encode())
+        client.stop(name)
+        return name
+
+    def export(archive: Path) -> None:
+        client.call("export", make(), str(archive), timeout=orbctl.CREATE_TIMEOUT)
+
+    if not sharing.is_shared(request.config):
+        return make()
+    return str(machines.load(sharing.prepared(shared_directory, "base.tar.zst", export)))
 
 
 @pytest.fixture(scope="session")
@@ -267,7 +307,7 @@ def images(containers: Containers, client: Orbctl, shared_machine: str) -> dict[
 
     user = client.info(shared_machine).username
     packages = ["passwd", "perl-base", "procps", "sudo", "util-linux", "debianutils", "busybox"]
-    packages += ["zsh", "fish", "ksh", "doas", "opendoas"]
+    packages += ["zsh", "fish", "ksh", "doas", "opendoas", "rsync"]
     return {
         "full": containers.pack("full", client, shared_machine, *packages, user=user),
         "busybox": containers.image("busybox", client, shared_machine, PACK_BUSYBOX),
@@ -437,12 +477,21 @@ class DockerProxy(Proxy):
 
 @pytest.fixture
 def proxy(
-    request: pytest.FixtureRequest, tmp_path: Path, client: Orbctl, monkeypatch: pytest.MonkeyPatch
-) -> Proxy:
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    client: Orbctl,
+    monkeypatch: pytest.MonkeyPatch,
+    mac: Loopback | None,
+) -> Iterator[Proxy]:
     if in_container(request):
         made: Proxy = DockerProxy(tmp_path, request.getfixturevalue("containers").client.command)
         monkeypatch.setenv(docker.COMMAND_VARIABLE, str(made.path))
-    else:
-        made = Proxy(tmp_path, [client.command])
-        monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(made.path))
-    return made
+        yield made
+        return
+    made = Proxy(tmp_path, [client.command])
+    monkeypatch.setenv(orbctl.COMMAND_VARIABLE, str(made.path))
+    if mac is not None:
+        mac.provide("orbctl", str(made.path))
+    yield made
+    if mac is not None:
+        mac.provide("orbctl", client.command)

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
 
 def run_all(jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
     greenlets = [gevent.spawn(function, *words) for function, words in jobs]
-    return [greenlet.get(timeout=100) for greenlet in greenlets]
+    return [greenlet.get(timeout=600) for greenlet in greenlets]
 
 
 def test_C1_many_machines(machines: Any) -> None:
@@ -122,17 +121,16 @@ def test_C5_open_files_are_stable(one: Remote) -> None:
 
 
 def test_C7_a_slow_host_blocks_no_other_host(
-    machine: str, base: str, machines: Any, connect: Callable[..., Remote]
+    client: Orbctl, shared_machine: str, fresh_machine: str, connect: Callable[..., Remote]
 ) -> None:
-    slow, quick = connect(machines.clone(base)), connect(machine)
-    sleeping = gevent.spawn(slow.run, "sleep 3")
+    slow, quick = connect(fresh_machine), connect(shared_machine)
+    waiting = gevent.spawn(slow.run, "until [ -e /tmp/go ]; do sleep 0.1; done", _timeout=60)
     gevent.sleep(0.2)
-    began = time.monotonic()
     for _ in range(20):
         quick.run("true")
-    assert time.monotonic() - began < 2.5
-    assert not sleeping.ready()
-    sleeping.get(timeout=10)
+    assert not waiting.ready()
+    Guest(client, fresh_machine).sh("touch /tmp/go")
+    waiting.get(timeout=60)
 
 
 THREADS = """
@@ -277,7 +275,8 @@ hosts[-1].run_shell_command("rm -f /tmp/c5")
 """
 
 
-@pytest.mark.parametrize("transport", PLACES)
+# Not in a container: podman, which the tests use, sets the limits of a container itself.
+@pytest.mark.parametrize("transport", ["session"])
 def test_C5_too_many_open_files(machine: str, transport: str) -> None:
     """A one-line error, whatever needs one more; with enough, everything works again."""
     done = subprocess.run(
@@ -288,6 +287,7 @@ def test_C5_too_many_open_files(machine: str, transport: str) -> None:
         timeout=100,
         check=False,
     )
+    assert done.stdout.count("\n") > 2, done
     first, *lines, last = done.stdout.splitlines()
     assert "too many open files: raise the limit (ulimit -n) or use fewer hosts" in first
     assert len(lines) > 10
@@ -448,8 +448,8 @@ def test_S2_the_guests_own_process_list(
 ) -> None:
     """Documented: as over SSH, a command's text is in the guest's process list while it runs."""
     remote = connect(machine)
-    running = gevent.spawn(remote.run, "sleep 2", _env={"TOKEN": "s3cr3t-in-guest"})
-    gevent.sleep(0.5)
+    running = gevent.spawn(remote.run, "sleep 15", _env={"TOKEN": "s3cr3t-in-guest"})
+    guest.wait_for("s3cr3t-in-guest", seconds=14)
     assert guest.running("s3cr3t-in-guest")
     running.get(timeout=30)
     assert guest.running("s3cr3t-in-guest") == []
@@ -551,7 +551,7 @@ def test_S5_the_askpass_file_is_removed_on_ctrl_c(
         stderr=subprocess.DEVNULL,
     )
     try:
-        guest.wait_for("sleep 54321", seconds=20)
+        guest.wait_for("sleep 54321", seconds=60)
         assert guest.leftovers()
         running.send_signal(signal.SIGINT)
         running.wait(timeout=15)

@@ -21,6 +21,7 @@ from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
 from ..containers import ROOT, Containers
+from ..packages import install
 from .conftest import Guest, Remote
 
 PYINFRA = os.path.join(os.path.dirname(sys.executable), "pyinfra")
@@ -119,7 +120,7 @@ def test_D4_D5_a_container_that_stops(
 ) -> None:
     remote = connect(f"docker/{bare}", orbstack_transport=transport)
     running = gevent.spawn(remote.run, "echo 1 >>/root/count; sleep 60")
-    gevent.sleep(1)
+    Guest(containers.client, bare).wait_for("sleep 60", seconds=60)
     containers.call("stop", "-t", "1", bare)
     with pytest.raises(OSError, match="unknown"):
         running.get(timeout=20)
@@ -162,10 +163,9 @@ def test_hosts_are_the_engines_containers(bare: str, containers: Containers) -> 
 # docs/containers.md ---------------------------------------------------------------------------
 
 #: Makes a machine an SSH host, only on loopback.
-SSHD = r"""
+SSHD = rf"""
 set -e
-export DEBIAN_FRONTEND=noninteractive
-apt-get -qq install -y --no-install-recommends openssh-server >/dev/null
+{install("openssh-server")}
 mkdir -p /run/sshd /root/.ssh
 printf '%s\n' "$1" >/root/.ssh/authorized_keys
 chmod 700 /root/.ssh

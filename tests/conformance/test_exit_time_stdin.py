@@ -105,11 +105,12 @@ def test_X11_a_command_that_prints_all_command_lines(remote: Remote, how: dict[s
     assert ran.out[-1].strip() == "THE-END"
 
 
-# Stops the reader of one of its outputs, prints, and kills the reader.
+# Stops the reader of one of its outputs (a cat, or the control program), prints, and kills it.
 CUT = """me=$(readlink /proc/$$/fd/{0}); readers=
 for p in /proc/[0-9]*; do
-[ "$(readlink $p/fd/0 2>&-)" = "$me" ] && [ "$(cat $p/comm)" = cat ] &&
-readers="$readers ${{p#/proc/}}"; done
+case $(cat $p/comm) in cat) fds=$p/fd/0 ;; pyinfra-orb*) fds=$p/fd/* ;; *) continue ;; esac
+for f in $fds; do [ "$(readlink $f 2>&-)" = "$me" ] && readers="$readers ${{p#/proc/}}"; done; done
+[ -n "$readers" ] || exit 9
 kill -STOP $readers; echo important >&{0}; kill -KILL $readers; exit 0"""
 
 
@@ -155,7 +156,7 @@ def test_T3_a_daemonized_process_keeps_running(remote: Remote, guest: Guest) -> 
     mark = f"8{time.monotonic_ns() % 10**8}"
     daemon = f"setsid sh -c 'setsid sleep {mark} >/dev/null 2>&1 </dev/null & exit'"
     with pytest.raises(TimeoutError):
-        remote.run(f"{daemon}; sleep 60", _timeout=1)
+        remote.run(f"{daemon}; sleep 60", _timeout=6)
     assert len(guest.running(f"sleep {mark}")) == 1
     guest.sh(
         'for p in /proc/[0-9]*; do case "$(tr "\\0" " " <$p/cmdline)" in '
@@ -166,7 +167,7 @@ def test_T3_a_daemonized_process_keeps_running(remote: Remote, guest: Guest) -> 
 @pytest.mark.smoke
 def test_T5_output_until_then_is_kept(remote: Remote, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TimeoutError) as late:
-        remote.run("echo out; echo err >&2; sleep 60", _timeout=1)
+        remote.run("echo out; echo err >&2; sleep 60", _timeout=6)
     assert sorted(late.value.output.output_lines) == ["err", "out"]
 
 
@@ -185,7 +186,7 @@ def test_T7_ctrl_c_cancels_the_command(
         env={**os.environ, "PYINFRA_ORBSTACK_TRANSPORT": way(transport)},
     )
     try:
-        guest.wait_for(f"sleep {mark}", seconds=20)
+        guest.wait_for(f"sleep {mark}", seconds=60)
         if whom == "process":
             running.send_signal(signal.SIGINT)
         else:
@@ -223,7 +224,7 @@ def test_T7_any_second_signal(
         env={**os.environ, "PYINFRA_ORBSTACK_TRANSPORT": way(transport)},
     )
     try:
-        guest.wait_for(f"sleep {mark}", seconds=20)
+        guest.wait_for(f"sleep {mark}", seconds=60)
         for number in signals:
             running.send_signal(number)
             time.sleep(pause)
@@ -252,7 +253,7 @@ def test_T7_on_several_hosts_and_a_terminal(
     guests = [Guest(client, name) for name in names]
     try:
         for guest in guests:
-            guest.wait_for(f"sleep {mark}", seconds=20)
+            guest.wait_for(f"sleep {mark}", seconds=60)
         running.send_signal(signal.SIGINT)
         time.sleep(0.03)
         running.send_signal(signal.SIGINT)
@@ -288,7 +289,7 @@ def test_T9_connecting_to_a_hung_client_ends(
         began = time.monotonic()
         with pytest.raises(ConnectError, match="answer"):
             connect(machine, orbstack_boot_timeout=1)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 30
 
 
 def test_I1_end_of_input_by_default(remote: Remote) -> None:
@@ -393,7 +394,7 @@ def test_I5_a_slow_file_blocks_no_other_host(one: Remote, tmp_path: Path) -> Non
         waiting = gevent.spawn(one.out, "cat", _stdin=source)
         began = time.monotonic()
         gevent.sleep(0.3)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         assert not waiting.ready()
         os.write(writer, b"came")
         os.close(writer)

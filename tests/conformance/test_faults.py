@@ -186,8 +186,9 @@ def test_D5_stopped_during_a_command(
     client: Orbctl, fresh_machine: str, connect: Callable[..., Remote], transport: str
 ) -> None:
     remote = connect(fresh_machine, orbstack_transport=transport)
-    running = gevent.spawn(remote.run, "echo 1 >>~/count; echo begun; sleep 60")
-    gevent.sleep(1)
+    mark = f"60.{time.monotonic_ns() % 10**8}"
+    running = gevent.spawn(remote.run, f"echo 1 >>~/count; echo begun; sleep {mark}")
+    Guest(client, fresh_machine).wait_for(f"sleep {mark}", seconds=60)
     client.stop(fresh_machine)
     with pytest.raises(OSError, match="unknown"):
         running.get(timeout=20)
@@ -343,8 +344,9 @@ def test_D10_the_client_is_killed(
 ) -> None:
     remote = connect(machine, orbstack_transport=transport)
     guest.sh("rm -f /tmp/count; touch /tmp/count; chmod 666 /tmp/count")
-    running = gevent.spawn(remote.run, "echo 1 >>/tmp/count; sleep 60")
-    gevent.sleep(0.7)
+    mark = f"60.{time.monotonic_ns() % 10**8}"
+    running = gevent.spawn(remote.run, f"echo 1 >>/tmp/count; sleep {mark}")
+    guest.wait_for(f"sleep {mark}", seconds=60)
     for pid in children():
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(OSError, match="unknown"):

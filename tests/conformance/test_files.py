@@ -363,7 +363,7 @@ def test_F13_an_interrupted_upload_changes_nothing(
         stderr=subprocess.STDOUT,
     )
     try:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while not guest.leftovers():
             assert time.monotonic() < deadline
             time.sleep(0.1)

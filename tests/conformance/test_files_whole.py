@@ -21,6 +21,7 @@ from pyinfra_orbstack.interrupts import Interrupted
 from pyinfra_orbstack.orbctl import Orbctl
 
 from ..containers import ROOT, Containers
+from ..protection import protection
 from .conftest import Guest, Remote
 from .test_faults import children
 
@@ -131,11 +132,11 @@ WAYS = ("child", "shell and child", "client", "interrupt", "timeout", "gevent's 
 
 def fail(way: str, place: Place, put: Callable[..., Any], middle: Callable[[], None]) -> str:
     """Start a write, make it fail midway, and return the error."""
-    options = {"_timeout": 4} if way == "timeout" else {}
+    options = {"_timeout": 8} if way == "timeout" else {}
 
     def run() -> None:
         with (
-            gevent.Timeout(4, OSError("gevent's")) if "gevent" in way else contextlib.nullcontext()
+            gevent.Timeout(8, OSError("gevent's")) if "gevent" in way else contextlib.nullcontext()
         ):
             put(**options)
 
@@ -170,7 +171,7 @@ def test_F13_an_upload_killed_in_transit_changes_nothing(
         source.may_go_on = True
         assert place.content(path) == before, said
         if way == "timeout":
-            assert said == f"cannot write {path}: it did not finish within 4 s"
+            assert said == f"cannot write {path}: it did not finish within 8 s"
         elif way not in ("interrupt", "gevent's timeout"):
             assert said.startswith(f"cannot write {path}: "), said
         assert place.rooms() == [], said
@@ -500,16 +501,10 @@ def protected(simulated: bool, root_only: None) -> Iterator[None]:
     """The kernel's protection of directories such as /tmp, as systemd enables it."""
     if not simulated:
         pytest.skip("OrbStack's kernel has it as it is")
-    names = ["protected_regular", "protected_fifos", "protected_symlinks", "protected_hardlinks"]
-    files = [Path("/proc/sys/fs") / name for name in names]
-    before = [file.read_text() for file in files]
-    try:
-        for file, value in zip(files, ("2", "2", "1", "1")):
-            file.write_text(value)
+    with protection(
+        protected_regular=2, protected_fifos=2, protected_symlinks=1, protected_hardlinks=1
+    ):
         yield
-    finally:
-        for file, value in zip(files, before):
-            file.write_text(value)
 
 
 @pytest.mark.smoke

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import gevent
@@ -45,6 +45,19 @@ WRAPPERS: dict[str, tuple[str | None, dict[str, Any], str | None]] = {
     "doas_user": (None, {"_doas": True, "_doas_user": "alice"}, None),
     "dzdo": (None, {"_dzdo": True}, "_dzdo_user"),
 }
+#: Each kind of wrapper once; the others differ only in the text, which any transport passes on.
+KINDS = ("none", "sudo", "sudo_user_login", "sudo_password", "su_login", "su_password_shell")
+SOME_SHELLS = (SHELLS[0], SHELLS[-1])
+CASES: list[Any] = [
+    pytest.param(
+        transport, wrapper, SOME_SHELLS, marks=pytest.mark.smoke, id=f"{transport}-{wrapper}"
+    )
+    for transport, wrappers in (("session", WRAPPERS), ("spawn", KINDS), ("container", KINDS))
+    for wrapper in wrappers
+]
+CASES += [
+    pytest.param("session", wrapper, SHELLS, id=f"session-{wrapper}-all") for wrapper in WRAPPERS
+]
 
 
 @pytest.fixture
@@ -64,26 +77,20 @@ def wrapped(guest: Guest) -> Iterator[str]:
     guest.sh('rm -rf "$1" /usr/local/bin/dzdo', path)
 
 
-def combinations(
-    wrapper: str, user_argument: str | None, transport: str
-) -> Iterator[tuple[Any, Any]]:
-    """Combinations of shells and users.
+def combinations(wrapper: str, shells: Sequence[str | None]) -> Iterable[tuple[Any, Any]]:
+    """Combinations of these shells and of users.
 
-    Login shells interpret the text once more, so all their combinations run. Otherwise, each shell
-    and each user is tested at least once. The other transports pass on the same text, so two shells
-    are enough.
+    Login shells interpret the text once more, so all combinations with all shells run. Otherwise,
+    each shell is tested once, and if all are, each user.
     """
-    users = USERS if user_argument else (None,)
-    if transport != "session":
-        return zip((SHELLS[0], SHELLS[-1]), users * 2)
-    if wrapper in ("sudo_user_login", "su_login"):
-        return itertools.product(SHELLS, users)
-    return zip(SHELLS, itertools.cycle(users))
+    users = USERS if WRAPPERS[wrapper][2] else (None,)
+    if shells == SHELLS and wrapper in ("sudo_user_login", "su_login"):
+        return itertools.product(shells, users)
+    return zip(shells, itertools.cycle(users))
 
 
 @pytest.mark.thorough
-@pytest.mark.smoke
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(("transport", "wrapper", "shells"), CASES)
 def test_F9_every_wrapper_and_shell(
     machine: str,
     connect: Callable[..., Remote],
@@ -91,6 +98,7 @@ def test_F9_every_wrapper_and_shell(
     wrapped: str,
     transport: str,
     wrapper: str,
+    shells: Sequence[str | None],
 ) -> None:
     """A new file, an old one and a download; small, and with its own stdin."""
     login, arguments, user_argument = WRAPPERS[wrapper]
@@ -101,7 +109,7 @@ def test_F9_every_wrapper_and_shell(
     remote = connect(machine, orbstack_transport=transport, **user)
     written: dict[str, dict[str, Any]] = {}
     owners: list[str] = []
-    for shell, become in combinations(wrapper, user_argument, transport):
+    for shell, become in combinations(wrapper, shells):
         given = {**arguments, "_shell_executable": shell}
         if become is not None:
             given[user_argument or ""] = become

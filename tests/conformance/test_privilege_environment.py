@@ -415,7 +415,7 @@ def test_Y2_get_pty_gives_a_terminal(remote: Remote) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         remote.run("sleep 60", _get_pty=True, _timeout=1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 WHOSE = {
@@ -446,7 +446,7 @@ def test_Y2_typed_input_arrives_and_ends(
     guest.sh(f'echo "Defaults {"" if own_terminal else "!"}use_pty" >"$1"; chmod 440 "$1"', path)
     try:
         remote = connect(machine, orbstack_user=user, orbstack_transport=transport)
-        how = {"_get_pty": True, "_timeout": 25, **privilege}
+        how = {"_get_pty": True, "_timeout": 120, **privilege}
 
         def shows(stdin: Any, seen: str) -> None:
             ran = remote.run("stty -opost 2>/dev/null; od -An -v -tc", _stdin=stdin, **how)
@@ -469,7 +469,7 @@ def test_Y2_typed_input_arrives_and_ends(
 @pytest.mark.parametrize("transport", PLACES)
 def test_Y2_sudo_within_a_command(remote: Remote) -> None:
     for text in ("sleep 1; sudo -n cat -A", "sudo -n sudo -n -u alice cat -A"):
-        ran = remote.run(text, _stdin="typed", _get_pty=True, _timeout=25)
+        ran = remote.run(text, _stdin="typed", _get_pty=True, _timeout=120)
         assert [line.strip() for line in ran.out] == ["typed$"]
 
 
@@ -482,7 +482,7 @@ sysread(R, $b, $n); syswrite(STDOUT, $b) }' $n"""
 
 @pytest.mark.parametrize("transport", PLACES)
 def test_Y2_typed_input_is_spliced(remote: Remote) -> None:
-    ran = remote.run(f"sleep 1; {SPLICE}", _stdin="typed", _get_pty=True, _timeout=25)
+    ran = remote.run(f"sleep 1; {SPLICE}", _stdin="typed", _get_pty=True, _timeout=120)
     assert [line.strip() for line in ran.out][-1] == "typed"
 
 
@@ -499,7 +499,7 @@ def test_Y2_without_stty(bare: str, connect: Callable[..., Remote], containers: 
     remote = connect(f"docker/{bare}")
     ran = remote.run("echo on; : s3cr3t", _get_pty=True)
     assert [line.strip() for line in ran.out] == ["on"]
-    ran = remote.run("cat", _stdin="typed", _get_pty=True, _timeout=20)
+    ran = remote.run("cat", _stdin="typed", _get_pty=True, _timeout=120)
     assert {line.strip("^D\b\r ") for line in ran.out} == {"typed"}
 
 
@@ -510,7 +510,7 @@ def test_Y2_an_interrupt_that_is_typed(remote: Remote) -> None:
 
     for text, status in (("sleep 60", 130), ("trap 'exit 7' INT; sleep 60", 7)):
         # Without pyinfra's shell around it, which would be interrupted too.
-        how = {"_get_pty": True, "_timeout": 20, "_shell_executable": None}
+        how = {"_get_pty": True, "_timeout": 120, "_shell_executable": None}
         remote.exits(text, status, _stdin=later(), **how)
 
 

@@ -229,6 +229,8 @@ def test_a_full_disk(wrap: Wrap, client: Orbctl, name: str, record: Record, tmp_
     done = subprocess.run(
         [sys.executable, "-c", code, PYINFRA, "-y", "inventory.py", "exec", "--", "true"],
         cwd=tmp_path,
+        # Bytecode that is cut off would make every later import fail.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=100,

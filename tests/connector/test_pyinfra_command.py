@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyinfra.api.arguments import all_argument_meta
 
 from pyinfra_orbstack.orbctl import Orbctl
 
 from ..conftest import Machines
-from .conftest import Run
+from .conftest import PYINFRA, Run
 
 pytestmark = pytest.mark.smoke
 
@@ -153,3 +154,70 @@ def test_a_second_deploy_changes_nothing(
     assert "hello it's $HOME" in done.stderr
     assert "B  C ROOT" in done.stderr
     assert "pyinfra-" not in done.stderr.replace(name, "")
+
+
+TRANSFERS = """
+from io import StringIO
+from pyinfra.operations import files
+
+with_su = {"_su_user": "root", "_su_password": "Sesam-1"}
+for name, options in {"plain": {}, "sudo": {"_sudo": True}, "su": with_su}.items():
+    files.put(name=f"put {name}", src=StringIO("x" * 10_000), dest=f"/tmp/a {name}", **options)
+    files.get(name=f"get {name}", src=f"/tmp/a {name}", dest=name, force=True, **options)
+"""
+
+
+@pytest.mark.skipif("_su_password" not in all_argument_meta, reason="pyinfra before 3.7")
+def test_a_transfer_is_shown_as_one_line(
+    pair: tuple[str, str], client: Orbctl, pyinfra: Run, tmp_path: Path
+) -> None:
+    text = "rm -f /tmp/a*; echo root:Sesam-1 | chpasswd"
+    client.call("run", "-m", pair[0], "-u", "root", "sh", "-c", text)
+    (tmp_path / "deploy.py").write_text(TRANSFERS)
+    done = pyinfra("-vv", f"@orbstack/{pair[0]}", "deploy.py")
+    assert done.returncode == 0, done.stderr
+    for name in ("plain", "sudo", "su"):
+        assert (tmp_path / name).read_text() == "x" * 10_000
+        for verb in ("upload", "download"):
+            assert f"[@orbstack/{pair[0]}] >>> {verb} /tmp/a {name}\n" in done.stderr
+    assert "su root" in done.stderr
+    assert "iflag=fullblock" not in done.stderr
+    assert "Sesam" not in done.stderr
+
+
+UPLOAD = """
+import io
+from pyinfra import host
+from pyinfra.operations import files, server
+files.put(name="put", src=io.BytesIO(b"x" * 100_000), dest=f"/tmp/{host.name[-9:]}", force=True)
+server.shell(name="limits", commands="ulimit -Sn")
+"""
+
+
+@pytest.mark.parametrize("limit", ["ulimit -S -n 64", "ulimit -n 64"], ids=["soft", "hard"])
+def test_a_low_limit_of_open_files(
+    pair: tuple[str, str], machines: Machines, client: Orbctl, tmp_path: Path, limit: str
+) -> None:
+    """All hosts fit, or each one that does not fails with one line and the others work."""
+    names = [pair[0], machines.create(), machines.create()]
+    hosts = [*(f"@orbstack/plain/{name}" for name in names), *(f"@orbstack/{x}" for x in names)]
+    (tmp_path / "inventory.py").write_text(f"web = {hosts!r}\n")
+    (tmp_path / "deploy.py").write_text(UPLOAD)
+    pyinfra = [PYINFRA, "-y", "inventory.py", "deploy.py"]
+    done = subprocess.run(
+        ["sh", "-c", f'{limit}; exec "$@"', "sh", *pyinfra],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    lines = [line.split() for line in done.stderr.splitlines()]
+    fitted = [words[0] for words in lines if words[1:] == ["Connected"]]
+    refused = [words[0] for words in lines if words[1:4] == ["too", "many", "open"]]
+    worked = [words[0] for words in lines if words[1:] == ["Success"]]
+    assert len({*fitted, *refused}) == len(fitted) + len(refused) == 6, done.stderr
+    assert bool(refused) == (limit == "ulimit -n 64")
+    assert len(fitted) > 2
+    assert sorted(worked) == sorted(2 * fitted), done.stderr
+    assert "Traceback" not in done.stderr

@@ -164,8 +164,9 @@ def test_a_host_of_two_patterns_is_one_host(pair: tuple[str, str], pyinfra: Run)
 def test_only_words_name_groups(word: str) -> None:
     labels = {"com.docker.compose.project": word}
     container = docker.Container("1" * 64, "web", "sha256:" + "0" * 64, "running", labels)
-    host, data, groups = inventory.container_host("web", container, named=True)
-    assert (host, groups) == ("@orbstack/docker/web", ["@orbstack", "orbstack_containers"])
+    data, groups = inventory.container_host(HostName(True, "web"), container, named=True)
+    assert data.meaning.called == "@orbstack/docker/web"
+    assert groups == ["@orbstack", "orbstack_containers"]
     assert data["container_project"] == word
 
 
@@ -174,7 +175,7 @@ def test_no_distro_group_collides_with_a_state_group(word: str) -> None:
     from pyinfra_orbstack.orbctl import Machine
 
     machine = Machine("ID", "web", "creating", distro=word, arch=word)
-    groups = inventory.machine_host("web", machine)[2]
+    groups = inventory.machine_host(HostName(False, "web"), machine)[1]
     assert groups == ["@orbstack", "orbstack", "orbstack_stopped"]
 
 
@@ -274,8 +275,8 @@ def test_a_read_only_call_is_retried_once(
             "orbstack_imag is not a key of this connector; did you mean orbstack_image?",
         ),
         (
-            {"orbstack_qqqqqqqqq": 1},
-            "orbstack_qqqqqqqqq is not a key of this connector (known: orbstack_arch, ",
+            {"orbstack_qqqqqqqqqqqq": 1},
+            "orbstack_qqqqqqqqqqqq is not a key of this connector (known: orbstack_arch, ",
         ),
         ({"orbstack_cpus": "many"}, "orbstack_cpus must be a number such as 2, not 'many'"),
         ({"orbstack_cpus": float("nan")}, "orbstack_cpus must be a number such as 2, not nan"),

@@ -14,10 +14,11 @@ from typing import Any
 import gevent
 import pytest
 
-from pyinfra_orbstack import programs
+from pyinfra_orbstack import orbctl, programs, shelltext
 from pyinfra_orbstack.operations import orbstack
 from pyinfra_orbstack.orbctl import RECORD_VARIABLE, Orbctl, Record
 
+from ..conformance.conftest import Guest
 from ..conftest import Machines
 from .conftest import Applier, kill_at, read_calls
 
@@ -284,6 +285,47 @@ def test_changed_cloud_init_is_a_difference(
     assert not apply(orbstack.machine, **args).changed
 
 
+def test_cloud_init_that_has_not_succeeded_is_waited_for_again(
+    cloud_init: CloudInit, machines: Machines, apply: Applier, client: Orbctl
+) -> None:
+    name = machines.new_name()
+    args = {"machine": name, "image": "ubuntu", "cloud_init": str(cloud_init.path)}
+    assert apply(orbstack.machine, wait=False, **args).error == ""
+    digest = _digests() / machines.own(name).id
+    assert digest.read_text().endswith(" pending\n")
+    assert not apply(orbstack.machine, wait=False, **args).changed
+    guest = Guest(client, name)
+    program = "/usr/local/bin/cloud-init"
+    guest.sh(
+        f"printf '#!/bin/sh\necho no package; exit 1\n' >{program}; chmod 755 {program}", "root"
+    )
+    for _ in range(2):
+        assert "cloud-init failed" in apply(orbstack.machine, **args).error
+    guest.sh(f"rm {program}", "root")
+    done = apply(orbstack.machine, **args)
+    assert (done.error, done.changed) == ("", True)
+    assert not digest.read_text().endswith(" pending\n")
+    assert not apply(orbstack.machine, **args).changed
+
+
+@pytest.mark.parametrize("content", [b"", b"#cloud"])
+def test_a_cloud_init_file_that_is_cut_off_creates_nothing(
+    machines: Machines, client: Orbctl, content: bytes
+) -> None:
+    """pyinfra was killed, or the connection to the Mac was lost, while it was sent."""
+    name = machines.new_name()
+    words = shelltext.words("make_from_user_data", "0" * 64, 20, name, "create", "ubuntu", name)
+    done = subprocess.run(
+        ["sh", "-c", shelltext.command(words)],
+        input=content,
+        capture_output=True,
+        env={**os.environ, orbctl.COMMAND_VARIABLE: client.command},
+    )
+    assert done.returncode == 1
+    assert b"arrived incomplete; nothing was created" in done.stderr
+    assert name not in [machine.name for machine in client.machines()]
+
+
 def test_creating_without_a_record_is_a_warning(
     cloud_init: CloudInit, base: str, apply: Applier
 ) -> None:
@@ -325,13 +367,14 @@ def test_S6_cloud_init_file_is_removed_when_pyinfra_is_killed(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not any(words[0] == "create" for words in read_calls(apply.log)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert cloud_init.left()
     os.killpg(child.pid, signal.SIGINT)
-    child.wait(10)
+    child.wait(60)
+    deadline = time.monotonic() + 60
     while cloud_init.left() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert cloud_init.left() == []

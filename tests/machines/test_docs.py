@@ -56,7 +56,6 @@ class Page:
 
 
 @pytest.mark.long
-@pytest.mark.smoke
 def test_machines_page_runs(
     client: orbctl.Orbctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +253,8 @@ def test_connectivity_checks_change_nothing(
         assert "exit code 3" in apply(operation, "bad").error
         assert "must not begin with '-'" in apply(operation, "-bad").error
     assert "ping, curl or nc" in apply(vm.vm_test_connectivity, "a", "telnet").error
+    for target in ("a:-e/bin/sh", "a:", ":22"):
+        assert "NAME or NAME:PORT" in apply(vm.vm_test_connectivity, target, "nc").error
 
 
 def test_connectivity_is_checked_from_inside_a_machine(base: str, apply: Applier) -> None:

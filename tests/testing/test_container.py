@@ -122,7 +122,7 @@ def test_a_killed_run_leaves_no_container(
         [sys.executable, "-m", "pytest", "-q"], cwd=small_suite.path, stdout=subprocess.DEVNULL
     )
     written = small_suite.path / "id"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (written.exists() and written.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -130,8 +130,9 @@ def test_a_killed_run_leaves_no_container(
     assert made in {one.id for one in containers.client.containers()}
     run.kill()
     run.wait()
+    deadline = time.monotonic() + 120
     while made in {one.id for one in containers.client.containers()}:
-        assert time.monotonic() < deadline + 20
+        assert time.monotonic() < deadline
         time.sleep(0.2)
 
 

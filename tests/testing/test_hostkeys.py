@@ -16,7 +16,8 @@ import pytest
 from pyinfra_orbstack import cli, hostkeys
 from pyinfra_orbstack.hostkeys import Server
 
-from ..sshd import KINDS, Sshd, free_port
+from ..loopback import free_port
+from ..sshd import KINDS, Sshd
 
 COMMAND = str(Path(sys.executable).with_name("pyinfra-orbstack"))
 

@@ -25,6 +25,12 @@ else:
 server.shell(name="Reload", commands="true")
 """
 
+NAMED = """
+from pyinfra import host
+from pyinfra.operations import server
+server.shell(name="Compare", commands=f"test $(hostname) = {host.name}")
+"""
+
 
 @pytest.fixture(scope="module")
 def site(orbstack_machines: MachineFactory) -> Iterator[Inventory]:
@@ -47,6 +53,17 @@ def test_members(site: Inventory) -> None:
     assert site.group("local") == list(site)
     assert site.group("other") == []
     assert len({machine.ip4 for machine in site}) == 3
+
+
+@pytest.mark.parametrize("how", ["file", "function"])
+def test_plain_names(orbstack_machines: MachineFactory, tmp_path: Path, how: str) -> None:
+    (tmp_path / "deploy.py").write_text(NAMED)
+    with orbstack_machines.inventory({"web": ["web-1"]}, plain=True) as site:
+        (machine,) = site
+        assert machine.host == f"@orbstack/plain/{machine.name}"
+        deploy = tmp_path / "deploy.py" if how == "file" else lambda: exec(NAMED, {})  # noqa: S102
+        (step,) = site.apply(deploy).steps
+        assert (step.host, step.failed) == (machine.name, False)
 
 
 @pytest.mark.parametrize("how", ["file", "function"])

@@ -15,6 +15,7 @@ import pytest
 
 from pyinfra_orbstack import testing
 from pyinfra_orbstack.orbctl import COMMAND_VARIABLE, Orbctl, Record, create_args
+from pyinfra_orbstack.places import SSH_VARIABLE
 from pyinfra_orbstack.programs import is_simulator
 
 pytest_plugins = ["pytester"]
@@ -103,9 +104,32 @@ def test_machine_files_are_not_collected_as_tests(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_remaining_machines_are_deleted_at_the_end(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("mac", ["", "me@nowhere.invalid"])
+def test_remaining_machines_are_deleted_at_the_end(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, mac: str
+) -> None:
+    """Also if `PYINFRA_ORBSTACK_SSH` is set, which is not for tests."""
+    monkeypatch.setenv(SSH_VARIABLE, mac)
     pytester.makepyfile(TWO_TESTS)
     pytester.runpytest_subprocess().assert_outcomes(passed=2, failed=1)
+
+
+def test_machines_are_here_if_group_data_names_a_mac(pytester: pytest.Pytester) -> None:
+    pytester.mkdir("group_data").joinpath("all.py").write_text(
+        'orbstack_ssh = "me@nowhere.invalid"\norbstack_image = "debian"\n'
+    )
+    pytester.makepyfile(deploy="from pyinfra.operations import server\nserver.shell('true')\n")
+    pytester.makepyfile(
+        """
+        from pyinfra.operations import files
+
+        def test(orbstack_machine):
+            assert orbstack_machine.apply("deploy.py").ok
+            assert orbstack_machine.apply(files.file, "/tmp/here").ok
+            assert orbstack_machine.read("/tmp/here") == ""
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 @pytest.mark.long

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyinfra.api import Config, Inventory, State
 from pyinfra.api.exceptions import InventoryError
 
-from pyinfra_orbstack import docker, inventory
+from pyinfra_orbstack import cli, docker, inventory, inventory_files
 from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.docker import Container, ContainerNotFound, Docker, DockerError
-from pyinfra_orbstack.targets import HostName
+from pyinfra_orbstack.places import SSH_KEY
+from pyinfra_orbstack.targets import HostName, meaning
 
 WEB = "4" * 64
 OLD = "4" * 63 + "5"
@@ -117,7 +119,48 @@ def test_a_named_container_may_be_stopped(two: Path, name: str) -> None:
     data, groups = hosts(name)["@orbstack/docker/old"]
     assert data["container_state"] == "exited"
     assert "orbstack_start" not in data
-    assert groups == ["@orbstack", "orbstack_containers"]
+    # With the last, `--limit` accepts the name as written.
+    written = [f"@orbstack/{name}"] if OLD[:20] in name else []
+    assert groups == ["@orbstack", "orbstack_containers", *written]
+
+
+@pytest.mark.parametrize("plain", ["", "plain/"])
+def test_a_container_by_id_has_the_name_that_pyinfra_calls_it_by(two: Path, plain: str) -> None:
+    written = f"@orbstack/{plain}docker/{OLD}"
+    ((host, (_, groups)),) = hosts(written[len("@orbstack/") :]).items()
+    assert cli.local_states([written]) == {host: "exited"}
+    # What `pyinfra-orbstack` calls it, before it has read the containers.
+    assert inventory_files._called(written) in groups
+
+
+def test_a_container_here_is_not_taken_for_one_of_a_mac(two: Path) -> None:
+    listed = Inventory(([(f"@orbstack/docker/{OLD}", {SSH_KEY: "mac"})], {}))
+    State(listed, Config())
+    (host,) = listed
+    assert meaning(host) == HostName(True, OLD)
+    assert host.data.container_name == OLD
+    assert host.data.get("container_id") is None
+
+
+@pytest.mark.parametrize("name", ["web", "plain/web", "docker/web", "plain/docker/web"])
+def test_one_name_on_two_macs_is_refused(two: Path, name: str) -> None:
+    """pyinfra would forget one of them."""
+    hosts = [(f"@orbstack/{name}", {SSH_KEY: mac}) for mac in ("mac-a", "mac-b", "mac-a")]
+    for names, groups in ((hosts, {}), ([hosts[0][0]], {"a": (hosts[:1], {}), "b": (hosts, {})})):
+        with pytest.raises(InventoryError, match=r"^two hosts are called .*on mac-a and mac-b: "):
+            Inventory((names, {}), **groups)
+    none = (hosts[0][0], {SSH_KEY: None}, "a note")
+    assert len(Inventory((hosts[:1] + hosts[2:], {}), a=([hosts[0][0]], {}), b=([none], {}))) == 1
+
+
+def test_data_of_ones_own_is_kept_on_a_mac(two: Path) -> None:
+    own = {"container_name": "mine", "container_port": 80, "vm_role": "db", "vm_name": "other"}
+    hosts = [(f"@orbstack/{name}", {SSH_KEY: "mac", **own}) for name in ("web", "docker/old")]
+    listed = Inventory((hosts, {}))
+    State(listed, Config())
+    for host in listed:
+        assert {key: host.data.get(key) for key in own} == own
+        assert host.data.get("container_id") is None
 
 
 def test_an_ambiguous_name_is_resolved_on_connect(two: Path) -> None:
@@ -161,7 +204,10 @@ def test_no_container(fake: Fake) -> None:
         hosts("docker")
 
 
-@pytest.mark.parametrize("answer", ["", "null", "garbage", "{}", "[{}]", '[{"Id": "4"}]'])
+@pytest.mark.parametrize(
+    "answer",
+    ["", "null", "garbage", "{}", "[{}]", '[{"Id": "4"}]', pytest.param("[" * 50_000, id="[")],
+)
 def test_malformed_answers(fake: Fake, answer: str) -> None:
     fake(f"[ $1 = ps ] && echo {WEB} || echo '{answer}'")
     with pytest.raises(DockerError, match="did not print a list of containers"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyinfra.api.exceptions import FactValueError
 
-from pyinfra_orbstack import docker, orbctl, process, timing
+from pyinfra_orbstack import docker, making, orbctl, process, timing
 from pyinfra_orbstack.docker import Docker, DockerError
 from pyinfra_orbstack.facts.orbstack import OrbStackMachine
 from pyinfra_orbstack.orbctl import BadValue, Orbctl, OrbctlError, OrbctlMissing, Record
@@ -58,6 +58,23 @@ def test_orbctl_hangs(tmp_path: Path) -> None:
     hanging = Orbctl(program(tmp_path, "orbctl", "sleep 60"))
     with pytest.raises(OrbctlError, match=r"orbctl list did not answer in 0\.2 s"):
         hanging.call("list", timeout=0.2)
+
+
+def test_the_shell_that_creates_a_machine_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host fails, and not the run, whatever arrived before."""
+    shown = '{"id": "01KHVDCW7HTAGRPMB823KADP9B", "name": "status 0 01K"}'
+    monkeypatch.setattr(making.shelltext, "command", lambda _: f"echo '{shown}'; kill -9 $$")
+    made = making.Making(Orbctl(program(tmp_path, "orbctl", "")), "web", ["create"], None)
+    with pytest.raises(OrbctlError, match="exit code 1"):
+        made.finish(30, lambda line: None)
+    made.undo(lambda line: None)
+    monkeypatch.setattr(making.shelltext, "command", lambda _: "echo '{}'; kill -9 $$")
+    made = making.Making(Orbctl(program(tmp_path, "orbctl", "")), "web", ["create"], None)
+    with pytest.raises(OrbctlError, match="exit code 1"):
+        made.finish(30, lambda line: None)
+    made.undo(lambda line: None)
 
 
 def test_machine_replaced_meanwhile(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ def test_an_empty_list_means_no_machines() -> None:
         json.dumps([RECORD, RECORD]),
         "[null]",
         '["ubuntu"]',
+        # Limits of Python's own reader.
+        "[" * 100_000,
+        f"[{'1' * 5000}]",
         json.dumps([{**RECORD, "name": None}]),
         json.dumps([{**RECORD, "image": "ubuntu"}]),
     ],
@@ -89,6 +92,11 @@ def test_info_is_parsed_in_both_forms() -> None:
 def test_the_time_of_creation_is_read_from_the_id() -> None:
     machine = orbctl.Machine(id="01ARZ3NDEKTSV4RRFFQ69G5FAV", name="a", state="running")
     assert machine.created == datetime(2016, 7, 30, 23, 54, 10, 259000, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize("moment", ["7ZZZZZZZZZ", "ZZZZZZZZZZ"])
+def test_an_id_whose_moment_no_calendar_has(moment: str) -> None:
+    assert orbctl.Machine(moment + "R0VY6W46N3Z0D7C9", "web", "running").created is None
 
 
 @pytest.mark.parametrize(

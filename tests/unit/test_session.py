@@ -14,23 +14,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyinfra_orbstack import session
+from pyinfra_orbstack import protocol, session
+from pyinfra_orbstack.places import HERE
 from pyinfra_orbstack.process import STDERR, STDOUT
 from pyinfra_orbstack.session import ShellSession
 
-SHELLS = {
-    name: words
-    for name, words in {
-        "dash": ["dash"],
-        "bash": ["bash", "--posix"],
-        "busybox": ["busybox", "sh"],
-    }.items()
-    if shutil.which(words[0])
-}
+LINUX = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="this host is the target, and has no /proc"
+)
+pytestmark = LINUX
+
+#: With this, a control shell does not use perl.
+WITHOUT_PERL = ["env", "PERL5OPT=-w"]
+SHELLS = {"perl": ["sh"]} if shutil.which("perl") else {}
+for _name, _more in (("dash", ""), ("bash", "--posix"), ("busybox", "sh")):
+    if _found := shutil.which(_name):
+        SHELLS[_name] = [*WITHOUT_PERL, _found, *_more.split()]
+#: Only a session uses perl.
+WAYS = [(shell, way) for shell in SHELLS for way in ("session", "spawn", "terminal")]
+WAYS = [(shell, way) for shell, way in WAYS if way == "session" or shell != "perl"]
 
 
 class Here:
     """This host as a target, with a control shell of choice."""
+
+    place = HERE
 
     def __init__(self, shell: list[str]) -> None:
         self.shell = shell
@@ -72,12 +80,158 @@ class Runner:
         return status, bytes(out[STDOUT]), bytes(out[STDERR])
 
 
-@pytest.fixture(params=[f"{shell}-{way}" for shell in SHELLS for way in ("session", "spawn")])
+@pytest.fixture(params=["-".join(one) for one in WAYS if one[1] != "terminal"])
 def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     shell, _, transport = request.param.partition("-")
     runner = Runner(SHELLS[shell], transport)
     yield runner
     runner.session.close()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_session_uses_perl_where_it_works(shell: str) -> None:
+    runner = Runner(SHELLS[shell], "session")
+    assert runner("exec ls -l /proc/$PPID/exe")[0] == 0
+    assert runner.session.ending.shell is not None
+    program = os.readlink(f"/proc/{runner.session.ending.shell.pid}/exe")
+    assert ("perl" in program) == (shell == "perl")
+    runner.session.close()
+
+
+def test_a_command_without_stdin_has_none_after_one_with_stdin(run: Runner) -> None:
+    assert run("cat", b"input") == (0, b"input", b"")
+    assert run("cat", seconds=5) == (0, b"", b"")
+
+
+def test_output_before_a_command_closes_its_outputs(run: Runner) -> None:
+    """It arrives at once, and is not lost if the command is killed."""
+    text = "echo early; echo wrong >&2; exec >/dev/null 2>&1; sleep 60"
+    out = {STDOUT: bytearray(), STDERR: bytearray()}
+
+    def sink(stream: int, data: bytes) -> None:
+        out[stream] += data
+
+    if run.way == "session":
+        run.session.open()
+    start = run.session.run if run.way == "session" else run.session.spawn
+    with pytest.raises(TimeoutError):
+        start(text, sink, deadline=time.monotonic() + 2)
+    assert (bytes(out[STDOUT]), bytes(out[STDERR])) == (b"early\n", b"wrong\n")
+
+
+@pytest.mark.skipif("perl" not in SHELLS, reason="it is about perl")
+def test_a_command_never_gets_the_input_of_the_control_shell() -> None:
+    # So few that the streams of a command cannot be duplicated.
+    runner = Runner(["sh", "-c", "ulimit -n 12; exec sh"], "session")
+    status, out, err = runner("echo run; cat", b"input", seconds=5)
+    assert (status, out) == (126, b"")
+    assert b"Too many open files" in err
+    runner.session.close()
+
+
+@pytest.mark.skipif("perl" not in SHELLS, reason="it is about perl")
+def test_a_system_call_that_is_not_setsid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.which("perl")
+    (tmp_path / "perl").write_text(
+        "#!/bin/sh\n"
+        'program=$(printf %s "$3" | sed "s/62 => 112, 183 => 157/62 => 9999, 183 => 9999/")\n'
+        f'shift 3\nexec {real} -C0 -e "$program" "$@"\n'
+    )
+    (tmp_path / "perl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    runner = Runner(["sh"], "session")
+    assert runner('ps -o sid= -p $$ | grep -cx " *$$"') == (0, b"1\n", b"")
+    runner.session.close()
+
+
+ABOUT_ITSELF = """
+grep -E '^(Sig(Blk|Ign|Cgt)|Umask|Groups|NoNewPrivs)' /proc/self/status
+ls /proc/self/fd | grep -vx 3; cat /proc/self/limits /proc/self/cgroup; pwd
+tr '\\0' '\\n' </proc/self/environ | grep -vE '^(_|SHLVL|PERL5OPT)=' | sort
+readlink /proc/self/fd/0; ps -o sid= -p $$ | grep -cx " *$$"
+"""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_command_finds_the_same_process_whatever_the_control_shell_is(shell: str) -> None:
+    def tell(name: str) -> tuple[int, bytes, bytes]:
+        runner = Runner(SHELLS[name], "session")
+        try:
+            return runner(ABOUT_ITSELF)
+        finally:
+            runner.session.close()
+
+    status, out, err = tell(shell)
+    assert (status, err) == (0, b"")
+    assert out.endswith(b"/dev/null\n1\n")
+    assert out.splitlines() == tell("dash")[1].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PERL_UNICODE", "SAD"),
+        ("PERLIO", ":crlf"),
+        ("PERLIO", ":utf8"),
+        ("PERL5OPT", "-w"),
+        ("PERL5OPT", "-d"),
+        ("PERL5OPT", "-Mre=debug"),
+        ("LC_ALL", "xx_YY.UTF-8"),
+        ("PERL5LIB", "/no/such"),
+    ],
+)
+def test_settings_of_perl_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    data = bytes(range(256)) * 20
+    runner = Runner(["sh"], "session")
+    assert runner("cat; echo \u00fc; echo err >&2; exit 3", data) == (
+        3,
+        data + "\u00fc\n".encode(),
+        b"err\n",
+    )
+    assert runner(f"printf %s ${name}")[1] == value.encode()
+    runner.session.close()
+
+
+@pytest.mark.parametrize("body", ["exit 0", "kill -9 $$", "echo no >&2; exit 127"])
+def test_a_program_called_perl_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    (tmp_path / "perl").write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / "perl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    runner = Runner(["sh"], "session")
+    assert runner("echo on") == (0, b"on\n", b"")
+    runner.session.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "; }\n",
+        "echo '; }\n'; { orb_exchange a b c d; }\n",
+        "'\"" * 15_000,
+        "\\" * 3 + "\n" * 3,
+    ],
+    ids=["end of a frame", "a frame", "many quotes", "backslashes"],
+)
+def test_text_that_looks_like_a_frame(run: Runner, text: str) -> None:
+    assert run(f"printf %s {shlex.quote(text)} | wc -c")[1].strip() == b"%d" % len(text)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40))
+def test_a_text_for_sh_means_the_same_without_a_second_shell(text: str) -> None:
+    for whole in (text, f"sh -c {text}", f"sh -c {shlex.quote(text)}", f"sh -c '{text}'"):
+        words = [word.decode() for word in protocol.command_words(whole)]
+        if words != ["sh", "-c", whole]:
+            assert shlex.split(whole) in (words, ["sh", "-c", shlex.join(words)])
+
+
+@pytest.mark.parametrize("text", ["sh", "sh -c sh", "sh -c 'sh'"])
+def test_a_shell_that_reads_its_input(run: Runner, text: str) -> None:
+    assert run(text, b"echo $0; exit 3") == (3, b"sh\n", b"")
 
 
 @pytest.mark.long
@@ -260,8 +414,7 @@ DIRECTORIES = ["-P", "-", "--", "-L -P", "a b", "it's", "$HOME", "`id`", "~", "n
 
 
 @pytest.mark.parametrize("name", DIRECTORIES)
-@pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize("way", ["session", "spawn", "terminal"])
+@pytest.mark.parametrize(("shell", "way"), WAYS)
 def test_a_directory_is_one_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str, way: str, name: str
 ) -> None:

@@ -94,7 +94,7 @@ def test_valid_values_become_arguments(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_every_machine_key_is_checked() -> None:
     """A key that is added to the connector must be added here too."""
-    elsewhere = {"user", "workdir", "create", "start", "boot_timeout", "transport"}
+    elsewhere = {"user", "workdir", "create", "start", "boot_timeout", "transport", "ssh"}
 
     class Looked(dict[str, Any]):
         seen: set[str] = set()

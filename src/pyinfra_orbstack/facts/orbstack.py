@@ -373,7 +373,8 @@ class OrbStackSSH(_OrbctlFact[dict[str, Setting]]):
 
 class CloudInitDigest(_OrbctlFact[str]):
     """
-    Returns the SHA-256 of the cloud-init file that created a machine, or ``""`` if unknown.
+    Returns the SHA-256 of the cloud-init file that created a machine, or ``""`` if unknown. It is
+    followed by `` pending`` until a deploy has seen cloud-init succeed.
 
     ``orbstack.machine`` records it by machine id on the OrbStack host, because reading it from the
     machine itself would require the machine to run.
@@ -388,7 +389,7 @@ class CloudInitDigest(_OrbctlFact[str]):
 
     @override
     def read(self, output: list[str]) -> str:
-        match = re.fullmatch(r"[0-9a-f]{64}", output[0])
+        match = re.fullmatch(r"[0-9a-f]{64}( pending)?", output[0])
         return match[0] if match else ""
 
 

@@ -57,8 +57,7 @@ def orbstack_operation(
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Commands:
             try:
-                # Only the name says what kind of host this is.
-                if targets.parse(str(host.name)) and not anywhere:
+                if targets.meaning(host) and not anywhere:
                     raise Refused(
                         f"{function.__name__} must run on the OrbStack host, and {host.name} is "
                         "inside OrbStack: target @local, or the Mac over SSH"

@@ -17,6 +17,7 @@ from pyinfra import host
 
 from pyinfra_orbstack import orbctl, shelltext
 from pyinfra_orbstack.facts.orbstack import (
+    CloudInitDigest,
     MachineData,
     OrbStackConfigValue,
     OrbStackDefaultMachine,
@@ -155,12 +156,19 @@ def machine(
         yield from _make(spec, script, digest, running)
     else:
         commands = list(_change(spec, found, settings, running))
-        if not commands:
+        waits = running and wait and script and _cloud_init_is_pending(found)
+        if waits:
+            log_change(f"waiting for cloud-init in machine {spec.name}")
+        elif not commands:
             host.noop(f"machine {spec.name} is as described")
             return
         yield from commands
     if running and wait:
         yield steps.wait(spec.name, patience(), bool(script))
+
+
+def _cloud_init_is_pending(found: MachineData) -> bool:
+    return ask(CloudInitDigest, machine_id=found["id"]).endswith(" pending")
 
 
 def _refuse(

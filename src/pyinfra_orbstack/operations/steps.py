@@ -94,7 +94,8 @@ def create(spec: MachineSpec, script: str, digest: str) -> StringCommand:
         shelltext.mac_path(word) if before == "--mount" else shlex.quote(word)
         for before, word in zip(["", *args], args)
     ]
-    function = ["make_from_user_data", digest] if script else ["make_machine"]
+    length = len(script.encode())
+    function = ["make_from_user_data", digest, length] if script else ["make_machine"]
     command = make(" ".join([call(*function, spec.name), *words]))
     command.spec = spec
     if script:

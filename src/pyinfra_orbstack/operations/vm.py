@@ -83,6 +83,8 @@ def _test_connectivity(target: str, method: str, count: int) -> Commands:
         raise orbctl.BadValue(
             f"method must be ping, curl or nc, and count a number, not {method!r} and {count!r}"
         )
+    if method == "nc" and not (address and re.fullmatch("[0-9]+", port)):
+        raise orbctl.BadValue(f"target must be NAME or NAME:PORT for nc, not {target!r}")
     yield from _probe(commands[method])
 
 

@@ -171,7 +171,12 @@ failed() {
 }
 
 advice() {
-    echo "to delete it, run: orbctl delete --force $1"
+    echo "to delete it, run: orbctl delete --force $1$(on_mac)"
+}
+
+# on_mac: where `orbctl` runs, if it is not this host
+on_mac() {
+    [ -z "${PYINFRA_ORBSTACK_PLACE:-}" ] || printf ' (on %s)' "${PYINFRA_ORBSTACK_PLACE#ssh }"
 }
 
 # state_of NAME: its state as `orbctl` reports it; empty if unknown
@@ -204,9 +209,13 @@ until_it_answers() {
 
 # finish_cloud_init NAME COMMAND: run the command that waits for cloud-init in the machine
 finish_cloud_init() {
-    orb run -m "$1" -u root -w / sh -c "$2" && return
-    printf '%s\n' "cloud-init failed in machine $1: see its errors above" >&2
-    return 1
+    if ! orb run -m "$1" -u root -w / sh -c "$2"; then
+        printf '%s\n' "cloud-init failed in machine $1: see its errors above" >&2
+        return 1
+    fi
+    look "$1" || return 0
+    file=$(cloud_init_folder)/$found
+    [ ! -f "$file" ] || { read -r digest _ <"$file" && echo "$digest" >"$file"; }
 }
 
 # check_user NAME USER: whether a running machine has that user
@@ -250,22 +259,36 @@ restart_with() {
     orb start "$1" && return "$status"
 }
 
-# make_from_user_data DIGEST NAME create ARGUMENT...: make_machine with the cloud-init file from
-# stdin. No other user can read the file, and it is deleted once the machine exists.
+# make_from_user_data DIGEST LENGTH NAME create ARGUMENT...: make_machine with the cloud-init file of
+# that many bytes from stdin. No other user can read the file, and it is deleted once the machine
+# exists.
 make_from_user_data() {
-    digest=$1 name=$2 folder=$(cloud_init_folder)
-    shift 3
+    digest=$1 length=$2 name=$3
+    shift 4
+    new_user_data || return
+    trap 'rm -f "$data"' EXIT
+    trap 'exit 130' HUP INT TERM
+    cat >"$data" || return
+    # pyinfra may add a newline.
+    if [ "$(wc -c <"$data")" -lt "$length" ]; then
+        echo 'the cloud-init file arrived incomplete; nothing was created: try again' >&2
+        return 1
+    fi
+    make_machine "$name" create --user-data "$data" "$@" &&
+        echo "$digest pending" >"$folder/$found"
+}
+
+# new_user_data: set `data` to a new file for a cloud-init file, which no other user can read
+new_user_data() {
+    folder=$(cloud_init_folder)
     (umask 077 && mkdir -p "$folder") || return
     # A killed shell leaves its file; after an hour nothing can be using it any more.
     find "$folder" -name 'new.*' -mmin +60 -exec rm -f {} +
-    data=$(mktemp "$folder/new.XXXXXX") || return
-    trap 'rm -f "$data"' EXIT
-    trap 'exit 130' HUP INT TERM
-    cat >"$data" && make_machine "$name" create --user-data "$data" "$@" &&
-        echo "$digest" >"$folder/$found"
+    data=$(mktemp "$folder/new.XXXXXX")
 }
 
-# Where the checksum of a machine's cloud-init file is recorded.
+# Where the checksum of a machine's cloud-init file is recorded, followed by `pending` until
+# cloud-init has been seen to succeed.
 cloud_init_folder() {
     printf %s "${XDG_STATE_HOME:-$HOME/.local/state}/pyinfra-orbstack/cloud-init"
 }

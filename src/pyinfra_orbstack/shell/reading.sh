@@ -56,9 +56,9 @@ orb_look() {
 orb_hidden() {
   orb_ids "$1"
   [ "$orb_id" != "$orb_login" ] || return
-  IFS= read -r orb_stat <"/proc/$1/stat" || return
-  case $orb_stat in *'(sudo) '* | *'(sudo-rs) '* | *'(su) '* | *'(doas) '*) return ;; esac
-  case ${orb_stat##*) } in S*) orb_leaf "$1" 15 ;; esac
+  orb_lines "/proc/$1/stat"
+  case ${orb_first#* } in '(sudo) '* | '(sudo-rs) '* | '(su) '* | '(doas) '*) return ;; esac
+  case ${orb_last##*) } in S*) orb_leaf "$1" 15 ;; esac
 }
 
 # leaf PID SCANS: marks it as doubtful, unless it waits for a child process.

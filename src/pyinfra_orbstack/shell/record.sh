@@ -15,6 +15,9 @@ find_record() {
     done
     case $record in -*) record=./$record ;; esac
     writer=$$.$(date +%s)
+    # `orbctl` runs on another host.
+    place=${PYINFRA_ORBSTACK_PLACE:-}
+    [ -z "$place" ] || return 0
     place=$(command -v "$orbctl")
     case $place in /*) ;; *) place=$PWD/$place ;; esac
     place=$(printf '%s %s %s' "$place" "${HOME:-}" "${ORBCTL_SIMULATOR_HOME:-${XDG_STATE_HOME:-}}" |

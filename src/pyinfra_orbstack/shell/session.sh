@@ -30,8 +30,19 @@ orb_open() {
   [ "$orb_in" = home ] || exit 1
 }
 
-# ready TOKEN START: nothing runs before the client has sent START.
+# control PROGRAM TOKEN DIRECTORY: opens a session. Where perl works, it runs the exchanges from then
+# on, unless its user adds something to all programs in perl. Once the client has the greeting, this
+# shell must not read, since it would read ahead.
+orb_control() {
+  [ -n "${PERL5OPT-}" ] || perl -C0 -e "$1" check </dev/null
+  orb_checked=$?
+  orb_open "$2" "$3"
+  [ $orb_checked != 42 ] || exec perl -C0 -e "$1" serve "$orb_setsid"
+}
+
+# ready TOKEN START: nothing runs before the client has sent START, unless it is empty.
 orb_ready() {
+  [ -n "$2" ] || return 0
   printf '%s ready\n' "$1" >&6
   IFS= read -r orb_start
   [ "$orb_start" = "$2" ] || exit 1
@@ -44,24 +55,28 @@ orb_begin() {
   printf '%s begin\n' "$1" >&7
 }
 
-# exec TOKEN TEXT: with `&` it would have SIGINT ignored.
+# exec TOKEN WORD...: with `&` it would have SIGINT ignored.
 orb_exec() {
   orb_begin "$1"
-  exec $orb_setsid sh -c "$2" 4>&- 6>&- 7>&-
+  shift
+  exec $orb_setsid "$@" 4>&- 6>&- 7>&-
 }
 
-# child TOKEN SOURCE TEXT: runs the command with a stdin that is empty, the rest of ours, or the
-# output of a format; reports its status in both of its outputs, so that a copy that ends too early
-# lacks it.
+# child TOKEN SOURCE WORD...: runs the command with a stdin that is empty, the rest of ours, a part of
+# ours that has a given length, or the output of a format; reports its status in both of its outputs,
+# so that a copy that ends too early lacks it.
 orb_child() {
-  case $2 in
-    -none) ( orb_exec "$1" "$3" ) </dev/null 2>&1 >&4 ;;
-    -rest) ( orb_exec "$1" "$3" ) 2>&1 >&4 ;;
-    *) orb_input "$1" "$2" | ( orb_exec "$1" "$3" ) 2>&1 >&4 ;;
+  orb_token=$1 orb_source=$2
+  shift 2
+  case $orb_source in
+    -none) ( orb_exec "$orb_token" "$@" ) </dev/null 2>&1 >&4 ;;
+    -rest) ( orb_exec "$orb_token" "$@" ) 2>&1 >&4 ;;
+    -*) orb_part "$orb_token" "${orb_source#-}" | orb_partly "$orb_token" "$@" 2>&1 >&4 ;;
+    *) orb_input "$orb_token" "$orb_source" | ( orb_exec "$orb_token" "$@" ) 2>&1 >&4 ;;
   esac
   orb_status=$?
-  printf '%s status %s\n' "$1" "$orb_status" >&4
-  printf '%s status %s\n' "$1" "$orb_status"
+  printf '%s status %s\n' "$orb_token" "$orb_status" >&4
+  printf '%s status %s\n' "$orb_token" "$orb_status"
 }
 
 # input TOKEN FORMAT: the command's stdin, and whether all of it was written.
@@ -70,15 +85,31 @@ orb_input() {
   printf '%s input %s\n' "$1" "$?" >&4
 }
 
-# exchange TOKEN START SOURCE TEXT: over when the command has ended and both outputs are closed.
+# part TOKEN LENGTH: the same, from our own stdin; the client sends no more before the end.
+orb_part() {
+  head -c "$2" 4>&- 6>&- 7>&-
+  printf '%s input %s\n' "$1" "$?" >&4
+}
+
+# partly TOKEN WORD...: runs the command, and drops what it does not read: none of it is a frame.
+orb_partly() (
+  ( orb_exec "$@" )
+  orb_status=$?
+  cat >/dev/null
+  exit "$orb_status"
+)
+
+# exchange TOKEN START SOURCE WORD...: over when the command has ended and both outputs are closed.
 # A `cat` copies each output; the process that waits for it reports its status.
 orb_exchange() {
   orb_ready "$1" "$2"
-  { { orb_child "$1" "$3" "$4" | cat >&7 4>&- 6>&-
-      printf '%s copied %s\n' "$1" "$?" >&7; } 4>&1 | cat >&6 4>&- 7>&-
-    printf '%s copied %s\n' "$1" "$?" >&6; }
-  printf '%s end\n' "$1" >&6
-  printf '%s end\n' "$1" >&7
+  orb_token=$1 orb_source=$3
+  shift 3
+  { { orb_child "$orb_token" "$orb_source" "$@" | cat >&7 4>&- 6>&-
+      printf '%s copied %s\n' "$orb_token" "$?" >&7; } 4>&1 | cat >&6 4>&- 7>&-
+    printf '%s copied %s\n' "$orb_token" "$?" >&6; }
+  printf '%s end\n' "$orb_token" >&6
+  printf '%s end\n' "$orb_token" >&7
 }
 
 # drain: reads the input that the command has left, until the client closes it. Some clients drop
@@ -103,10 +134,20 @@ orb_typed() {
   eval "$(printf "$orb_octal")"
 }
 
-# terminal TOKEN START TEXT: one stream, no copies. Typed input may interrupt only the command.
+# relayed: runs its first line of input, which is octal numbers, and leaves the rest to the command.
+# Both outputs are the command's, so messages for the client come between those on stderr.
+orb_relayed() {
+  exec 6>&2 7>/dev/null
+  IFS= read -r orb_line || exit 1
+  eval "$(printf "$orb_line")"
+}
+
+# terminal TOKEN START WORD...: one stream, no copies. Typed input may interrupt only the command.
 orb_terminal() {
   orb_ready "$1" "$2"
+  orb_token=$1
+  shift 2
   trap : INT QUIT
-  ( orb_begin "$1"; exec sh -c "$3" >&6 2>&6 6>&- 7>&- )
-  printf '%s status %s\n%s end\n' "$1" "$?" "$1" >&6
+  ( orb_begin "$orb_token"; exec "$@" >&6 2>&6 6>&- 7>&- )
+  printf '%s status %s\n%s end\n' "$orb_token" "$?" "$orb_token" >&6
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinfra_orbstack import docker, inventory, orbctl
-from pyinfra_orbstack.targets import CONTAINERS
+from pyinfra_orbstack.targets import HostName
 from pyinfra_orbstack.testing import runs
 from pyinfra_orbstack.testing.engine import unavailable
 from pyinfra_orbstack.testing.targets import Target
@@ -39,7 +39,7 @@ class Container(Target):
         groups: runs.Groups,
         data: Mapping[str, Any],
     ) -> None:
-        super().__init__(CONTAINERS, container.name, container.id, root, groups, data)
+        super().__init__(HostName(True, container.name), container.id, root, groups, data)
         self._client = client
         self._holder = holder
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 import pytest
 
 from pyinfra_orbstack import interrupts, making, orbctl, programs, waiting
+from pyinfra_orbstack.places import HERE, SSH_VARIABLE
 from pyinfra_orbstack.testing import folders
 
 
@@ -40,6 +41,8 @@ class Engine:
             command = programs.choose_orbctl(config.getoption("orbstack"))
             # The connector reads it, in this process and in child processes.
             self._patch.setenv(orbctl.COMMAND_VARIABLE, command)
+            # Machines for tests are on this host.
+            self._patch.delenv(SSH_VARIABLE, raising=False)
             self.client = orbctl.Orbctl(command)
             self.client.machines()
         except orbctl.OrbctlError as problem:
@@ -130,9 +133,9 @@ def delete_all(folder: Path) -> None:
         record = orbctl.Record(folder / "machines")
         try:
             # Nothing else gives machines such names.
-            record.delete_all(orbctl.Orbctl(), names_are_ours=True)
+            record.delete_all(orbctl.Orbctl(place=HERE), names_are_ours=True)
         except orbctl.OrbctlError as problem:
-            names = ", ".join(record.machines())
+            names = ", ".join(record.names().values())
             print(f"cannot delete {names} (the next run tries again): {problem}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Union
 
 from pyinfra_orbstack import orbctl
-from pyinfra_orbstack.targets import MACHINES
+from pyinfra_orbstack.targets import HostName
 from pyinfra_orbstack.testing import network, runs
 from pyinfra_orbstack.testing.engine import Engine
 from pyinfra_orbstack.testing.targets import Deployable, Target
@@ -32,9 +32,16 @@ class Machine(Target):
     kind = "machine"
 
     def __init__(
-        self, engine: Engine, machine: orbctl.Machine, groups: runs.Groups, data: Mapping[str, Any]
+        self,
+        engine: Engine,
+        machine: orbctl.Machine,
+        groups: runs.Groups,
+        data: Mapping[str, Any],
+        *,
+        plain: bool = False,
     ) -> None:
-        super().__init__(MACHINES, machine.name, machine.id, engine.root, groups, data)
+        named = HostName(False, machine.name, plain)
+        super().__init__(named, machine.id, engine.root, groups, data)
         self.engine = engine
         self._machine = machine
 
@@ -219,6 +226,7 @@ class MachineFactory:
         user: str | None = None,
         groups: runs.Groups = (),
         data: Mapping[str, Any] | None = None,
+        plain: bool = False,
     ) -> Machine:
         """Create a machine: a clone of one that the run creates once for each image and user.
 
@@ -227,6 +235,7 @@ class MachineFactory:
         + user: its default user; by default the one that ``orbctl create`` chooses
         + groups: groups of the host, by name or with their data
         + data: data of the host, which takes precedence over that of groups
+        + plain: whether pyinfra calls the host by the machine's name alone
 
         **Returns:** the machine, which runs
 
@@ -237,7 +246,8 @@ class MachineFactory:
             machine = orbstack_machines("web", image="debian:bookworm", data={"port": 8080})
         """
         groups = runs.check_groups(groups)
-        return Machine(self.engine, self.engine.make(name, image, user), groups, data or {})
+        made = self.engine.make(name, image, user)
+        return Machine(self.engine, made, groups, data or {}, plain=plain)
 
     def inventory(
         self,
@@ -246,6 +256,7 @@ class MachineFactory:
         every: runs.Groups = (),
         image: str | None = None,
         user: str | None = None,
+        plain: bool = False,
     ) -> Inventory:
         """Create machines as the hosts of one inventory.
 
@@ -254,6 +265,7 @@ class MachineFactory:
         + every: groups that contain all of them, by name or with their data
         + image: image, as for one machine
         + user: default user, as for one machine
+        + plain: whether pyinfra calls the hosts by the machines' names alone
 
         **Returns:** the machines, which run
 
@@ -285,7 +297,8 @@ class MachineFactory:
             made = {}
             for name, own_groups in members.items():
                 in_groups = {**every, **{group: {} for group in groups if group in own_groups}}
-                machine = self(name, image=image, user=user, groups=in_groups, data=data[name])
+                options: dict[str, Any] = {"image": image, "user": user, "plain": plain}
+                machine = self(name, groups=in_groups, data=data[name], **options)
                 made[name] = undo.enter_context(machine)
             undo.pop_all()
         return Inventory(made)

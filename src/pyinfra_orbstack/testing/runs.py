@@ -27,7 +27,7 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
 from pyinfra_orbstack import inventory, process, programs
-from pyinfra_orbstack.inventory_files import execute, group_data
+from pyinfra_orbstack.inventory_files import FILES, execute, group_data
 from pyinfra_orbstack.testing import results
 
 #: Group names, or group data by name.
@@ -180,7 +180,7 @@ class Run:
         config = Config()
         inventory = self._inventory(config)
         state = State(inventory, config, check_for_changes=False)
-        hosts = [inventory.get_host(member.host) for member in self.members]
+        hosts = list(inventory)
         try:
             for host in hosts:
                 with current(state, host):
@@ -217,7 +217,7 @@ class Run:
             if (self.root / "config.py").is_file():
                 execute(self.root / "config.py")
             config.lock_current_state()
-            files = (self.root / "group_data").glob("*.py")
+            files = (self.root / "group_data").glob(FILES)
             data = {path.stem: group_data(path) for path in files}
         for name, (_, values) in own.items():
             data.setdefault(name, {}).update(values)

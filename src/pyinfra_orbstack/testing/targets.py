@@ -21,7 +21,9 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from pyinfra_orbstack import orbctl, process
+from pyinfra_orbstack.places import HERE, SSH_KEY
 from pyinfra_orbstack.session import ShellSession
+from pyinfra_orbstack.targets import HostName
 from pyinfra_orbstack.testing import runs
 from pyinfra_orbstack.testing.results import Result, Step
 
@@ -214,7 +216,7 @@ class Target(Deployable):
 
     + name: its name
     + id: its id
-    + host: its pyinfra host name
+    + host: its name in an inventory
 
     **Example:**
 
@@ -225,21 +227,24 @@ class Target(Deployable):
 
     #: The group that contains it.
     kind: str
+    #: It is on this host.
+    place = HERE
 
     def __init__(
         self,
-        place: str,
-        name: str,
+        named: HostName,
         id_: str,
         root: Path,
         groups: runs.Groups,
         data: Mapping[str, Any],
     ) -> None:
-        self.name = name
+        self.name = named.name
         self.id = id_
-        self.host = f"{place}{name}"
+        self.host = named.written
         self._root = root
-        self.member = runs.Member(self.host, self.kind, runs.check_groups(groups), dict(data))
+        # The project's group data may name a Mac.
+        here = {**data, SSH_KEY: None}
+        self.member = runs.Member(self.host, self.kind, runs.check_groups(groups), here)
         self._run = runs.Run(root, [self.member])
         self._connection: tuple[State, list[Host]] | None = None
 
