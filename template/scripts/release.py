@@ -59,6 +59,8 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 1
     uv = os.environ.get("UV", "uv")  # set by `uv run`
+    before = output("git", "rev-parse", "HEAD").strip()
+    why = "interrupted"
     try:
         subprocess.run(["make", "lint", "test"], check=True)
         subprocess.run([uv, "version", "--quiet", version], check=True)
@@ -68,9 +70,17 @@ def main() -> int:
         subprocess.run(["make", "release-check"], check=True)
         subprocess.run(["git", "commit", "--quiet", "-am", f"Release {version}"], check=True)
         subprocess.run(["git", "tag", "-a", f"v{version}", "-m", version], check=True)
+        why = ""
+    except KeyboardInterrupt:
+        pass
     except subprocess.CalledProcessError as failed:
-        subprocess.run(["git", "checkout", "--quiet", "HEAD", "--", "."])
-        print(f"nothing was released: {failed}", file=sys.stderr)
+        why = str(failed)
+    finally:
+        # Nothing else is lost: everything was committed.
+        if why:
+            subprocess.run(["git", "reset", "--quiet", "--hard", before])
+    if why:
+        print(f"nothing was released: {why}", file=sys.stderr)
         return 1
     print(f"Release prepared. To publish: git push --atomic origin HEAD v{version}")
     return 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -15,6 +14,7 @@ import pytest
 
 from pyinfra_orbstack.orbctl import Orbctl, Record
 from pyinfra_orbstack.testing import unavailable
+from tests import sharing
 from tests.template.project import Project, git
 
 ROOT = Path(__file__).parent.parent.parent
@@ -147,24 +147,13 @@ def boots(client: Orbctl, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def prepared_image(client: Orbctl, simulated: bool, worker_folder: Path) -> str:
+def prepared_image(client: Orbctl, simulated: bool, shared_directory: Path) -> str:
     """ubuntu:noble with the sample's packages, prepared once for all workers."""
     if not simulated:
         return "ubuntu:noble"
-    packed = worker_folder / "prepared.tar"
-    with (worker_folder / "prepared.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not packed.exists():
-            prepare(packed)
+    packed = sharing.prepared(shared_directory, "prepared.tar", prepare)
     simulator("image", "add", PREPARED, str(packed))
     return PREPARED
-
-
-@pytest.fixture(scope="session")
-def worker_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A directory that the workers of this run share."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if hasattr(request.config, "workerinput") else own
 
 
 def simulator(*words: str, stdin: str = "") -> None:
@@ -184,10 +173,8 @@ def prepare(packed: Path) -> None:
         simulator("run", "-m", name, "-u", "root", "sh", "-e", stdin=PREPARE)
         program = Path(sys.executable).with_name("orbctl-simulator")
         pack = [program, "run", "-m", name, "-u", "root", "sh", "-c", PACK]
-        part = packed.with_suffix(".part")
-        with part.open("wb") as file:
+        with packed.open("wb") as file:
             subprocess.run(pack, stdout=file, check=True)
-        part.rename(packed)
     finally:
         simulator("delete", "-f", name)
 

@@ -98,7 +98,7 @@ class Runner:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         self.printed += done.stdout
         assert done.returncode == 0, f"{done.returncode}: {step['run']}\n{done.stdout}"

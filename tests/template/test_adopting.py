@@ -94,7 +94,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 @pytest.mark.template
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("client", "index")
 def test_a_repository_can_follow_the_page(
     shop: Project, tools: dict[str, str], repository: Path

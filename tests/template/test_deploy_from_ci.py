@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from tests.conformance.conftest import Guest
-from tests.sshd import Sshd, free_port
+from tests.loopback import free_port
+from tests.sshd import Sshd
 from tests.template.conftest import Render
 from tests.template.project import Project, git, run, tool
 from tests.template.runner import Runner
@@ -73,7 +74,7 @@ def here(project: Project) -> str:
     return git(project.path, "rev-parse", "HEAD").strip()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_commands_reach_a_server(project: Project, server: Server, tmp_path: Path) -> None:
     runner = Runner(project, tmp_path / "runner")
     secrets = {"secrets_SSH_KEY": server.key, "github_token": "token"}
@@ -117,7 +118,7 @@ def test_the_commands_reach_a_server(project: Project, server: Server, tmp_path:
     assert not any(server.key.splitlines()[1].encode() in path.read_bytes() for path in left)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_an_unsafe_change_fails_before_any_change(
     project: Project, server: Server, tmp_path: Path
 ) -> None:

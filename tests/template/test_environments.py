@@ -70,7 +70,7 @@ def test_any_number_of_inventories_has_the_same_groups(render: Render) -> None:
         assert not inventories_pass(project)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("index")
 def test_staging_from_the_page_passes_the_linter(render: Render) -> None:
     project = render()

@@ -15,7 +15,7 @@ from tests.conftest import Machines
 from tests.template.conftest import Render
 from tests.template.project import Project, run
 
-pytestmark = [pytest.mark.template, pytest.mark.timeout(1200), pytest.mark.usefixtures("index")]
+pytestmark = [pytest.mark.template, pytest.mark.timeout(1800), pytest.mark.usefixtures("index")]
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"# (\S+)\n")

@@ -14,15 +14,15 @@ import pytest
 from pyinfra_orbstack.orbctl import Orbctl, create_args
 from tests.containers import Containers
 from tests.template.conftest import Render
-from tests.template.project import NO_MACHINES, Project, git, run, tool
+from tests.template.project import WITHOUT_MACHINES, Project, git, run, tool
 
-pytestmark = [pytest.mark.template, pytest.mark.timeout(600), pytest.mark.usefixtures("index")]
+pytestmark = [pytest.mark.template, pytest.mark.timeout(1800), pytest.mark.usefixtures("index")]
 
 FILLED = {"user_name": 'Zoë "Z" O\'Neil', "user_email": "zoe@example.org", "github_user": "zoe-dev"}
 LONG = "a-project-whose-name-has-forty-characters"[:40]
 #: Every combination of yes and no, with and without identity; every other choice at least once.
-#: All run their tests on machines from a prepared image; tests/template/test_render.py uses both
-#: original images, without the sample's packages.
+#: Those that change something in tests with machines run them, with a prepared image; other tests
+#: use both original images, without the sample's packages.
 COMBINATIONS: list[dict[str, Any]] = [
     {"publish_to_pypi": True, "codecov": False, "license": "MIT"},
     {
@@ -71,7 +71,7 @@ def test_every_combination_passes_everything(
     project.make("lock")
     project.commit()
     monkeypatch.setenv("UV_LOCKED", "1")
-    project.all_checks()
+    project.all_checks(machines="docker" in answers or "project_name" in answers)
     assert git(project.path, "status", "--porcelain") == ""
 
 
@@ -91,7 +91,7 @@ def test_only_the_index_is_needed(render: Render) -> None:
     nowhere = "http://127.0.0.1:9"
     offline = {"UV_OFFLINE": "1", "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere}
     project.make("lint", **offline)
-    assert " passed" in project.make("test", CI="", **NO_MACHINES, **offline)
+    assert " passed" in project.make("test", **WITHOUT_MACHINES, **offline)
 
 
 @pytest.mark.usefixtures("client")
@@ -203,8 +203,17 @@ def test_release(render: Render) -> None:
             project.make("release", VERSION=version)
     git(project.path, "add", "-A")
     git(project.path, "commit", "-qm", "Lock")
+    # A tag that cannot be signed: the commit that was made for it is undone.
+    before = git(project.path, "rev-parse", "HEAD")
+    for key, value in (("tag.gpgSign", "true"), ("gpg.program", "false")):
+        git(project.path, "config", key, value)
+    with pytest.raises(AssertionError, match="nothing was released"):
+        project.make("release", VERSION="1.2.3", **WITHOUT_MACHINES)
+    assert git(project.path, "rev-parse", "HEAD") == before
+    assert git(project.path, "status", "--porcelain") == ""
+    git(project.path, "config", "tag.gpgSign", "false")
     # Its tests run, but those that need machines are skipped.
-    said = project.make("release", VERSION="1.2.3", CI="", **NO_MACHINES)
+    said = project.make("release", VERSION="1.2.3", **WITHOUT_MACHINES)
     assert "git push --atomic origin HEAD v1.2.3" in said
     assert project.toml["project"]["version"] == "1.2.3"
     assert "## [Unreleased]\n\n## [1.2.3] - 20" in project.text("CHANGELOG.md")
@@ -333,4 +342,4 @@ def test_a_group_missing_from_one_inventory_is_found(
     fault(project)
     caught = "FAILED tests/test_inventories.py::test_every_inventory_has_the_same_groups"
     with pytest.raises(AssertionError, match=caught):
-        project.make("test", CI="", **NO_MACHINES)
+        project.make("test", **WITHOUT_MACHINES)

@@ -14,7 +14,7 @@ LEFT = {"__init__.py", "operations.py", "py.typed", "secrets.py", "services.py"}
 
 
 @pytest.mark.template
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("client", "index")
 def test_project_without_the_sample_passes_its_checks(
     render: Render, monkeypatch: pytest.MonkeyPatch

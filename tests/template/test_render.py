@@ -14,7 +14,7 @@ import pytest
 from yaml import safe_load
 
 from tests.template.conftest import ROOT, Render
-from tests.template.project import NO_MACHINES, Project, run, tool
+from tests.template.project import WITHOUT_MACHINES, Project, run, tool
 
 ODD = 'It\'s "5 \\ 7" {{ project_name }} {% raw %} ünïcode ☃ # no: comment'
 FILLED = {
@@ -25,7 +25,7 @@ FILLED = {
 
 
 @pytest.mark.template
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("boots")
 def test_default_project_passes_its_own_tests(render: Render) -> None:
     """With packages from the distribution, as on a user's host."""
@@ -92,7 +92,7 @@ def test_library_comes_from_a_checkout(render: Render) -> None:
     project = render()
     run(project.path, tool("uv"), "add", "--quiet", "--group", "test", "--editable", str(ROOT))
     # Other tests run it with machines; this one checks where the plugin comes from.
-    project.make("test", CI="", **NO_MACHINES)
+    project.make("test", **WITHOUT_MACHINES)
     code = "import pyinfra_orbstack as it; print(it.__file__)"
     said = run(project.path, tool("uv"), "run", "--quiet", "python", "-c", code)
     assert said == f"{ROOT}/src/pyinfra_orbstack/__init__.py\n"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.template.conftest import ROOT, Render
 
-pytestmark = [pytest.mark.template, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.template, pytest.mark.timeout(1800)]
 
 SERVICES, ACCESS = "src/myproj/services.py", "src/myproj/access.py"
 FIREWALL = "src/myproj/firewall.py"
