@@ -1,10 +1,12 @@
 """Compares machines that boot with systemd-nspawn: `create`, `run`, ten at once, and memory.
 
-    python -m benchmarks.boots [--times N]
+    python -m benchmarks.boots [--times N] [--data FILE]
 
 `create` is compared with `systemd-nspawn --boot` of the same root file system, alternately, from
-the start of the command until systemd reports that it is up. Requires root, and systemd-nspawn,
-which apt downloads if it is not installed. Leaves nothing behind.
+the start of the command until systemd reports that it is up. Both store what the machine writes on
+the same disk. Requires root, and systemd-nspawn, which apt downloads if it is not installed. Adds
+the numbers to the file that `benchmarks.compare` writes, as `boots`, and leaves nothing else
+behind.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from benchmarks.measurements import save
+from benchmarks.report import DATA
 from benchmarks.simulator import SIMULATOR, timed
 
 IMAGE = "debian:bookworm"
 STACK = (
-    'mount -t tmpfs none "$1"; mkdir "$1/u" "$1/w" "$1/m";'
+    'mkdir "$1/u" "$1/w" "$1/m";'
     ' mount -t overlay -o "lowerdir=$2,upperdir=$1/u,workdir=$1/w" overlay "$1/m"; exec "$3"'
     ' -q -D "$1/m" --boot --register=no --keep-unit --private-network --notify-ready=yes'
     " >/dev/null 2>&1"
@@ -92,7 +97,9 @@ def ten_at_once() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=10, help="repetitions of each")
-    times = parser.parse_args().times
+    parser.add_argument("--data", type=Path, default=DATA, help="file for the numbers")
+    options = parser.parse_args()
+    times = options.times
     if os.geteuid():
         print("machines that boot are left out: their processes and files can only be read by root")
         return
@@ -125,17 +132,24 @@ def main() -> None:
                 timed([*SIMULATOR, "delete", "-f", f"made-{number}"])
                 note("systemd-nspawn --boot", boot_with_nspawn(program, root))
                 note("run true", timed([*SIMULATOR, "run", "-m", "warm", "true"]))
-                note("run true, without init", timed([*SIMULATOR, "run", "-m", "plain", "true"]))
-            note("ten at once", ten_at_once())
+                plain = [*SIMULATOR, "run", "-m", "plain", "true"]
+                note("run true, machine without init", timed(plain))
+            note("create, ten at once", ten_at_once())
             idle = memory(init)
         finally:
             timed([*SIMULATOR, "delete", "--all", "--force"])
     medians = {name: statistics.median(values) for name, values in taken.items()}
     for name, median in medians.items():
-        print(f"{name:<24}{median:>8.0f} ms")
-    print(f"{'memory of an idle one':<24}{idle:>8.1f} MiB")
+        print(f"{name:<36}{median:>8.0f} ms")
+    print(f"{'memory of an idle one':<36}{idle:>8.1f} MiB")
     ratio = medians["create"] / medians["systemd-nspawn --boot"]
-    print(f"{'create : nspawn':<24}{ratio:>8.2f}")
+    print(f"{'create : nspawn':<36}{ratio:>8.2f}")
+    measured: dict[str, Any] = {
+        "rounds": times,
+        "seconds": {name: [round(one / 1000, 4) for one in each] for name, each in taken.items()},
+        "memory": round(idle, 1),
+    }
+    save(options.data, boots=measured)
 
 
 def text(path: Path) -> str:

@@ -1,12 +1,13 @@
-"""Compares deploys through `@orbstack` with `@local`, `@ssh` and the previous version 0.11.0, and
-deploys to a container with pyinfra's `@docker`.
+"""Compares deploys through `@orbstack` with `@local`, `@ssh`, the previous version 0.11.0 and a
+connector that does nothing (`floor`), and deploys to a container with pyinfra's `@docker`.
 
-    python -m benchmarks.compare [--rounds N] [--hosts 1,10] [--predecessor ENVIRONMENT] ...
+    python -m benchmarks.compare [--rounds N] [--hosts 1,10,50] [--predecessor ENVIRONMENT] ...
 
 Everything runs on the same machines of one simulator, alternately, so that other load on the host
 affects all of them equally. Every deploy's result is checked before its time counts. Requires root,
 or sudo without a password; leaves nothing behind but the file with the numbers. Without a
-container engine, containers are skipped.
+container engine, containers are skipped. Numbers in that file that are not measured again stay
+there, with their date.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.report import CONTAINER, DATA
+from benchmarks.measurements import CONTAINER, FLOOR, merged
+from benchmarks.report import DATA
 from benchmarks.simulator import SIMULATOR, timed
 from pyinfra_orbstack import docker
 from pyinfra_orbstack.orbctl import Orbctl
@@ -39,9 +41,12 @@ from tests.containers import Containers, Unavailable, engine
 HERE = Path(__file__).resolve().parent
 LAYERS = HERE.parent / ".cache" / "simulator-layers"
 SUDO = ["sudo", "-n"] if os.geteuid() else []
-CONTENDERS = ("session", "spawn", "local", "ssh", "0.11.0")
+CONTENDERS = ("session", "spawn", "local", "ssh", "0.11.0", FLOOR)
 #: The same deploys again, in a container.
 IN_CONTAINERS = ("container", "docker")
+#: More hosts than this take long, so fewer contenders and cases run there, in fewer rounds.
+MANY = 10
+OF_MANY = ("session", "ssh", FLOOR)
 
 # In a machine: an SSH server as Debian configures it, but on a loopback port. Its installation must
 # not start it, since port 22 is the host's.
@@ -63,6 +68,10 @@ cp ~/.ssh/bench.pub ~/.ssh/authorized_keys
 cat ~/.ssh/bench
 """
 START_SSHD = "mkdir -p /run/sshd; exec /usr/sbin/sshd -p $1 -o ListenAddress=127.0.0.1"
+
+
+#: Seconds of each round, by place, case and contender.
+Measurements = dict[str, dict[str, dict[str, list[float]]]]
 
 
 class Case(NamedTuple):
@@ -118,6 +127,8 @@ class Bench:
         self.machines = [f"bench-{number}" for number in range(1, most + 1)]
         self.containers: Containers | None = None
         self._container = ""
+        #: CPU seconds of the latest pyinfra process itself, without those of its children.
+        self.cpu = 0.0
         self._targets: dict[tuple[str, str, int], str] = {}
         self._number = 0
 
@@ -155,6 +166,7 @@ class Bench:
             data = {"orbstack_transport": transport}
             hosts[transport] = [(f"@orbstack/{name}", data) for name in self.machines]
         hosts["0.11.0"] = [(f"@orbstack/{name}", {}) for name in self.machines]
+        hosts[FLOOR] = [(f"@floor/{name}", {}) for name in self.machines]
         if "ssh" in self.contenders:
             hosts["ssh"] = [(name, self._ssh(name, user)) for name in self.machines]
         for name, listed in hosts.items():
@@ -199,7 +211,11 @@ class Bench:
 
     # Deploys
 
-    def can(self, contender: str, hosts: int) -> bool:
+    def can(self, contender: str, hosts: int, case: Case) -> bool:
+        if contender == FLOOR and case.again:
+            return False  # it keeps no results to run on again
+        if hosts > MANY:
+            return contender in OF_MANY
         # There is one local host; and spawn is for single commands, ten times as slow.
         return hosts == 1 or contender not in ("local", "spawn")
 
@@ -214,6 +230,10 @@ class Bench:
         shim = self.folder / "bin"
         env = {**os.environ, "PATH": f"{shim}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         env["PYINFRA_ORBSTACK_ORBCTL"] = str(shim / "orbctl")
+        # For all contenders, so that it costs each of them the same.
+        paths = [str(HERE / "floor"), *filter(None, [env.get("PYTHONPATH")])]
+        cpu = self.folder / "cpu"
+        env.update(PYTHONPATH=os.pathsep.join(paths), BENCHMARK_CPU=str(cpu))
         inventory = self.folder / f"{contender}-{hosts}.py"
         command = [str(home / "pyinfra"), "-y", *words, str(inventory)]
         begun = time.perf_counter()
@@ -228,6 +248,8 @@ class Bench:
         taken = time.perf_counter() - begun
         if done.returncode:
             raise SystemExit(f"{contender}, {deploy}:\n{done.stdout.decode(errors='replace')}")
+        self.cpu = float(cpu.read_text())
+        cpu.unlink()
         return taken
 
     def deploy(self, contender: str, hosts: int, case: Case) -> float:
@@ -238,10 +260,13 @@ class Bench:
             self._number += 1
             parent = self.folder if contender == "local" else "/var/tmp"
             target = self._targets[contender, deploy, hosts] = f"{parent}/{self._number}"
-            self._on_each(contender, hosts, 'mkdir "$1"', target)
+            if contender != FLOOR:
+                self._on_each(contender, hosts, 'mkdir "$1"', target)
         taken = self.pyinfra(
             contender, hosts, deploy, folder=target, sources=self.folder / "sources"
         )
+        if contender == FLOOR:
+            return taken
         found = self._on_each(contender, hosts, 'ls "$1" | wc -l', target)
         wanted = self.counts[deploy] if case.makes_files else 0
         if any(int(count) != wanted for count in found):
@@ -310,9 +335,16 @@ def in_turn(contenders: Iterable[str], number: int) -> list[str]:
     return order[turn:] + order[:turn]
 
 
-def measure(made: Bench, rounds: int, host_counts: list[int]) -> Iterator[dict[str, Any]]:
+def measure(
+    made: Bench,
+    rounds: int,
+    host_counts: list[int],
+    rounds_of_many: int,
+    cases_of_many: Iterable[Case],
+) -> Iterator[dict[str, Any]]:
     """Measure everything repeatedly, each round in another order; yield all results so far."""
-    deploys: dict[str, dict[str, dict[str, list[float]]]] = {}
+    deploys: Measurements = {}
+    cpu: Measurements = {}
     commands: dict[str, list[float]] = {}
     places = {str(hosts): (hosts, made.contenders) for hosts in host_counts}
     if made.containers is not None:
@@ -321,29 +353,35 @@ def measure(made: Bench, rounds: int, host_counts: list[int]) -> Iterator[dict[s
     for number in range(rounds):
         loads.append(os.getloadavg()[0])
         for contender in in_turn({one for _, some in places.values() for one in some}, number):
-            commands.setdefault(contender, []).append(made.commands(contender))
+            if contender != FLOOR:
+                commands.setdefault(contender, []).append(made.commands(contender))
         bare = [*SIMULATOR, "run", "-m", made.machines[0], "true"]
         commands.setdefault("orbctl run true", []).append(made.calls(*bare))
         commands.setdefault("unshare true", []).append(made.calls(*SUDO, "unshare", "true"))
         for place, (hosts, contenders) in places.items():
-            for case in CASES:
-                of_case = deploys.setdefault(place, {}).setdefault(case.name, {})
+            if hosts > MANY and number >= rounds_of_many:
+                continue
+            for case in cases_of_many if hosts > MANY else CASES:
                 for contender in in_turn(contenders, number):
-                    if made.can(contender, hosts):
-                        taken = made.deploy(contender, hosts, case)
-                        of_case.setdefault(contender, []).append(round(taken, 4))
-                        print(
-                            f"round {number + 1}, {hosts} hosts, {case.name}, {contender}: "
-                            f"{taken:.2f} s",
-                            flush=True,
-                        )
-        yield summary(loads, deploys, commands)
+                    if not made.can(contender, hosts, case):
+                        continue
+                    taken = made.deploy(contender, hosts, case)
+                    for kind, value in ((deploys, taken), (cpu, made.cpu)):
+                        of_case = kind.setdefault(place, {}).setdefault(case.name, {})
+                        of_case.setdefault(contender, []).append(round(value, 4))
+                    print(
+                        f"round {number + 1}, {hosts} hosts, {case.name}, {contender}: "
+                        f"{taken:.2f} s, {made.cpu:.2f} s of CPU",
+                        flush=True,
+                    )
+        yield summary(loads, deploys, commands, cpu)
 
 
 def summary(
     loads: list[float],
-    deploys: dict[str, dict[str, dict[str, list[float]]]],
+    deploys: Measurements,
     commands: dict[str, list[float]],
+    cpu: Measurements | None = None,
 ) -> dict[str, Any]:
     """The measurements so far, and their circumstances."""
     return {
@@ -354,14 +392,19 @@ def summary(
         "cpus": os.cpu_count(),
         "load": loads,
         "deploys": deploys,
+        "cpu": cpu or {},
         "commands": {name: [round(one, 6) for one in each] for name, each in commands.items()},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hosts", default="1,10", help="numbers of hosts at once, such as 1,10")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--hosts", default="1,10,50", help="numbers of hosts at once")
+    many = f"more than {MANY} hosts"
+    parser.add_argument("--many-rounds", type=int, default=2, help=f"rounds of {many}")
+    once = [case.deploy for case in CASES if not case.again]
+    parser.add_argument("--many-cases", default=",".join(once), help=f"deploys on {many}")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--no-containers", dest="containers", action="store_false")
     parser.add_argument("--predecessor", type=Path, help="environment with pyinfra-orbstack 0.11.0")
@@ -374,12 +417,17 @@ def main() -> None:
     contenders = tuple(options.contenders.split(","))
     if "0.11.0" in contenders and options.predecessor is None:
         parser.error("0.11.0 needs --predecessor")
+    of_many = options.many_cases.split(",")
+    if not set(of_many) <= set(once):
+        parser.error(f"--many-cases can be {', '.join(once)}")
+    cases = [case for case in CASES if case.deploy in of_many and not case.again]
     # Its executables are called from another directory.
     predecessor = options.predecessor and options.predecessor.resolve()
+    old = json.loads(options.data.read_text()) if options.data.exists() else {}
     most = max(host_counts)
     with bench(contenders, most, predecessor, counts, containers=options.containers) as made:
-        for data in measure(made, options.rounds, host_counts):
-            options.data.write_text(json.dumps(data, indent=1) + "\n")
+        for data in measure(made, options.rounds, host_counts, options.many_rounds, cases):
+            options.data.write_text(json.dumps(merged(old, data), indent=1) + "\n")
 
 
 if __name__ == "__main__":
