@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Callable, cast
@@ -43,6 +44,9 @@ PAIRS = [("3.9", "3.2"), ("3.9", "3.5"), ("3.10", "3.6.1"), ("3.12", "3.7"), ("3
 PAIRS += [("3.14", "")]
 #: Minimum number of pairs to test if CI=true.
 FEWEST_PAIRS = 3
+#: Files of tests of the connector's own part: how commands run, end and print. The oldest and the
+#: latest pyinfra are enough for them.
+OWN_PART = "test_concurrency or test_exit_time or test_faults or test_files_rsync or test_quoting"
 SMOKE = ("conformance", "connector", "facts", "machines", "operations")
 #: The last version of the predecessor on the package index, for comparison.
 PREDECESSOR = "0.11.0"
@@ -124,13 +128,18 @@ def thorough(session: nox.Session) -> None:
     """Run the connector's tests in all combinations, and other tests that take long."""
     content = measure.tested(ROOT)
     pytest("tests", "-m", "thorough or long", "-n", WORKERS, "--dist", "loadfile")
+    # The connector's suite again, with an sshd on loopback on the way to the machine.
+    chosen = ("-m", "smoke", "-k", "session", "-n", "auto", "--dist", "loadfile")
+    pytest("tests/conformance", "--over-ssh", *chosen)
     measure.note_passed(ROOT, "thorough", content)
 
 
 @target("test")
 def boot(session: nox.Session) -> None:
     """Run the tests of machines that boot."""
-    pytest("tests/simulator", "tests/contract", "-m", "boot", "-n", WORKERS, "--dist", "loadfile")
+    # In their order: by number, which xdist prefers, the files with the longest tests come last.
+    spread = ("-n", WORKERS, "--dist", "loadfile", "--no-loadscope-reorder")
+    pytest("tests/simulator", "tests/contract", "-m", "boot", *spread)
     # Tests that an init, its services and a network could affect.
     files = [f"tests/conformance/test_{name}.py" for name in ("faults", "privilege_environment")]
     chosen = ("-m", "smoke", "-k", "not container", "--orbstack-image", "debian:bookworm")
@@ -148,7 +157,9 @@ def unit(session: nox.Session) -> None:
 @target("test", "coverage")
 def hosts(session: nox.Session) -> None:
     """Run the tests of how runs end, and some others as they would run on other hosts."""
-    pytest("tests/hosts", "-m", "hosts", "-n", WORKERS)
+    # The longest first, which the last file has, and one by one.
+    files = sorted((ROOT / "tests" / "hosts").glob("test_*.py"), reverse=True)
+    pytest(*files, "-m", "hosts", "-n", WORKERS, "--maxschedchunk", "1")
 
 
 @target("test", "template", for_copier=True)
@@ -173,10 +184,11 @@ def compat(session: nox.Session) -> None:
             print(f"left out, as that Python is not here: {pair_name(*pair)}", flush=True)
     if len(pairs) < (FEWEST_PAIRS if os.environ.get("CI") == "true" else 1):
         raise Stop(f"only {len(pairs)} of {len(PAIRS)} pairs of Python and pyinfra can be tested")
+    shared = tempfile.mkdtemp(dir=os.environ["TMPDIR"])
     failed = []
     pool = ThreadPoolExecutor(max_workers=len(pairs))
     try:
-        for done in as_completed([pool.submit(smoke, wheel, *pair) for pair in pairs]):
+        for done in as_completed([pool.submit(smoke, wheel, shared, *pair) for pair in pairs]):
             name, error, output = done.result()
             print(f"\n{name}\n{output}", flush=True)
             failed += [f"{name}: {error}"] if error else []
@@ -195,10 +207,10 @@ def pair_name(python: str, pyinfra: str) -> str:
     return f"Python {python} with pyinfra {pyinfra or '(the newest)'}"
 
 
-def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
+def smoke(wheel: Path, shared: str, python: str, pyinfra: str) -> tuple[str, str, str]:
     """Run the smoke tests with one pair; return its name, the error, and the output.
 
-    In one process: with several, each would create the machines that the tests share.
+    `shared` is a directory for what the pairs prepare once for all.
     """
     name = pair_name(python, pyinfra)
     venv = CACHE / "compat" / f"python-{python}-pyinfra-{pyinfra or 'newest'}"
@@ -215,14 +227,16 @@ def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
     folders = [path for folder in SMOKE if (path := ROOT / "tests" / folder).exists()]
     # A container's commands use the same code as a machine's, but need an engine; pyinfra wraps a
     # command in the same way on each transport, so the oldest pair alone has both.
-    left_out = "every_wrapper and spawn" if (python, pyinfra) == PAIRS[0] else "spawn"
+    left_out = f"spawn or {OWN_PART}" if pyinfra else "spawn"
+    if (python, pyinfra) == PAIRS[0]:
+        left_out = f"spawn and (every_wrapper or {OWN_PART})"
     chosen = f"not container and not ({left_out})"
     words = [interpreter, "-m", "pytest", "-m", "smoke", "-k", chosen]
     with ending.child(
         [str(word) for word in [*words, "-p", "no:cacheprovider", *folders]],
         cwd=ROOT,
         # Without machines the tests would be skipped, and that proves nothing here.
-        env={**os.environ, **environment(venv), "CI": "true"},
+        env={**os.environ, **environment(venv), "CI": "true", "SHARED_DIRECTORY": shared},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -233,22 +247,23 @@ def smoke(wheel: Path, python: str, pyinfra: str) -> tuple[str, str, str]:
     return name, f"exit code {tests.returncode}" if tests.returncode else "", output
 
 
-@target("bench")
+@target("test")
 def bench(session: nox.Session) -> None:
     """Measure deploys beside other connectors, and save the results."""
-    old = CACHE / "bench" / f"pyinfra-orbstack-{PREDECESSOR}"
+    ours, old = (CACHE / "bench" / name for name in ("ours", PREDECESSOR))
+    # They contain little else, since each package makes pyinfra's start slower.
+    for venv in (ours, old):
+        uv("venv", "--quiet", "--clear", "--python", PYTHON, venv)
+    install(ours, ["smoke"])
+    python = ours / "bin" / "python"
     code = "from importlib.metadata import version; print(version('pyinfra'), end='')"
-    pyinfra = subprocess.check_output([str(PYTHON), "-c", code], text=True)
-    stamp = old / "installed"
-    if not stamp.exists() or stamp.read_text() != pyinfra:
-        uv("venv", "--quiet", "--clear", "--python", PYTHON, old)
-        # Without our package, which has the same name. The same pyinfra, or that would be measured.
-        packages = (f"pyinfra-orbstack=={PREDECESSOR}", f"pyinfra=={pyinfra}")
-        uv("pip", "install", "--quiet", "--python", old / "bin" / "python", *packages)
-        stamp.write_text(pyinfra)
-    run(PYTHON, "-m", "benchmarks.compare", "--predecessor", old)
-    run(PYTHON, "-m", "benchmarks.report")
-    run(PYTHON, "-m", "benchmarks.boots")
+    pyinfra = subprocess.check_output([str(python), "-c", code], text=True)
+    packages = ("--group", "smoke", f"pyinfra-orbstack=={PREDECESSOR}", f"pyinfra=={pyinfra}")
+    uv("pip", "install", "--quiet", "--python", old / "bin" / "python", *packages)
+    env = environment(ours)
+    run(python, "-m", "benchmarks.compare", "--predecessor", old, env=env)
+    for name in ("remote", "many", "pyinfra_cost", "boots", "report"):
+        run(python, "-m", f"benchmarks.{name}", env=env)
 
 
 @target("test")

@@ -56,7 +56,7 @@ def find(cache: Path) -> Browser:
             return found
     root = cache / "root"
     if not _extracted(root).starts():
-        _fetch(cache, root)
+        fetch(PACKAGE, cache, root)
     found = _extracted(root)
     if not found.starts():
         raise Unavailable(f"{found.executable} does not start here")
@@ -76,10 +76,14 @@ def _extracted(root: Path) -> Browser:
     return Browser(root / "usr" / "lib" / "chromium" / PACKAGE, environment)
 
 
-def _fetch(cache: Path, root: Path) -> None:
-    """Download the packages that are missing, and extract them."""
+def fetch(package: str, cache: Path, root: Path) -> None:
+    """Download a package, and those that it needs and that are missing, and extract them.
+
+    Raises:
+        Unavailable: That failed, with the reason.
+    """
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise Unavailable(f"none of {', '.join(NAMES)} is on PATH, and there is no apt")
+        raise Unavailable(f"{package} is not on PATH, and there is no apt to download it with")
     for folder in ("lists/partial", "archives/partial"):
         (cache / folder).mkdir(parents=True, exist_ok=True)
     settings = [f"Dir::State::lists={cache}/lists", f"Dir::Cache={cache}"]
@@ -90,11 +94,11 @@ def _fetch(cache: Path, root: Path) -> None:
     settings += ["APT::Sandbox::User=root", "Acquire::Retries=2", "Acquire::http::Timeout=20"]
     apt = ["apt-get", "-qq", "-y", *(word for one in settings for word in ("-o", one))]
     _run([*apt, "update"])
-    _run([*apt, "install", "--no-install-recommends", "--download-only", PACKAGE])
+    _run([*apt, "install", "--no-install-recommends", "--download-only", package])
     shutil.rmtree(root, ignore_errors=True)
-    for package in sorted((cache / "archives").glob("*.deb")):
-        _run(["dpkg-deb", "--extract", str(package), str(root)])
-        package.unlink()
+    for archive in sorted((cache / "archives").glob("*.deb")):
+        _run(["dpkg-deb", "--extract", str(archive), str(root)])
+        archive.unlink()
     shutil.rmtree(cache / "lists")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pyinfra_orbstack import programs, testing
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlError, OrbctlMissing, Record
 from tests import containers
 
+#: Seconds that a command of the killed run may still need for a machine that it changes.
+BUSY = 60
 #: Prefix for commands that may need more rights: root owns even an ordinary user's simulator files.
 RIGHTS = [] if os.geteuid() == 0 or sys.platform == "darwin" else ["sudo", "-n"]
 
@@ -44,9 +47,14 @@ def delete_machines(folder: Path) -> Iterator[str]:
         simulator = programs.choose_orbctl("simulator")
         env = {**os.environ, "ORBCTL_SIMULATOR_HOME": str(home)}
         env.pop("ORBCTL_SIMULATOR_FAULTS", None)
-        done = subprocess.run(
-            [simulator, "delete", "--all", "--force"], env=env, capture_output=True, text=True
-        )
+        deadline = time.monotonic() + BUSY
+        while True:
+            done = subprocess.run(
+                [simulator, "delete", "--all", "--force"], env=env, capture_output=True, text=True
+            )
+            if "invalid transition" not in done.stderr or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         if done.returncode:
             yield f"machines of {home}: {done.stderr.strip()}"
     try:

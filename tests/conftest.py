@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pyinfra_orbstack import orbctl, programs
 from pyinfra_orbstack.orbctl import Orbctl, OrbctlError
 from pyinfra_orbstack.testing import Engine, MachineFactory, unavailable
 
+from . import sharing
 from .containers import Containers, Unavailable, engine
 
 if TYPE_CHECKING:
@@ -25,11 +27,19 @@ ROOT = Path(__file__).parent.parent
 # These tests do not depend on the image: the host's root is available at once, without init.
 os.environ.setdefault("ORBCTL_SIMULATOR_IMAGES", "host")
 os.environ.setdefault("ORBCTL_SIMULATOR_INIT", "none")
+# Some examples start processes, which take as long as they take.
+settings.register_profile("any host", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any host")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--conformance-report", type=Path, help="write what the conformance suite found"
+    )
+    parser.addoption(
+        "--over-ssh",
+        action="store_true",
+        help="run the conformance suite as if this host were a Mac that ssh reaches",
     )
 
 
@@ -97,6 +107,12 @@ class Machines:
         args = orbctl.create_args(name, image, **options)  # type: ignore[arg-type]
         return self.engine.create(name, args).name
 
+    def load(self, archive: Path) -> str:
+        """Import a machine and return its name."""
+        name = self.new_name()
+        self.engine.create(name, ["import", "--name", name, str(archive)])
+        return name
+
     def clone(self, source: str) -> str:
         """Clone a machine, start the clone and return its name."""
         name = self.new_name()
@@ -110,6 +126,17 @@ def root_only() -> None:
     """For tests that read the simulator's state directory, or need root on the host."""
     if os.geteuid():
         pytest.skip("needs root")
+
+
+@pytest.fixture(scope="session")
+def shared_directory(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """For `sharing.prepared`."""
+    if named := os.environ.get(sharing.VARIABLE):
+        return Path(named)
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if sharing.is_shared(request.config) else own
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ OTHERS = {
 METHODS = {"error", "warning", "warn", "fail", "skip", "exit", "critical", "exception"}
 
 #: Functions that are handed in, or that make an error of a text: the position of the message.
-HANDED_IN = {"say": 0, "tell": 0, "_tell": 0, "kind": 0, "worded": 1}
+HANDED_IN = {"say": 0, "tell": 0, "_tell": 0, "_fail": 0, "kind": 0, "worded": 1}
 #: Lists that are shown or raised as a whole.
 COLLECTED = {"problems", "said"}
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import NamedTuple
 
 from .conformance.conftest import Guest
+from .packages import install
 
 KINDS = ("ed25519", "rsa")
-START = r"""
-export DEBIAN_FRONTEND=noninteractive
-[ -x /usr/sbin/sshd ] || {
-    apt-get -qq update >/dev/null
-    apt-get -qq install -y --no-install-recommends openssh-server openssh-client >/dev/null
-}
+START = f"""
+[ -x /usr/sbin/sshd ] || {{
+{install("openssh-server", "openssh-client")}
+}}
+"""
+START += r"""
 mkdir -p /run/sshd /root/.ssh && chmod 700 /root/.ssh && cd /root/.ssh
 [ -e id ] || { ssh-keygen -q -t ed25519 -N '' -f id && cp id.pub authorized_keys; }
 [ ! -e "/run/sshd/$1.pid" ] || { kill "$(cat "/run/sshd/$1.pid")"; rm -f "/run/sshd/$1.pid"; }
@@ -46,10 +46,3 @@ class Sshd(NamedTuple):
         return (
             self.guest.sh("ssh-keygen -lf /root/.ssh/$1.pub", f"{kind}.{keys}").split()[1].decode()
         )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -16,6 +16,8 @@ SERVICES = "run by: tests/simulator/services/test_services.py"
 DIRECTORY = "from a directory, because the network may be unavailable"
 ENGINE = "not run: it needs a container engine, which only a Mac with OrbStack is sure to have"
 
+REMOTE = "not run: it needs a Mac that ssh reaches; tests/remote does the same on loopback"
+
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "README.md": {
         "pyinfra-orbstack": "run by: .ci/run",
@@ -35,6 +37,11 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "pyinfra's own Docker support": ENGINE,
         "pyinfra's own Docker support (2)": ENGINE,
     },
+    "docs/files.md": {
+        "Directories with rsync": (
+            "not run: this host may lack rsync; tests/conformance/test_files_rsync.py does the same"
+        ),
+    },
     "docs/getting-started.md": {
         "On a Mac": "not run: it needs a Mac; the rest of the page runs on Linux",
         "On Linux": "not run: scripts/rehearsal.py does the same, from an index on loopback",
@@ -46,6 +53,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
             "not run: it takes about an hour; tests/benchmarks runs a hundredth of it"
         ),
     },
+    "docs/remote.md": {"Set up": REMOTE, "Set up (2)": REMOTE},
     "docs/releasing.md": {"For each release": "run by: tests/release/test_faults.py"},
     "docs/services.md": {
         "A deploy of services": SERVICES,

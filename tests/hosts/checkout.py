@@ -56,7 +56,7 @@ class Checkout:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "scripts", self.path / "scripts", ignore=ignore)
         (self.path / "tests").mkdir()
-        kept = [f"tests/{name}.py" for name in ("__init__", "conftest", "containers")]
+        kept = [f"tests/{name}.py" for name in ("__init__", "conftest", "containers", "sharing")]
         for name in ("Makefile", "noxfile.py", "pyproject.toml", *kept):
             shutil.copy(ROOT / name, self.path / name)
         (self.path / "tests" / "test_small.py").write_text(SUITE)
@@ -122,11 +122,11 @@ class Checkout:
 
     def make(self, target: str) -> int:
         """Run a target to completion."""
-        return self.start(target).wait(120)
+        return self.start(target).wait(600)
 
     def wait_for(self, condition: object, make: subprocess.Popen[bytes] | None = None) -> None:
         assert callable(condition)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not condition():
             assert time.monotonic() < deadline, self.log.read_text()
             assert make is None or make.poll() is None, self.log.read_text()

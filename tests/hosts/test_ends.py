@@ -51,7 +51,7 @@ def test_a_terminated_run_leaves_nothing(
 ) -> None:
     make = checkout.test(**env)
     send(number, whom, make.pid)
-    assert make.wait(120) != 0
+    assert make.wait(600) != 0
     # A killed make does not wait.
     checkout.wait_for(lambda: not list(checkout.processes()))
     assert checkout.left() == []
@@ -60,7 +60,7 @@ def test_a_terminated_run_leaves_nothing(
 def test_sigterm_to_ci_reaches_its_target(checkout: Checkout) -> None:
     running = checkout.ci()
     running.terminate()
-    assert running.wait(120) == 130
+    assert running.wait(600) == 130
     assert "KeyboardInterrupt" in checkout.log.read_text()
     assert checkout.left() == []
 
@@ -71,7 +71,7 @@ def test_a_run_terminated_at_its_start_leaves_nothing(checkout: Checkout, second
     make = checkout.start("test")
     time.sleep(seconds)
     os.killpg(make.pid, TERM)
-    assert make.wait(120) != 0
+    assert make.wait(600) != 0
     assert checkout.left() == []
 
 
@@ -84,7 +84,7 @@ def test_leftovers_of_a_killed_run_are_removed_later(
     """By `make clean`, and by the next run of any target, here without tests."""
     make = checkout.test(WITH_CONTAINER="1")
     send(KILL, whom, make.pid)
-    make.wait(120)
+    make.wait(600)
     if whom == "nox":
         # The tests get the signal, and exit.
         checkout.wait_for(lambda: not list(checkout.processes()))
@@ -116,7 +116,7 @@ def test_a_running_run_is_left_alone(checkout: Checkout) -> None:
     checkout.make("contract")
     assert sorted(checkout.left()) == before
     send(TERM, "make", make.pid)
-    make.wait(120)
+    make.wait(600)
     assert checkout.left() == []
 
 
@@ -130,7 +130,7 @@ def test_an_interrupted_measurement_removes_its_hook(
     assert hook.exists()
     try:
         send(number, "group", make.pid)
-        make.wait(120)
+        make.wait(600)
         if target:
             assert hook.exists()
             checkout.make(target)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from .. import sharing
 from ..conftest import ROOT
+from ..protection import protection
 
 LINUX = sys.platform == "linux"
-STICKY = Path("/proc/sys/fs/protected_regular")
 #: From each directory, some tests that write files, or start processes and read their output.
 SOME = [
     "tests/conformance/test_containers.py::test_an_image_with_only_busybox",
@@ -34,9 +33,17 @@ SOME = [
     "tests/unit/test_errors.py",
 ]
 #: Root overwrites another user's file in a directory that everyone may write to.
-OTHERS_FILES = ["tests/conformance/test_files.py", "-k", "F9"]
-#: Tests that need no separate machine.
-WITHOUT_MACHINES = ["tests/unit", "tests/testing/test_runs.py", "tests/connector"]
+OTHERS_FILES = [
+    f"tests/conformance/test_files.py::test_F9_{name}"
+    for name in ("owner_of_new_and_old_files", "with_passwords")
+]
+#: Tests of files, processes and errors, which need no machine.
+WITHOUT_MACHINES = [
+    *(f"tests/unit/test_{name}.py" for name in ("docker", "errors", "localfile", "orbctl")),
+    *(f"tests/unit/test_{name}.py" for name in ("places", "process", "protocol", "record")),
+    "tests/testing/test_runs.py",
+    "tests/connector",
+]
 
 
 @dataclass(frozen=True)
@@ -73,24 +80,6 @@ NOBODY = Host(
     env={"HOME": "/", "USER": None, "LOGNAME": None, "CI": None},
     through=["unshare", "--user", "--map-user=12345", "--map-group=12345"],
 )
-
-
-@contextlib.contextmanager
-def sticky(value: int | None) -> Iterator[None]:
-    """Set fs.protected_regular to this value for the whole host; one test at a time."""
-    if value is None:
-        yield
-        return
-    if not STICKY.exists() or not os.access(STICKY, os.W_OK):
-        pytest.skip("fs.protected_regular cannot be set here")
-    with Path(tempfile.gettempdir(), "sticky.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        before = STICKY.read_text()
-        STICKY.write_text(str(value))
-        try:
-            yield
-        finally:
-            STICKY.write_text(before)
 
 
 def run(host: Host, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -135,23 +124,33 @@ def outcomes(output: str) -> dict[str, int]:
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
-@pytest.mark.timeout(900)
+def run_sample(
+    host: Host, folder: Path, shared: Path, tests: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run tests as on that host, with machines: if they were skipped, that would prove nothing."""
+    settings = ("env", "CI=true", f"{sharing.VARIABLE}={shared}")
+    return run(host, folder, *settings, *PYTEST, *tests)
+
+
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="needs root on Linux")
 @pytest.mark.parametrize("name", HOSTS)
-def test_a_sample_of_all_tests_passes(name: str, tmp_path: Path) -> None:
+def test_a_sample_of_all_tests_passes(name: str, tmp_path: Path, shared_directory: Path) -> None:
     host = HOSTS[name]
-    with sticky(host.sticky):
-        # Without machines, the tests would be skipped, which would prove nothing.
-        done = run(host, tmp_path, "env", "CI=true", *PYTEST, *SOME)
+    tests, setting = SOME, contextlib.nullcontext()
+    if host.sticky is not None:
+        tests, setting = SOME + OTHERS_FILES, protection(protected_regular=host.sticky)
+    with setting:
+        done = run_sample(host, tmp_path, shared_directory, tests)
     assert done.returncode == 0, done.stdout[-6000:]
     assert set(outcomes(done.stdout)) == {"passed"}
 
 
 @pytest.mark.skipif(not LINUX or os.geteuid() != 0, reason="needs root on Linux")
-@pytest.mark.parametrize("value", [0, 2])
-def test_files_of_other_users_can_be_written(value: int, tmp_path: Path) -> None:
-    with sticky(value):
-        done = run(Host(), tmp_path, "env", "CI=true", *PYTEST, *OTHERS_FILES)
+def test_files_of_other_users_can_be_written_without_protection(
+    tmp_path: Path, shared_directory: Path
+) -> None:
+    with protection(protected_regular=0):
+        done = run_sample(Host(), tmp_path, shared_directory, OTHERS_FILES)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
