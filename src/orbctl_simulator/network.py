@@ -250,10 +250,10 @@ class _Router:
             mtu = f"mtu {firewall.MTU}"
             pair = f"link add {member.port} {mtu} type veth peer name {_ETH}"
             peer = f"address {its.mac} {mtu} netns /proc/self/fd/{machine}"
-            lines = [f"link del {member.port}"] if member.port in ports else []
-            lines += [f"{pair} {peer}", f"link set {member.port} master {firewall.BRIDGE}"]
             try:
-                tools.ip(lines)
+                if member.port in ports:
+                    _remove_port(member.port)
+                tools.ip([f"{pair} {peer}", f"link set {member.port} master {firewall.BRIDGE}"])
                 netns.enter(machine)
                 _configure(its)
                 if connected:
@@ -274,7 +274,7 @@ class _Router:
         def work() -> str:
             ports = netns.ports()
             if port in ports:
-                tools.call("ip", "link", "del", port)
+                _remove_port(port)
             ports.discard(port)
             try:
                 return names.publish(self._book, ports) if ports else "none"
@@ -338,6 +338,15 @@ def _remove_old() -> None:
         with suppress(Failure):
             tools.call("ip", "link", "del", _ETH)
     raise Failure(f"the machine's {_ETH} cannot be replaced")
+
+
+def _remove_port(port: str) -> None:
+    """Remove a port; if its machine has ended, the kernel does that, too, at any moment."""
+    try:
+        tools.call("ip", "link", "del", port)
+    except Failure:
+        if port in netns.ports():
+            raise
 
 
 def _configure(its: Addresses) -> None:

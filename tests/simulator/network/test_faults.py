@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orbctl_simulator import network, tools
+from orbctl_simulator import netns, network, tools
 from tests.simulator.network.virtual import (
     Net,
     cache,
@@ -41,6 +41,26 @@ def test_addresses_are_stable(own: Net) -> None:
     own("forget", one.id)
     assert own("addresses", one.id) == "none"
     assert own("addresses", "01NEVER") == "none"
+
+
+def test_port_that_ends_with_its_machine(own: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel removes it a moment later, here just after the ports are listed."""
+    real = netns.ports
+
+    def ports() -> set[str]:
+        found = real()
+        for port in found:
+            run("ip", "link", "del", port)
+        return found
+
+    one, other = own.join("one"), own.machine("one")
+    own_network = network.Network(str(own.state))
+    monkeypatch.setattr(netns, "ports", ports)
+    with open(f"/proc/{other.pid}/ns/net") as file:
+        own_network.join(one.id, "one", file.fileno())
+    assert own.router()
+    own_network.leave(one.id)
+    assert not own.router()
 
 
 def test_sweep(own: Net) -> None:
