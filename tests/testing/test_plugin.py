@@ -310,7 +310,8 @@ def test_cleanup_is_not_interrupted(
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(run.pid, then)
-    assert run.wait(120) == pytest.ExitCode.INTERRUPTED
+    # After its cleanup, when pytest is about to exit, a signal ends it as usual.
+    assert run.wait(120) in (pytest.ExitCode.INTERRUPTED, -then)
 
 
 HANDLERS = """
