@@ -26,6 +26,8 @@ from pyinfra_orbstack import docker, orbctl, process
 from pyinfra_orbstack.docker import Docker, DockerError
 from pyinfra_orbstack.orbctl import Orbctl
 
+from .sharing import prepared
+
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "podman"
 PREFIX = "podman-"
@@ -256,14 +258,18 @@ def _unpacked() -> Path:
         raise Unavailable(
             "no container engine answers, and podman is set up for tests on Debian as root alone"
         )
-    root = CACHE / "root"
-    if root.exists():
-        return root
     CACHE.mkdir(parents=True, exist_ok=True)
+    return prepared(CACHE, "root", _unpack)
+
+
+def _unpack(root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         folder = Path(name)
-        (folder / "archives" / "partial").mkdir(parents=True)
+        for part in ("archives", "lists"):
+            (folder / part / "partial").mkdir(parents=True)
         options = [f"Dir::Cache::archives={folder}/archives", "Debug::NoLocking=1"]
+        options.append(f"Dir::State::lists={folder}/lists")
         words = ["install", "--download-only", "--no-install-recommends", "podman", "runc"]
         for command in (["update"], words):
             done = subprocess.run(
@@ -275,7 +281,4 @@ def _unpacked() -> Path:
         if done.returncode != 0:
             raise Unavailable(f"podman cannot be downloaded: {done.stderr.strip()[-300:]}")
         for package in (folder / "archives").glob("*.deb"):
-            subprocess.run(["dpkg", "-x", package, folder / "root"], check=True)
-        with contextlib.suppress(OSError):  # another process was faster
-            (folder / "root").rename(root)
-    return root
+            subprocess.run(["dpkg", "-x", package, root], check=True)

@@ -17,7 +17,11 @@ START = f"""
 START += r"""
 mkdir -p /run/sshd /root/.ssh && chmod 700 /root/.ssh && cd /root/.ssh
 [ -e id ] || { ssh-keygen -q -t ed25519 -N '' -f id && cp id.pub authorized_keys; }
-[ ! -e "/run/sshd/$1.pid" ] || { kill "$(cat "/run/sshd/$1.pid")"; rm -f "/run/sshd/$1.pid"; }
+n=0
+if pid=$(cat "/run/sshd/$1.pid" 2>/dev/null) && kill "$pid"; then
+    while kill -0 "$pid" 2>/dev/null; do [ $((n += 1)) -lt 400 ] || exit 1; sleep 0.05; done
+fi
+rm -f "/run/sshd/$1.pid"
 for kind in $2; do
     [ -e "$kind.$3" ] || ssh-keygen -q -t "$kind" -N '' -f "$kind.$3"
     set -- "$@" -o "HostKey=/root/.ssh/$kind.$3"
@@ -25,6 +29,8 @@ done
 port=$1 && shift 3
 /usr/sbin/sshd -p "$port" -o ListenAddress=127.0.0.1 -o PermitRootLogin=yes \
     -o PidFile="/run/sshd/$port.pid" -o 'Subsystem=sftp internal-sftp' -f /dev/null "$@"
+# It has become a daemon before it listens, and writes this file after that.
+until [ -s "/run/sshd/$port.pid" ]; do [ $((n += 1)) -lt 400 ] || exit 1; sleep 0.05; done
 """
 
 

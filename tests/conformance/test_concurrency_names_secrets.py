@@ -554,7 +554,7 @@ def test_S5_the_askpass_file_is_removed_on_ctrl_c(
         guest.wait_for("sleep 54321", seconds=60)
         assert guest.leftovers()
         running.send_signal(signal.SIGINT)
-        running.wait(timeout=15)
+        running.wait(timeout=60)
     finally:
         running.kill()
     assert guest.leftovers() == []

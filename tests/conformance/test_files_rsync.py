@@ -265,7 +265,7 @@ def test_F30_nothing_is_left_after_a_signal(
     finally:
         running.kill()
     assert b"Traceback" not in output
-    guest.wait_for(mark, there=False, seconds=5)
+    guest.wait_for(mark, there=False, seconds=60)
     shown = subprocess.run(["ps", "-axww", "-o", "args="], capture_output=True, text=True).stdout
     assert mark not in shown
 

@@ -476,7 +476,7 @@ def test_T1_the_timeout_covers_the_local_source(one: Remote, place: Place) -> No
             one.put(source, f"{place.folder}/new", _timeout=1)
         ticking.kill()
         pipe.close()
-    assert len(turns) > 5
+    assert len(turns) > 1
     assert place.content(f"{place.folder}/new") == b""
 
 

@@ -83,6 +83,11 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def command_lines() -> str:
+    words = ["ps", "-axww", "-o", "args="]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
 class Running:
     """A run of pyinfra in its own process group."""
 
@@ -510,6 +515,7 @@ def test_terminated_at_any_moment(
             run.process.send_signal(number)
         run.process.wait(60)
         # The shell that creates or removes it continues, and records the result.
+        until(lambda: f"make_machine {name} " not in command_lines())
         until(lambda: not record.intents())
         until(lambda: [one.id for one in there(client, name)] == list(record.machines().values()))
         record.delete_all(client)

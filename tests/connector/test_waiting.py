@@ -154,15 +154,21 @@ def test_server_reboot(
             )
             if done.returncode == 0:
                 subprocess.run([client.command, "restart", name], check=True)
+                (tmp_path / "restarted").touch()
                 return
             time.sleep(0.2)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     (tmp_path / "deploy.py").write_text(
+        "import os, time\n"
         "from pyinfra.operations import server\n"
+        "def wait_for_the_restart(seconds):\n"
+        f"    while not os.path.exists({str(tmp_path / 'restarted')!r}):\n"
+        "        time.sleep(0.1)\n"
         # During the restart, its facts would fail.
-        "server.reboot(name='reboot', delay=5, interval=1, reboot_timeout=30, _sudo=True)\n"
+        "server.sleep = wait_for_the_restart\n"
+        "server.reboot(name='reboot', delay=20, interval=1, reboot_timeout=30, _sudo=True)\n"
         "server.shell(name='after', commands=['echo back again'])\n"
     )
     done = pyinfra("-vvv", f"@orbstack/{name}", "deploy.py")
@@ -222,5 +228,6 @@ def test_abandoned_processes_are_killed() -> None:
     with pytest.raises(TimeoutError):
         process.run(["sh", "-c", "sleep 4242 & sleep 4242"], timeout=0.3)
     assert time.monotonic() - began < 30
-    listed = subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout
-    assert "sleep 4242" not in listed
+    deadline = time.monotonic() + 20
+    while b"sleep 4242" in subprocess.run(["ps", "ax"], capture_output=True, check=True).stdout:
+        assert time.monotonic() < deadline

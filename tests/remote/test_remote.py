@@ -334,7 +334,7 @@ def test_a_create_that_is_interrupted_leaves_nothing(
     (mac.home / "slow").touch()
     with pytest.raises(ConnectError, match="did not answer in 1 s"):
         connect("new", orbstack_image="debian")
-    assert not process_tree("orbctl.sh create")
+    assert gone("orbctl.sh create")
     assert not (mac.machines / "new").exists()
 
 
@@ -424,8 +424,11 @@ def test_one_control_connection(mac: Mac, connect: Callable[..., Remote]) -> Non
     (mac.machines / "other").write_text("01KHVDCW7HTAGRPMB823KADP9C\n")
     for name in ("web", "other"):
         assert connect(name).out("echo on") == "on"
-    ours = [line for line in process_tree("ControlMaster=yes") if str(mac.home) in line]
-    assert len(ours) == 1
+    deadline = time.monotonic() + 20
+    # That of the test before may be ending.
+    while len([one for one in process_tree("ControlMaster=yes") if str(mac.home) in one]) != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # `pyinfra-orbstack`
@@ -634,7 +637,7 @@ def test_the_network_ends_while_a_command_runs(
     with relay(mac.server.port, 0) as (port, relaying):
         mac.server.reach(port)
         web = connect()
-        job = gevent.spawn(web.run, f"echo ran >>{tmp_path}/ran; sleep 5")
+        job = gevent.spawn(web.run, f"echo ran >>{tmp_path}/ran; sleep 60")
         while not (tmp_path / "ran").exists():
             gevent.sleep(0.05)
         relaying.send_signal(signal.SIGKILL if how == "cut" else signal.SIGSTOP)
@@ -669,20 +672,27 @@ def short() -> Iterator[Path]:
 @pytest.mark.parametrize("end", ["exit", "SIGTERM", "SIGKILL"])
 def test_no_connection_remains(mac: Mac, end: str, short: Path) -> None:
     code = f"""if True:
-        import time
+        import sys, time
         from tests.conformance.conftest import Remote
         web = Remote("web", orbstack_ssh="{MAC}").connect()
         print(web.out("echo on"), flush=True)
-        time.sleep(0 if "{end}" == "exit" else 60)
+        sys.stdin.readline() if "{end}" == "exit" else time.sleep(60)
     """
     env = {**os.environ, "TMPDIR": str(short), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.PIPE
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as child:
+        assert child.stdin is not None
         assert child.stdout is not None
         assert child.stdout.readline() == b"on\n"
         assert list(short.glob("orb-*"))
-        if end != "exit":
+        if end == "exit":
+            child.stdin.close()
+        else:
             child.send_signal(getattr(signal, end))
         child.wait(30)
     assert gone(str(mac.server.folder / "client-config"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 FIRST = """
-import os, signal, sys, time, gevent
+import os, signal, sys, time, gevent, gevent.event
 from pyinfra_orbstack import interrupts, process
 interrupts.watch()
 def say(word):
@@ -130,21 +130,28 @@ def test_greenlets_are_interrupted_once() -> None:
                 try:
                     gevent.sleep(60)
                 except interrupts.Interrupted:
-                    gevent.sleep(1)
+                    second.wait(30)
+                    gevent.sleep(0.1)
                     say("cleaned-up")
 
+        second = gevent.event.Event()
         jobs = [gevent.spawn(careful), *(gevent.spawn(work, number) for number in range(3))]
-        for _ in range(2):
-            try:
-                gevent.joinall(jobs)
-            except KeyboardInterrupt:
-                say("main")
+        try:
+            gevent.joinall(jobs)
+        except KeyboardInterrupt:
+            pass
+        gevent.spawn_later(0, say, "waits")
+        try:
+            gevent.joinall(jobs)
+        except KeyboardInterrupt:
+            say("main")
+        second.set()
+        gevent.joinall(jobs)
     """
     program = Program(code)
     program.wait_for("ready")
     program.kill(signal.SIGINT)
-    program.wait_for("main")
-    time.sleep(0.2)  # it waits again
+    program.wait_for("waits")
     program.kill(signal.SIGINT)
     assert program.end()[:2] == (0, ["main", "cleaned-up"])
 
@@ -179,7 +186,10 @@ def test_a_shield_in_the_main_greenlet() -> None:
         try:
             with interrupts.shielded():
                 say("ready")
-                gevent.sleep(0.5)
+                for _ in range(3000):
+                    gevent.sleep(0.01)
+                    if interrupts._postponed:
+                        break
                 say("whole")
             say("never")
         except KeyboardInterrupt:
@@ -243,12 +253,20 @@ def test_ignored_signals_stay_ignored(number: int) -> None:
 
 
 def test_signal_handlers_of_others_are_kept() -> None:
-    before = (
-        "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os.write(1, b'theirs\\n'))\n"
-    )
+    before = """if True:
+        import signal
+        seen = []
+        def theirs(*_):
+            seen.append(1)
+            say("theirs")
+        signal.signal(signal.SIGTERM, theirs)
+    """
     code = """
         say("ready")
-        gevent.sleep(0.5)
+        for _ in range(3000):
+            gevent.sleep(0.01)
+            if seen:
+                break
         say("end")
     """
     program = Program(code, before=before)

@@ -236,18 +236,24 @@ def test_a_slow_process_blocks_no_other_host() -> None:
         ticks = []
         def tick():
             while True:
-                ticks.append(time.monotonic())
+                ticks.append(1)
                 gevent.sleep(0.01)
         gevent.spawn(tick)
+        counts = []
         process.run(["sleep", "2"])
+        counts.append(len(ticks))
+        ticks.clear()
         one = process.Detached(["sleep", "2"])
         one.result(30)
+        counts.append(len(ticks))
+        ticks.clear()
         child = process.Child(["sh", "-c", "trap '' TERM; sleep 2"])
         child.wait(30)
         child.end()
-        print(max(b - a for a, b in zip(ticks, ticks[1:])) < 1.5, len(ticks) > 30)
+        counts.append(len(ticks))
+        print(min(counts) > 5 or counts)
     """
-    assert python(code) == "True True\n"
+    assert python(code) == "True\n"
 
 
 @pytest.mark.parametrize("missing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -409,9 +415,9 @@ def test_detached_process_that_takes_too_long_is_killed() -> None:
     one = process.Detached(["sh", "-c", "sleep 4343 & sleep 4343"])
     with pytest.raises(TimeoutError):
         one.result(0.3)
-    time.sleep(0.1)
-    listed = subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout
-    assert "sleep 4343" not in listed
+    deadline = time.monotonic() + 20
+    while b"sleep 4343" in subprocess.run(["ps", "ax"], capture_output=True, check=True).stdout:
+        assert time.monotonic() < deadline
 
 
 def test_no_zombie_processes_remain() -> None:
@@ -425,11 +431,16 @@ def test_no_zombie_processes_remain() -> None:
             one.result(0.1)
         except TimeoutError:
             pass
-        gevent.sleep(0.1)
-        process.run(["true"])
-        try:
-            print(os.waitpid(-1, os.WNOHANG))
-        except ChildProcessError:
-            print("none")
+        # It ends a moment later, and the next call reaps it.
+        left = 200
+        while left:
+            gevent.sleep(0.1)
+            process.run(["true"])
+            try:
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                left -= 1
+            except ChildProcessError:
+                break
+        print("none" if left else "some")
     """
     assert python(code) == "none\n"

@@ -379,7 +379,7 @@ def test_waiting_for_the_lock_ends_and_blocks_no_other_host(
     with pytest.raises(RecordError, match=f"held by process {os.getpid()}"):
         record.add(machine(1))
     ticking.kill()
-    assert len(ticks) > 5
+    assert len(ticks) > 1
 
 
 @pytest.mark.long

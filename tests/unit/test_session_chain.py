@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,19 +110,29 @@ def hit(
     start: Callable[..., Ran], text: str, act: Callable[[int], object], **options: Any
 ) -> list[Ran]:
     """Run a command once for each process of its chain, and act on that process."""
-    count = len(start(text).chain())
+    with until_released(text) as one:
+        count = len(start(one).chain())
     assert count > 1
     runs = []
     for place in range(count):
-        # Immediately, before it exits.
-        runs.append(start(text, **options))
-        chain = runs[-1].chain()
-        # The process that writes its stdin may have exited by now.
-        act(chain[min(place, len(chain) - 1)])
+        with until_released(text) as one:
+            runs.append(start(one, **options))
+            chain = runs[-1].chain()
+            # The process that writes its stdin may have exited by now.
+            act(chain[min(place, len(chain) - 1)])
     return runs
 
 
-TEXT = "echo begun; sleep 0.5; echo late; echo late >&2; exit 3"
+@contextlib.contextmanager
+def until_released(text: str) -> Iterator[str]:
+    """A command whose WAIT lasts until the end of the context, so that nothing exits before."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = shlex.quote(f"{folder}/held")
+        Path(folder, "held").touch()
+        yield text.replace("WAIT", f"while [ -e {path} ]; do sleep 0.05; done")
+
+
+TEXT = "echo begun; WAIT; echo late; echo late >&2; exit 3"
 
 
 def test_any_process_in_the_chain_killed(start: Callable[..., Ran]) -> None:
@@ -168,14 +180,15 @@ def copiers(ran: Ran) -> list[int]:
 def test_copiers_killed_while_only_background_processes_print(
     start: Callable[..., Ran],
 ) -> None:
-    text = "(sleep 0.7; echo later; echo later >&2) & echo begun"
-    if not copiers(start("echo begun; sleep 1")):
-        pytest.skip("a terminal is not copied")
+    with until_released("echo begun; WAIT") as text:
+        if not copiers(start(text)):
+            pytest.skip("a terminal is not copied")
     for place in (0, 1):
-        ran = start(text)
-        ran.wait_for(b"begun")
-        gevent.sleep(0.2)
-        os.kill(copiers(ran)[place], signal.SIGKILL)
+        with until_released("(WAIT; echo later; echo later >&2) & echo begun") as text:
+            ran = start(text)
+            ran.wait_for(b"begun")
+            gevent.sleep(0.2)
+            os.kill(copiers(ran)[place], signal.SIGKILL)
         assert ran.status() is None
 
 
