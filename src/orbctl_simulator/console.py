@@ -41,11 +41,18 @@ class Console:
             os.close(self.terminal)
 
 
+def create(path: str) -> None:
+    """Create a log. `log` does not, so that nothing disturbs the deletion of its directory."""
+    try:  # noqa: SIM105 contextlib is slow to import
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError:
+        pass  # a full disk: no reason not to start the machine
+
+
 def log(path: str, data: bytes) -> None:
     """Append to a log. If it is too long, only its newer half is kept."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        file = os.open(path, flags, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return  # deleted, or a full disk: no reason to stop the machine
     try:

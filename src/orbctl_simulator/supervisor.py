@@ -52,6 +52,7 @@ def main() -> None:
         # if its command was killed before it recorded itself.
         os.lockf(lock, os.F_LOCK, 0)
         if not select.select([control], [], [], 0)[0]:  # otherwise closed since
+            console.create("console")
             Supervisor(os.path.basename(path), lock, control, status, secret, words).run()
 
 
@@ -183,8 +184,7 @@ class Supervisor:
                 self._note_running()
             else:
                 self._bring_down(boot, _KILL)
-        is_deleted = not os.fstat(self._lock).st_nlink  # then no command could stop the machine
-        if boot.error or is_deleted:
+        if boot.error or self._is_deleted:  # then no command could stop the machine
             self._bring_down(boot, _KILL)
         if starting and self._end == _NO_END:
             self._bring_up(boot)
@@ -239,12 +239,18 @@ class Supervisor:
         else:
             boot.power_off()
 
+    @property
+    def _is_deleted(self) -> bool:
+        return not os.fstat(self._lock).st_nlink
+
     def _record(self, state: str) -> None:
         self._state.state = state
+        if self._is_deleted:
+            return  # a new file would disturb the deletion of the directory
         try:
             self._state.write("pid")
             self._is_recorded = True
-        except OSError:  # deleted, or a full disk: no reason to stop the machine here
+        except OSError:  # a full disk is no reason to stop the machine here
             self._is_recorded = False
 
     def _fail(self, text: str) -> None:

@@ -253,13 +253,18 @@ def test_unknown_machine(orb: Program) -> None:
 def test_killing_a_parent(orb: Program, machine: str) -> None:
     """Killing the client: if only a parent is killed, the call continues."""
     mark = f"/tmp/parent-{time.time_ns()}"
-    command = [*orb.command, "run", "-m", machine, "sh", "-c", f"sleep 1; touch {mark}"]
+    command = [*orb.command, "run", "-m", machine, "sh", "-c", f"echo up; sleep 1; touch {mark}"]
     parent = subprocess.Popen(
-        ["sh", "-c", '"$@" & wait', "sh", *command], env=orb.env, stdin=subprocess.DEVNULL
+        ["sh", "-c", '"$@" & wait', "sh", *command],
+        env=orb.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
     )
-    time.sleep(0.5)
+    assert parent.stdout
+    assert parent.stdout.readline() == b"up\n"
     parent.kill()
     parent.wait()
+    parent.stdout.close()
     deadline = time.monotonic() + 30
     while orb("run", "-m", machine, "test", "-e", mark).code != 0:
         assert time.monotonic() < deadline

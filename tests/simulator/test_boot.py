@@ -524,7 +524,7 @@ def test_password(booted: Booted, tmp_path: Path) -> None:
     flags = ("--isolated", "-u", "me", "--set-password", IMAGE)
     assert booted("create", *flags, "plain", stdin=b"secret\n").code == 0
     words = ("create", "--mount", f"{tmp_path}:/etc", *flags, "shared")
-    env = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "2"}  # without units in /etc it is never up
+    env = {"ORBCTL_SIMULATOR_BOOT_TIMEOUT": "8"}  # without units in /etc it is never up
     assert booted(*words, stdin=b"secret\n", env=env).code == 0
     assert [(path.read_text(), path.stat().st_mtime_ns) for path in files] == before
     script = "grep -c '^me:.y.' /etc/shadow; grep -c '^root:.y.' /etc/shadow"

@@ -11,7 +11,7 @@ import pytest
 
 from orbctl_simulator import images, mirrors
 from tests.contract.program import Program
-from tests.simulator.conftest import make_program, mounts_of, processes_of
+from tests.simulator.conftest import make_program, mounts_of, processes_of, wait_for
 from tests.simulator.test_images import all_commands, left
 
 pytestmark = pytest.mark.boot
@@ -133,10 +133,9 @@ def test_killed_build_leaves_nothing(
         assert process.poll() is None
     process.kill()
     process.communicate()
+    # Its children end with it, but a moment later.
+    wait_for(lambda: not all_commands(str(new)))
     builder("image", "list")
-    for _ in range(200):
-        if not all_commands(str(new)):
-            break
     assert not new.exists()
     assert not [name for name in left(cache) if name.endswith((".new", ".trash"))]
     assert builder("run", "-m", bookworm, "true").code == 0

@@ -17,7 +17,7 @@ import pytest
 from orbctl_simulator import images
 from tests.contract.conftest import ROOT, Made
 from tests.contract.program import Answer, Program
-from tests.simulator.conftest import make_program
+from tests.simulator.conftest import make_program, wait_for
 
 
 def spoiled(orb: Program, tmp_path: Path, *rules: dict[str, Any]) -> Program:
@@ -79,7 +79,8 @@ def test_cut_streams(orb: Program, machine: str, tmp_path: Path) -> None:
     assert bad(*words) == Answer(255, b"0123456789", b"abc")
     words = ["run", "-m", machine, "sh", "-c", "cat >/tmp/cut"]
     assert spoiled(orb, tmp_path, {"match": "run", "cut_stdin": 5})(*words, stdin=b"x" * 9).code
-    assert orb("run", "-m", machine, "cat", "/tmp/cut").text == "xxxxx"
+    # The command in the machine may end later than its call.
+    wait_for(lambda: orb("run", "-m", machine, "cat", "/tmp/cut").out == b"xxxxx")
     shown = spoiled(orb, tmp_path, {"match": "list", "cut": 7})("list", "-f", "json")
     assert shown.out == orb("list", "-f", "json").out[:7]
     assert shown.code == 1
@@ -87,7 +88,7 @@ def test_cut_streams(orb: Program, machine: str, tmp_path: Path) -> None:
 
 def test_stop_in_the_middle(orb: Program, made: Made, machine: str, tmp_path: Path) -> None:
     name = made.clone(machine)
-    bad = spoiled(orb, tmp_path, {"match": "run", "stop": True, "delay": 0.3})
+    bad = spoiled(orb, tmp_path, {"match": "run", "stop": True, "delay": 3})
     answer = bad("run", "-m", name, "sh", "-c", "echo before; sleep 60; echo after")
     assert (answer.code, answer.out) == (137, b"before\n")
     assert orb("info", name, "-f", "json").json["record"]["state"] == "stopped"
@@ -198,7 +199,7 @@ def test_streams_are_exact_with_a_log(orb: Program, machine: str, tmp_path: Path
     assert call.stdin
     call.stdin.write(b"line\n")
     call.stdin.flush()
-    assert call.wait(10) == 0
+    assert call.wait(60) == 0
     call.stdin.close()
     call.stdin = None
     call.communicate()
@@ -248,15 +249,18 @@ def test_uptime(orb: Program, made: Made, machine: str) -> None:
     """The host's uptime, or the machine's own since its start."""
     name = made.clone(machine)
     words = ["run", "-m", name, "cut", "-d.", "-f1", "/proc/uptime"]
-    here = float(Path("/proc/uptime").read_text().split()[0])
-    assert abs(float(orb(*words).text) - here) < 5
+    before = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+    shown = float(orb(*words).text)
+    assert before <= shown <= time.clock_gettime(time.CLOCK_BOOTTIME)
     if not os.path.exists("/proc/self/ns/time"):
         pytest.skip("this kernel has no time namespaces")
+    begun = time.monotonic()
     assert orb("restart", name, env={"ORBCTL_SIMULATOR_UPTIME": "own"}).code == 0
-    assert float(orb(*words).text) < 5
+    assert float(orb(*words).text) <= time.monotonic() - begun + 2
     time.sleep(1.1)
-    assert float(orb(*words).text) >= 1
-    assert abs(float(orb("run", "-m", name, "date", "+%s").text) - time.time()) < 5
+    assert 1 <= float(orb(*words).text) <= time.monotonic() - begun + 2
+    now = int(time.time())
+    assert now <= float(orb("run", "-m", name, "date", "+%s").text) <= time.time()
 
 
 def test_images(own: Program, rootfs: Path, tmp_path: Path) -> None:

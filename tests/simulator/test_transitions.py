@@ -86,10 +86,10 @@ def test_transitions(own: Program, tmp_path: Path, state: str, words: list[str])
 def test_run_waits(own: Program) -> None:
     """It starts machines on demand, so it waits for one in transition."""
     assert own("create", "debian", "m").code == 0
-    with held(own, "stopping", "stop", "m", seconds=4):
+    with held(own, "stopping", "stop", "m", seconds=10):
         assert own("run", "-m", "m", "echo", "up").text == "up\n"
     assert own("stop", "m").code == 0
-    with held(own, "starting", "start", "m", seconds=4):
+    with held(own, "starting", "start", "m", seconds=10):
         assert own("run", "-m", "m", "echo", "up").text == "up\n"
 
 
@@ -120,7 +120,7 @@ def test_other_hosts_are_not_delayed(own: Program) -> None:
 def test_leftovers_that_another_process_is_deleting(own: Program, tmp_path: Path) -> None:
     """As when a run is ended while a test deletes its machine."""
     assert own("create", "debian", "m").code == 0
-    with held(own, "deleting", "delete", "-f", "m", seconds=4):
+    with held(own, "deleting", "delete", "-f", "m", seconds=10):
         assert list(leftovers.delete_machines(tmp_path)) == []
     assert own("info", "m").code != 0
 
@@ -244,7 +244,7 @@ def test_package_manager_at_work(elsewhere: Elsewhere, tmp_path: Path) -> None:
     lock = "/var/lib/dpkg/lock-frontend"
     script = (
         f"cp -a /var/lib/dpkg dpkg; mount --bind dpkg /var/lib/dpkg; touch {lock}; "
-        f"orb create debian m; orb stop m; {sys.executable} hold.py lockf {lock} 5 >held & "
+        f"orb create debian m; orb stop m; {sys.executable} hold.py lockf {lock} 10 >held & "
         "until grep -q held held; do sleep 0.05; done; "
         "orb run -m m echo up; orb delete -f m"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulator.network.virtual import Machine, Net, is_online, stop
+from tests.simulator.network.virtual import Machine, Net, is_online, other_host, stop
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,6 +60,12 @@ def stack() -> Iterator[ExitStack]:
     """Hosts, and networks on them, that end with the test."""
     with ExitStack() as stack:
         yield stack
+
+
+@pytest.fixture
+def apart(tmp_path: Path, stack: ExitStack) -> Net:
+    """The network of a host of its own, where no other network takes the same addresses."""
+    return stack.enter_context(Net(tmp_path / "state", stack.enter_context(other_host())))
 
 
 @pytest.fixture

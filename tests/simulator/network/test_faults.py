@@ -26,21 +26,21 @@ from tests.simulator.network.virtual import (
 pytestmark = pytest.mark.boot
 
 
-def test_addresses_are_stable(own: Net) -> None:
+def test_addresses_are_stable(apart: Net) -> None:
     """They survive stop and start, rename, and the router; a deleted machine's is free again."""
-    one, two = own.join("one"), own.join("two")
+    one, two = apart.join("one"), apart.join("two")
     known = {machine.id: (machine.ip4, machine.ip6, machine.mac) for machine in (one, two)}
     assert len({address for entry in known.values() for address in entry}) == 6
-    own("leave", one.id)
-    assert own("addresses", one.id) == " ".join(known[one.id][:2])
-    own("leave", two.id)
-    own("rename", two.id, "other")
+    apart("leave", one.id)
+    assert apart("addresses", one.id) == " ".join(known[one.id][:2])
+    apart("leave", two.id)
+    apart("rename", two.id, "other")
     for machine in (two, one):
-        own.join(machine)
+        apart.join(machine)
         assert (machine.ip4, machine.ip6, machine.mac) == known[machine.id]
-    own("forget", one.id)
-    assert own("addresses", one.id) == "none"
-    assert own("addresses", "01NEVER") == "none"
+    apart("forget", one.id)
+    assert apart("addresses", one.id) == "none"
+    assert apart("addresses", "01NEVER") == "none"
 
 
 def test_port_that_ends_with_its_machine(own: Net, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,24 +112,24 @@ while time.monotonic() < until:
         assert own("connected", one.id) == "True"
 
 
-def test_killed_router(own: Net) -> None:
+def test_killed_router(apart: Net) -> None:
     """All of its processes end; machines that still run can join again, in any order."""
-    one, two = own.join("one"), own.join("two")
+    one, two = apart.join("one"), apart.join("two")
     before = one.ip4, one.ip6, two.ip4, two.ip6
     for _ in range(3):
-        os.kill(own.router(), signal.SIGKILL)
-        assert own("connected", one.id) == "False"
-        own.join(two)
-        assert own("connected", two.id) == "True"
-        assert own("connected", one.id) == "False"
-        own.join(one)
+        os.kill(apart.router(), signal.SIGKILL)
+        assert apart("connected", one.id) == "False"
+        apart.join(two)
+        assert apart("connected", two.id) == "True"
+        assert apart("connected", one.id) == "False"
+        apart.join(one)
         assert (one.ip4, one.ip6, two.ip4, two.ip6) == before
         port = two.serve(two.ip4)
         assert one.reached((two.ip4, port))
-    os.kill(own.router(), signal.SIGKILL)
-    eventually(lambda: not own.leftovers(), own.leftovers)
-    own("leave", one.id)
-    own("sweep")
+    os.kill(apart.router(), signal.SIGKILL)
+    eventually(lambda: not apart.leftovers(), apart.leftovers)
+    apart("leave", one.id)
+    apart("sweep")
 
 
 def test_deleted_veth(own: Net) -> None:
