@@ -81,8 +81,14 @@ def _lock_of(number: int) -> str:
 
 
 def release_range(first: int, lock: int) -> None:
+    """Release it, and the ranges of supervisors that were killed."""
     os.unlink(_lock_of((first - STORED) // SPAN))
     os.close(lock)
+    for name in os.listdir(_LOCKS):
+        lock = _try_lock(int(name.rpartition("-")[2]))
+        if lock >= 0:
+            os.unlink(f"{_LOCKS}/{name}")
+            os.close(lock)
 
 
 def keep_capabilities() -> None:

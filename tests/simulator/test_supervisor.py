@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
 
-from orbctl_simulator import boots, cgroups
+from orbctl_simulator import boots, cgroups, userns
 from orbctl_simulator.booted import Pause, Start
 from orbctl_simulator.runstate import RUNNING, RunState
 from orbctl_simulator.state import Failure, find
@@ -161,6 +161,22 @@ def test_machine_ends_with_its_directory(booted: Booted, tmp_path: Path) -> None
     wait_for(lambda: shutil.rmtree(home, ignore_errors=True) or not home.exists())
     wait_for(lambda: not any(map(is_alive, pids)))
     assert not any(ident in group for group in control_groups())
+
+
+def test_ranges_of_killed_supervisors_are_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(userns, "_LOCKS", str(tmp_path))
+    (first, lock), (other, still) = userns.take_range(), userns.take_range()
+    assert first != other
+    held = {path.name for path in tmp_path.iterdir()}
+    assert len(held) == 2
+    (tmp_path / "ids-300").touch()
+    userns.release_range(first, lock)
+    (left,) = tmp_path.iterdir()
+    assert left.name in held
+    userns.release_range(other, still)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_deletion_of_a_directory_is_not_disturbed(booted: Booted) -> None:
