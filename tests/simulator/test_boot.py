@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orbctl_simulator import userns
-from orbctl_simulator.console import Console
+from orbctl_simulator.console import Console, create
 from tests.simulator.conftest import (
     IMAGE,
     WITH_CHILD,
@@ -349,6 +349,7 @@ def test_console_without_control_sequences(tmp_path: Path) -> None:
     terminal, other = os.openpty()
     tty.setraw(other)
     log = tmp_path / "log"
+    create(str(log))
     console = Console(str(log), terminal, other)
     for part in (
         "\x9b2J\u00e9\u0085\n".encode(),
