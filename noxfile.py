@@ -47,7 +47,7 @@ FEWEST_PAIRS = 3
 #: Files of tests of the connector's own part: how commands run, end and print. The oldest and the
 #: latest pyinfra are enough for them.
 OWN_PART = "test_concurrency or test_exit_time or test_faults or test_files_rsync or test_quoting"
-SMOKE = ("conformance", "connector", "facts", "machines", "operations")
+SMOKE = ("conformance", "connector", "machines")
 #: The last version of the predecessor on the package index, for comparison.
 PREDECESSOR = "0.11.0"
 

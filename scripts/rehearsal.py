@@ -39,12 +39,13 @@ def package_index(folder: Path) -> Iterator[str]:
     packages = folder / "packages"
     packages.mkdir()
     argv = [sys.executable, "-m", "pypiserver", "run", "-i", "127.0.0.1", "-p", str(port)]
-    argv += ["--disable-fallback", "-P", ".", "-a", ".", str(packages)]
+    # Its cache would not know a copied file at once.
+    argv += ["--backend", "simple-dir", "--disable-fallback", "-P", ".", "-a", ".", str(packages)]
     with (folder / "index.log").open("wb") as log:
         server = subprocess.Popen(argv, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(100):
+        for _ in range(600):
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(url, timeout=5).close()
                 break

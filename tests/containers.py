@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from pyinfra_orbstack import docker, orbctl, process
@@ -186,6 +187,7 @@ def engine() -> Iterator[Docker]:
         raise Unavailable(f"podman does not work here: {reason}") from None
     finally:
         os.environ.pop(docker.COMMAND_VARIABLE, None)
+        wait_for_podman(folder)
         shutil.rmtree(folder)
         owner.close()
         if not remembered:
@@ -218,14 +220,33 @@ def sweep(*folders: Path) -> list[str]:
             remove = [str(owner.with_name("docker")), "rm", "--all", "--force", "--time", "0"]
             try:
                 done = subprocess.run(remove, check=False, capture_output=True, text=True)
+                if done.returncode:  # as in `Containers.remove`
+                    time.sleep(5)
+                    done = subprocess.run(remove, check=False, capture_output=True, text=True)
             except OSError:  # killed before it was created
                 pass
             else:
                 if done.returncode:
                     problems.append(f"containers in {owner.parent}: {done.stderr.strip()}")
                     continue
+            wait_for_podman(owner.parent)
             shutil.rmtree(owner.parent, ignore_errors=True)
     return problems
+
+
+def wait_for_podman(folder: Path) -> None:
+    """Wait for what podman leaves running for a moment; it would create the directory again."""
+    deadline = time.monotonic() + 20
+    while any(map(partial(_is_below, folder), Path("/proc").glob("[0-9]*"))):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+
+
+def _is_below(folder: Path, process: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.fsencode(folder) in (process / "cmdline").read_bytes()
+    return False
 
 
 def at_most(wanted: int, what: str) -> int:

@@ -32,7 +32,11 @@ BLOCK = re.compile(
 )
 #: Pages whose machines boot an image and have a network of their own, as a reader's do.
 BOOTED = {
-    "docs/web-server.md": {"ORBCTL_SIMULATOR_IMAGES": "none", "ORBCTL_SIMULATOR_INIT": "image"}
+    "docs/web-server.md": {
+        "ORBCTL_SIMULATOR_IMAGES": "none",
+        "ORBCTL_SIMULATOR_INIT": "image",
+        "ORBCTL_SIMULATOR_BOOT_TIMEOUT": "120",  # several boot at a time
+    }
 }
 SHELLS = ("sh", "shell", "bash", "console")
 SEEN = re.compile(

@@ -124,6 +124,8 @@ def destroy(client: Orbctl) -> Iterator[Callable[[Project], None]]:
 
 #: Booting machines of real images, as users have them; other tests use the host's root.
 BOOTED = {"ORBCTL_SIMULATOR_IMAGES": "none", "ORBCTL_SIMULATOR_INIT": "image"}
+#: Longer than usual, since several boot at a time.
+BOOTED["ORBCTL_SIMULATOR_BOOT_TIMEOUT"] = "120"
 #: Ubuntu with the sample's packages, under a name that no other test uses.
 PREPARED = "devuan:daedalus"
 #: Stops the packages' services, and removes what must differ between machines.

@@ -45,11 +45,12 @@ def server(sshd: Sshd) -> Server:
     sshd.start(port, kinds="ed25519")
     key = sshd.guest.sh("cat /root/.ssh/id").decode()
     scanned = subprocess.run(
-        ["ssh-keyscan", "-t", "ed25519", "-p", str(port), "127.0.0.1"],
+        ["ssh-keyscan", "-T", "60", "-t", "ed25519", "-p", str(port), "127.0.0.1"],
         capture_output=True,
         text=True,
         check=True,
     )
+    assert scanned.stdout
     return Server(sshd.guest, port, key, scanned.stdout)
 
 

@@ -243,7 +243,7 @@ SLEEPER = """
     def test(orbstack_machine):
         orbstack_machine.run("sleep 0")
         pathlib.Path("ready").touch()
-        orbstack_machine.run("sleep 60")
+        orbstack_machine.run("sleep 600", timeout=900)
 """
 
 
@@ -393,9 +393,10 @@ def test_a_run_that_ends_during_creation_leaves_no_machine(
     pytester: pytest.Pytester, client: Orbctl, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """After a kill, the creating shell continues, and records the machine for the next run."""
-    slow, made = pytester.path / "orbctl-slow", pytester.path / "made"
+    slow, made, go = (pytester.path / name for name in ("orbctl-slow", "made", "go"))
     slow.write_text(
-        f'#!/bin/sh\n[ $1 = create ] && {{ {client.command} "$@"; : >{made}; sleep 2; exit; }}\n'
+        f'#!/bin/sh\n[ $1 = create ] && {{ {client.command} "$@"; : >{made}; '
+        f"until [ -e {go} ]; do sleep 0.05; done; exit; }}\n"
         f'exec {client.command} "$@"\n'
     )
     slow.chmod(0o755)
@@ -406,6 +407,9 @@ def test_a_run_that_ends_during_creation_leaves_no_machine(
         assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(number)
+    if number == signal.SIGKILL:
+        run.wait()
+    go.touch()
     run.wait()
     if number == signal.SIGTERM:
         assert not any("machines" in path.name for path in (pytester.path / "state").rglob("*"))
