@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.simulator.network.virtual import Machine, Net, is_online, other_host, stop
+from tests.simulator.network.virtual import (
+    ROOT,
+    Machine,
+    Net,
+    environment,
+    is_online,
+    other_host,
+    stop,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +29,9 @@ def _possible(tmp_path_factory: pytest.TempPathFactory) -> None:
     reason = Net(tmp_path_factory.mktemp("trial"))("available")
     if reason:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no network: {reason}")
+    # Hosts that tests create cannot download the tools.
+    code = "from orbctl_simulator import tools; tools.ensure()"
+    subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, check=True)
 
 
 @pytest.fixture(scope="session")
