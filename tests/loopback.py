@@ -82,7 +82,7 @@ class Unavailable(Exception):
 
 
 def free_port() -> int:
-    """A port that the kernel gives to nobody, as it takes those for clients from higher ones."""
+    """A free port below those that the kernel assigns to clients, so that no client gets it."""
     while True:
         port = random.randrange(20_000, 32_000)
         with contextlib.suppress(OSError), socket.socket() as probe:

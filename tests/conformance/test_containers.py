@@ -21,6 +21,7 @@ from pyinfra_orbstack.connector import OrbStackConnector
 from pyinfra_orbstack.orbctl import Orbctl
 
 from ..containers import ROOT, Containers
+from ..loopback import free_port
 from ..packages import install
 from .conftest import Guest, Remote
 
@@ -172,14 +173,6 @@ chmod 700 /root/.ssh
 /usr/sbin/sshd -o ListenAddress="127.0.0.1:$2" -o PidFile=/run/own.pid -o UsePAM=no \
 -o PermitRootLogin=prohibit-password
 """
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a machine's loopback is not the Mac's")

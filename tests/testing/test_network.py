@@ -12,6 +12,8 @@ import pytest
 
 from pyinfra_orbstack.testing import network
 
+from .. import loopback
+
 REDIRECT = b"HTTP/1.1 301 Moved\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -33,10 +35,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return loopback.free_port()
 
 
 @pytest.fixture
