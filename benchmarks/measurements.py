@@ -118,7 +118,7 @@ def own_of(place: str) -> str:
 
 
 def deploy_rows(data: dict[str, Any], place: str) -> dict[str, dict[str, Row]]:
-    """What each case took, by contender; the floor is no connector, so it is not among them."""
+    """The seconds of each case, by contender. The floor is left out: it is not a connector."""
     found: dict[str, dict[str, Row]] = {}
     for case in cases_of(data, place):
         for name in SHOWN:

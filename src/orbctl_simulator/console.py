@@ -46,7 +46,7 @@ def create(path: str) -> None:
     try:  # noqa: SIM105 contextlib is slow to import
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError:
-        pass  # a full disk: no reason not to start the machine
+        pass  # the machine starts even if the disk is full
 
 
 def log(path: str, data: bytes) -> None:

@@ -184,7 +184,7 @@ class Supervisor:
                 self._note_running()
             else:
                 self._bring_down(boot, _KILL)
-        if boot.error or self._is_deleted:  # then no command could stop the machine
+        if boot.error or self._is_deleted:
             self._bring_down(boot, _KILL)
         if starting and self._end == _NO_END:
             self._bring_up(boot)
@@ -241,6 +241,7 @@ class Supervisor:
 
     @property
     def _is_deleted(self) -> bool:
+        """Whether the machine's directory is deleted; then no command can stop the machine."""
         return not os.fstat(self._lock).st_nlink
 
     def _record(self, state: str) -> None:
@@ -250,7 +251,7 @@ class Supervisor:
         try:
             self._state.write("pid")
             self._is_recorded = True
-        except OSError:  # a full disk is no reason to stop the machine here
+        except OSError:  # the machine goes on when the disk is full
             self._is_recorded = False
 
     def _fail(self, text: str) -> None:
